@@ -1,0 +1,1 @@
+"""tricklab: image classification and its bag of tricks, on Hydra and PyTorch Lightning."""

@@ -1,0 +1,147 @@
+"""What can be seen to be wrong in a composed config, before a folder is made or torch is imported."""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from tricklab.cli import unknown
+from tricklab.duration import parse
+from tricklab.errors import UserError
+
+Leaves = dict[str, Any]
+
+DURATIONS = ("warmup", "every", "milestones", "stop_after")
+SEVERAL_TYPES = ("trainer.devices", "trainer.precision", "trainer.strategy")  # Lightning takes more than one
+RANGES = {  # by the last word of a key: lowest and highest
+    "batch_size": (1, math.inf),
+    "val_size": (0, math.inf),
+    "train_size": (0, math.inf),
+    "label_noise": (0, 1),
+    "dropout": (0, 1),
+    "input_dropout": (0, 1),
+    "label_smoothing": (0, 1),
+    "alpha": (0, math.inf),
+    "strength": (0, math.inf),
+    "lr": (0, math.inf),
+    "momentum": (0, 1),
+    "weight_decay": (0, math.inf),
+    "floor": (0, 1),
+    "gamma": (0, math.inf),
+    "flip": (0, 1),
+    "padding": (0, math.inf),
+    "seed": (0, math.inf),
+    "accumulate_grad_batches": (1, math.inf),
+    "log_every_n_steps": (1, math.inf),
+}
+
+
+class Check(Callback):  # type: ignore[misc]
+    """Hydra's callback, which runs before the folder of a run is made."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        try:
+            check(config)
+            if "LOCAL_RANK" not in os.environ:  # a DDP child shares the folder of its parent
+                check_folder(Path(config.hydra.run.dir))
+        except UserError as error:
+            raise SystemExit(f"error: {error}") from None  # Hydra swallows any other exception here
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.hydra.mode == RunMode.MULTIRUN:
+            self.on_run_start(config)
+
+
+def check(config: DictConfig) -> None:
+    """Compare keys, types and ranges with those of the chosen options.
+
+    Raises:
+        UserError: an unknown key, a value of another type than the default, or out of range.
+    """
+    reference = leaves(defaults(config))
+    added = [o.lstrip("+").split("=")[0] for o in config.hydra.overrides.task if o.startswith("+")]
+    for key, value in leaves(config).items():
+        if key not in reference and not any(key == a or key.startswith(f"{a}.") for a in added):
+            parent = key.rpartition(".")[0]
+            siblings = [k[len(parent) :].lstrip(".").split(".")[0] for k in reference if k.startswith(parent)]
+            raise UserError(unknown(key, key.rpartition(".")[2], set(siblings)))
+        check_value(key, value, reference.get(key))
+
+
+def check_value(key: str, value: Any, default: Any) -> None:
+    """Check the type of a value against its default's, and its range.
+
+    Raises:
+        UserError: one of the two does not fit.
+    """
+    word = key.rpartition(".")[2]
+    if word in DURATIONS:
+        check_durations(key, value)
+    elif not fits(value, default) and key not in SEVERAL_TYPES:
+        raise UserError(f"{key}={value!r} is a {type(value).__name__}; allowed: {type(default).__name__}")
+    low, high = RANGES.get(word, (-math.inf, math.inf))
+    if isinstance(value, int | float) and not low <= value <= high:
+        raise UserError(f"{key}={value}; allowed: {low} {'or more' if high == math.inf else f'to {high}'}")
+
+
+def check_durations(key: str, value: Any) -> None:
+    for duration in value if isinstance(value, list) else [value]:
+        if duration is not None:
+            try:
+                parse(duration)
+            except UserError as error:
+                raise UserError(f"{key}={error}") from None
+
+
+def fits(value: Any, default: Any) -> bool:
+    """Say whether a value may stand where this default stood; an int may where a float did."""
+    if value is None or default is None:
+        return value is default or default is None
+    if isinstance(default, float) and not isinstance(value, bool):
+        return isinstance(value, int | float)
+    return type(value) is type(default)
+
+
+def defaults(config: DictConfig) -> DictConfig:
+    """Merge the files of the chosen options as they are: without experiment, debug and single values."""
+    loader = GlobalHydra.instance().config_loader()
+    run, overrides = config.hydra.job.config_name, list(config.hydra.overrides.task)
+    files = loader.compute_defaults_list(run, overrides, RunMode.RUN).defaults
+    conf = next(Path(s.path) for s in config.hydra.runtime.config_sources if s.provider == "main")
+    merged = OmegaConf.create()
+    for file in files:
+        if not file.config_path.startswith(("hydra/", "experiment/", "debug/")):
+            content = OmegaConf.load(conf / f"{file.config_path}.yaml")
+            content.pop("defaults", None)
+            merged = OmegaConf.merge(merged, {file.package: content} if file.package else content)
+    return merged
+
+
+def leaves(config: DictConfig) -> Leaves:
+    """Flatten a config to values by dotted key, Hydra's own left out."""
+
+    def walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+        for key, value in node.items():
+            if isinstance(value, dict) and value:
+                yield from walk(value, f"{path}{key}.")
+            else:
+                yield f"{path}{key}", value
+
+    task = {k: v for k, v in OmegaConf.to_container(config).items() if k != "hydra"}  # type: ignore[union-attr]
+    return dict(walk(task, ""))
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse to write over an earlier run.
+
+    Raises:
+        UserError: the folder holds a run.
+    """
+    if (folder / "config.yaml").exists():
+        raise UserError(f"hydra.run.dir={folder} holds a run already; choose another folder, or move that one")

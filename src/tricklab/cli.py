@@ -1,0 +1,86 @@
+"""The command line: help made from `conf/`, mistakes in one line, names of run folders. Imports nothing heavy."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from tricklab.errors import UserError, nearest
+
+NOT_IN_NAME = ("data", "model", "seed", "name", "tags", "logger", "hydra")
+
+
+def launch(main: Callable[[], Any], conf: Path) -> None:
+    """Run a Hydra main function: `--help` from the files in `conf`, and one line for a mistake of the user."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text(conf))
+        return
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own pages and exits
+    try:
+        main()
+    except (HydraException, OmegaConfBaseException, UserError) as error:
+        sys.exit(f"error: {explain(error)}")
+
+
+def options(group: Path) -> list[str]:
+    """Return the options of a group: its YAML files, without those that only others include."""
+    return sorted(path.stem for path in group.glob("*.yaml") if not path.name.startswith("_"))
+
+
+def help_text(conf: Path) -> str:
+    """List every option of every group with the first comment in its file, and the top-level keys."""
+    lines = ["python train.py [GROUP=OPTION] [KEY=VALUE] ...    (* is the default)"]
+    train = OmegaConf.load(conf / "train.yaml")
+    defaults = {k: v for entry in train.defaults if isinstance(entry, DictConfig) for k, v in entry.items()}
+    for group in sorted(path for path in conf.iterdir() if path.is_dir() and path.name != "hydra"):
+        lines += ["", group.name]
+        for option in options(group):
+            star = "*" if defaults.get(group.name) == option else " "
+            lines.append(f" {star}{group.name}={option}".ljust(30) + description(group / f"{option}.yaml"))
+    lines += ["", "keys", *(f"  {k}={v}" for k, v in train.items() if k not in ("defaults", "hydra"))]
+    lines += ["", "python train.py --cfg job    every key of the chosen options with its value"]
+    lines += ["python train.py -m seed=0,1,2    one run for each value"]
+    return "\n".join(lines)
+
+
+def description(path: Path) -> str:
+    """Return the first comment of a YAML file that is not for Hydra."""
+    comments = re.findall(r"^# (?!@)(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return comments[0] if comments else ""
+
+
+def explain(error: BaseException) -> str:
+    """Say in one line what is wrong, what is allowed and which right word is nearest."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return unknown(f"{group}={option}", option, [o for o in error.options or [] if not o.startswith("_")])
+    cause = error.__cause__
+    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
+        if isinstance(cause.parent_node, DictConfig):
+            key, siblings = str(cause.key), [str(k) for k in cause.parent_node]
+            return unknown(str(cause.full_key), key, [k for k in siblings if not k.startswith("_")])
+    return " ".join(str(error).split("\nSee ")[0].split())
+
+
+def unknown(what: str, word: str, allowed: Iterable[str]) -> str:
+    """Say that `what` does not exist, what there is, and the nearest to `word`."""
+    allowed = sorted(allowed)
+    return f"{what} does not exist; allowed: {', '.join(allowed) or 'nothing'}.{nearest(word, allowed)}"
+
+
+def run_name(*, _root_: DictConfig) -> str:
+    """Name a run by `name`, or by its data, model and further overrides; and by its seed."""
+    choices, overrides = _root_.hydra.runtime.choices, _root_.hydra.overrides.task
+    given = [o for o in overrides if re.split(r"[.=]", o.lstrip("+~"))[0] not in NOT_IN_NAME]
+    parts = [_root_.name] if _root_.name else [choices.data, choices.model, *sorted(given)]
+    slugs = [re.sub(r"[^A-Za-z0-9._]+", "-", str(part)).strip("-.") for part in parts]
+    return f"{'_'.join(slugs)[:120]}_seed-{_root_.seed}"
+
+
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)

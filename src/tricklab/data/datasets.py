@@ -1,0 +1,89 @@
+"""Data sets, each read into memory as uint8 tensors. A new one is a function here and a YAML in conf/data."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tricklab.data.files import read_classes, read_images, read_mnist
+from tricklab.data.module import ImageData, Labelled, Source
+from tricklab.data.split import count, stratified_order
+from tricklab.randomness import generator
+
+FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+
+
+def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:
+    """Turn `read(...) -> Source` into a builder of `ImageData`, which takes all options that `read` does not."""
+
+    @functools.wraps(read)
+    def build(**options: Any) -> ImageData:
+        own = {name: options.pop(name) for name in inspect.signature(read).parameters if name in options}
+        return ImageData(read(**own), **options)
+
+    return build
+
+
+@dataset
+def digits() -> Source:
+    """1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn; a fixed stratified fifth is for testing."""
+    from sklearn.datasets import load_digits  # takes half a second
+
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images * 255 / 16).round().to(torch.uint8)[:, None]  # pixels were 0 .. 16
+    train, test = set_apart(Labelled(images, torch.from_numpy(bunch.target).long()), 0.2)
+    return Source(train, test, [str(name) for name in bunch.target_names])
+
+
+@dataset
+def fashion_mnist(root: str) -> Source:
+    """70,000 articles of clothing, 28 x 28 pixels, grey (arXiv 1708.07747)."""
+    train, test = read_mnist(Path(root), "FashionMNIST")
+    return Source(train, test, FASHION)
+
+
+@dataset
+def folder(root: str, resize: int | None = 32, mode: str = "RGB", test_size: int | float = 0.2) -> Source:
+    """Any tree of class folders: `root/train/CLASS/...`, `val` and `test` beside `train` or not; or `root/CLASS/...`.
+
+    Without a test folder a fixed stratified part of training, `test_size`, is the test set. Images are cut to a
+    square about the middle and resized to `resize` pixels; None leaves them as they are. `mode`: RGB, or L (grey).
+
+    Raises:
+        UserError: no images, a class that training does not have, a file that can't be decoded, mixed sizes.
+    """
+    top = Path(root).expanduser()
+    split = (top / "train").is_dir()
+    classes = read_classes(top / "train" if split else top)
+    train = read_images(top / "train" if split else top, classes, resize, mode)
+    parts = {p: read_images(top / p, classes, resize, mode) for p in ("val", "test") if split and (top / p).is_dir()}
+    if "test" not in parts:
+        train, parts["test"] = set_apart(train, test_size)
+    return Source(train, parts["test"], classes, parts.get("val"))
+
+
+@dataset
+def fake(images: int, test_images: int, channels: int, height: int, width: int, classes: int) -> Source:
+    """Noise on a pattern for each class: of any number, shape and size, and easy to learn."""
+    source, shape = generator(0, "fake"), (channels, height, width)
+    patterns = torch.randint(128, (classes, *shape), dtype=torch.uint8, generator=source)
+
+    def draw(n: int) -> Labelled:
+        labels = torch.arange(n) % classes
+        pixels = torch.randint(128, (n, *shape), dtype=torch.uint8, generator=source)
+        for rows in torch.arange(n).split(4096):
+            pixels[rows] += patterns[labels[rows]]
+        return Labelled(pixels, labels)
+
+    return Source(draw(images), draw(test_images), [str(k) for k in range(classes)])
+
+
+def set_apart(data: Labelled, test_size: int | float) -> tuple[Labelled, Labelled]:
+    """Split off a stratified test set, the same whatever the seed of the run."""
+    order = stratified_order(data.labels, 0, "test")
+    size = count(test_size, len(order) - 1, "data.test_size")
+    test, train = order[:size].sort().values, order[size:].sort().values
+    return Labelled(data.images[train], data.labels[train]), Labelled(data.images[test], data.labels[test])

@@ -1,0 +1,118 @@
+"""Reading images from files."""
+
+import gzip
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from tricklab.data.module import Labelled
+from tricklab.errors import UserError
+
+DEBIAN = Path("/usr/share/datasets")  # where Debian's dataset-fashion-mnist lies
+MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+
+
+def read_mnist(root: Path, name: str) -> tuple[Labelled, Labelled]:
+    """Read the training and test set of torchvision's `name`, from a local copy or else downloaded to `root`.
+
+    Raises:
+        UserError: there is no copy and none can be had, or a file is not what it should be.
+    """
+    folder = find_mnist(root, name) or download_mnist(root, name)
+    train_x, train_y, test_x, test_y = (read_idx(folder, file) for file in MNIST_FILES)
+    return Labelled(train_x[:, None], train_y.long()), Labelled(test_x[:, None], test_y.long())
+
+
+def find_mnist(root: Path, name: str) -> Path | None:
+    """Return the first folder with the four idx files, plain or gzipped."""
+    debian = DEBIAN / name.replace("MNIST", "-mnist").lower()
+    for folder in (root, root / name / "raw", root / name, root / debian.name, debian):
+        if all((folder / file).is_file() or (folder / f"{file}.gz").is_file() for file in MNIST_FILES):
+            return folder
+    return None
+
+
+def download_mnist(root: Path, name: str) -> Path:
+    """Let torchvision download `name` to `root`, and return the folder."""
+    from torchvision import datasets  # takes a second
+
+    try:
+        print(f"downloading {name} to {root}")
+        return Path(getattr(datasets, name)(str(root), download=True).raw_folder)
+    except Exception as error:  # whatever the network or the disk may answer
+        files = ", ".join(f"{file}.gz" for file in MNIST_FILES)
+        raise UserError(f"data.root={root}: no {name} there ({files}), and no download: {error}") from error
+
+
+def read_idx(folder: Path, name: str) -> Tensor:
+    """Read an idx file of bytes, plain or gzipped: two zeros, 8, the number of dimensions, the shape, the data."""
+    plain = folder / name
+    path = plain if plain.is_file() else folder / f"{name}.gz"
+    try:
+        with path.open("rb") if path == plain else gzip.open(path) as file:
+            content = bytearray(file.read())
+        dimensions = content[3]
+        shape = struct.unpack_from(f">{dimensions}I", content, 4)
+        return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape))
+    except (OSError, EOFError, IndexError, ValueError, struct.error) as error:
+        raise UserError(f"{path} is not an idx file: {error}") from error
+
+
+def read_classes(root: Path) -> list[str]:
+    """Return the names of the class folders in `root`, sorted."""
+    if not root.is_dir():
+        raise UserError(f"data.root={root} is not a folder; allowed: a folder with one folder a class")
+    classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(classes) < 2:
+        raise UserError(f"data.root={root} has {len(classes)} class folders; allowed: 2 or more")
+    return classes
+
+
+def read_images(root: Path, classes: Sequence[str], resize: int | None, mode: str) -> Labelled:
+    """Decode all images below `root/CLASS`, on all cores."""
+    unknown = set(read_classes(root)) - set(classes)
+    if unknown:
+        raise UserError(f"{root} has the class {min(unknown)!r}, which the training folder does not have")
+    known = Image.registered_extensions()
+    files = [(path, label) for label, name in enumerate(classes) for path in sorted((root / name).rglob("*"))]
+    files = [(path, label) for path, label in files if path.suffix.lower() in known and path.is_file()]
+    if not files:
+        raise UserError(f"{root} has no image in its class folders")
+    with ThreadPoolExecutor() as pool:
+        images = list(pool.map(lambda file: decode(file[0], resize, mode), files))
+    mixed = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
+    if mixed is not None:
+        raise UserError(f"{files[mixed][0]} is not the size of {files[0][0]}; data.resize=32 makes them equal")
+    return Labelled(torch.stack(images), torch.tensor([label for _, label in files]))
+
+
+def decode(path: Path, resize: int | None, mode: str) -> Tensor:
+    """Decode an image of any mode to uint8 [C, H, W].
+
+    Raises:
+        UserError: the file is damaged, or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(_eight_bits(image)).convert(mode)
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} can't be decoded: {error}") from error
+    if resize:
+        upright = ImageOps.fit(upright, (resize, resize), Image.Resampling.BILINEAR)
+    pixels = np.asarray(upright)
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).copy())
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Pillow clips where it should scale: 16-bit greys would all turn white."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA")
+    return image

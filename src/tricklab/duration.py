@@ -1,0 +1,66 @@
+"""How long a run is, and how long a part of it: everything ends in optimizer steps."""
+
+import math
+import re
+from typing import NamedTuple
+
+from tricklab.errors import UserError
+
+PATTERN = re.compile(r"(\d+(?:\.\d+)?)(ep|it|%)")
+ALLOWED = "0, or a number with a unit: 5ep (epochs), 300it (steps) or 10% (of the run)"
+
+
+class Length(NamedTuple):
+    """The length of a run: all its optimizer steps, and those of one epoch."""
+
+    steps: int
+    epoch: int
+
+
+def run_length(
+    images: int,
+    batch_size: int,
+    max_epochs: int,
+    max_steps: int = -1,
+    limit_batches: int | float = 1.0,
+    accumulate: int = 1,
+    ranks: int = 1,
+    drop_last: bool = False,
+) -> Length:
+    """Length of a training on `images` images with `batch_size` images a batch and process.
+
+    `limit_batches` is a number of batches (int) or a share of them (float), as Lightning reads it. The last
+    batches of an epoch make a step of their own when they do not fill an accumulation window.
+    """
+    batches = count_batches(images, batch_size, ranks, drop_last)
+    batches = min(batches, limit_batches) if isinstance(limit_batches, int) else int(batches * limit_batches)
+    epoch = math.ceil(batches / accumulate)
+    limits = [n for n in (max_epochs * epoch, max_steps) if n >= 0]
+    return Length(steps=min(limits), epoch=epoch)
+
+
+def count_batches(images: int, batch_size: int, ranks: int = 1, drop_last: bool = False) -> int:
+    """Batches that each of `ranks` processes sees in an epoch; a rest too small to share is left out."""
+    full, rest = divmod(images, batch_size * ranks)
+    return full if drop_last or rest < ranks else full + 1
+
+
+def parse(duration: int | float | str) -> tuple[float, str]:
+    """Split "5ep" into (5.0, "ep"); 0 is (0.0, "it").
+
+    Raises:
+        UserError: a bare number other than 0, an unknown unit, or anything else.
+    """
+    match = PATTERN.fullmatch(str(duration))
+    if match:
+        return float(match[1]), match[2]
+    if duration in (0, "0"):
+        return 0.0, "it"
+    raise UserError(f"{duration!r} is not a duration; allowed: {ALLOWED}")
+
+
+def to_steps(duration: int | float | str, length: Length) -> int:
+    """Optimizer steps in `duration`, rounded to the nearest; whatever is not 0 lasts at least one step."""
+    number, unit = parse(duration)
+    steps = number * {"it": 1.0, "ep": float(length.epoch), "%": length.steps / 100}[unit]
+    return max(1, round(steps)) if number > 0 else 0

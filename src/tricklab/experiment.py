@@ -1,0 +1,167 @@
+"""One run from its config: build, train, test, record."""
+
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import nn
+
+from tricklab.build import build, build_each
+from tricklab.callbacks import BestCheckpoint
+from tricklab.data import ImageData
+from tricklab.duration import Length, run_length, to_steps
+from tricklab.errors import UserError
+from tricklab.logger import MetricsFile, close_wandb
+from tricklab.mixup import identity
+from tricklab.module import ImageClassifier
+from tricklab.randomness import seed_default
+from tricklab.record import Record
+
+NOT_TRAINER = ("compile", "channels_last")  # stand with the trainer's options, act on the network
+NOISE = ["Lazy modules are a new feature", "Starting from v1.9.0", "The `srun` command", "Experiment logs directory"]
+
+
+def run(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> float:
+    """Train, test and record one run in `folder`; return the best accuracy on validation.
+
+    Raises:
+        UserError: options or data that do not fit together. Whatever is raised, `result.json` says so.
+    """
+    hush()
+    record = Record(cfg, folder, overrides)
+    try:
+        objective = _run(cfg, folder, record)
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit | SIGTERMException)
+        record.finish("interrupted" if interrupted else "failed", f"{type(error).__name__}: {error}")
+        close_wandb(exit_code=1)
+        raise
+    close_wandb(exit_code=0)
+    return objective
+
+
+def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
+    data: ImageData = build(cfg.data, seed=cfg.seed, augment=build(cfg.augment), mixup=build(cfg.mixup))
+    net = build_net(cfg, data)
+    trainer = build_trainer(cfg, folder)
+    module = build_module(cfg, data, net, plan_length(cfg, data, trainer.world_size))
+    channels, height, width = data.shape
+    facts = {"channels": channels, "height": height, "width": width, "mean": data.mean, "std": data.std}
+    record.start({"classes": data.classes, **facts})
+
+    start = time.time()
+    trainer.fit(module, datamodule=data)
+    seconds = time.time() - start
+    best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
+    module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+    trainer.test(module, datamodule=data, verbose=False)
+
+    metrics, speed = best.best | module.results, module.images_seen * trainer.world_size / seconds
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    record.finish(
+        "done",
+        metrics=metrics,
+        objective=metrics["val/acc"],
+        images_per_second=round(speed, 1),
+        devices=[name] * trainer.world_size,
+    )
+    report(metrics, record.result["seconds"], folder)
+    return metrics["val/acc"]
+
+
+def build_net(cfg: DictConfig, data: ImageData) -> nn.Module:
+    """Build the network for the data; its weights follow from the seed alone.
+
+    Raises:
+        UserError: a network that does not turn these images into a logit for each class.
+    """
+    seed_default(cfg.seed, "init")
+    classes = len(data.classes)
+    try:
+        net: nn.Module = build(cfg.model)(data.shape[0], classes).eval()
+        with torch.no_grad():
+            logits = net(torch.zeros(2, *data.shape))  # lazy layers count their inputs here
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"model: {error} (images of {' x '.join(map(str, data.shape))})") from error
+    if logits.shape != (2, classes):
+        raise UserError(f"model: gives {tuple(logits.shape)} for 2 images; allowed: (2, {classes})")
+    if cfg.trainer.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    if cfg.trainer.compile:
+        net.compile()  # in place, so the keys in a checkpoint stay the same
+    return net.train()
+
+
+def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
+    """Build Lightning's trainer with callbacks and loggers; `metrics.csv` is written whatever they are."""
+    options = {key: value for key, value in cfg.trainer.items() if key not in NOT_TRAINER}
+    loggers = [MetricsFile(str(folder)), *build_each(cfg.logger, save_dir=str(folder)).values()]
+    callbacks = list(build_each(cfg.callbacks).values())
+    trainer: pl.Trainer = build(
+        DictConfig(options), callbacks=callbacks, logger=loggers, default_root_dir=str(folder)
+    )
+    return trainer
+
+
+def plan_length(cfg: DictConfig, data: ImageData, ranks: int) -> Length:
+    """Count the optimizer steps of the whole run.
+
+    Raises:
+        UserError: a run without a step.
+    """
+    t = cfg.trainer
+    length = run_length(
+        images=len(data.train_rows),
+        batch_size=data.batch_size,
+        max_epochs=t.max_epochs,
+        max_steps=t.max_steps,
+        limit_batches=t.limit_train_batches,
+        accumulate=t.accumulate_grad_batches,
+        ranks=ranks,
+        drop_last=data.drop_last,
+    )
+    if length.steps < 1:
+        raise UserError(
+            f"{len(data.train_rows)} training images, data.batch_size={data.batch_size}, "
+            f"data.drop_last={data.drop_last} and trainer.max_epochs={t.max_epochs} make no step"
+        )
+    return length
+
+
+def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, length: Length) -> ImageClassifier:
+    """Put network, loss, penalties, optimizer and schedule together."""
+    stop = length.steps if cfg.stop_after is None else to_steps(cfg.stop_after, length)
+    mixing = getattr(data.mixup, "func", data.mixup) is not identity
+    return ImageClassifier(
+        net,
+        loss=build(cfg.loss),
+        penalties=build_each(cfg.penalty),
+        optimizer=build(cfg.optimizer),
+        multiplier=build(cfg.scheduler)(length),
+        last_step=min(stop, length.steps),
+        seed=cfg.seed,
+        accuracy="acc_mixed" if mixing else "acc",
+    )
+
+
+def hush() -> None:
+    """Leave out what Lightning says about every run."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in NOISE:
+        warnings.filterwarnings("ignore", message)
+
+
+@rank_zero_only
+def report(metrics: dict[str, float], seconds: float, folder: Path) -> None:
+    """Print the last lines of a run."""
+    print(f"test accuracy {metrics['test/acc']:.4f} (validation {metrics['val/acc']:.4f}) in {seconds:.1f} s")
+    print(f"run folder    {folder}")

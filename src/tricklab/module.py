@@ -1,0 +1,121 @@
+"""The network in training and evaluation."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from tricklab.optimizer import parameter_groups
+from tricklab.penalty import penalised
+from tricklab.randomness import seed_default
+
+Batch = tuple[Tensor, Tensor]
+
+
+class ImageClassifier(pl.LightningModule):
+    """Trains `net` on target probabilities and evaluates it on class indices.
+
+    Args:
+        net: images [B, C, H, W] to logits [B, K].
+        loss: logits and target probabilities [B, K] to their mean cross-entropy; it may smooth the targets.
+        penalties: `term(weights)` by name, each added to the training loss.
+        optimizer: makes an optimizer of parameter groups.
+        multiplier: the rate of step t as a share of the first, see `tricklab.scheduler`.
+        last_step: the step after which training ends.
+        seed: the seed of the run, from which dropout follows.
+        accuracy: the name of the training accuracy: `acc`, or `acc_mixed` where images are mixed.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        penalties: Mapping[str, Callable[[list[nn.Parameter]], Tensor]],
+        optimizer: Callable[..., torch.optim.Optimizer],
+        multiplier: Callable[[int], float],
+        last_step: int,
+        seed: int = 0,
+        accuracy: str = "acc",
+    ):
+        super().__init__()
+        self.net, self.loss, self.penalties = net, loss, penalties
+        self.make_optimizer, self.multiplier, self.last_step = optimizer, multiplier, last_step
+        self.seed, self.accuracy = seed, accuracy
+        self.weights = penalised(net)
+        self.window: list[dict[str, Tensor]] = []  # the batches of the coming optimizer step
+        self.images_seen = 0  # in training, by this process
+        self.sums: list[Tensor] = []  # of the running evaluation: loss, right answers, images of each batch
+        self.results: dict[str, float] = {}  # of the last evaluation
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(images.to(self.weights[0].dtype))
+        return logits.float()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer(parameter_groups(self.net))
+        scheduler = LambdaLR(optimizer, self.multiplier)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        seed_default(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, targets = batch  # [B, C, H, W], [B, K]
+        self.images_seen += len(images)
+        logits = self(images)
+        loss = self.loss(logits, targets)
+        penalties = {name: term(self.weights) for name, term in self.penalties.items()}
+        hits = targets.gather(1, logits.argmax(1, keepdim=True)).mean()  # the share lam where images are mixed
+        values = {"loss": loss, self.accuracy: hits, **penalties}
+        self.window.append({f"train/{name}": value.detach() for name, value in values.items()})
+        return loss + sum(penalties.values())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+            means = {name: torch.stack([batch[name] for batch in self.window]).mean() for name in self.window[0]}
+            values = {"train/grad_norm": nn.utils.get_total_norm(gradients), **means}
+            rate = optimizer.param_groups[0]["lr"]
+            self.record({"lr": rate, **{name: float(value) for name, value in values.items()}}, self.global_step)
+        self.window.clear()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.global_step >= self.last_step:
+            self.trainer.should_stop = True  # unlike max_steps this validates before it ends, in mid-epoch too
+
+    def on_validation_epoch_start(self) -> None:
+        self.sums.clear()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images, labels = batch  # [B, C, H, W], [B]
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        hits = (logits.argmax(1) == labels).sum()
+        self.sums.append(torch.stack([loss, hits.float(), torch.full_like(loss, len(labels))]))
+
+    def on_validation_epoch_end(self) -> None:
+        self._finish_evaluation("val")
+        self.log_dict({k: torch.tensor(v) for k, v in self.results.items()}, logger=False, prog_bar=True)
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        self._finish_evaluation("test")
+
+    def _finish_evaluation(self, part: str) -> None:
+        sums = torch.stack(self.sums).cpu().double().sum(0)
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+        loss, hits, images = sums.tolist()
+        self.results = {f"{part}/loss": loss / images, f"{part}/acc": hits / images}
+        self.record(self.results, self.global_step)
+
+    def record(self, metrics: dict[str, float], step: int) -> None:
+        """Hand doubles to the loggers; `self.log` would round them and take a quarter of a small net's step."""
+        for logger in self.loggers:
+            logger.log_metrics({"epoch": self.current_epoch, **metrics}, step)

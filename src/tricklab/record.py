@@ -1,0 +1,87 @@
+"""What a run leaves in its folder, besides metrics and checkpoints: config.yaml, git.diff and result.json."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+VOLATILE = ("hydra", "resume", "name", "tags", "logger", "slots", "num_workers")  # not part of what was computed
+PACKAGES = ("tricklab", "torch", "pytorch-lightning", "hydra-core", "numpy")
+
+
+class Record:
+    """The description of one run: what was asked for at its start, what came of it at its end."""
+
+    def __init__(self, cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()):
+        self.folder, self.started = folder, time.time()
+        self.config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        self.result: dict[str, Any] = {
+            "status": "",
+            "reason": None,
+            "metrics": {},
+            "objective": None,
+            "seconds": None,
+            "images_per_second": None,
+            "config_hash": config_hash(self.config),
+            "overrides": list(overrides),
+            "devices": [],
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "git": git_state(Path(__file__).parent),
+        }
+
+    @rank_zero_only
+    def start(self, dataset: Mapping[str, Any]) -> None:
+        """Write the resolved config with the facts of the data set, and what is not committed."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "result.json").unlink(missing_ok=True)
+        OmegaConf.save({**self.config, "dataset": dict(dataset)}, self.folder / "config.yaml")
+        git = self.result["git"]
+        if git and git["dirty"]:
+            (self.folder / "git.diff").write_text(run_git(Path(__file__).parent, "diff", "HEAD") or "", "utf-8")
+
+    @rank_zero_only
+    def finish(self, status: str, reason: str | None = None, **facts: Any) -> None:
+        """Write `result.json`, whole or not at all."""
+        seconds = round(time.time() - self.started, 3)
+        self.result |= {"status": status, "reason": reason, "seconds": seconds, **facts}
+        write_whole(self.folder / "result.json", json.dumps(self.result, indent=2, ensure_ascii=False) + "\n")
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Return 12 hex digits that tell apart configs which compute something else."""
+    kept = {k: v for k, v in config.items() if k not in VOLATILE}
+    kept["data"] = {k: v for k, v in kept.get("data", {}).items() if k not in VOLATILE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write beside the target, to the disk, and rename: a reader never sees half a file."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Return the commit that is checked out and whether files differ from it; None outside a repository."""
+    commit = run_git(folder, "rev-parse", "HEAD")
+    return {"commit": commit.strip(), "dirty": bool(run_git(folder, "status", "--porcelain"))} if commit else None
+
+
+def run_git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.decode("utf-8", "replace")
