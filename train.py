@@ -14,7 +14,8 @@ def main(cfg: DictConfig) -> float:
     from tricklab import experiment  # takes seconds, so not before the options are known to be right
 
     run = HydraConfig.get()
-    return experiment.run(cfg, Path(run.runtime.output_dir), list(run.overrides.task))
+    with cli.one_line():
+        return experiment.run(cfg, Path(run.runtime.output_dir), list(run.overrides.task))
 
 
 if __name__ == "__main__":

@@ -31,9 +31,7 @@ def flip_crop(images: Tensor, rand: Rand, padding: int = 4, flip: float = 0.5) -
     return padded.flatten(2).gather(2, pixels.flatten(1)[:, None].expand(b, c, h * w)).view(b, c, h, w)
 
 
-def rotate_crop_flip(
-    images: Tensor, rand: Rand, degrees: float = 15.0, padding: int = 4, flip: float = 0.5
-) -> Tensor:
+def rotate_crop_flip(images: Tensor, rand: Rand, degrees: float = 15.0, padding: int = 4, flip: float = 0.5) -> Tensor:
     """Rotate about the centre by up to `degrees` either way (bilinear, black outside), then `flip_crop`."""
     angles = (rand() * 2 - 1) * math.radians(degrees)
     return flip_crop(_rotate(images.float(), angles), rand, padding, flip)

@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from tricklab.errors import UserError
 
@@ -16,11 +18,16 @@ def build(config: DictConfig, *args: Any, **options: Any) -> Any:
 
     Raises:
         UserError: a target that does not exist or is not of an allowed package. The object itself is judged,
-            since a name may be an alias of anything.
+            since a name may be an alias of anything. Or the arguments do not fit it.
     """
     for target in targets(OmegaConf.to_container(config)):
         check_target(target)
-    return instantiate(config, *args, _convert_="all", **options)
+    try:
+        return instantiate(config, *args, _convert_="all", **options)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, TypeError | ValueError | MisconfigurationException):
+            raise UserError(str(error.__cause__)) from error
+        raise error.__cause__ or error from None
 
 
 def build_each(config: DictConfig, **options: Any) -> dict[str, Any]:

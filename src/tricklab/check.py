@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
@@ -42,7 +42,7 @@ RANGES = {  # by the last word of a key: lowest and highest
 }
 
 
-class Check(Callback):  # type: ignore[misc]
+class Check(Callback):
     """Hydra's callback, which runs before the folder of a run is made."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
@@ -114,13 +114,13 @@ def defaults(config: DictConfig) -> DictConfig:
     run, overrides = config.hydra.job.config_name, list(config.hydra.overrides.task)
     files = loader.compute_defaults_list(run, overrides, RunMode.RUN).defaults
     conf = next(Path(s.path) for s in config.hydra.runtime.config_sources if s.provider == "main")
-    merged = OmegaConf.create()
+    merged: Any = OmegaConf.create()
     for file in files:
-        if not file.config_path.startswith(("hydra/", "experiment/", "debug/")):
-            content = OmegaConf.load(conf / f"{file.config_path}.yaml")
+        if not str(file.config_path).startswith(("hydra/", "experiment/", "debug/")):
+            content = cast(DictConfig, OmegaConf.load(conf / f"{file.config_path}.yaml"))
             content.pop("defaults", None)
             merged = OmegaConf.merge(merged, {file.package: content} if file.package else content)
-    return merged
+    return cast(DictConfig, merged)
 
 
 def leaves(config: DictConfig) -> Leaves:

@@ -3,7 +3,8 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,15 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
         print(help_text(conf))
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own pages and exits
-    try:
+    with one_line():
         main()
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Turn a mistake of the user into its message, without a traceback, and exit code 1."""
+    try:
+        yield
     except (HydraException, OmegaConfBaseException, UserError) as error:
         sys.exit(f"error: {explain(error)}")
 
@@ -43,7 +51,8 @@ def help_text(conf: Path) -> str:
         for option in options(group):
             star = "*" if defaults.get(group.name) == option else " "
             lines.append(f" {star}{group.name}={option}".ljust(30) + description(group / f"{option}.yaml"))
-    lines += ["", "keys", *(f"  {k}={v}" for k, v in train.items() if k not in ("defaults", "hydra"))]
+    keys = {str(k): "null" if v is None else v for k, v in train.items() if k not in ("defaults", "hydra")}
+    lines += ["", "keys", *(f"  {key}={value}" for key, value in keys.items())]
     lines += ["", "python train.py --cfg job    every key of the chosen options with its value"]
     lines += ["python train.py -m seed=0,1,2    one run for each value"]
     return "\n".join(lines)
@@ -61,10 +70,10 @@ def explain(error: BaseException) -> str:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return unknown(f"{group}={option}", option, [o for o in error.options or [] if not o.startswith("_")])
     cause = error.__cause__
-    if isinstance(error, ConfigCompositionException) and isinstance(cause, OmegaConfBaseException):
-        if isinstance(cause.parent_node, DictConfig):
-            key, siblings = str(cause.key), [str(k) for k in cause.parent_node]
-            return unknown(str(cause.full_key), key, [k for k in siblings if not k.startswith("_")])
+    parent = getattr(cause, "parent_node", None)
+    if isinstance(error, ConfigCompositionException) and isinstance(parent, DictConfig):
+        siblings = [str(key) for key in parent if not str(key).startswith("_")]
+        return unknown(getattr(cause, "full_key", ""), str(getattr(cause, "key", "")), siblings)
     return " ".join(str(error).split("\nSee ")[0].split())
 
 

@@ -5,7 +5,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -26,7 +25,12 @@ from tricklab.randomness import seed_default
 from tricklab.record import Record
 
 NOT_TRAINER = ("compile", "channels_last")  # stand with the trainer's options, act on the network
-NOISE = ["Lazy modules are a new feature", "Starting from v1.9.0", "The `srun` command", "Experiment logs directory"]
+NOISE = (
+    "Lazy modules are a new feature",
+    ".*LeafSpec.* is deprecated",
+    "The number of training batches .* is smaller than the logging interval",
+    "It is recommended to use .*sync_dist",  # the value is the same on every rank already
+)
 
 
 def run(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> float:
@@ -38,6 +42,7 @@ def run(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> float:
     hush()
     record = Record(cfg, folder, overrides)
     try:
+        record.start()
         objective = _run(cfg, folder, record)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit | SIGTERMException)
@@ -55,7 +60,9 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     module = build_module(cfg, data, net, plan_length(cfg, data, trainer.world_size))
     channels, height, width = data.shape
     facts = {"channels": channels, "height": height, "width": width, "mean": data.mean, "std": data.std}
-    record.start({"classes": data.classes, **facts})
+    record.describe({"classes": data.classes, **facts})
+    for logger in trainer.loggers:
+        logger.log_hyperparams(record.config)
 
     start = time.time()
     trainer.fit(module, datamodule=data)
@@ -106,9 +113,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     options = {key: value for key, value in cfg.trainer.items() if key not in NOT_TRAINER}
     loggers = [MetricsFile(str(folder)), *build_each(cfg.logger, save_dir=str(folder)).values()]
     callbacks = list(build_each(cfg.callbacks).values())
-    trainer: pl.Trainer = build(
-        DictConfig(options), callbacks=callbacks, logger=loggers, default_root_dir=str(folder)
-    )
+    trainer: pl.Trainer = build(DictConfig(options), callbacks=callbacks, logger=loggers, default_root_dir=str(folder))
     return trainer
 
 
@@ -150,6 +155,7 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, length: Lengt
         last_step=min(stop, length.steps),
         seed=cfg.seed,
         accuracy="acc_mixed" if mixing else "acc",
+        log_every=cfg.trainer.log_every_n_steps,
     )
 
 

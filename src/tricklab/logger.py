@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger, WandbLogger
-from pytorch_lightning.utilities.rank_zero import rank_zero_info, rank_zero_only
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 
 class MetricsFile(Logger):
@@ -59,12 +59,12 @@ class MetricsFile(Logger):
 def wandb(save_dir: str, name: str | None = None, **options: Any) -> WandbLogger:
     """Return Lightning's W&B logger: online with a key, else offline; never a question.
 
-    `WANDB_MODE`, where it is set, decides.
+    `WANDB_MODE`, where it is set, decides. Without a name the run has that of its folder.
     """
-    if "WANDB_MODE" not in os.environ and not _has_key():
-        os.environ["WANDB_MODE"] = "offline"
-        rank_zero_info(f"W&B: no key, so the run is kept offline; later: wandb sync {save_dir}/wandb/offline-run-*")
-    return WandbLogger(save_dir=save_dir, name=name or Path(save_dir).name, **options)
+    mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+    if mode == "offline":
+        print(f"W&B is offline; to send this run later: wandb sync {save_dir}/wandb/offline-run-*")
+    return WandbLogger(save_dir=save_dir, name=name or Path(save_dir).name, mode=mode, **options)
 
 
 def _has_key() -> bool:

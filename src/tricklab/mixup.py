@@ -18,7 +18,7 @@ def identity(images: Tensor, targets: Tensor, generator: torch.Generator) -> Mix
 
 
 def mixup(images: Tensor, targets: Tensor, generator: torch.Generator, alpha: float) -> Mixed:
-    """x = lam x_i + (1 - lam) x_j, y likewise; lam ~ Beta(alpha, alpha). mixup, arXiv 1710.09412."""
+    """X = lam x_i + (1 - lam) x_j, y likewise; lam ~ Beta(alpha, alpha). mixup, arXiv 1710.09412."""
     partner = _partner(images, generator)
     lam = draw_lam(alpha, generator)
     return lam * images + (1 - lam) * images[partner], lam * targets + (1 - lam) * targets[partner]
@@ -47,7 +47,9 @@ def draw_lam(alpha: float, generator: torch.Generator) -> float:
 def draw_box(height: int, width: int, lam: float, generator: torch.Generator) -> tuple[int, int, int, int]:
     """Draw a box (y0, y1, x0, x1) of 1 - lam of the area around any pixel, cut off at the border."""
     side = math.sqrt(1 - lam)
-    cy, cx = (int(n * size) for n, size in zip(torch.rand(2, generator=generator).tolist(), (height, width), strict=True))
+    cy, cx = (
+        int(n * size) for n, size in zip(torch.rand(2, generator=generator).tolist(), (height, width), strict=True)
+    )
     half_h, half_w = int(height * side) // 2, int(width * side) // 2
     return max(cy - half_h, 0), min(cy + half_h, height), max(cx - half_w, 0), min(cx + half_w, width)
 

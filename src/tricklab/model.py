@@ -22,9 +22,7 @@ def mlp(
     return nn.Sequential(*layers, nn.LazyLinear(classes))
 
 
-def convnet(
-    channels: int, classes: int, widths: Sequence[int], depth: int = 2, dropout: float = 0.0
-) -> nn.Sequential:
+def convnet(channels: int, classes: int, widths: Sequence[int], depth: int = 2, dropout: float = 0.0) -> nn.Sequential:
     """VGG in small (arXiv 1409.1556): `depth` 3x3 convolutions with batch norm to each width, halved in between."""
     layers: list[nn.Module] = []
     for width in widths:

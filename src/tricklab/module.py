@@ -28,6 +28,7 @@ class ImageClassifier(pl.LightningModule):
         last_step: the step after which training ends.
         seed: the seed of the run, from which dropout follows.
         accuracy: the name of the training accuracy: `acc`, or `acc_mixed` where images are mixed.
+        log_every: optimizer steps between two logged ones; all else in a step is left on the device.
     """
 
     def __init__(
@@ -40,11 +41,12 @@ class ImageClassifier(pl.LightningModule):
         last_step: int,
         seed: int = 0,
         accuracy: str = "acc",
+        log_every: int = 10,
     ):
         super().__init__()
         self.net, self.loss, self.penalties = net, loss, penalties
         self.make_optimizer, self.multiplier, self.last_step = optimizer, multiplier, last_step
-        self.seed, self.accuracy = seed, accuracy
+        self.seed, self.accuracy, self.log_every = seed, accuracy, log_every
         self.weights = penalised(net)
         self.window: list[dict[str, Tensor]] = []  # the batches of the coming optimizer step
         self.images_seen = 0  # in training, by this process
@@ -69,23 +71,23 @@ class ImageClassifier(pl.LightningModule):
         logits = self(images)
         loss = self.loss(logits, targets)
         penalties = {name: term(self.weights) for name, term in self.penalties.items()}
-        hits = targets.gather(1, logits.argmax(1, keepdim=True)).mean()  # the share lam where images are mixed
+        hits = targets.gather(1, logits.argmax(1, keepdim=True)).mean()  # weighs by lam where images are mixed
         values = {"loss": loss, self.accuracy: hits, **penalties}
         self.window.append({f"train/{name}": value.detach() for name, value in values.items()})
         return loss + sum(penalties.values())
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.global_step % self.log_every == 0:
             gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
-            means = {name: torch.stack([batch[name] for batch in self.window]).mean() for name in self.window[0]}
-            values = {"train/grad_norm": nn.utils.get_total_norm(gradients), **means}
-            rate = optimizer.param_groups[0]["lr"]
-            self.record({"lr": rate, **{name: float(value) for name, value in values.items()}}, self.global_step)
+            values = {"train/grad_norm": float(nn.utils.get_total_norm(gradients))}
+            for name in self.window[0]:
+                values[name] = float(torch.stack([batch[name] for batch in self.window]).mean())
+            self.record({"lr": optimizer.param_groups[0]["lr"], **values}, self.global_step)
         self.window.clear()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.global_step >= self.last_step:
-            self.trainer.should_stop = True  # unlike max_steps this validates before it ends, in mid-epoch too
+            self.trainer.should_stop = True  # unlike max_steps it validates first, even in the middle of an epoch
 
     def on_validation_epoch_start(self) -> None:
         self.sums.clear()

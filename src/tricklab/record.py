@@ -14,7 +14,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-VOLATILE = ("hydra", "resume", "name", "tags", "logger", "slots", "num_workers")  # not part of what was computed
+VOLATILE = (
+    "hydra",
+    "resume",
+    "name",
+    "tags",
+    "logger",
+    "slots",
+    "num_workers",
+)  # not part of what was computed
 PACKAGES = ("tricklab", "torch", "pytorch-lightning", "hydra-core", "numpy")
 
 
@@ -39,14 +47,18 @@ class Record:
         }
 
     @rank_zero_only
-    def start(self, dataset: Mapping[str, Any]) -> None:
-        """Write the resolved config with the facts of the data set, and what is not committed."""
+    def start(self) -> None:
+        """Write the resolved config and what is not committed; an earlier result no longer holds."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "result.json").unlink(missing_ok=True)
+        OmegaConf.save(self.config, self.folder / "config.yaml")
+        if self.result["git"] and self.result["git"]["dirty"]:
+            write_whole(self.folder / "git.diff", run_git(Path(__file__).parent, "diff", "HEAD") or "")
+
+    @rank_zero_only
+    def describe(self, dataset: Mapping[str, Any]) -> None:
+        """Add the facts of the data set to `config.yaml`, so that a checkpoint can be used without the data."""
         OmegaConf.save({**self.config, "dataset": dict(dataset)}, self.folder / "config.yaml")
-        git = self.result["git"]
-        if git and git["dirty"]:
-            (self.folder / "git.diff").write_text(run_git(Path(__file__).parent, "diff", "HEAD") or "", "utf-8")
 
     @rank_zero_only
     def finish(self, status: str, reason: str | None = None, **facts: Any) -> None:

@@ -13,7 +13,18 @@ from tricklab.data.module import ImageData, Labelled, Source
 from tricklab.data.split import count, stratified_order
 from tricklab.randomness import generator
 
-FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+FASHION = [
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+]
 
 
 def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:

@@ -15,7 +15,12 @@ from tricklab.data.module import Labelled
 from tricklab.errors import UserError
 
 DEBIAN = Path("/usr/share/datasets")  # where Debian's dataset-fashion-mnist lies
-MNIST_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+MNIST_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 
 
 def read_mnist(root: Path, name: str) -> tuple[Labelled, Labelled]:

@@ -87,6 +87,8 @@ class ImageData(pl.LightningDataModule):
         UserError: a size that the data do not have.
     """
 
+    trainer: pl.Trainer
+
     def __init__(
         self,
         source: Source,
