@@ -40,9 +40,12 @@ def run_length(
 
 
 def count_batches(images: int, batch_size: int, ranks: int = 1, drop_last: bool = False) -> int:
-    """Batches that each of `ranks` processes sees in an epoch; a rest too small to share is left out."""
+    """Batches that each of `ranks` processes sees in an epoch.
+
+    A rest of less than two images a process is left out: batch norm has no statistics of a single one.
+    """
     full, rest = divmod(images, batch_size * ranks)
-    return full if drop_last or rest < ranks else full + 1
+    return full if drop_last or rest < 2 * ranks else full + 1
 
 
 def parse(duration: int | float | str) -> tuple[float, str]:

@@ -97,7 +97,7 @@ def build_net(cfg: DictConfig, data: ImageData) -> nn.Module:
         net: nn.Module = build(cfg.model)(data.shape[0], classes).eval()
         with torch.no_grad():
             logits = net(torch.zeros(2, *data.shape))  # lazy layers count their inputs here
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"model: {error} (images of {' x '.join(map(str, data.shape))})") from error
     if logits.shape != (2, classes):
         raise UserError(f"model: gives {tuple(logits.shape)} for 2 images; allowed: (2, {classes})")

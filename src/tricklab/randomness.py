@@ -33,14 +33,13 @@ def seed_default(seed: int, purpose: str, *counters: int) -> None:
 
 
 def per_image(source: torch.Generator, images: int, rank: int = 0, ranks: int = 1) -> Rand:
-    """Return `rand(*shape)`: uniform numbers in [0, 1), float32 [B, *shape], for the B `images` of this rank.
+    """Return `rand(*shape)`: uniform numbers in [0, 1), float32 [B, *shape], for the images of this rank.
 
-    They are drawn for the whole global batch, whose images go to the ranks in turn, so they belong to an image's
-    place in it and not to the number of ranks.
+    They are drawn for all `images` of the global batch, which go to the ranks in turn: so they belong to the place
+    of an image in it, and not to the number of ranks.
     """
 
     def rand(*shape: int) -> Tensor:
-        numbers = torch.rand(images * ranks, *shape, generator=source, device=source.device)
-        return numbers[rank::ranks]
+        return torch.rand(images, *shape, generator=source, device=source.device)[rank::ranks]
 
     return rand

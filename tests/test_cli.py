@@ -1,0 +1,115 @@
+"""The command line, as a user meets it."""
+
+import json
+
+import pytest
+from conftest import CONF, ONE_BATCH, configure
+
+from tricklab.cli import help_text, options, run_name
+
+
+def imported(trace: str, module: str) -> bool:
+    return any(line.split("|")[-1].strip() == module for line in trace.splitlines() if line.startswith("import time"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--help"], 0, "scheduler=cosine"),
+        (["--cfg", "job"], 0, "label_smoothing: 0.0"),
+        (["scheduler=cosin"], 1, "scheduler=cosin does not exist; allowed: constant, cosine, linear, multistep, step. Did you mean 'cosine'?"),
+        (["schedulr=cosine"], 1, "Did you mean 'scheduler'?"),
+        (["model.dropuot=0.1"], 1, "model.dropuot does not exist; allowed: depth, dropout, widths. Did you mean 'dropout'?"),
+        (["experiment=fashion_fats"], 1, "Did you mean 'fashion_fast'?"),
+        (["penalty=[l1,l3]"], 1, "penalty=l3 does not exist; allowed: l1, l2, none. Did you mean"),
+        (["data=_options"], 1, "data=_options does not exist; allowed: digits, fake, fashion_mnist, folder"),
+        (["scheduler.warmup=5", "scheduler=cosine"], 1, "scheduler.warmup=5 is not a duration; allowed: 0, or a number with a unit: 5ep"),
+        (["data.batch_size=big"], 1, "data.batch_size='big' is a str; allowed: int"),
+        (["model.dropout=1.5"], 1, "model.dropout=1.5; allowed: 0 to 1"),
+        (["data.batch_size=0"], 1, "data.batch_size=0; allowed: 1 or more"),
+        (["trainer.compile=off"], 1, "trainer.compile='off' is a str; allowed: bool"),
+        (["a=b=c"], 1, "error: "),
+    ],
+)
+def test_answers_without_torch_and_without_a_folder(train, tmp_path, arguments, code, says):
+    done = train(*arguments, python=("-X", "importtime"))
+    trace = done.stderr
+    said = done.stdout + "\n".join(line for line in trace.splitlines() if not line.startswith("import time"))
+    assert done.returncode == code
+    assert says in said
+    assert code == 0 or len(said.splitlines()) == 1
+    assert imported(trace, "hydra")
+    assert not imported(trace, "torch")
+    assert not imported(trace, "pytorch_lightning")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_every_option_with_a_word_about_it(tmp_path):
+    text = help_text(CONF)
+    for group in (p for p in CONF.iterdir() if p.is_dir()):
+        for option in options(group):
+            (line,) = (line for line in text.splitlines() if line.lstrip(" *").startswith(f"{group.name}={option} "))
+            assert len(line.split(maxsplit=1)[1]) > 5
+    assert " *scheduler=constant" in text
+    for path in CONF.rglob("*.yaml"):
+        copy = tmp_path / path.relative_to(CONF)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    (tmp_path / "scheduler" / "zigzag.yaml").write_text("# Up and down\n")
+    assert "scheduler=zigzag" in help_text(tmp_path)
+
+
+def test_a_key_that_an_experiment_misspells(train, tmp_path):
+    conf = tmp_path / "mine"
+    (conf / "experiment").mkdir(parents=True)
+    (conf / "experiment" / "bad.yaml").write_text("# @package _global_\noptimizer:\n  lrr: 0.1\nsead: 7\n")
+    done = train("experiment=bad", f"hydra.searchpath=[file://{conf}]")
+    assert done.returncode == 1
+    assert "optimizer.lrr does not exist" in done.stderr
+    assert "Did you mean 'lr'?" in done.stderr
+
+
+def test_a_key_added_on_purpose_is_let_through(run, train):
+    done = train("+trainer.overfit_batches=0.0", "--cfg", "job")
+    assert "overfit_batches: 0.0" in done.stdout
+
+
+def test_first_run_from_another_folder_with_odd_letters(train, tmp_path):
+    """The main job: a folder by its choices, the contract's files, the last lines on the screen."""
+    home = tmp_path / "Übungen für morgen"
+    done = train("scheduler=cosine", "mixup=on", *ONE_BATCH, f"hydra.run.dir='{home}/${{run_name:}}'")
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.strip().splitlines()[-2:]
+    (folder,) = home.iterdir()
+    assert last[0].startswith("test accuracy 0.")
+    assert last[1].endswith(str(folder))
+    assert folder.name.startswith("digits_convnet_mixup-on_scheduler-cosine")
+    assert {p.name for p in folder.iterdir()} >= {".hydra", "config.yaml", "metrics.csv", "checkpoints", "result.json"}
+    assert json.loads((folder / "result.json").read_text("utf-8"))["overrides"][:2] == ["scheduler=cosine", "mixup=on"]
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    again = train("seed=3", *ONE_BATCH, f"hydra.run.dir='{folder}'")
+    assert again.returncode == 1
+    assert "holds a run already" in again.stderr
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def test_folder_names_can_be_typed_back():
+    cfg = configure("penalty=[l1,l2]", "+trainer.plugins=null", "model.widths=[1,2]", "seed=7", hydra=True)
+    name = run_name(_root_=cfg)
+    assert name == "digits_convnet_trainer.plugins-null_model.widths-1-2_penalty-l1-l2_seed-7"
+    assert run_name(_root_=configure("name='Mine, für α=1'", hydra=True)) == "Mine-f-r-1_seed-0"
+
+
+def test_two_runs_never_share_a_folder(train, tmp_path):
+    for _ in range(2):
+        assert train(*ONE_BATCH).returncode == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_multirun(train, tmp_path):
+    done = train("-m", "seed=0,1", *ONE_BATCH)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "sweeps").glob("*/*/result.json"))) == 2
+    done = train("-m", "seed=0,1", "model.dropout=1.5", *ONE_BATCH)
+    assert done.returncode == 1
+    assert "model.dropout=1.5; allowed: 0 to 1" in done.stderr

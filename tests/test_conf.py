@@ -1,0 +1,80 @@
+"""Every option of every group, found by globbing: a new file is covered as it is."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CONF, ONE_BATCH, configure
+from hydra.utils import get_object
+
+from tricklab.cli import description, options
+from tricklab.data.files import find_mnist
+
+FILES = sorted(CONF.rglob("*.yaml"))
+OPTIONS = [(p.name, o) for p in sorted(CONF.iterdir()) if p.is_dir() and p.name != "hydra" for o in options(p)]
+GROUPS_OF_OURS = ("data", "augment", "mixup", "model", "penalty", "scheduler")
+OTHER_NAME = {"mixup=on": "mixup", "mixup=off": "identity"}
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_trains_one_batch(group, option, run, tree, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    extra = requirements(group, option, tree)
+    done = run(*ONE_BATCH, f"{group}={option}", *extra)
+    assert done.result["status"] == "done"
+    assert done.result["metrics"].keys() >= {"val/acc", "val/loss", "test/acc", "test/loss"}
+    assert len(done.column("lr")) == 1
+    assert (done.folder / "checkpoints" / "best.ckpt").is_file()
+
+
+def requirements(group: str, option: str, tree) -> list[str]:
+    """Skip what this machine can't do, with the reason, and return the overrides that an option needs."""
+    if option == "gpu" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    if option == "tensorboard":
+        pytest.importorskip("tensorboard", reason="needs the extra [tensorboard]")
+    if group == "experiment" or option == "fashion_mnist":
+        data = re.search(r"override /data: (\w+)", (CONF / group / f"{option}.yaml").read_text("utf-8"))
+        if (data is None or data[1] == "fashion_mnist") and not find_mnist(Path("data"), "FashionMNIST"):
+            pytest.skip("needs Fashion-MNIST: apt-get install dataset-fashion-mnist")
+    return {
+        "folder": [f"data.root='{tree({'train': 9})}'"],
+        "gpu": ["trainer.accelerator=gpu"],
+        "ddp": ["trainer.devices=1"],
+    }.get(option, [])
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_yaml_says_what_it_is_and_quotes_on_and_off(path):
+    text = path.read_text("utf-8")
+    assert description(path)
+    bare = re.compile(r"^[^#'\"]*[:\[,]\s*(on|off|yes|no)\s*([,\]#]|$)", re.MULTILINE | re.IGNORECASE)
+    assert not bare.search(text)
+
+
+@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] in GROUPS_OF_OURS])
+def test_one_word_in_three_places(group, option):
+    node = configure(f"{group}={option}", *(["data.root=x"] if option == "folder" else []))[group]
+    node = node[option] if group == "penalty" and option != "none" else node
+    if "_target_" in node:
+        name = OTHER_NAME.get(f"{group}={option}", option)
+        assert node._target_ == f"tricklab.{group}.{name}"
+        assert get_object(node._target_).__doc__
+
+
+def test_the_names_that_others_rely_on():
+    cfg = configure("penalty=[l1,l2]", "scheduler=cosine", "mixup=on", "data=folder")
+    for name in (
+        "seed name tags stop_after data.batch_size data.root data.train_size data.val_size data.label_noise "
+        "model.dropout loss.label_smoothing mixup.alpha penalty.l1.strength penalty.l2.strength optimizer.lr "
+        "optimizer.weight_decay scheduler.warmup scheduler.floor trainer.max_epochs trainer.devices "
+        "trainer.accumulate_grad_batches trainer.precision"
+    ).split():
+        node = cfg
+        for part in name.split("."):
+            assert part in node, name
+            node = node[part]
+    assert cfg.trainer.devices == 1
+    assert {"every", "gamma"} <= set(configure("scheduler=step").scheduler)
+    assert {"milestones", "gamma"} <= set(configure("scheduler=multistep").scheduler)

@@ -1,0 +1,262 @@
+import gzip
+import struct
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import configure
+from PIL import Image
+
+from tricklab.augment import flip_crop
+from tricklab.build import build
+from tricklab.data.files import decode
+from tricklab.data.module import moments
+from tricklab.data.split import corrupt, stratified_order
+from tricklab.errors import UserError
+from tricklab.mixup import mixup
+
+
+def data(*overrides, **options):
+    return build(configure("data=fake", "data.images=100", "data.test_images=20", *overrides).data, **options)
+
+
+def at(module, epoch=0, batch=0, rank=0, ranks=1):
+    """Give a data module a trainer that is at this place."""
+    progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=batch)))
+    module.trainer = SimpleNamespace(
+        training=True,
+        current_epoch=epoch,
+        fit_loop=SimpleNamespace(epoch_loop=progress),
+        global_rank=rank,
+        world_size=ranks,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
+    module.setup("fit")
+    return module
+
+
+@pytest.mark.parametrize("size", [10, 33, 64])
+def test_every_beginning_is_stratified(size):
+    labels = torch.arange(400) % 4
+    labels[200:] = 3  # 50, 50, 50, 250
+    chosen = labels[stratified_order(labels, 0, "val")[:size]]
+    share = chosen.bincount(minlength=4) / size
+    assert torch.allclose(share, torch.tensor([0.125, 0.125, 0.125, 0.625]), atol=1.5 / size)
+
+
+def test_ten_images_of_ten_classes_are_one_each():
+    module = data("data.train_size=10")
+    assert module.train.labels[module.train_rows].sort().values.tolist() == list(range(10))
+
+
+def test_parts_do_not_overlap_and_have_seeds_of_their_own():
+    one, other, split = data(seed=0), data(seed=1), data("data.split_seed=1")
+    assert set(one.train_rows.tolist()) | set(one.val_rows.tolist()) == set(range(100))
+    assert len(one.train_rows) + len(one.val_rows) == 100
+    assert torch.equal(one.val_rows, other.val_rows)
+    assert not torch.equal(one.val_rows.sort().values, split.val_rows.sort().values)
+
+
+def test_label_noise_is_exact_fixed_by_the_seed_and_in_training_only():
+    clean, noisy, again, other = (data(f"data.label_noise={x}", seed=s) for x, s in ((0, 0), (0.4, 0), (0.4, 0), (0.4, 1)))
+    wrong = noisy.train.labels != clean.train.labels
+    assert wrong.sum() == round(0.4 * len(clean.train_rows))
+    assert not wrong[clean.val_rows].any()
+    assert torch.equal(noisy.source.train.labels, clean.source.train.labels)
+    assert torch.equal(noisy.source.test.labels, clean.source.test.labels)
+    assert torch.equal(noisy.train.labels, again.train.labels)
+    assert not torch.equal(noisy.train.labels, other.train.labels)
+
+
+def test_wrong_labels_are_uniform_over_the_others():
+    noisy = corrupt(torch.zeros(10_000, dtype=torch.long), 1.0, classes=5, seed=0)
+    assert noisy.bincount(minlength=5)[0] == 0
+    assert noisy.bincount(minlength=5)[1:].float().std() < 100
+
+
+@pytest.mark.parametrize("wrong", ["data.val_size=100", "data.train_size=1000", "data.val_size=0"])
+def test_sizes_that_do_not_exist(wrong):
+    with pytest.raises(UserError, match=wrong.replace(".", r"\.")):
+        data(wrong)
+
+
+def test_digits_has_one_test_set():
+    one, other = (build(configure("data=digits").data, seed=s) for s in (0, 1))
+    assert torch.equal(one.source.test.images, other.source.test.images)
+    assert len(one.source.test.labels) == 359
+    assert one.source.test.labels.bincount().min() >= 34
+    assert one.train.images.dtype == torch.uint8
+    assert one.train.images.max() == 255
+
+
+def test_moments_are_those_of_the_training_part():
+    images = torch.randint(256, (50, 3, 4, 5), dtype=torch.uint8)
+    images[25:] = 255
+    mean, std = moments(images, torch.arange(25))
+    pixels = images[:25].double() / 255
+    assert mean == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=1e-12)
+    assert std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist(), abs=1e-12)
+    assert moments(images, torch.arange(25, 50)) == ([1.0] * 3, [1 / 255] * 3)
+
+
+def test_training_batches_are_normalised_and_probabilities():
+    module = at(data("data.batch_size=90"))
+    images, targets = module.on_after_batch_transfer(next(iter(module.train_dataloader())), 0)
+    assert images.mean((0, 2, 3)).abs().max() < 1e-5
+    assert images.std((0, 2, 3), correction=0).sub(1).abs().max() < 1e-5
+    assert targets.shape == (90, 10)
+    assert targets.dtype == torch.float32
+    assert torch.equal(targets.argmax(1), module.train.labels[module._shuffled(0)])
+
+
+def test_evaluation_is_clean_and_complete():
+    module = at(data("data.batch_size=7", augment=flip_crop, seed=3), ranks=1)
+    module.trainer.training = False
+    batches = list(module.test_dataloader())
+    assert torch.equal(torch.cat([b[0] for b in batches]), module.source.test.images)
+    images, labels = module.on_after_batch_transfer(batches[0], 0)
+    assert torch.equal(images, module.normalise(batches[0][0]))
+    assert torch.equal(labels, batches[0][1])
+    split = [list(at(module, rank=rank, ranks=3).test_dataloader()) for rank in range(3)]
+    assert sorted(torch.cat([b[1] for part in split for b in part]).tolist()) == sorted(module.source.test.labels.tolist())
+
+
+def test_order_changes_with_the_epoch_and_starts_anywhere():
+    module = data("data.batch_size=16")
+    whole = [x for x, _ in at(module, epoch=2).train_dataloader()]
+    rest = [x for x, _ in at(module, epoch=2, batch=4).train_dataloader()]
+    assert len(whole) == 6
+    assert all(torch.equal(a, b) for a, b in zip(whole[4:], rest, strict=True))
+    assert not torch.equal(whole[0], next(iter(at(module, epoch=3).train_dataloader()))[0])
+
+
+def test_the_global_batch_is_the_same_for_any_number_of_ranks():
+    module, two = data("data.batch_size=16", augment=flip_crop), data("data.batch_size=8", augment=flip_crop)
+    for batch in range(6):
+        whole = module.on_after_batch_transfer(next(iter(at(module, batch=batch).train_dataloader())), 0)
+        for rank in range(2):
+            part = next(iter(at(two, batch=batch, rank=rank, ranks=2).train_dataloader()))
+            images, targets = two.on_after_batch_transfer(part, 0)
+            assert torch.equal(images, whole[0][rank::2])
+            assert torch.equal(targets, whole[1][rank::2])
+
+
+def test_mixing_moves_no_other_stream():
+    def mix(images, targets, generator):
+        mixup(images, targets, generator, alpha=1.0)
+        return images, targets
+
+    plain, mixed = data(augment=flip_crop), data(augment=flip_crop, mixup=mix)
+    for module in (plain, mixed):
+        module.seen = module.on_after_batch_transfer(next(iter(at(module).train_dataloader())), 0)
+    assert torch.equal(plain.seen[0], mixed.seen[0])
+
+
+def test_ranks_mix_differently():
+    module = data("data.batch_size=8", mixup=lambda x, y, g: (x, torch.rand(2, generator=g)))
+    draws = []
+    for rank in range(2):
+        batch = next(iter(at(module, rank=rank, ranks=2).train_dataloader()))
+        draws.append(module.on_after_batch_transfer(batch, 0)[1])
+    assert not torch.equal(*draws)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 5, 9), (4, 1, 1)])
+def test_fake_has_any_shape(shape):
+    channels, height, width = shape
+    module = data(f"data.channels={channels}", f"data.height={height}", f"data.width={width}", "data.classes=7")
+    assert module.shape == shape
+    assert module.classes == list("0123456")
+
+
+@pytest.mark.parametrize("parts", [{"train": 9, "val": 4, "test": 5}, {"train": 9, "test": 5}, {"train": 9}, {".": 9}])
+def test_folder_splits(tree, parts):
+    root = tree(parts)
+    module = build(configure("data=folder", f"data.root='{root}'", "data.val_size=4", "data.test_size=6").data)
+    assert module.classes == ["cat", "dog"]
+    assert len(module.val_rows) == (8 if "val" in parts else 4)
+    assert len(module.source.test.labels) == (10 if "test" in parts else 6)
+    images = 18 - (0 if "test" in parts else 6) - (0 if "val" in parts else 4)
+    assert len(module.train_rows) == images
+    assert module.shape == (3, 32, 32)
+
+
+def test_folder_of_one_size_stays_as_it_is_and_mixed_sizes_are_named(tree):
+    root = tree({"train": 1})
+    for part in ("cat", "dog"):
+        Image.new("RGB", (12, 12)).save(root / "train" / part / "1.png")
+    options = ["data=folder", f"data.root='{root}'", "data.resize=null", "data.val_size=1", "data.test_size=2"]
+    assert build(configure(*options).data).shape == (3, 12, 12)
+    Image.new("RGB", (13, 12)).save(root / "train" / "dog" / "2.png")
+    with pytest.raises(UserError, match=r"2\.png.*data\.resize"):
+        build(configure(*options).data)
+
+
+def test_a_file_that_is_no_image_is_named(tree):
+    root = tree({"train": 3})
+    (root / "train" / "cat" / "x.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"x\.png can't be decoded"):
+        build(configure("data=folder", f"data.root='{root}'").data)
+
+
+def test_test_folder_with_another_class(tree):
+    root = tree({"train": 3, "test": 1})
+    (root / "test" / "emu").mkdir()
+    with pytest.raises(UserError, match="emu"):
+        build(configure("data=folder", f"data.root='{root}'").data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16", "I", "F"])
+def test_every_mode_keeps_its_grey(tmp_path, mode):
+    grey = 200
+    if mode in ("I;16", "I"):
+        image = Image.fromarray(np.full((6, 6), grey * 257, np.uint16 if mode == "I;16" else np.int32))
+    elif mode == "1":
+        image, grey = Image.new("1", (6, 6), 1), 255
+    else:
+        image = Image.new("L", (6, 6), grey).convert("RGB" if mode == "CMYK" else mode).convert(mode)
+    path = tmp_path / ("x.tif" if mode in ("F", "I", "CMYK") else "x.png")
+    image.save(path)
+    pixels = decode(path, resize=4, mode="RGB")
+    assert pixels.shape == (3, 4, 4)
+    assert pixels.float().mean() == pytest.approx(grey, abs=3)
+
+
+def idx(path, array):
+    content = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.mark.parametrize(("place", "end"), [("", ""), ("", ".gz"), ("FashionMNIST/raw", ""), ("fashion-mnist", ".gz")])
+def test_fashion_mnist_from_a_local_copy(tmp_path, place, end):
+    folder = tmp_path / place
+    folder.mkdir(parents=True, exist_ok=True)
+    random = np.random.default_rng(0)
+    pixels = {n: random.integers(0, 256, (n, 28, 28), dtype=np.uint8) for n in (40, 20)}
+    for part, n in (("train", 40), ("t10k", 20)):
+        idx(folder / f"{part}-images-idx3-ubyte{end}", pixels[n])
+        idx(folder / f"{part}-labels-idx1-ubyte{end}", (np.arange(n) % 10).astype(np.uint8))
+    module = build(configure("data=fashion_mnist", f"data.root={tmp_path}").data)
+    assert np.array_equal(module.source.train.images[:, 0], pixels[40])
+    assert np.array_equal(module.source.test.images[:, 0], pixels[20])
+    assert module.classes[9] == "Ankle boot"
+
+
+def test_fashion_mnist_missing_says_what_and_where(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    def offline(*args, **kwargs):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(datasets, "FashionMNIST", offline)
+    monkeypatch.setattr("tricklab.data.files.DEBIAN", tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz.*no route to host"):
+        build(configure("data=fashion_mnist", f"data.root={tmp_path}").data)
+
+
+def test_fashion_mnist_cut_short_is_named(tmp_path):
+    for file in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (tmp_path / f"{file}-ubyte").write_bytes(b"\x00\x00\x08\x01\x00\x00\x00\x09short")
+    with pytest.raises(UserError, match="train-images-idx3-ubyte is not an idx file"):
+        build(configure("data=fashion_mnist", f"data.root={tmp_path}").data)

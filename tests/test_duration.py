@@ -1,0 +1,65 @@
+import math
+
+import pytest
+
+from tricklab.duration import Length, parse, run_length, to_steps
+from tricklab.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [("5ep", 50), ("0.5ep", 5), ("7it", 7), ("10%", 20), ("0.1%", 1), (0, 0), ("0", 0), ("0ep", 0), ("33%", 66)],
+)
+def test_steps(duration, steps):
+    assert to_steps(duration, Length(steps=200, epoch=10)) == steps
+
+
+@pytest.mark.parametrize("wrong", [5, 1.5, "5", "5 ep", "ep", "5epochs", "-1ep", "", True, None])
+def test_wrong_durations_are_refused(wrong):
+    with pytest.raises(UserError, match="5ep"):
+        parse(wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (dict(images=1000, batch_size=100, max_epochs=3), Length(30, 10)),
+        (dict(images=1001 + 1, batch_size=100, max_epochs=3), Length(33, 11)),
+        (dict(images=1002, batch_size=100, max_epochs=3, drop_last=True), Length(30, 10)),
+        (dict(images=1000, batch_size=100, max_epochs=3, accumulate=4), Length(9, 3)),
+        (dict(images=1000, batch_size=100, max_epochs=3, limit_batches=7), Length(21, 7)),
+        (dict(images=1000, batch_size=100, max_epochs=3, limit_batches=0.25), Length(6, 2)),
+        (dict(images=1000, batch_size=100, max_epochs=3, max_steps=12), Length(12, 10)),
+        (dict(images=1000, batch_size=100, max_epochs=-1, max_steps=12), Length(12, 10)),
+        (dict(images=1000, batch_size=100, max_epochs=3, ranks=2), Length(15, 5)),
+        (dict(images=1001, batch_size=100, max_epochs=1), Length(10, 10)),  # a lone image has no batch statistics
+        (dict(images=7, batch_size=100, max_epochs=2), Length(2, 1)),
+    ],
+)
+def test_run_length(options, expected):
+    assert run_length(**options) == expected
+
+
+def test_run_length_is_lightnings_and_is_what_happens(run):
+    """The steps that a real fit takes, with a last window that is not full."""
+    for overrides in (
+        ("data.batch_size=100", "trainer.accumulate_grad_batches=3"),
+        ("data.drop_last=true", "trainer.accumulate_grad_batches=4"),
+        ("trainer.limit_train_batches=0.5",),
+        ("trainer.max_steps=7",),
+    ):
+        done = run("model=mlp", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", *overrides, folder=overrides[-1])
+        options = dict(o.split("=") for o in overrides)
+        expected = run_length(
+            images=1294,
+            batch_size=int(options.get("data.batch_size", 128)),
+            max_epochs=2,
+            max_steps=int(options.get("trainer.max_steps", -1)),
+            limit_batches=float(options.get("trainer.limit_train_batches", 1.0)),
+            accumulate=int(options.get("trainer.accumulate_grad_batches", 1)),
+            drop_last="data.drop_last" in options,
+        )
+        rates = done.column("lr")
+        assert len(rates) == expected.steps
+        assert done.column("step")[-1] == expected.steps
+        assert math.isfinite(done.result["objective"])

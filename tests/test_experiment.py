@@ -1,0 +1,216 @@
+import json
+import subprocess
+
+import pytest
+import torch
+import yaml
+from conftest import ONE_BATCH, ROOT, configure
+
+from tricklab.build import build, check_target
+from tricklab.errors import UserError
+from tricklab.record import config_hash
+
+SHORT = ("model=mlp", "trainer.log_every_n_steps=1")
+
+
+def test_what_a_run_leaves(run):
+    done = run(*SHORT, "scheduler=cosine", "trainer.max_epochs=4")
+    result = done.result
+    assert result["status"] == "done"
+    assert result["reason"] is None
+    assert result["objective"] == result["metrics"]["val/acc"] == max(done.column("val/acc"))
+    assert result["metrics"]["test/acc"] > 0.8
+    assert result["seconds"] > 0
+    assert result["images_per_second"] > 0
+    assert result["devices"] == ["cpu"]
+    assert {"python", "torch", "pytorch-lightning", "hydra-core"} <= set(result["versions"])
+    assert "scheduler=cosine" in result["overrides"]
+    config = yaml.safe_load((done.folder / "config.yaml").read_text("utf-8"))
+    assert config["scheduler"]["_target_"] == "tricklab.scheduler.cosine"
+    assert config["dataset"]["classes"] == [str(k) for k in range(10)]
+    assert (config["dataset"]["channels"], config["dataset"]["height"], config["dataset"]["width"]) == (1, 8, 8)
+    assert 0 < config["dataset"]["mean"][0] < 1
+    first = (done.folder / "metrics.csv").read_text().splitlines()[0]
+    assert first.split(",") == "epoch step lr train/grad_norm train/loss train/acc val/loss val/acc".split()
+
+
+def test_checkpoints_are_plain_and_the_right_ones(run):
+    """The rate is so high that the last epoch is not the best."""
+    done = run(*SHORT, "optimizer.lr=1.0", "trainer.max_epochs=8", "trainer.max_steps=85")
+    best, last = (torch.load(done.folder / "checkpoints" / f"{n}.ckpt", weights_only=True) for n in ("best", "last"))
+    assert last["global_step"] == 85
+    losses, accuracies, steps = (done.column(c) for c in ("val/loss", "val/acc", "step"))
+    ends = [int(s) for s, row in zip(steps, (done.folder / "metrics.csv").read_text().splitlines()[1:]) if row[-1] != ","]
+    chosen = min(range(len(losses)), key=lambda i: (-accuracies[i], losses[i]))
+    assert best["global_step"] == ends[chosen]
+    assert done.result["metrics"]["val/loss"] == losses[chosen]
+    assert best["global_step"] != last["global_step"]
+    assert sorted(p.name for p in (done.folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_equal_accuracy_goes_to_the_lower_loss():
+    from types import SimpleNamespace
+
+    from tricklab.callbacks import BestCheckpoint
+
+    best, kept = BestCheckpoint(), []
+    for acc, loss in [(0.5, 1.0), (0.5, 0.9), (0.5, 0.95), (0.4, 0.1), (0.6, 2.0)]:
+        results = {"val/acc": acc, "val/loss": loss}
+        kept.append(best.check_monitor_top_k(SimpleNamespace(lightning_module=SimpleNamespace(results=results))))
+    assert kept == [True, True, False, False, True]
+    resumed = BestCheckpoint()
+    resumed.load_state_dict(best.state_dict() | {"dirpath": None})
+    assert resumed.best == {"val/acc": 0.6, "val/loss": 2.0}
+
+
+def test_test_results_are_those_of_best(run):
+    done = run(*SHORT, "optimizer.lr=1.0", "trainer.max_epochs=6")
+    weights = torch.load(done.folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    cfg = configure(*SHORT)
+    data = build(cfg.data, seed=0)
+    from tricklab.experiment import build_net
+
+    net = build_net(cfg, data)
+    net.load_state_dict({k.removeprefix("net."): v for k, v in weights.items()})
+    images, labels = data.source.test
+    mean, std = 255 * torch.tensor(data.mean), 255 * torch.tensor(data.std)
+    with torch.no_grad():
+        logits = net.eval()((images.float() - mean) / std)
+    assert done.result["metrics"]["test/acc"] == (logits.argmax(1) == labels).double().mean().item()
+    loss = torch.nn.functional.cross_entropy(logits, labels).item()
+    assert done.result["metrics"]["test/loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_same_seed_same_numbers_other_seed_others(run):
+    options = (*ONE_BATCH, "model.dropout=0.3", "mixup=on", "augment=flip_crop")
+    runs = [run(*options, f"seed={seed}", folder=str(i)) for i, seed in enumerate((5, 5, 6))]
+    files = [(r.folder / "metrics.csv").read_text() for r in runs]
+    assert files[0] == files[1] != files[2]
+
+
+def test_stop_after_is_a_part_of_the_same_run(run):
+    whole = run(*SHORT, "scheduler=cosine", "trainer.max_epochs=4", folder="whole")
+    part = run(*SHORT, "scheduler=cosine", "trainer.max_epochs=4", "stop_after=2ep", folder="part")
+    for column in ("lr", "train/loss"):
+        assert part.column(column) == whole.column(column)[:22]
+    assert part.column("val/loss") == whole.column("val/loss")[:2]
+
+
+def test_smoothing_is_in_the_training_loss_alone(run):
+    plain, smooth = run(*ONE_BATCH, folder="plain"), run(*ONE_BATCH, "loss=smooth", folder="smooth")
+    assert plain.column("train/loss") != smooth.column("train/loss")
+    assert plain.column("val/acc") == pytest.approx(smooth.column("val/acc"), abs=0.1)
+    assert smooth.column("val/loss")[0] == pytest.approx(plain.column("val/loss")[0], rel=1e-2)
+
+
+def test_ema_is_what_is_kept(run):
+    done = run(*SHORT, "callbacks=ema", "trainer.max_epochs=2")
+    last = torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert any(not torch.equal(v, last["current_model_state"][k]) for k, v in last["state_dict"].items())
+
+
+def test_early_stopping(run):
+    done = run(*SHORT, "callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=0")
+    assert len(done.column("val/loss")) == 2
+
+
+def test_overfitting_ten_images(run):
+    done = run("debug=overfit", "model=convnet")
+    assert done.column("train/acc")[-1] == 1
+    assert done.column("train/loss")[-1] < 0.05
+
+
+def test_one_evaluation_of_accumulated_batches_is_that_of_the_whole(run):
+    """Two batches of 64 make the step of one batch of 128: no batch norm, no last batch."""
+    options = (*SHORT, "model.batch_norm=false", "data.drop_last=true", "trainer.max_epochs=2", "penalty=[l1,l2]")
+    whole = run(*options, "data.batch_size=128", folder="whole")
+    parts = run(*options, "data.batch_size=64", "trainer.accumulate_grad_batches=2", folder="parts")
+    for column in ("train/loss", "train/l1", "train/l2", "val/loss"):
+        assert parts.column(column) == pytest.approx(whole.column(column), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["data=folder", "data.root=/nowhere"], "data.root=/nowhere is not a folder"),
+        (["scheduler=cosine", "scheduler.warmup=15ep"], "scheduler.warmup=15ep"),
+        (["data.batch_size=5000", "data.drop_last=true"], "make no step"),
+        (["model=resnet", "model.depth=21"], "model.depth=21"),
+        (["trainer.precision=17"], "17"),
+    ],
+)
+def test_a_failed_run_says_why(run, tmp_path, overrides, reason):
+    with pytest.raises(UserError, match=reason):
+        run(*overrides)
+    result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
+    assert result["status"] == "failed"
+    assert reason in result["reason"]
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+def test_an_interrupted_run_says_so(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("tricklab.module.ImageClassifier.on_train_batch_end", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit):
+        run(*SHORT)
+    assert json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["status"] == "interrupted"
+
+
+def test_config_hash_leaves_out_what_changes_no_number():
+    one = {"seed": 0, "data": {"batch_size": 1, "num_workers": 2}, "name": "a", "tags": [1], "logger": {}}
+    same = {"logger": {"x": 1}, "name": "b", "tags": [], "data": {"num_workers": 0, "batch_size": 1}, "seed": 0}
+    assert config_hash(one) == config_hash(same)
+    assert config_hash(one) != config_hash(one | {"seed": 1})
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["os.system", "tricklab.record.subprocess.run", "tricklab.record.os.system", "torch.nn.modules.module.torch.load", "builtins.eval"],
+)
+def test_a_config_can_not_call_anything_else(target):
+    with pytest.raises(UserError, match="not allowed"):
+        check_target(target)
+    with pytest.raises(UserError, match="not allowed"):
+        build(configure(f"+model.extra._target_={target}").model)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_with_the_double_batch(train, tmp_path):
+    options = ["model=mlp", "model.batch_norm=false", "trainer.max_epochs=2", "penalty=l2", "trainer.accelerator=cpu"]
+    one = train(*options, "data.batch_size=64", "hydra.run.dir=one")
+    two = train(*options, "data.batch_size=32", "hydra.run.dir=two", "trainer=ddp", "trainer.devices=2")
+    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
+    results = [json.loads((tmp_path / name / "result.json").read_text("utf-8")) for name in ("one", "two")]
+    assert results[0]["metrics"] == pytest.approx(results[1]["metrics"], abs=1e-6)
+    assert results[1]["devices"] == ["cpu", "cpu"]
+    assert two.stdout.count("test accuracy") == 1
+
+
+@pytest.mark.slow
+def test_compiled_trains_and_its_checkpoint_loads_uncompiled(run):
+    done = run(*ONE_BATCH, "model=mlp", "trainer.compile=true", folder="compiled")
+    plain = run(*ONE_BATCH, "model=mlp", folder="plain")
+    one, other = (torch.load(r.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for r in (done, plain))
+    assert one.keys() == other.keys()
+    assert all(torch.allclose(one[k].float(), other[k].float(), atol=1e-4) for k in one)
+
+
+@pytest.mark.slow
+def test_the_first_command_reaches_its_accuracy(train):
+    """Five seeds of the README's first command, each at 0.98 or more."""
+    for seed in range(5):
+        done = train("scheduler=cosine", "mixup=on", f"seed={seed}")
+        accuracy = float(done.stdout.split("test accuracy ")[1].split()[0])
+        assert accuracy >= 0.98
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_names_its_device(run):
+    done = run(*ONE_BATCH, "trainer=gpu", "trainer.accelerator=gpu", "mixup=on", "augment=rotate_crop_flip")
+    assert done.result["devices"] == [torch.cuda.get_device_name(0)]
+
+
+def test_git_state_is_kept(run):
+    git = run(*ONE_BATCH).result["git"]
+    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert git is None or git["commit"] == head.stdout.strip()
