@@ -22,7 +22,6 @@ def imported(trace: str, module: str) -> bool:
         (["model.dropuot=0.1"], 1, "model.dropuot does not exist; allowed: depth, dropout, widths. Did you mean 'dropout'?"),
         (["experiment=fashion_fats"], 1, "Did you mean 'fashion_fast'?"),
         (["penalty=[l1,l3]"], 1, "penalty=l3 does not exist; allowed: l1, l2, none. Did you mean"),
-        (["data=_options"], 1, "data=_options does not exist; allowed: digits, fake, fashion_mnist, folder"),
         (["scheduler.warmup=5", "scheduler=cosine"], 1, "scheduler.warmup=5 is not a duration; allowed: 0, or a number with a unit: 5ep"),
         (["data.batch_size=big"], 1, "data.batch_size='big' is a str; allowed: int"),
         (["model.dropout=1.5"], 1, "model.dropout=1.5; allowed: 0 to 1"),

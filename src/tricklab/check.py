@@ -37,6 +37,7 @@ RANGES = {  # by the last word of a key: lowest and highest
     "flip": (0, 1),
     "padding": (0, math.inf),
     "seed": (0, math.inf),
+    "limit_val_batches": (0.001, math.inf),  # best.ckpt is chosen by validation
     "accumulate_grad_batches": (1, math.inf),
     "log_every_n_steps": (1, math.inf),
 }

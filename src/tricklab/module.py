@@ -88,6 +88,7 @@ class ImageClassifier(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.global_step >= self.last_step:
             self.trainer.should_stop = True  # unlike max_steps it validates first, even in the middle of an epoch
+            self.trainer.check_val_every_n_epoch = 1  # and in any epoch
 
     def on_validation_epoch_start(self) -> None:
         self.sums.clear()
