@@ -8,15 +8,17 @@ from omegaconf import DictConfig
 
 from tricklab import cli
 
+CONF = Path(__file__).parent / "conf"
+
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
     from tricklab import experiment  # takes seconds, so not before the options are known to be right
 
     run = HydraConfig.get()
-    with cli.one_line():
+    with cli.one_line(CONF):
         return experiment.run(cfg, Path(run.runtime.output_dir), list(run.overrides.task))
 
 
 if __name__ == "__main__":
-    cli.launch(main, Path(__file__).parent / "conf")
+    cli.launch(main, CONF)

@@ -59,7 +59,9 @@ def test_parts_do_not_overlap_and_have_seeds_of_their_own():
 
 
 def test_label_noise_is_exact_fixed_by_the_seed_and_in_training_only():
-    clean, noisy, again, other = (data(f"data.label_noise={x}", seed=s) for x, s in ((0, 0), (0.4, 0), (0.4, 0), (0.4, 1)))
+    clean, noisy, again, other = (
+        data(f"data.label_noise={x}", seed=s) for x, s in ((0, 0), (0.4, 0), (0.4, 0), (0.4, 1))
+    )
     wrong = noisy.train.labels != clean.train.labels
     assert wrong.sum() == round(0.4 * len(clean.train_rows))
     assert not wrong[clean.val_rows].any()
@@ -119,7 +121,9 @@ def test_evaluation_is_clean_and_complete():
     assert torch.equal(images, module.normalise(batches[0][0]))
     assert torch.equal(labels, batches[0][1])
     split = [list(at(module, rank=rank, ranks=3).test_dataloader()) for rank in range(3)]
-    assert sorted(torch.cat([b[1] for part in split for b in part]).tolist()) == sorted(module.source.test.labels.tolist())
+    assert sorted(torch.cat([b[1] for part in split for b in part]).tolist()) == sorted(
+        module.source.test.labels.tolist()
+    )
 
 
 def test_order_changes_with_the_epoch_and_starts_anywhere():

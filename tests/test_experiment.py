@@ -31,16 +31,18 @@ def test_what_a_run_leaves(run):
     assert (config["dataset"]["channels"], config["dataset"]["height"], config["dataset"]["width"]) == (1, 8, 8)
     assert 0 < config["dataset"]["mean"][0] < 1
     first = (done.folder / "metrics.csv").read_text().splitlines()[0]
-    assert first.split(",") == "epoch step lr train/grad_norm train/loss train/acc val/loss val/acc".split()
+    assert first.split(",") == ["epoch", "step", "lr", "train/grad_norm", "train/loss", "train/acc", "val/loss", "val/acc"]
 
 
 def test_checkpoints_are_plain_and_the_right_ones(run):
     """The rate is so high that the last epoch is not the best."""
-    done = run(*SHORT, "optimizer.lr=1.0", "trainer.max_epochs=8", "trainer.max_steps=85")
+    done = run(*SHORT, "optimizer.lr=3.0", "trainer.max_epochs=8", "trainer.max_steps=85")
     best, last = (torch.load(done.folder / "checkpoints" / f"{n}.ckpt", weights_only=True) for n in ("best", "last"))
     assert last["global_step"] == 85
     losses, accuracies, steps = (done.column(c) for c in ("val/loss", "val/acc", "step"))
-    ends = [int(s) for s, row in zip(steps, (done.folder / "metrics.csv").read_text().splitlines()[1:]) if row[-1] != ","]
+    ends = [
+        int(s) for s, row in zip(steps, (done.folder / "metrics.csv").read_text().splitlines()[1:]) if row[-1] != ","
+    ]
     chosen = min(range(len(losses)), key=lambda i: (-accuracies[i], losses[i]))
     assert best["global_step"] == ends[chosen]
     assert done.result["metrics"]["val/loss"] == losses[chosen]
@@ -149,7 +151,9 @@ def test_a_failed_run_says_why(run, tmp_path, overrides, reason):
 
 
 def test_an_interrupted_run_says_so(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("tricklab.module.ImageClassifier.on_train_batch_end", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        "tricklab.module.ImageClassifier.on_train_batch_end", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(SystemExit):
         run(*SHORT)
     assert json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["status"] == "interrupted"
@@ -164,7 +168,13 @@ def test_config_hash_leaves_out_what_changes_no_number():
 
 @pytest.mark.parametrize(
     "target",
-    ["os.system", "tricklab.record.subprocess.run", "tricklab.record.os.system", "torch.nn.modules.module.torch.load", "builtins.eval"],
+    [
+        "os.system",
+        "tricklab.record.subprocess.run",
+        "tricklab.record.os.system",
+        "torch.nn.modules.module.torch.load",
+        "builtins.eval",
+    ],
 )
 def test_a_config_can_not_call_anything_else(target):
     with pytest.raises(UserError, match="not allowed"):
@@ -189,7 +199,9 @@ def test_two_processes_are_one_with_the_double_batch(train, tmp_path):
 def test_compiled_trains_and_its_checkpoint_loads_uncompiled(run):
     done = run(*ONE_BATCH, "model=mlp", "trainer.compile=true", folder="compiled")
     plain = run(*ONE_BATCH, "model=mlp", folder="plain")
-    one, other = (torch.load(r.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for r in (done, plain))
+    one, other = (
+        torch.load(r.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for r in (done, plain)
+    )
     assert one.keys() == other.keys()
     assert all(torch.allclose(one[k].float(), other[k].float(), atol=1e-4) for k in one)
 

@@ -71,7 +71,9 @@ def test_box_has_the_area_when_it_is_not_cut_off(lam, area):
 
 
 def test_training_accuracy_is_named_for_the_mixing(run):
-    assert "train/acc" in run("debug=batch", folder="off").folder.joinpath("metrics.csv").read_text().split("\n")[0].split(",")
+    assert "train/acc" in run("debug=batch", folder="off").folder.joinpath("metrics.csv").read_text().split("\n")[
+        0
+    ].split(",")
     header = run("debug=batch", "mixup=on", folder="on").folder.joinpath("metrics.csv").read_text().split("\n")[0]
     assert "train/acc_mixed" in header.split(",")
     assert "train/acc" not in header.split(",")

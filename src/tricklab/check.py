@@ -112,13 +112,14 @@ def fits(value: Any, default: Any) -> bool:
 def defaults(config: DictConfig) -> DictConfig:
     """Merge the files of the chosen options as they are: without experiment, debug and single values."""
     loader = GlobalHydra.instance().config_loader()
-    run, overrides = config.hydra.job.config_name, list(config.hydra.overrides.task)
-    files = loader.compute_defaults_list(run, overrides, RunMode.RUN).defaults
-    conf = next(Path(s.path) for s in config.hydra.runtime.config_sources if s.provider == "main")
+    overrides = [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
+    files = loader.compute_defaults_list(config.hydra.job.config_name, overrides, RunMode.RUN).defaults
+    folders = [Path(source.path) for source in config.hydra.runtime.config_sources if source.schema == "file"]
     merged: Any = OmegaConf.create()
     for file in files:
         if not str(file.config_path).startswith(("hydra/", "experiment/", "debug/")):
-            content = cast(DictConfig, OmegaConf.load(conf / f"{file.config_path}.yaml"))
+            path = next(p for p in (f / f"{file.config_path}.yaml" for f in folders) if p.is_file())
+            content = cast(DictConfig, OmegaConf.load(path))
             content.pop("defaults", None)
             merged = OmegaConf.merge(merged, {file.package: content} if file.package else content)
     return cast(DictConfig, merged)

@@ -23,17 +23,17 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
         print(help_text(conf))
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own pages and exits
-    with one_line():
+    with one_line(conf):
         main()
 
 
 @contextmanager
-def one_line() -> Iterator[None]:
+def one_line(conf: Path) -> Iterator[None]:
     """Turn a mistake of the user into its message, without a traceback, and exit code 1."""
     try:
         yield
     except (HydraException, OmegaConfBaseException, UserError) as error:
-        sys.exit(f"error: {explain(error)}")
+        sys.exit(f"error: {explain(error, conf)}")
 
 
 def options(group: Path) -> list[str]:
@@ -64,22 +64,21 @@ def description(path: Path) -> str:
     return comments[0] if comments else ""
 
 
-def explain(error: BaseException) -> str:
+def explain(error: BaseException, conf: Path) -> str:
     """Say in one line what is wrong, what is allowed and which right word is nearest."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return unknown(f"{group}={option}", option, [o for o in error.options or [] if not o.startswith("_")])
+        return unknown(f"{group}={option}", option, options(conf / group))
     cause = error.__cause__
     parent = getattr(cause, "parent_node", None)
     if isinstance(error, ConfigCompositionException) and isinstance(parent, DictConfig):
-        siblings = [str(key) for key in parent if not str(key).startswith("_")]
-        return unknown(getattr(cause, "full_key", ""), str(getattr(cause, "key", "")), siblings)
+        return unknown(getattr(cause, "full_key", ""), str(getattr(cause, "key", "")), map(str, parent))
     return " ".join(str(error).split("\nSee ")[0].split())
 
 
 def unknown(what: str, word: str, allowed: Iterable[str]) -> str:
     """Say that `what` does not exist, what there is, and the nearest to `word`."""
-    allowed = sorted(allowed)
+    allowed = sorted(a for a in allowed if not a.startswith("_"))  # _target_ and the like are not for overriding
     return f"{what} does not exist; allowed: {', '.join(allowed) or 'nothing'}.{nearest(word, allowed)}"
 
 
