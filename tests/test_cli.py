@@ -6,6 +6,7 @@ import pytest
 from conftest import CONF, ONE_BATCH, configure
 
 from tricklab.cli import help_text, options, run_name
+from tricklab.errors import UserError
 
 
 def imported(trace: str, module: str) -> bool:
@@ -115,6 +116,15 @@ def test_two_runs_never_share_a_folder(train, tmp_path):
     for _ in range(2):
         assert train(*ONE_BATCH).returncode == 0
     assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_folder_that_can_not_be_written(train, tmp_path, monkeypatch):
+    from tricklab import check
+
+    monkeypatch.setattr(check.os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    with pytest.raises(UserError, match=f"{tmp_path} can't be written"):
+        check.check_folder(tmp_path / "a" / "b")
+    check.check_folder(tmp_path.parent / "c")
 
 
 def test_multirun(train, tmp_path):

@@ -143,7 +143,10 @@ def check_folder(folder: Path) -> None:
     """Refuse to write over an earlier run.
 
     Raises:
-        UserError: the folder holds a run.
+        UserError: the folder holds a run, or can't be written.
     """
+    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise UserError(f"hydra.run.dir={folder}: {there} can't be written; choose another folder")
     if (folder / "config.yaml").exists():
         raise UserError(f"hydra.run.dir={folder} holds a run already; choose another folder, or move that one")
