@@ -65,7 +65,30 @@ def test_one_word_in_three_places(group, option):
 
 def test_the_names_that_others_rely_on():
     cfg = configure("penalty=[l1,l2]", "scheduler=cosine", "mixup=on", "data=folder")
-    for name in ["seed", "name", "tags", "stop_after", "data.batch_size", "data.root", "data.train_size", "data.val_size", "data.label_noise", "model.dropout", "loss.label_smoothing", "mixup.alpha", "penalty.l1.strength", "penalty.l2.strength", "optimizer.lr", "optimizer.weight_decay", "scheduler.warmup", "scheduler.floor", "trainer.max_epochs", "trainer.devices", "trainer.accumulate_grad_batches", "trainer.precision"]:
+    for name in [
+        "seed",
+        "name",
+        "tags",
+        "stop_after",
+        "data.batch_size",
+        "data.root",
+        "data.train_size",
+        "data.val_size",
+        "data.label_noise",
+        "model.dropout",
+        "loss.label_smoothing",
+        "mixup.alpha",
+        "penalty.l1.strength",
+        "penalty.l2.strength",
+        "optimizer.lr",
+        "optimizer.weight_decay",
+        "scheduler.warmup",
+        "scheduler.floor",
+        "trainer.max_epochs",
+        "trainer.devices",
+        "trainer.accumulate_grad_batches",
+        "trainer.precision",
+    ]:
         node = cfg
         for part in name.split("."):
             assert part in node, name

@@ -31,7 +31,16 @@ def test_what_a_run_leaves(run):
     assert (config["dataset"]["channels"], config["dataset"]["height"], config["dataset"]["width"]) == (1, 8, 8)
     assert 0 < config["dataset"]["mean"][0] < 1
     first = (done.folder / "metrics.csv").read_text().splitlines()[0]
-    assert first.split(",") == ["epoch", "step", "lr", "train/grad_norm", "train/loss", "train/acc", "val/loss", "val/acc"]
+    assert first.split(",") == [
+        "epoch",
+        "step",
+        "lr",
+        "train/grad_norm",
+        "train/loss",
+        "train/acc",
+        "val/loss",
+        "val/acc",
+    ]
 
 
 def test_checkpoints_are_plain_and_the_right_ones(run):
@@ -135,8 +144,9 @@ def test_one_evaluation_of_accumulated_batches_is_that_of_the_whole(run):
     ("overrides", "reason"),
     [
         (["data=folder", "data.root=/nowhere"], "data.root=/nowhere is not a folder"),
+        (["trainer.max_epochs=-1"], "make no step, or no end"),
         (["scheduler=cosine", "scheduler.warmup=15ep"], "scheduler.warmup=15ep"),
-        (["data.batch_size=5000", "data.drop_last=true"], "make no step"),
+        (["data.batch_size=5000", "data.drop_last=true"], "make no step, or no end"),
         (["model=resnet", "model.depth=21"], "model.depth=21"),
         (["trainer.precision=17"], "17"),
     ],

@@ -36,7 +36,7 @@ def run_length(
     batches = min(batches, limit_batches) if isinstance(limit_batches, int) else int(batches * limit_batches)
     epoch = math.ceil(batches / accumulate)
     limits = [n for n in (max_epochs * epoch, max_steps) if n >= 0]
-    return Length(steps=min(limits), epoch=epoch)
+    return Length(steps=min(limits, default=0), epoch=epoch)
 
 
 def count_batches(images: int, batch_size: int, ranks: int = 1, drop_last: bool = False) -> int:

@@ -137,7 +137,8 @@ def plan_length(cfg: DictConfig, data: ImageData, ranks: int) -> Length:
     if length.steps < 1:
         raise UserError(
             f"{len(data.train_rows)} training images, data.batch_size={data.batch_size}, "
-            f"data.drop_last={data.drop_last} and trainer.max_epochs={t.max_epochs} make no step"
+            f"data.drop_last={data.drop_last}, trainer.max_epochs={t.max_epochs}, trainer.max_steps={t.max_steps} "
+            "make no step, or no end"
         )
     return length
 
