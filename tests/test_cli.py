@@ -4,7 +4,9 @@ import json
 
 import pytest
 from conftest import CONF, ONE_BATCH, configure
+from hydra import compose, initialize_config_dir
 
+from tricklab.check import RANGES, check, check_value
 from tricklab.cli import help_text, options, run_name
 from tricklab.errors import UserError
 
@@ -39,6 +41,8 @@ def imported(trace: str, module: str) -> bool:
         (["data.batch_size=big"], 1, "data.batch_size='big' is a str; allowed: int"),
         (["model.dropout=1.5"], 1, "model.dropout=1.5; allowed: 0 to 1"),
         (["data.batch_size=0"], 1, "data.batch_size=0; allowed: 1 or more"),
+        (["mixup=[on,off]"], 1, "mixup=[on,off]; allowed: one option of mixup"),
+        (["scheduler=cosine", "scheduler.warmup=null"], 1, "scheduler.warmup=None is not a duration"),
         (["trainer.compile=off"], 1, "trainer.compile='off' is a str; allowed: bool"),
         (["a=b=c"], 1, "error: "),
     ],
@@ -106,9 +110,11 @@ def test_first_run_from_another_folder_with_odd_letters(train, tmp_path):
 
 
 def test_folder_names_can_be_typed_back():
-    cfg = configure("penalty=[l1,l2]", "+trainer.plugins=null", "model.widths=[1,2]", "seed=7", hydra=True)
+    cfg = configure(
+        "penalty=[l1,l2]", "+trainer.plugins=null", "model.widths=[1,2]", "seed=7", "data=digits", hydra=True
+    )
     name = run_name(_root_=cfg)
-    assert name == "digits_convnet_trainer.plugins-null_penalty-l1-l2_seed-7"
+    assert name == "digits_convnet_trainer.plugins-null_model.widths-1-2_penalty-l1-l2_seed-7"
     assert run_name(_root_=configure("name='Mine, für α=1'", hydra=True)) == "Mine-f-r-1_seed-0"
 
 
@@ -116,6 +122,32 @@ def test_two_runs_never_share_a_folder(train, tmp_path):
     for _ in range(2):
         assert train(*ONE_BATCH).returncode == 0
     assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+@pytest.mark.parametrize("word", RANGES)
+def test_every_range_is_held(word):
+    low, high = RANGES[word]
+    for value in (low, high):
+        if abs(value) != float("inf"):
+            check_value(f"group.{word}", value, value)
+    for value in (low - 1, high + 1):
+        if abs(value) != float("inf"):
+            with pytest.raises(UserError, match=f"group.{word}={value}; allowed: {low} "):
+                check_value(f"group.{word}", value, value)
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        "trainer.max_epochs=${data.batch_size}",
+        "optimizer.lr=1",
+        "trainer.devices=auto",
+        "data.train_size=0.5",
+    ],
+)
+def test_what_is_right_is_let_through(right):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        check(compose("train", [right, "experiment=fashion_best"], return_hydra_config=True))
 
 
 def test_a_folder_that_can_not_be_written(train, tmp_path, monkeypatch):
@@ -130,7 +162,10 @@ def test_a_folder_that_can_not_be_written(train, tmp_path, monkeypatch):
 def test_multirun(train, tmp_path):
     done = train("-m", "seed=0,1", *ONE_BATCH)
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "sweeps").glob("*/*/result.json"))) == 2
+    first, _ = (tmp_path / "sweeps").glob("*/*/result.json")
+    again = train("-m", "seed=0,1", *ONE_BATCH, f"hydra.sweep.dir={first.parents[1]}")
+    assert again.returncode == 1
+    assert "holds a run already" in again.stderr
     done = train("-m", "seed=0,1", "model.dropout=1.5", *ONE_BATCH)
     assert done.returncode == 1
     assert "model.dropout=1.5; allowed: 0 to 1" in done.stderr

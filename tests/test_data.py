@@ -8,7 +8,7 @@ import torch
 from conftest import configure
 from PIL import Image
 
-from tricklab.augment import flip_crop
+from tricklab.augment import flip_crop, none
 from tricklab.build import build
 from tricklab.data.files import decode
 from tricklab.data.module import moments
@@ -77,7 +77,10 @@ def test_wrong_labels_are_uniform_over_the_others():
     assert noisy.bincount(minlength=5)[1:].float().std() < 100
 
 
-@pytest.mark.parametrize("wrong", ["data.val_size=100", "data.train_size=1000", "data.val_size=0"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["data.val_size=100", "data.train_size=1000", "data.val_size=0", "data.val_size=1.5", "data.train_size=abc"],
+)
 def test_sizes_that_do_not_exist(wrong):
     with pytest.raises(UserError, match=wrong.replace(".", r"\.")):
         data(wrong)
@@ -110,6 +113,23 @@ def test_training_batches_are_normalised_and_probabilities():
     assert targets.shape == (90, 10)
     assert targets.dtype == torch.float32
     assert torch.equal(targets.argmax(1), module.train.labels[module._shuffled(0)])
+
+
+def test_training_batches_are_augmented():
+    plain, turned = (at(data("data.batch_size=90", augment=a)) for a in (none, lambda images, rand: 255 - images))
+    raw = next(iter(plain.train_dataloader()))
+    assert torch.equal(plain.on_after_batch_transfer(raw, 0)[0], plain.normalise(raw[0]))
+    assert torch.equal(turned.on_after_batch_transfer(raw, 0)[0], turned.normalise(255 - raw[0]))
+
+
+def test_an_odd_rest_is_the_same_for_each_rank():
+    module = data("data.batch_size=16", "data.train_size=87", augment=flip_crop)  # 5 x 16 + 7
+    sizes = []
+    for rank in range(2):
+        batches = list(at(module, rank=rank, ranks=2).train_dataloader())
+        sizes.append([len(labels) for _, labels in batches])
+        at(module, batch=len(batches) - 1, rank=rank, ranks=2).on_after_batch_transfer(batches[-1], 0)
+    assert sizes == [[16, 16, 11], [16, 16, 11]]
 
 
 def test_evaluation_is_clean_and_complete():
@@ -201,6 +221,19 @@ def test_a_file_that_is_no_image_is_named(tree):
     root = tree({"train": 3})
     (root / "train" / "cat" / "x.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"x\.png can't be decoded"):
+        build(configure("data=folder", f"data.root='{root}'").data)
+
+
+def test_hidden_files_are_no_images_and_each_class_needs_one(tree):
+    root = tree({"train": 5, "test": 1})
+    (root / "train" / "cat" / ".ipynb_checkpoints").mkdir()
+    (root / "train" / "cat" / "._0.png").write_bytes(b"not an image")
+    (root / "train" / "cat" / ".ipynb_checkpoints" / "0.png").write_bytes(b"not an image")
+    (root / "test" / "cat" / "0.png").unlink()
+    (root / "test" / "cat").rmdir()
+    assert len(build(configure("data=folder", f"data.root='{root}'").data).source.train.labels) == 10
+    (root / "train" / "emu").mkdir()
+    with pytest.raises(UserError, match="without: emu"):
         build(configure("data=folder", f"data.root='{root}'").data)
 
 

@@ -1,14 +1,20 @@
 import json
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
-from conftest import ONE_BATCH, ROOT, configure
+from conftest import ONE_BATCH, configure
 
 from tricklab.build import build, check_target
+from tricklab.callbacks import BestCheckpoint, rank
+from tricklab.data import ImageData
 from tricklab.errors import UserError
-from tricklab.record import config_hash
+from tricklab.experiment import build_net
+from tricklab.module import ImageClassifier
+from tricklab.randomness import derive
+from tricklab.record import config_hash, git_state, uncommitted
 
 SHORT = ("model=mlp", "trainer.log_every_n_steps=1")
 
@@ -59,11 +65,19 @@ def test_checkpoints_are_plain_and_the_right_ones(run):
     assert sorted(p.name for p in (done.folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
 
 
+def test_a_loss_that_is_no_number_is_the_worst_and_never_json():
+    nan = float("nan")
+    assert rank({"val/acc": 0.1, "val/loss": 9.0}) > rank({"val/acc": 0.1, "val/loss": nan})
+    assert rank({"val/acc": 0.2, "val/loss": nan}) > rank({"val/acc": 0.1, "val/loss": 0.0})
+
+
+def test_result_has_null_for_no_number(run):
+    metrics = run("model=mlp", "optimizer.lr=1e20", "trainer.max_epochs=1").result["metrics"]
+    assert metrics["test/loss"] is None
+    assert metrics["test/acc"] >= 0
+
+
 def test_equal_accuracy_goes_to_the_lower_loss():
-    from types import SimpleNamespace
-
-    from tricklab.callbacks import BestCheckpoint
-
     best, kept = BestCheckpoint(), []
     for acc, loss in [(0.5, 1.0), (0.5, 0.9), (0.5, 0.95), (0.4, 0.1), (0.6, 2.0)]:
         results = {"val/acc": acc, "val/loss": loss}
@@ -79,8 +93,6 @@ def test_test_results_are_those_of_best(run):
     weights = torch.load(done.folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     cfg = configure(*SHORT)
     data = build(cfg.data, seed=0)
-    from tricklab.experiment import build_net
-
     net = build_net(cfg, data)
     net.load_state_dict({k.removeprefix("net."): v for k, v in weights.items()})
     images, labels = data.source.test
@@ -149,6 +161,8 @@ def test_one_evaluation_of_accumulated_batches_is_that_of_the_whole(run):
         (["data.batch_size=5000", "data.drop_last=true"], "make no step, or no end"),
         (["model=resnet", "model.depth=21"], "model.depth=21"),
         (["trainer.precision=17"], "17"),
+        (["optimizer.momentum=0"], "optimizer: Nesterov"),
+        (["trainer.limit_val_batches=0.01"], "limit_val_batches"),
     ],
 )
 def test_a_failed_run_says_why(run, tmp_path, overrides, reason):
@@ -232,7 +246,81 @@ def test_gpu_names_its_device(run):
     assert done.result["devices"] == [torch.cuda.get_device_name(0)]
 
 
-def test_git_state_is_kept(run):
-    git = run(*ONE_BATCH).result["git"]
-    head = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
-    assert git is None or git["commit"] == head.stdout.strip()
+def test_what_is_not_committed_is_kept(tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=b", *arguments], check=True)
+
+    assert git_state(tmp_path) is None
+    git("init", "-q")
+    (tmp_path / "old.py").write_text("x = 1\n")
+    git("add", "old.py")
+    git("commit", "-qm", "one")
+    clean = git_state(tmp_path)
+    assert clean["dirty"] is False
+    assert len(clean["commit"]) == 40
+    (tmp_path / "old.py").write_text("x = 2\n")
+    (tmp_path / "new trick.yaml").write_text("y: 3\n")
+    (tmp_path / "huge.bin").write_bytes(bytes(1000))
+    assert git_state(tmp_path) == clean | {"dirty": True}
+    patch = uncommitted(tmp_path)
+    assert "+x = 2" in patch
+    assert "+y: 3" in patch
+    assert "huge" not in patch
+
+
+def test_the_run_uses_the_record(run, monkeypatch):
+    monkeypatch.setattr("tricklab.record.git_state", lambda folder: {"commit": "c", "dirty": True})
+    monkeypatch.setattr("tricklab.record.uncommitted", lambda folder: "the patch")
+    done = run(*ONE_BATCH)
+    assert done.result["git"] == {"commit": "c", "dirty": True}
+    assert (done.folder / "git.diff").read_text() == "the patch"
+
+
+def test_the_streams_are_at_the_place_of_the_batch(run, monkeypatch):
+    """In a real fit: the data module's place, and the seed that dropout starts from."""
+    seen, step = [], ImageClassifier.training_step
+
+    def watch(self, batch, batch_idx):
+        place = (self.current_epoch, batch_idx)
+        assert self.trainer.datamodule._place()[0] == place[0]
+        seen.append((place, torch.default_generator.initial_seed()))
+        return step(self, batch, batch_idx)
+
+    places, transfer = [], ImageData.on_after_batch_transfer
+
+    def note(self, batch, dataloader_idx):
+        if self.trainer.training:
+            places.append(self._place())
+        return transfer(self, batch, dataloader_idx)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", watch)
+    monkeypatch.setattr(ImageData, "on_after_batch_transfer", note)
+    run(*SHORT, "trainer.max_epochs=2", "trainer.accumulate_grad_batches=3", "seed=4")
+    expected = [(epoch, batch) for epoch in range(2) for batch in range(11)]
+    assert places == [place for place, _ in seen] == expected
+    assert [seed for _, seed in seen] == [derive(4, "dropout", *place, 0) for place in expected]
+
+
+def test_the_optimizer_gets_both_groups(run):
+    last = torch.load(run(*ONE_BATCH).folder / "checkpoints" / "last.ckpt", weights_only=True)
+    groups = last["optimizer_states"][0]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [5e-4, 0.0]
+    assert [len(group["params"]) for group in groups] == [7, 13]
+
+
+def test_a_window_that_the_epoch_cuts_short_counts_in_full(run):
+    """11 batches make one step, whether the window would have held 11 or 16."""
+    options = (*SHORT, "trainer.max_epochs=1", "penalty=l2")
+    short, whole = (run(*options, f"trainer.accumulate_grad_batches={n}", folder=str(n)) for n in (16, 11))
+    for column in ("train/grad_norm", "train/l2", "val/loss"):
+        assert short.column(column) == pytest.approx(whole.column(column), rel=1e-5)
+
+
+def test_a_sanity_check_is_no_result(run):
+    done = run(*ONE_BATCH, "trainer.num_sanity_val_steps=1")
+    assert len(done.column("val/acc")) == 1
+
+
+def test_the_profile_is_shown(run, caplog):
+    run("debug=profile", "stop_after=2it")
+    assert "run_training_batch" in caplog.text

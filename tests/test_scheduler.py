@@ -70,6 +70,8 @@ def torch_rates(make, steps):
     ],
 )
 def test_equals_torch(overrides, make, length):
+    if overrides[0] == "step" and length.steps < 4:
+        length = Length(4, 2)  # a step has to lie inside the run
     rate = multiplier(f"scheduler={overrides[0]}", *overrides[1:], length=length)
     for ours, theirs in zip(map(rate, range(length.steps)), torch_rates(lambda o: make(o, length), length.steps)):
         assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-12)
@@ -85,8 +87,14 @@ def test_multistep_by_hand():
     assert [rate(t) for t in (0, 19, 20, 49, 50, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
-@pytest.mark.parametrize("milestone", ["10ep", "100%", "200it"])
-def test_a_milestone_past_the_end_is_refused(milestone):
+@pytest.mark.parametrize("every", ["0", "10ep", "200it"])
+def test_an_interval_outside_is_refused(every):
+    with pytest.raises(UserError, match=f"scheduler.every={every}"):
+        multiplier("scheduler=step", f"scheduler.every={every}", length=Length(100, 10))
+
+
+@pytest.mark.parametrize("milestone", ["10ep", "100%", "200it", "0"])
+def test_a_milestone_outside_is_refused(milestone):
     with pytest.raises(UserError, match=f"scheduler.milestones={milestone}"):
         multiplier("scheduler=multistep", f"scheduler.milestones=[{milestone}]", length=Length(100, 10))
 

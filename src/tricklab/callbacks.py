@@ -1,10 +1,17 @@
 """Callbacks that Lightning does not have."""
 
+import math
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
+
+
+def rank(results: dict[str, float]) -> tuple[float, float]:
+    """Order results by accuracy, then by loss; no number at all is the worst loss."""
+    loss = results["val/loss"]
+    return results["val/acc"], -math.inf if math.isnan(loss) else -loss
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -19,10 +26,10 @@ class BestCheckpoint(ModelCheckpoint):
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
         now: dict[str, float] = trainer.lightning_module.results  # type: ignore[assignment]
-        if self.best and (now["val/acc"], -now["val/loss"]) <= (self.best["val/acc"], -self.best["val/loss"]):
-            return False
-        self.best = dict(now)
-        return True
+        better = not self.best or rank(now) > rank(self.best)
+        if better:
+            self.best = dict(now)
+        return better
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "best": self.best}

@@ -18,6 +18,7 @@ from tricklab.errors import UserError
 Leaves = dict[str, Any]
 
 DURATIONS = ("warmup", "every", "milestones", "stop_after")
+SEVERAL_OPTIONS = ("penalty", "callbacks", "logger", "tags")
 SEVERAL_TYPES = ("trainer.devices", "trainer.precision", "trainer.strategy")  # Lightning takes more than one
 RANGES = {  # by the last word of a key: lowest and highest
     "batch_size": (1, math.inf),
@@ -38,6 +39,13 @@ RANGES = {  # by the last word of a key: lowest and highest
     "padding": (0, math.inf),
     "seed": (0, math.inf),
     "limit_val_batches": (0.001, math.inf),  # best.ckpt is chosen by validation
+    "limit_test_batches": (0.001, math.inf),
+    "images": (2, math.inf),
+    "test_images": (1, math.inf),
+    "channels": (1, math.inf),
+    "height": (1, math.inf),
+    "width": (1, math.inf),
+    "classes": (2, math.inf),
     "accumulate_grad_batches": (1, math.inf),
     "log_every_n_steps": (1, math.inf),
 }
@@ -47,24 +55,34 @@ class Check(Callback):
     """Hydra's callback, which runs before the folder of a run is made."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        try:
-            check(config)
-            if "LOCAL_RANK" not in os.environ:  # a DDP child shares the folder of its parent
-                check_folder(Path(config.hydra.run.dir))
-        except UserError as error:
-            raise SystemExit(f"error: {error}") from None  # Hydra swallows any other exception here
+        refuse(config, Path(config.hydra.run.dir))
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.hydra.mode == RunMode.MULTIRUN:
-            self.on_run_start(config)
+            refuse(config, Path(config.hydra.runtime.output_dir))
+
+
+def refuse(config: DictConfig, folder: Path) -> None:
+    """End the process with one line if anything is wrong; Hydra swallows any other exception of a callback."""
+    try:
+        check(config)
+        if "LOCAL_RANK" not in os.environ:  # a DDP child shares the folder of its parent
+            check_folder(folder)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def check(config: DictConfig) -> None:
     """Compare keys, types and ranges with those of the chosen options.
 
     Raises:
-        UserError: an unknown key, a value of another type than the default, or out of range.
+        UserError: an unknown key, a value of another type than the default, or out of range; several options of
+            a group that takes one.
     """
+    for override in config.hydra.overrides.task:
+        group, _, option = override.partition("=")
+        if option.startswith("[") and "." not in group and group not in SEVERAL_OPTIONS:
+            raise UserError(f"{override}; allowed: one option of {group}")
     reference = leaves(defaults(config))
     added = [o.lstrip("+").split("=")[0] for o in config.hydra.overrides.task if o.startswith("+")]
     for key, value in leaves(config).items():
@@ -82,6 +100,8 @@ def check_value(key: str, value: Any, default: Any) -> None:
         UserError: one of the two does not fit.
     """
     word = key.rpartition(".")[2]
+    if value is None and default is None:
+        return
     if word in DURATIONS:
         check_durations(key, value)
     elif not fits(value, default) and key not in SEVERAL_TYPES:
@@ -93,11 +113,10 @@ def check_value(key: str, value: Any, default: Any) -> None:
 
 def check_durations(key: str, value: Any) -> None:
     for duration in value if isinstance(value, list) else [value]:
-        if duration is not None:
-            try:
-                parse(duration)
-            except UserError as error:
-                raise UserError(f"{key}={error}") from None
+        try:
+            parse(duration)
+        except UserError as error:
+            raise UserError(f"{key}={error}") from None
 
 
 def fits(value: Any, default: Any) -> bool:
@@ -135,8 +154,8 @@ def leaves(config: DictConfig) -> Leaves:
             else:
                 yield f"{path}{key}", value
 
-    task = {k: v for k, v in OmegaConf.to_container(config).items() if k != "hydra"}  # type: ignore[union-attr]
-    return dict(walk(task, ""))
+    task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return dict(walk(OmegaConf.to_container(task, resolve=True), ""))
 
 
 def check_folder(folder: Path) -> None:

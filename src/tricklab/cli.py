@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from tricklab.errors import UserError, nearest
 
-NOT_IN_NAME = ("data", "model", "seed", "name", "tags", "logger", "hydra")
+NOT_IN_NAME = re.compile(r"(data|model|seed|name|tags|data\.root)=|logger|hydra")  # or elsewhere in it
 
 
 def launch(main: Callable[[], Any], conf: Path) -> None:
@@ -85,7 +85,7 @@ def unknown(what: str, word: str, allowed: Iterable[str]) -> str:
 def run_name(*, _root_: DictConfig) -> str:
     """Name a run by `name`, or by its data, model and further overrides; and by its seed."""
     choices, overrides = _root_.hydra.runtime.choices, _root_.hydra.overrides.task
-    given = [o for o in overrides if re.split(r"[.=]", o.lstrip("+~"))[0] not in NOT_IN_NAME]
+    given = [o for o in overrides if not NOT_IN_NAME.match(o.lstrip("+~"))]
     parts = [_root_.name] if _root_.name else [choices.data, choices.model, *sorted(given)]
     slugs = [re.sub(r"[^A-Za-z0-9._]+", "-", str(part)).strip("-.") for part in parts]
     return f"{'_'.join(slugs)[:120]}_seed-{_root_.seed}"

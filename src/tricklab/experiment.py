@@ -1,6 +1,7 @@
 """One run from its config: build, train, test, record."""
 
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
@@ -21,6 +22,7 @@ from tricklab.errors import UserError
 from tricklab.logger import MetricsFile, close_wandb
 from tricklab.mixup import identity
 from tricklab.module import ImageClassifier
+from tricklab.optimizer import parameter_groups
 from tricklab.randomness import seed_default
 from tricklab.record import Record
 
@@ -45,9 +47,13 @@ def run(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> float:
         record.start()
         objective = _run(cfg, folder, record)
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit | SIGTERMException)
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)  # SIGTERMException is a SystemExit
         record.finish("interrupted" if interrupted else "failed", f"{type(error).__name__}: {error}")
         close_wandb(exit_code=1)
+        if isinstance(error, MisconfigurationException):
+            raise UserError(str(error)) from error
+        if isinstance(error, SIGTERMException):
+            raise SystemExit(128 + signal.SIGTERM) from error
         raise
     close_wandb(exit_code=0)
     return objective
@@ -97,6 +103,8 @@ def build_net(cfg: DictConfig, data: ImageData) -> nn.Module:
         net: nn.Module = build(cfg.model)(data.shape[0], classes).eval()
         with torch.no_grad():
             logits = net(torch.zeros(2, *data.shape))  # lazy layers count their inputs here
+    except UserError:
+        raise
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"model: {error} (images of {' x '.join(map(str, data.shape))})") from error
     if logits.shape != (2, classes):
@@ -137,21 +145,30 @@ def plan_length(cfg: DictConfig, data: ImageData, ranks: int) -> Length:
     if length.steps < 1:
         raise UserError(
             f"{len(data.train_rows)} training images, data.batch_size={data.batch_size}, "
-            f"data.drop_last={data.drop_last}, trainer.max_epochs={t.max_epochs}, trainer.max_steps={t.max_steps} "
-            "make no step, or no end"
+            f"data.drop_last={data.drop_last}, trainer.limit_train_batches={t.limit_train_batches}, "
+            f"trainer.max_epochs={t.max_epochs}, trainer.max_steps={t.max_steps} make no step, or no end"
         )
     return length
 
 
 def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, length: Length) -> ImageClassifier:
-    """Put network, loss, penalties, optimizer and schedule together."""
-    stop = length.steps if cfg.stop_after is None else to_steps(cfg.stop_after, length)
+    """Put network, loss, penalties, optimizer and schedule together.
+
+    Raises:
+        UserError: arguments that the optimizer does not take.
+    """
+    optimizer = build(cfg.optimizer)
+    try:
+        optimizer(parameter_groups(net))  # Lightning makes another, when it is too late for a plain answer
+    except (TypeError, ValueError) as error:
+        raise UserError(f"optimizer: {error}") from error
+    stop = to_steps(cfg.stop_after or 0, length) or length.steps
     mixing = getattr(data.mixup, "func", data.mixup) is not identity
     return ImageClassifier(
         net,
         loss=build(cfg.loss),
         penalties=build_each(cfg.penalty),
-        optimizer=build(cfg.optimizer),
+        optimizer=optimizer,
         multiplier=build(cfg.scheduler)(length),
         last_step=min(stop, length.steps),
         seed=cfg.seed,
@@ -163,6 +180,7 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, length: Lengt
 def hush() -> None:
     """Leave out what Lightning says about every run."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # what a profiler found is a result
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
 

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from tricklab.data.module import Batch
 from tricklab.optimizer import parameter_groups
 from tricklab.penalty import penalised
 from tricklab.randomness import seed_default
-
-Batch = tuple[Tensor, Tensor]
 
 
 class ImageClassifier(pl.LightningModule):
@@ -74,7 +73,12 @@ class ImageClassifier(pl.LightningModule):
         hits = targets.gather(1, logits.argmax(1, keepdim=True)).mean()  # weighs by lam where images are mixed
         values = {"loss": loss, self.accuracy: hits, **penalties}
         self.window.append({f"train/{name}": value.detach() for name, value in values.items()})
-        return loss + sum(penalties.values())
+        return (loss + sum(penalties.values())) * self._window_weight(batch_idx)
+
+    def _window_weight(self, batch_idx: int) -> float:
+        """Make up for Lightning, which divides by the whole window also where an epoch ends within one."""
+        whole = self.trainer.accumulate_grad_batches
+        return whole / min(whole, int(self.trainer.num_training_batches) - batch_idx // whole * whole)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.global_step % self.log_every == 0:
@@ -101,6 +105,8 @@ class ImageClassifier(pl.LightningModule):
         self.sums.append(torch.stack([loss, hits.float(), torch.full_like(loss, len(labels))]))
 
     def on_validation_epoch_end(self) -> None:
+        if self.trainer.sanity_checking:
+            return
         self._finish_evaluation("val")
         self.log_dict({k: torch.tensor(v) for k, v in self.results.items()}, logger=False, prog_bar=True)
 

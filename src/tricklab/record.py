@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -53,7 +54,7 @@ class Record:
         (self.folder / "result.json").unlink(missing_ok=True)
         OmegaConf.save(self.config, self.folder / "config.yaml")
         if self.result["git"] and self.result["git"]["dirty"]:
-            write_whole(self.folder / "git.diff", run_git(Path(__file__).parent, "diff", "HEAD") or "")
+            write_whole(self.folder / "git.diff", uncommitted(Path(__file__).parent))
 
     @rank_zero_only
     def describe(self, dataset: Mapping[str, Any]) -> None:
@@ -65,7 +66,9 @@ class Record:
         """Write `result.json`, whole or not at all."""
         seconds = round(time.time() - self.started, 3)
         self.result |= {"status": status, "reason": reason, "seconds": seconds, **facts}
-        write_whole(self.folder / "result.json", json.dumps(self.result, indent=2, ensure_ascii=False) + "\n")
+        metrics = {k: v if math.isfinite(v) else None for k, v in self.result["metrics"].items()}  # JSON has no NaN
+        text = json.dumps(self.result | {"metrics": metrics}, indent=2, ensure_ascii=False, allow_nan=False)
+        write_whole(self.folder / "result.json", text + "\n")
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -91,9 +94,20 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     return {"commit": commit.strip(), "dirty": bool(run_git(folder, "status", "--porcelain"))} if commit else None
 
 
+def uncommitted(folder: Path) -> str:
+    """Return what differs from the commit, as a patch; of files that git does not know, only code and configs."""
+    top = Path((run_git(folder, "rev-parse", "--show-toplevel") or "").strip())
+    new = run_git(top, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py", "*.yaml") or ""
+    patches = [run_git(top, "diff", "--binary", "HEAD")]
+    patches += [run_git(top, "diff", "--binary", "--no-index", "/dev/null", path) for path in new.split("\0") if path]
+    return "".join(patch or "" for patch in patches)
+
+
 def run_git(folder: Path, *arguments: str) -> str | None:
+    """Return what git prints, or None where there is no git or no repository."""
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True)
+    except OSError:
         return None
-    return done.stdout.decode("utf-8", "replace")
+    failed = done.returncode > 1  # 1 says that files differ
+    return None if failed else done.stdout.decode("utf-8", "replace")

@@ -32,9 +32,9 @@ def schedule(decay: Callable[..., float]) -> Callable[..., Multiplier]:
         w = _inside("warmup", warmup, length)
         rest = Length(length.steps - w, length.epoch)
         if "every" in options:
-            options["every"] = to_steps(options["every"], rest)
+            options["every"] = _inside("every", options["every"], rest, least=1)
         if "milestones" in options:
-            options["milestones"] = [_inside("milestones", m, rest) for m in options["milestones"]]
+            options["milestones"] = [_inside("milestones", m, rest, least=1) for m in options["milestones"]]
 
         def multiplier(step: int) -> float:
             return (step + 1) / w if step < w else decay(min(step - w, rest.steps), rest.steps, **options)
@@ -44,10 +44,11 @@ def schedule(decay: Callable[..., float]) -> Callable[..., Multiplier]:
     return build
 
 
-def _inside(option: str, duration: Duration, length: Length) -> int:
+def _inside(option: str, duration: Duration, length: Length, least: int = 0) -> int:
     steps = to_steps(duration, length)
-    if steps and steps >= length.steps:
-        raise UserError(f"scheduler.{option}={duration} is {steps} steps; allowed: less than {length.steps}")
+    if not least <= steps <= max(length.steps - 1, 0):
+        allowed = f"{least} to {length.steps - 1}"
+        raise UserError(f"scheduler.{option}={duration} is {steps} steps; allowed: {allowed}")
     return steps
 
 

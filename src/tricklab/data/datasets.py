@@ -11,6 +11,7 @@ import torch
 from tricklab.data.files import read_classes, read_images, read_mnist
 from tricklab.data.module import ImageData, Labelled, Source
 from tricklab.data.split import count, stratified_order
+from tricklab.errors import UserError
 from tricklab.randomness import generator
 
 FASHION = [
@@ -66,10 +67,15 @@ def folder(root: str, resize: int | None = 32, mode: str = "RGB", test_size: int
     Raises:
         UserError: no images, a class that training does not have, a file that can't be decoded, mixed sizes.
     """
+    if mode not in ("RGB", "L"):
+        raise UserError(f"data.mode={mode}; allowed: RGB, L")
     top = Path(root).expanduser()
     split = (top / "train").is_dir()
     classes = read_classes(top / "train" if split else top)
     train = read_images(top / "train" if split else top, classes, resize, mode)
+    if len(present := set(train.labels.tolist())) < max(len(classes), 2):
+        empty = [name for label, name in enumerate(classes) if label not in present]
+        raise UserError(f"data.root={root}: 2 classes or more, each with images; without: {', '.join(empty) or 'none'}")
     parts = {p: read_images(top / p, classes, resize, mode) for p in ("val", "test") if split and (top / p).is_dir()}
     if "test" not in parts:
         train, parts["test"] = set_apart(train, test_size)

@@ -62,6 +62,8 @@ def read_idx(folder: Path, name: str) -> Tensor:
     try:
         with path.open("rb") if path == plain else gzip.open(path) as file:
             content = bytearray(file.read())
+        if bytes(content[:3]) != b"\0\0\x08":
+            raise ValueError("it does not begin with 0, 0, 8")
         dimensions = content[3]
         shape = struct.unpack_from(f">{dimensions}I", content, 4)
         return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape))
@@ -73,10 +75,7 @@ def read_classes(root: Path) -> list[str]:
     """Return the names of the class folders in `root`, sorted."""
     if not root.is_dir():
         raise UserError(f"data.root={root} is not a folder; allowed: a folder with one folder a class")
-    classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if len(classes) < 2:
-        raise UserError(f"data.root={root} has {len(classes)} class folders; allowed: 2 or more")
-    return classes
+    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def read_images(root: Path, classes: Sequence[str], resize: int | None, mode: str) -> Labelled:
@@ -85,8 +84,12 @@ def read_images(root: Path, classes: Sequence[str], resize: int | None, mode: st
     if unknown:
         raise UserError(f"{root} has the class {min(unknown)!r}, which the training folder does not have")
     known = Image.registered_extensions()
-    files = [(path, label) for label, name in enumerate(classes) for path in sorted((root / name).rglob("*"))]
-    files = [(path, label) for path, label in files if path.suffix.lower() in known and path.is_file()]
+    files = [
+        (path, label)
+        for label, name in enumerate(classes)
+        for path in sorted((root / name).rglob("*"))
+        if path.suffix.lower() in known and not any(p.startswith(".") for p in path.relative_to(root).parts)
+    ]
     if not files:
         raise UserError(f"{root} has no image in its class folders")
     with ThreadPoolExecutor() as pool:

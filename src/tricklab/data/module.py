@@ -108,12 +108,9 @@ class ImageData(pl.LightningDataModule):
         self.augment, self.mixup = augment, mixup
         images, labels = source.train
         train = stratified_order(labels, split_seed, "val")
-        self.val, self.val_rows = source.val, torch.arange(0)
-        if self.val is None:
-            taken = count(val_size, len(labels) - 1, "data.val_size")
-            self.val, self.val_rows, train = source.train, train[:taken], train[taken:]
-        else:
-            self.val_rows = torch.arange(len(self.val.labels))
+        taken = 0 if source.val else count(val_size, len(labels) - 1, "data.val_size")
+        self.val_rows = torch.arange(len(source.val.labels)) if source.val else train[:taken]
+        self.val, train = source.val or source.train, train[taken:]
         if train_size is not None:
             kept = count(train_size, len(train), "data.train_size")
             train = train[stratified_order(labels[train], split_seed, "train")[:kept]]
@@ -141,7 +138,6 @@ class ImageData(pl.LightningDataModule):
         return Batches(self.train, self._shuffled, self._place, self.batch_size, length, rank, ranks)
 
     def val_dataloader(self) -> Batches:
-        assert self.val is not None
         return self._in_order(self.val, self.val_rows)
 
     def test_dataloader(self) -> Batches:
@@ -152,7 +148,7 @@ class ImageData(pl.LightningDataModule):
         if not self.trainer.training:
             return self.normalise(images), labels
         place, rank, ranks = self._place(), self.trainer.global_rank, self.trainer.world_size
-        in_global_batch = min(self.batch_size * ranks, len(self.train_rows) - place[1] * self.batch_size * ranks)
+        in_global_batch = min(self.batch_size * ranks, self._shared() - place[1] * self.batch_size * ranks)
         source = generator(self.seed, "augment", *place, device=images.device)
         images = self.normalise(self.augment(images, per_image(source, in_global_batch, rank, ranks)))
         targets = F.one_hot(labels, len(self.classes)).float()  # [B, K]
@@ -169,7 +165,11 @@ class ImageData(pl.LightningDataModule):
 
     def _shuffled(self, epoch: int) -> Tensor:
         order = torch.randperm(len(self.train_rows), generator=generator(self.seed, "order", epoch))
-        return self.train_rows[order]
+        return self.train_rows[order[: self._shared()]]
+
+    def _shared(self) -> int:
+        """Training images of an epoch, as many for each rank: the ranks' gradients have the same weight."""
+        return len(self.train_rows) - len(self.train_rows) % self.trainer.world_size
 
     def _place(self) -> tuple[int, int]:
         """Epoch, and batch of this epoch, that the trainer is at."""

@@ -28,9 +28,9 @@ def count(size: int | float, most: int, option: str) -> int:
     Raises:
         UserError: none or more than there are.
     """
-    images = round(size * most) if size < 1 else int(size)
+    images = size if isinstance(size, int) else round(size * most) if isinstance(size, float) and size < 1 else 0
     if not 1 <= images <= most:
-        raise UserError(f"{option}={size} is {images} of {most} images; allowed: 1 to {most}, or a share below 1")
+        raise UserError(f"{option}={size} of {most} images; allowed: a number from 1 to {most}, or a share below 1.0")
     return images
 
 
