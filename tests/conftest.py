@@ -1,7 +1,9 @@
 """Runs of the real config, in this process and outside it."""
 
 import csv
+import gzip
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +27,21 @@ ONE_BATCH = (
 def configure(*overrides: str, hydra: bool = False) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", list(overrides), return_hydra_config=hydra)
+
+
+def write_mnist(folder: Path, end: str = "") -> dict[int, Any]:
+    """Write the four files of MNIST with 40 and 20 random images, and return these by their number."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    pixels = {n: random.integers(0, 256, (n, 28, 28), dtype=np.uint8) for n in (40, 20)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for part, n in (("train", 40), ("t10k", 20)):
+        for name, array in (("images-idx3", pixels[n]), ("labels-idx1", (np.arange(n) % 10).astype(np.uint8))):
+            content = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+            file = folder / f"{part}-{name}-ubyte{end}"
+            file.write_bytes(gzip.compress(content) if end else content)
+    return pixels
 
 
 class Run:

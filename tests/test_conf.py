@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONF, ONE_BATCH, configure
+from conftest import CONF, ONE_BATCH, configure, write_mnist
 from hydra.utils import get_object
 
 from tricklab.cli import description, options
@@ -18,9 +18,9 @@ OTHER_NAME = {"mixup=on": "mixup", "mixup=off": "identity"}
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_trains_one_batch(group, option, run, tree, monkeypatch):
+def test_trains_one_batch(group, option, run, tree, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    extra = requirements(group, option, tree)
+    extra = requirements(group, option, tree, tmp_path)
     done = run(*ONE_BATCH, f"{group}={option}", *extra)
     assert done.result["status"] == "done"
     assert done.result["metrics"].keys() >= {"val/acc", "val/loss", "test/acc", "test/loss"}
@@ -28,18 +28,20 @@ def test_trains_one_batch(group, option, run, tree, monkeypatch):
     assert (done.folder / "checkpoints" / "best.ckpt").is_file()
 
 
-def requirements(group: str, option: str, tree) -> list[str]:
+def requirements(group: str, option: str, tree, tmp_path: Path) -> list[str]:
     """Skip what this machine can't do, with the reason, and return the overrides that an option needs."""
     if option == "gpu" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     if option == "tensorboard":
         pytest.importorskip("tensorboard", reason="needs the extra [tensorboard]")
-    if group == "experiment" or option == "fashion_mnist":
-        data = re.search(r"override /data: (\w+)", (CONF / group / f"{option}.yaml").read_text("utf-8"))
-        if (data is None or data[1] == "fashion_mnist") and not find_mnist(Path("data"), "FashionMNIST"):
-            pytest.skip("needs Fashion-MNIST: apt-get install dataset-fashion-mnist")
+    overridden = re.search(r"override /data: (\w+)", (CONF / group / f"{option}.yaml").read_text("utf-8"))
+    data = overridden[1] if overridden else option
+    if data == "fashion_mnist" and not find_mnist(Path("data"), "FashionMNIST"):
+        pytest.skip("needs Fashion-MNIST: apt-get install dataset-fashion-mnist")
+    write_mnist(tmp_path)
     return {
         "folder": [f"data.root='{tree({'train': 9})}'"],
+        "mnist": [f"data.root={tmp_path}"],
         "gpu": ["trainer.accelerator=gpu"],
         "ddp": ["trainer.devices=1"],
     }.get(option, [])

@@ -1,11 +1,9 @@
-import gzip
-import struct
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import configure
+from conftest import configure, write_mnist
 from PIL import Image
 
 from tricklab.augment import flip_crop, none
@@ -56,6 +54,20 @@ def test_parts_do_not_overlap_and_have_seeds_of_their_own():
     assert len(one.train_rows) + len(one.val_rows) == 100
     assert torch.equal(one.val_rows, other.val_rows)
     assert not torch.equal(one.val_rows.sort().values, split.val_rows.sort().values)
+
+
+def test_folds_cover_everything_once_and_are_stratified():
+    folds = [data("data.folds=5", f"data.fold={k}") for k in range(5)]
+    assert sorted(torch.cat([f.val_rows for f in folds]).tolist()) == list(range(100))
+    for module in folds:
+        assert sorted(torch.cat([module.val_rows, module.train_rows]).tolist()) == list(range(100))
+        assert module.train.labels[module.val_rows].bincount(minlength=10).tolist() == [2] * 10
+
+
+@pytest.mark.parametrize("wrong", ["data.fold=5", "data.folds=1", "data.folds=101"])
+def test_folds_that_do_not_exist(wrong):
+    with pytest.raises(UserError, match=wrong.replace(".", r"\.")):
+        data("data.folds=5", wrong)
 
 
 def test_label_noise_is_exact_fixed_by_the_seed_and_in_training_only():
@@ -260,24 +272,16 @@ def test_every_mode_keeps_its_grey(tmp_path, mode):
     assert pixels.float().mean() == pytest.approx(grey, abs=3)
 
 
-def idx(path, array):
-    content = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
-
-
 @pytest.mark.parametrize(("place", "end"), [("", ""), ("", ".gz"), ("FashionMNIST/raw", ""), ("fashion-mnist", ".gz")])
-def test_fashion_mnist_from_a_local_copy(tmp_path, place, end):
-    folder = tmp_path / place
-    folder.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(0)
-    pixels = {n: random.integers(0, 256, (n, 28, 28), dtype=np.uint8) for n in (40, 20)}
-    for part, n in (("train", 40), ("t10k", 20)):
-        idx(folder / f"{part}-images-idx3-ubyte{end}", pixels[n])
-        idx(folder / f"{part}-labels-idx1-ubyte{end}", (np.arange(n) % 10).astype(np.uint8))
-    module = build(configure("data=fashion_mnist", f"data.root={tmp_path}").data)
+@pytest.mark.parametrize("name", ["fashion_mnist", "mnist"])
+def test_mnist_from_a_local_copy(tmp_path, name, place, end):
+    if name == "mnist":
+        place = place.replace("FashionMNIST", "MNIST").replace("fashion-mnist", "mnist")
+    pixels = write_mnist(tmp_path / place, end)
+    module = build(configure(f"data={name}", f"data.root={tmp_path}").data)
     assert np.array_equal(module.source.train.images[:, 0], pixels[40])
     assert np.array_equal(module.source.test.images[:, 0], pixels[20])
-    assert module.classes[9] == "Ankle boot"
+    assert module.classes[9] == {"fashion_mnist": "Ankle boot", "mnist": "9"}[name]
 
 
 def test_fashion_mnist_missing_says_what_and_where(tmp_path, monkeypatch):

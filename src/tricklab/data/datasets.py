@@ -51,6 +51,13 @@ def digits() -> Source:
 
 
 @dataset
+def mnist(root: str) -> Source:
+    """70,000 handwritten digits, 28 x 28 pixels, grey (LeCun et al., Proc. IEEE 86, 1998)."""
+    train, test = read_mnist(Path(root), "MNIST")
+    return Source(train, test, [str(digit) for digit in range(10)])
+
+
+@dataset
 def fashion_mnist(root: str) -> Source:
     """70,000 articles of clothing, 28 x 28 pixels, grey (arXiv 1708.07747)."""
     train, test = read_mnist(Path(root), "FashionMNIST")

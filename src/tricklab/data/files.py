@@ -35,9 +35,9 @@ def read_mnist(root: Path, name: str) -> tuple[Labelled, Labelled]:
 
 
 def find_mnist(root: Path, name: str) -> Path | None:
-    """Return the first folder with the four idx files, plain or gzipped."""
-    debian = DEBIAN / name.replace("MNIST", "-mnist").lower()
-    for folder in (root, root / name / "raw", root / name, root / debian.name, debian):
+    """Return the first folder with the four idx files, plain or gzipped; those named after the data set come first."""
+    debian = DEBIAN / name.replace("MNIST", "-mnist").strip("-").lower()
+    for folder in (root / name / "raw", root / name, root / debian.name, root, debian):
         if all((folder / file).is_file() or (folder / f"{file}.gz").is_file() for file in MNIST_FILES):
             return folder
     return None

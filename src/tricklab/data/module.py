@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tricklab.augment import none
-from tricklab.data.split import corrupt, count, stratified_order
+from tricklab.data.split import corrupt, count, nth_fold, stratified_order
 from tricklab.duration import count_batches
 from tricklab.mixup import Mixed, identity
 from tricklab.randomness import Rand, generator, per_image
@@ -75,6 +75,8 @@ class ImageData(pl.LightningDataModule):
         source: the images.
         batch_size: images a batch and process.
         val_size: images taken from training for validation: a number, or a share below 1. Stratified.
+        folds: take validation as one of so many equal parts instead, to cross-validate.
+        fold: which of them, from 0.
         train_size: images left for training after that, likewise; None means all. Stratified.
         split_seed: the seed of these two choices, apart from the seed of the run.
         label_noise: share of the training labels that is made wrong, chosen by `seed`.
@@ -84,7 +86,7 @@ class ImageData(pl.LightningDataModule):
         mixup: `mixup(images, targets, generator)`, see `tricklab.mixup`.
 
     Raises:
-        UserError: a size that the data do not have.
+        UserError: a size or a fold that the data do not have.
     """
 
     trainer: pl.Trainer
@@ -94,6 +96,8 @@ class ImageData(pl.LightningDataModule):
         source: Source,
         batch_size: int = 128,
         val_size: int | float = 0.1,
+        folds: int | None = None,
+        fold: int = 0,
         train_size: int | float | None = None,
         split_seed: int = 0,
         label_noise: float = 0.0,
@@ -107,10 +111,15 @@ class ImageData(pl.LightningDataModule):
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.augment, self.mixup = augment, mixup
         images, labels = source.train
-        train = stratified_order(labels, split_seed, "val")
-        taken = 0 if source.val else count(val_size, len(labels) - 1, "data.val_size")
-        self.val_rows = torch.arange(len(source.val.labels)) if source.val else train[:taken]
-        self.val, train = source.val or source.train, train[taken:]
+        train = torch.arange(len(labels))
+        self.val, self.val_rows = source.val or source.train, torch.arange(0)
+        if source.val:
+            self.val_rows = torch.arange(len(source.val.labels))
+        elif folds:
+            self.val_rows, train = nth_fold(stratified_order(labels, split_seed, "val"), folds, fold)
+        else:
+            taken = count(val_size, len(labels) - 1, "data.val_size")
+            self.val_rows, train = stratified_order(labels, split_seed, "val").tensor_split([taken])
         if train_size is not None:
             kept = count(train_size, len(train), "data.train_size")
             train = train[stratified_order(labels[train], split_seed, "train")[:kept]]

@@ -22,6 +22,18 @@ def stratified_order(labels: Tensor, seed: int, purpose: str) -> Tensor:
     return places.argsort()
 
 
+def nth_fold(order: Tensor, folds: int, fold: int) -> tuple[Tensor, Tensor]:
+    """Cut a stratified order into `folds` parts; return the `fold`-th, and the others.
+
+    Raises:
+        UserError: folds that there are not.
+    """
+    if not (2 <= folds <= len(order) and 0 <= fold < folds):
+        raise UserError(f"data.fold={fold} data.folds={folds}; allowed: 2 to {len(order)} folds, counted from 0")
+    parts = order.tensor_split(folds)
+    return parts[fold], torch.cat([*parts[:fold], *parts[fold + 1 :]])
+
+
 def count(size: int | float, most: int, option: str) -> int:
     """Return the images that `size` means: a number of them (1 to `most`), or a share (below 1) of `most`.
 
