@@ -9,7 +9,7 @@ from conftest import ONE_BATCH, configure
 
 from tricklab.build import build, check_target
 from tricklab.callbacks import BestCheckpoint, rank
-from tricklab.data import ImageData
+from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.experiment import build_net
 from tricklab.module import ImageClassifier

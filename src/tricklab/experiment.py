@@ -16,7 +16,7 @@ from torch import nn
 
 from tricklab.build import build, build_each
 from tricklab.callbacks import BestCheckpoint
-from tricklab.data import ImageData
+from tricklab.data.module import ImageData
 from tricklab.duration import Length, run_length, to_steps
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile, close_wandb
