@@ -267,7 +267,7 @@ def test_every_mode_keeps_its_grey(tmp_path, mode):
         image = Image.new("L", (6, 6), grey).convert("RGB" if mode == "CMYK" else mode).convert(mode)
     path = tmp_path / ("x.tif" if mode in ("F", "I", "CMYK") else "x.png")
     image.save(path)
-    pixels = decode(path, resize=4, mode="RGB")
+    pixels = decode(path, size=(4, 4), mode="RGB")
     assert pixels.shape == (3, 4, 4)
     assert pixels.float().mean() == pytest.approx(grey, abs=3)
 

@@ -93,7 +93,7 @@ def test_test_results_are_those_of_best(run):
     weights = torch.load(done.folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     cfg = configure(*SHORT)
     data = build(cfg.data, seed=0)
-    net = build_net(cfg, data)
+    net = build_net(cfg, data.shape, 10)
     net.load_state_dict({k.removeprefix("net."): v for k, v in weights.items()})
     images, labels = data.source.test
     mean, std = 255 * torch.tensor(data.mean), 255 * torch.tensor(data.std)

@@ -9,9 +9,7 @@ from tricklab.experiment import build_net
 
 
 def net(*overrides, shape=(3, 32, 32), classes=10):
-    from types import SimpleNamespace
-
-    return build_net(configure(*overrides), SimpleNamespace(shape=shape, classes=["x"] * classes))
+    return build_net(configure(*overrides), shape, classes)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 17, 40), (1, 1, 1)])

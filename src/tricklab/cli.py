@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from tricklab.errors import UserError, nearest
 
@@ -24,6 +24,15 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own pages and exits
     with one_line(conf):
+        main()
+
+
+def launch_script(main: Callable[[], Any], help_text: str | None) -> None:
+    """Run a script: its docstring for `--help` or no argument, and one line for a mistake of the user."""
+    if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text)
+        return
+    with one_line(Path()):
         main()
 
 
@@ -69,9 +78,9 @@ def explain(error: BaseException, conf: Path) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return unknown(f"{group}={option}", option, options(conf / group))
-    cause = error.__cause__
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     parent = getattr(cause, "parent_node", None)
-    if isinstance(error, ConfigCompositionException) and isinstance(parent, DictConfig):
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(parent, DictConfig):
         return unknown(getattr(cause, "full_key", ""), str(getattr(cause, "key", "")), map(str, parent))
     return " ".join(str(error).split("\nSee ")[0].split())
 

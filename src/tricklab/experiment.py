@@ -61,7 +61,7 @@ def run(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> float:
 
 def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     data: ImageData = build(cfg.data, seed=cfg.seed, augment=build(cfg.augment), mixup=build(cfg.mixup))
-    net = build_net(cfg, data)
+    net = build_net(cfg, data.shape, len(data.classes))
     trainer = build_trainer(cfg, folder)
     module = build_module(cfg, data, net, plan_length(cfg, data, trainer.world_size))
     channels, height, width = data.shape
@@ -91,22 +91,21 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     return metrics["val/acc"]
 
 
-def build_net(cfg: DictConfig, data: ImageData) -> nn.Module:
-    """Build the network for the data; its weights follow from the seed alone.
+def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Build the network for images of `shape` (channels, height, width); its weights follow from the seed alone.
 
     Raises:
         UserError: a network that does not turn these images into a logit for each class.
     """
     seed_default(cfg.seed, "init")
-    classes = len(data.classes)
     try:
-        net: nn.Module = build(cfg.model)(data.shape[0], classes).eval()
+        net: nn.Module = build(cfg.model)(shape[0], classes).eval()
         with torch.no_grad():
-            logits = net(torch.zeros(2, *data.shape))  # lazy layers count their inputs here
+            logits = net(torch.zeros(2, *shape))  # lazy layers count their inputs here
     except UserError:
         raise
     except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"model: {error} (images of {' x '.join(map(str, data.shape))})") from error
+        raise UserError(f"model: {error} (images of {' x '.join(map(str, shape))})") from error
     if logits.shape != (2, classes):
         raise UserError(f"model: gives {tuple(logits.shape)} for 2 images; allowed: (2, {classes})")
     if cfg.trainer.channels_last:

@@ -1,6 +1,7 @@
 """The network in training and evaluation."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,7 +17,7 @@ from tricklab.randomness import seed_default
 
 
 class ImageClassifier(pl.LightningModule):
-    """Trains `net` on target probabilities and evaluates it on class indices.
+    """Trains `net` on target probabilities and evaluates it on class indices, for which `net` is enough.
 
     Args:
         net: images [B, C, H, W] to logits [B, K].
@@ -33,11 +34,11 @@ class ImageClassifier(pl.LightningModule):
     def __init__(
         self,
         net: nn.Module,
-        loss: Callable[[Tensor, Tensor], Tensor],
-        penalties: Mapping[str, Callable[[list[nn.Parameter]], Tensor]],
-        optimizer: Callable[..., torch.optim.Optimizer],
-        multiplier: Callable[[int], float],
-        last_step: int,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        penalties: Mapping[str, Callable[[list[nn.Parameter]], Tensor]] = MappingProxyType({}),
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+        multiplier: Callable[[int], float] = lambda step: 1.0,
+        last_step: int = 0,
         seed: int = 0,
         accuracy: str = "acc",
         log_every: int = 10,

@@ -1,6 +1,7 @@
 """Reading images from files."""
 
 import gzip
+import re
 import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -83,25 +84,28 @@ def read_images(root: Path, classes: Sequence[str], resize: int | None, mode: st
     unknown = set(read_classes(root)) - set(classes)
     if unknown:
         raise UserError(f"{root} has the class {min(unknown)!r}, which the training folder does not have")
-    known = Image.registered_extensions()
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((root / name).rglob("*"))
-        if path.suffix.lower() in known and not any(p.startswith(".") for p in path.relative_to(root).parts)
-    ]
+    files = [(path, label) for label, name in enumerate(classes) for path in image_files(root / name)]
     if not files:
         raise UserError(f"{root} has no image in its class folders")
     with ThreadPoolExecutor() as pool:
-        images = list(pool.map(lambda file: decode(file[0], resize, mode), files))
+        size = (resize, resize) if resize else None
+        images = list(pool.map(lambda file: decode(file[0], size, mode), files))
     mixed = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
     if mixed is not None:
         raise UserError(f"{files[mixed][0]} is not the size of {files[0][0]}; data.resize=32 makes them equal")
     return Labelled(torch.stack(images), torch.tensor([label for _, label in files]))
 
 
-def decode(path: Path, resize: int | None, mode: str) -> Tensor:
-    """Decode an image of any mode to uint8 [C, H, W].
+def image_files(root: Path) -> list[Path]:
+    """Find the images below a folder, in order, without those in or behind a name that begins with a dot."""
+    known = Image.registered_extensions()
+    hidden = re.compile(r"(^|/)\.")
+    files = (path for path in root.rglob("*") if path.suffix.lower() in known)
+    return sorted(path for path in files if not hidden.search(path.relative_to(root).as_posix()))
+
+
+def decode(path: Path, size: tuple[int, int] | None, mode: str) -> Tensor:
+    """Decode an image of any mode to uint8 [C, H, W], cut about the middle and resized to `size` (height, width).
 
     Raises:
         UserError: the file is damaged, or no image.
@@ -111,8 +115,8 @@ def decode(path: Path, resize: int | None, mode: str) -> Tensor:
             upright = ImageOps.exif_transpose(_eight_bits(image)).convert(mode)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} can't be decoded: {error}") from error
-    if resize:
-        upright = ImageOps.fit(upright, (resize, resize), Image.Resampling.BILINEAR)
+    if size:
+        upright = ImageOps.fit(upright, size[::-1], Image.Resampling.BILINEAR)
     pixels = np.asarray(upright)
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1).copy())
 
