@@ -24,8 +24,7 @@ def main() -> None:
         raise UserError(f"input={arguments.input}; allowed: an image, or a folder with images")
     net, mode = load_net(arguments.ckpt, config), {1: "L", 3: "RGB"}[facts.channels]
     mean, std = (torch.tensor(facts[name]).view(-1, 1, 1) * 255 for name in ("mean", "std"))
-    output = Path(arguments.output).open("w", newline="", encoding="utf-8") if arguments.output else sys.stdout
-    with output as target:
+    with Path(arguments.output or "/dev/stdout").open("w", newline="", encoding="utf-8") as target:
         table = csv.writer(target)
         table.writerow(["file", "class", "probability"])
         for start in range(0, len(files), 256):
