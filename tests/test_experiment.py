@@ -180,7 +180,8 @@ def test_an_interrupted_run_says_so(run, tmp_path, monkeypatch):
     )
     with pytest.raises(SystemExit):
         run(*SHORT)
-    assert json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["status"] == "interrupted"
+    result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
+    assert (result["status"], result["reason"]) == ("interrupted", "Ctrl-C")
 
 
 def test_config_hash_leaves_out_what_changes_no_number():

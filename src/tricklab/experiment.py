@@ -47,8 +47,11 @@ def run(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> float:
         record.start()
         objective = _run(cfg, folder, record)
     except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)  # SIGTERMException is a SystemExit
-        record.finish("interrupted" if interrupted else "failed", f"{type(error).__name__}: {error}")
+        reason = f"{type(error).__name__}: {error}"
+        if interrupted := isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning turns the one into the other
+            reason = "SIGTERM" if isinstance(error, SIGTERMException) else "Ctrl-C"
+            print(f"interrupted by {reason}; run folder {folder}")
+        record.finish("interrupted" if interrupted else "failed", reason)
         close_wandb(exit_code=1)
         if isinstance(error, MisconfigurationException):
             raise UserError(str(error)) from error
@@ -65,8 +68,8 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     trainer = build_trainer(cfg, folder)
     module = build_module(cfg, data, net, plan_length(cfg, data, trainer.world_size))
     channels, height, width = data.shape
-    facts = {"channels": channels, "height": height, "width": width, "mean": data.mean, "std": data.std}
-    record.describe({"classes": data.classes, **facts})
+    size = {"channels": channels, "height": height, "width": width}
+    record.describe({"classes": data.classes, **size, "mean": data.mean, "std": data.std})
     for logger in trainer.loggers:
         logger.log_hyperparams(record.config)
 
@@ -78,17 +81,17 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     trainer.test(module, datamodule=data, verbose=False)
 
     metrics, speed = best.best | module.results, module.images_seen * trainer.world_size / seconds
-    device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    record.finish(
-        "done",
-        metrics=metrics,
-        objective=metrics["val/acc"],
-        images_per_second=round(speed, 1),
-        devices=[name] * trainer.world_size,
-    )
+    facts = {"metrics": metrics, "objective": metrics["val/acc"], "devices": device_names(trainer)}
+    record.finish("done", None, images_per_second=round(speed, 1), **facts)
     report(metrics, record.result["seconds"], folder)
     return metrics["val/acc"]
+
+
+def device_names(trainer: pl.Trainer) -> list[str]:
+    """Name the device of each process."""
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return [name] * trainer.world_size
 
 
 def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:

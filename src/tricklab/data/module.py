@@ -112,7 +112,7 @@ class ImageData(pl.LightningDataModule):
         self.augment, self.mixup = augment, mixup
         images, labels = source.train
         train = torch.arange(len(labels))
-        self.val, self.val_rows = source.val or source.train, torch.arange(0)
+        self.val = source.val or source.train
         if source.val:
             self.val_rows = torch.arange(len(source.val.labels))
         elif folds:
