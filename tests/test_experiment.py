@@ -1,5 +1,6 @@
 import json
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from tricklab.callbacks import BestCheckpoint, rank
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.experiment import build_net
+from tricklab.logger import MetricsFile
 from tricklab.module import ImageClassifier
 from tricklab.randomness import derive
 from tricklab.record import config_hash, git_state, uncommitted
@@ -325,3 +327,15 @@ def test_a_sanity_check_is_no_result(run):
 def test_the_profile_is_shown(run, caplog):
     run("debug=profile", "stop_after=2it")
     assert "run_training_batch" in caplog.text
+
+
+def test_loggers_get_the_config_and_wandb_the_exit_code(run, monkeypatch):
+    codes, configs = [], []
+    stub = SimpleNamespace(finish=lambda exit_code: codes.append(exit_code))
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+    monkeypatch.setattr(MetricsFile, "log_hyperparams", lambda self, config: configs.append(config))
+    run(*ONE_BATCH, folder="good")
+    with pytest.raises(UserError):
+        run("trainer.max_epochs=-1", folder="bad")
+    assert codes == [0, 1]
+    assert configs[0]["optimizer"]["lr"] == 0.1
