@@ -17,7 +17,7 @@ def main(cfg: DictConfig) -> float:
 
     run = HydraConfig.get()
     with cli.one_line(CONF):
-        return experiment.run(cfg, Path(run.runtime.output_dir), list(run.overrides.task))
+        return experiment.run(cfg, Path(run.runtime.output_dir), list(run.overrides.task), run.runtime.choices)
 
 
 if __name__ == "__main__":

@@ -63,10 +63,10 @@ class Run:
 def run(tmp_path: Path) -> Callable[..., Run]:
     """Run a config in this process, in a folder of its own."""
 
-    def run(*overrides: str, folder: str = "run") -> Run:
+    def run(*overrides: str, folder: str = "run", choices: dict[str, str] | None = None) -> Run:
         from tricklab import experiment
 
-        experiment.run(configure("trainer.accelerator=cpu", *overrides), tmp_path / folder, overrides)
+        experiment.run(configure("trainer.accelerator=cpu", *overrides), tmp_path / folder, overrides, choices)
         return Run(tmp_path / folder)
 
     return run

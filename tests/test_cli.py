@@ -155,8 +155,8 @@ def test_a_folder_that_can_not_be_written(train, tmp_path, monkeypatch):
 
     monkeypatch.setattr(check.os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
     with pytest.raises(UserError, match=f"{tmp_path} can't be written"):
-        check.check_folder(tmp_path / "a" / "b")
-    check.check_folder(tmp_path.parent / "c")
+        check.check_folder(tmp_path / "a" / "b", configure())
+    check.check_folder(tmp_path.parent / "c", configure())
 
 
 def test_multirun(train, tmp_path):

@@ -16,7 +16,8 @@ from tricklab.experiment import build_net
 from tricklab.logger import MetricsFile
 from tricklab.module import ImageClassifier
 from tricklab.randomness import derive
-from tricklab.record import config_hash, git_state, uncommitted
+from tricklab.record import git_state, uncommitted
+from tricklab.resume import config_hash
 
 SHORT = ("model=mlp", "trainer.log_every_n_steps=1")
 

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from tricklab.cli import unknown
 from tricklab.duration import parse
 from tricklab.errors import UserError
+from tricklab.resume import VOLATILE, read_config, run_folder
 
 Leaves = dict[str, Any]
 
@@ -67,7 +68,7 @@ def refuse(config: DictConfig, folder: Path) -> None:
     try:
         check(config)
         if "LOCAL_RANK" not in os.environ:  # a DDP child shares the folder of its parent
-            check_folder(folder)
+            check_folder(folder, config)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -158,14 +159,28 @@ def leaves(config: DictConfig) -> Leaves:
     return dict(walk(OmegaConf.to_container(task, resolve=True), ""))
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse to write over an earlier run.
+def check_folder(folder: Path, config: DictConfig) -> None:
+    """Refuse to write over an earlier run, or to go on with it under other options.
 
     Raises:
-        UserError: the folder holds a run, or can't be written.
+        UserError: the folder holds a run, or another one than `resume` asks for, or can't be written.
     """
     there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     if not os.access(there, os.W_OK):
         raise UserError(f"hydra.run.dir={folder}: {there} can't be written; choose another folder")
-    if (folder / "config.yaml").exists():
-        raise UserError(f"hydra.run.dir={folder} holds a run already; choose another folder, or move that one")
+    if config.resume not in ("none", "auto"):
+        named = Path(run_folder("", _root_=config))
+        if not Path(config.resume).exists() or not (named / "config.yaml").exists():
+            raise UserError(f"resume={config.resume}; allowed: none, auto, the folder of a run or a checkpoint in it")
+        if named != folder:
+            raise UserError(f"hydra.run.dir={folder} and resume={config.resume} differ; allowed: one of the two")
+    if not (folder / "config.yaml").exists():
+        return
+    if config.resume == "none":
+        raise UserError(f"hydra.run.dir={folder} holds a run already; resume=auto goes on with it, or choose another")
+    was, now = leaves(OmegaConf.create(read_config(folder))), leaves(config)
+    changed = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
+    changed = [key for key in changed if not set(key.split(".")) & {*VOLATILE, "stop_after"}]
+    if changed:
+        said = ", ".join(f"{key}={now.get(key)} (was {was.get(key)})" for key in changed)
+        raise UserError(f"resume={config.resume}: {said}; allowed: the options of the run in {folder}")

@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from tricklab.errors import UserError, nearest
+from tricklab.resume import run_folder
 
-NOT_IN_NAME = re.compile(r"(data|model|seed|name|tags|data\.root)=|logger|hydra")  # or elsewhere in it
+NOT_IN_NAME = re.compile(r"(data|model|seed|name|tags|resume|data\.root)=|logger|hydra")  # or elsewhere in it
 
 
 def launch(main: Callable[[], Any], conf: Path) -> None:
@@ -101,3 +102,4 @@ def run_name(*, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)

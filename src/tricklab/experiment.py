@@ -4,8 +4,9 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -19,12 +20,13 @@ from tricklab.callbacks import BestCheckpoint
 from tricklab.data.module import ImageData
 from tricklab.duration import Length, run_length, to_steps
 from tricklab.errors import UserError
-from tricklab.logger import MetricsFile, close_wandb
+from tricklab.logger import MetricsFile, Wandb, close_wandb
 from tricklab.mixup import identity
 from tricklab.module import ImageClassifier
 from tricklab.optimizer import parameter_groups
 from tricklab.randomness import seed_default
 from tricklab.record import Record
+from tricklab.resume import checkpoint
 
 NOT_TRAINER = ("compile", "channels_last")  # stand with the trainer's options, act on the network
 NOISE = (
@@ -35,14 +37,18 @@ NOISE = (
 )
 
 
-def run(cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> float:
+def run(
+    cfg: DictConfig, folder: Path, overrides: Sequence[str] = (), choices: Mapping[str, Any] | None = None
+) -> float:
     """Train, test and record one run in `folder`; return the best accuracy on validation.
+
+    `overrides` and `choices`, the option chosen of each group, are recorded alone.
 
     Raises:
         UserError: options or data that do not fit together. Whatever is raised, `result.json` says so.
     """
     hush()
-    record = Record(cfg, folder, overrides)
+    record = Record(cfg, folder, overrides, choices)
     try:
         record.start()
         objective = _run(cfg, folder, record)
@@ -71,10 +77,14 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     size = {"channels": channels, "height": height, "width": width}
     record.describe({"classes": data.classes, **size, "mean": data.mean, "std": data.std})
     for logger in trainer.loggers:
-        logger.log_hyperparams(record.config)
+        logger.log_hyperparams(record.config | record.origin)
 
-    start = time.time()
-    trainer.fit(module, datamodule=data)
+    start, last = time.time(), checkpoint(cfg.resume, folder)
+    steps = torch.load(last, weights_only=True)["global_step"] if last else 0
+    cast(MetricsFile, trainer.logger).cut(steps)
+    if last:
+        print(f"resume={cfg.resume}: goes on after step {steps}, from {last}")
+    trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
     seconds = time.time() - start
     best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
     module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
@@ -83,6 +93,10 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     metrics, speed = best.best | module.results, module.images_seen * trainer.world_size / seconds
     facts = {"metrics": metrics, "objective": metrics["val/acc"], "devices": device_names(trainer)}
     record.finish("done", None, images_per_second=round(speed, 1), **facts)
+    for logger in trainer.loggers:
+        if isinstance(logger, Wandb):
+            logger.conclude(metrics, best.best_model_path)
+            logger.show(module.logits, module.labels, data.source.test.images[:: trainer.world_size], data.classes)
     report(metrics, record.result["seconds"], folder)
     return metrics["val/acc"]
 
@@ -121,7 +135,8 @@ def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.
 def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     """Build Lightning's trainer with callbacks and loggers; `metrics.csv` is written whatever they are."""
     options = {key: value for key, value in cfg.trainer.items() if key not in NOT_TRAINER}
-    loggers = [MetricsFile(str(folder)), *build_each(cfg.logger, save_dir=str(folder)).values()]
+    metrics = MetricsFile(str(folder))
+    loggers = [metrics, *build_each(cfg.logger, save_dir=str(folder)).values()]
     callbacks = list(build_each(cfg.callbacks).values())
     trainer: pl.Trainer = build(DictConfig(options), callbacks=callbacks, logger=loggers, default_root_dir=str(folder))
     return trainer

@@ -2,12 +2,15 @@
 
 import csv
 import os
+import secrets
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 
 class MetricsFile(Logger):
@@ -42,12 +45,24 @@ class MetricsFile(Logger):
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
+    @rank_zero_only
+    def cut(self, step: int) -> None:
+        """Keep what was written until `step` steps were taken: training goes on from there."""
+        if self.path.is_file():
+            rows = self._read()
+            self.columns = list(rows[0]) if rows else []
+            self._write([r for r in rows if int(r["step"]) < step or (int(r["step"]) == step and not r.get("lr"))])
+
     def _add_columns(self, new: list[str]) -> None:
-        rows: list[dict[str, str]] = []
-        if self.columns:
-            with self.path.open(newline="") as file:
-                rows = list(csv.DictReader(file))
+        rows = self._read() if self.columns else []
         self.columns += new
+        self._write(rows)
+
+    def _read(self) -> list[dict[str, str]]:
+        with self.path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def _write(self, rows: list[dict[str, str]]) -> None:
         beside = self.path.with_suffix(".tmp")
         with beside.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
@@ -56,21 +71,76 @@ class MetricsFile(Logger):
         os.replace(beside, self.path)
 
 
-def wandb(save_dir: str, name: str | None = None, **options: Any) -> WandbLogger:
-    """Return Lightning's W&B logger: online with a key, else offline; never a question.
+class Wandb(WandbLogger):
+    """Lightning's W&B logger: online with a key, else offline; never a question, never a long wait.
 
-    `WANDB_MODE`, where it is set, decides. Without a name the run has that of its folder.
+    `WANDB_MODE`, where it is set, decides. A run that goes on keeps its id. Without a name it has that of its folder.
+
+    Args:
+        save_dir: the folder of the run.
+        checkpoint: keep best.ckpt as an artifact.
+        mistakes: number of wrong test images to show, the most confident first.
+        confusion: draw the confusion matrix of the test.
+        options: of `wandb.init`.
     """
-    mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
-    if mode == "offline":
-        print(f"W&B is offline; to send this run later: wandb sync {save_dir}/wandb/offline-run-*")
-    return WandbLogger(save_dir=save_dir, name=name or Path(save_dir).name, mode=mode, **options)
+
+    def __init__(
+        self,
+        save_dir: str,
+        name: str | None = None,
+        checkpoint: bool = False,
+        mistakes: int = 0,
+        confusion: bool = False,
+        **options: Any,
+    ):
+        self.checkpoint, self.mistakes, self.confusion = checkpoint, mistakes, confusion
+        options |= {"dir": save_dir, "name": name or Path(save_dir).name}
+        super().__init__(save_dir=save_dir, project=options["project"], experiment=start_wandb(**options))
+
+    @rank_zero_only
+    def conclude(self, metrics: dict[str, float], best: str) -> None:
+        """Write the results to the summary, beside those of the last epoch, and keep the checkpoint if asked to."""
+        self.experiment.summary.update({f"best/{name}": value for name, value in metrics.items()})
+        if self.checkpoint:
+            self.experiment.log_artifact(best, name=f"best-{self.version}", type="model")
+
+    @rank_zero_only
+    def show(self, logits: Tensor, labels: Tensor, images: Tensor, classes: list[str]) -> None:
+        """Show what was asked for about the test: logits [N, K] of images [N, C, H, W] with their labels [N]."""
+        import wandb
+
+        confidence, predicted = logits.softmax(1).max(1)
+        if self.confusion:
+            chart = wandb.plot.confusion_matrix(None, labels.tolist(), predicted.tolist(), classes)
+            self.experiment.log({"test/confusion": chart})
+        wrong = torch.where(predicted == labels, -1.0, confidence)
+        rows = wrong.argsort(descending=True)[: min(self.mistakes, int((wrong > 0).sum()))].tolist()
+        said = [f"{classes[predicted[i]]} ({confidence[i]:.2f}), but is {classes[labels[i]]}" for i in rows]
+        if rows:
+            self.log_image("test/mistakes", [images[i].permute(1, 2, 0).squeeze(2).numpy() for i in rows], caption=said)
 
 
-def _has_key() -> bool:
+@rank_zero_only
+def start_wandb(**options: Any) -> Any:
+    """Start a W&B run, or go on with the one of that folder; offline where there is no key or no network."""
     import wandb  # takes half a second
 
-    return bool(wandb.login(prompt=False, verify=False))
+    earlier = sorted(Path(options["dir"]).glob("wandb/*run-*-*"), key=lambda path: path.stat().st_mtime)
+    if "WANDB_SWEEP_ID" not in os.environ:  # which brings its own
+        options["id"] = earlier[-1].name.rpartition("-")[2] if earlier else secrets.token_hex(4)
+    mode: Any = os.environ.get("WANDB_MODE")
+    why = "as WANDB_MODE says" if mode else "no key"
+    if not mode:
+        mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+    try:
+        run = wandb.init(mode=mode, resume="allow", settings=wandb.Settings(init_timeout=10), **options)
+    except wandb.Error as error:
+        mode, why = "offline", "no answer: " + " ".join(str(error).split())[:200]
+        wandb.teardown()  # or the id counts as being in use
+        run = wandb.init(mode=mode, **options)
+    if mode == "offline":
+        print(f"W&B is offline ({why}); to send this run later: wandb sync {options['dir']}/wandb/offline-run-*")
+    return run
 
 
 def close_wandb(exit_code: int) -> None:

@@ -50,7 +50,7 @@ class ImageClassifier(pl.LightningModule):
         self.weights = penalised(net)
         self.window: list[dict[str, Tensor]] = []  # the batches of the coming optimizer step
         self.images_seen = 0  # in training, by this process
-        self.sums: list[Tensor] = []  # of the running evaluation: loss, right answers, images of each batch
+        self.evaluated: list[tuple[Tensor, Tensor]] = []  # logits and labels of the running evaluation
         self.results: dict[str, float] = {}  # of the last evaluation
 
     def forward(self, images: Tensor) -> Tensor:
@@ -96,14 +96,11 @@ class ImageClassifier(pl.LightningModule):
             self.trainer.check_val_every_n_epoch = 1  # and in any epoch
 
     def on_validation_epoch_start(self) -> None:
-        self.sums.clear()
+        self.evaluated.clear()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, labels = batch  # [B, C, H, W], [B]
-        logits = self(images)
-        loss = F.cross_entropy(logits, labels, reduction="sum")
-        hits = (logits.argmax(1) == labels).sum()
-        self.sums.append(torch.stack([loss, hits.float(), torch.full_like(loss, len(labels))]))
+        self.evaluated.append((self(images), labels))
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
@@ -118,14 +115,31 @@ class ImageClassifier(pl.LightningModule):
         self._finish_evaluation("test")
 
     def _finish_evaluation(self, part: str) -> None:
-        sums = torch.stack(self.sums).cpu().double().sum(0)
+        self.logits, self.labels = (torch.cat(parts).cpu() for parts in zip(*self.evaluated, strict=True))
+        self.evaluated.clear()
+        values = measure(self.logits, self.labels)
+        sums = torch.stack([*values.values(), torch.ones(len(self.labels))]).double().sum(1)
         if self.trainer.world_size > 1:
             sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
-        loss, hits, images = sums.tolist()
-        self.results = {f"{part}/loss": loss / images, f"{part}/acc": hits / images}
+        self.results = {
+            f"{part}/{name}": value for name, value in zip(values, (sums / sums[-1]).tolist(), strict=False)
+        }
         self.record(self.results, self.global_step)
 
     def record(self, metrics: dict[str, float], step: int) -> None:
         """Hand doubles to the loggers; `self.log` would round them and take a quarter of a small net's step."""
         for logger in self.loggers:
             logger.log_metrics({"epoch": self.current_epoch, **metrics}, step)
+
+
+def measure(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return values [N] whose means are the results: loss, accuracy and, from 20 classes on, top-5 accuracy.
+
+    Args:
+        logits: [N, K].
+        labels: class indices [N].
+    """
+    values = {"loss": F.cross_entropy(logits, labels, reduction="none"), "acc": logits.argmax(1) == labels}
+    if logits.shape[1] >= 20:
+        values["acc_top5"] = (logits.topk(5).indices == labels[:, None]).any(1)
+    return values

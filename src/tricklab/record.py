@@ -1,10 +1,10 @@
 """What a run leaves in its folder, besides metrics and checkpoints: config.yaml, git.diff and result.json."""
 
-import hashlib
 import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -15,23 +15,19 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-VOLATILE = (
-    "hydra",
-    "resume",
-    "name",
-    "tags",
-    "logger",
-    "slots",
-    "num_workers",
-)  # not part of what was computed
+from tricklab.resume import config_hash
+
 PACKAGES = ("tricklab", "torch", "pytorch-lightning", "hydra-core", "numpy")
 
 
 class Record:
     """The description of one run: what was asked for at its start, what came of it at its end."""
 
-    def __init__(self, cfg: DictConfig, folder: Path, overrides: Sequence[str] = ()):
+    def __init__(
+        self, cfg: DictConfig, folder: Path, overrides: Sequence[str] = (), choices: Mapping[str, Any] | None = None
+    ):
         self.folder, self.started = folder, time.time()
+        self.choices = {group: option for group, option in (choices or {}).items() if not group.startswith("hydra/")}
         self.config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
         self.result: dict[str, Any] = {
             "status": "",
@@ -47,19 +43,26 @@ class Record:
             "git": git_state(Path(__file__).parent),
         }
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Where the numbers come from, for loggers that keep it beside the config."""
+        command = shlex.join(["python", "train.py", *self.result["overrides"]])
+        return {"choices": self.choices, "command": command, "git": self.result["git"]}
+
     @rank_zero_only
     def start(self) -> None:
         """Write the resolved config and what is not committed; an earlier result no longer holds."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "result.json").unlink(missing_ok=True)
-        OmegaConf.save(self.config, self.folder / "config.yaml")
+        OmegaConf.save({**self.config, "choices": self.choices}, self.folder / "config.yaml")
         if self.result["git"] and self.result["git"]["dirty"]:
             write_whole(self.folder / "git.diff", uncommitted(Path(__file__).parent))
 
     @rank_zero_only
     def describe(self, dataset: Mapping[str, Any]) -> None:
         """Add the facts of the data set to `config.yaml`, so that a checkpoint can be used without the data."""
-        OmegaConf.save({**self.config, "dataset": dict(dataset)}, self.folder / "config.yaml")
+        facts = {"choices": self.choices, "dataset": dict(dataset)}
+        OmegaConf.save({**self.config, **facts}, self.folder / "config.yaml")
 
     @rank_zero_only
     def finish(self, status: str, reason: str | None = None, **facts: Any) -> None:
@@ -69,13 +72,6 @@ class Record:
         metrics = {k: v if math.isfinite(v) else None for k, v in self.result["metrics"].items()}  # JSON has no NaN
         text = json.dumps(self.result | {"metrics": metrics}, indent=2, ensure_ascii=False, allow_nan=False)
         write_whole(self.folder / "result.json", text + "\n")
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Return 12 hex digits that tell apart configs which compute something else."""
-    kept = {k: v for k, v in config.items() if k not in VOLATILE}
-    kept["data"] = {k: v for k, v in kept.get("data", {}).items() if k not in VOLATILE}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def write_whole(path: Path, text: str) -> None:
