@@ -3,12 +3,14 @@
 import csv
 import gzip
 import json
+import os
+import runpy
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -44,6 +46,52 @@ def write_mnist(folder: Path, end: str = "") -> dict[int, Any]:
     return pixels
 
 
+def write_cifar(folder: Path, classes: int = 10) -> dict[str, Any]:
+    """Write CIFAR's files with 20 random images each, byte for byte as Python 2 did, and return these by name."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    tens = classes == 10
+    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"] if tens else ["train", "test"]
+    place, meta = ("cifar-10-batches-py", "batches.meta") if tens else ("cifar-100-python", "meta")
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    pixels = {}
+    for name in names:
+        pixels[name] = random.integers(0, 256, (20 if tens else 100, 3072), dtype=np.uint8)
+        labels = [i % classes for i in range(len(pixels[name]))]
+        kind = "labels" if tens else "fine_labels"
+        entries = python2_text(kind) + python2_list(labels) + python2_text("data") + python2_array(pixels[name])
+        (folder / place / name).write_bytes(b"\x80\x02}(" + entries + b"u.")
+    words = [python2_text(f"thing {i}") for i in range(classes)]
+    entry = python2_text("label_names" if tens else "fine_label_names") + b"](" + b"".join(words) + b"e"
+    (folder / place / meta).write_bytes(b"\x80\x02}(" + entry + b"u.")
+    return pixels
+
+
+def python2_text(text: str) -> bytes:
+    return b"U" + bytes([len(text)]) + text.encode()
+
+
+def python2_list(numbers: list[int]) -> bytes:
+    return b"](" + b"".join(b"K" + bytes([number]) for number in numbers) + b"e"
+
+
+def python2_array(array: Any) -> bytes:
+    shape = b"".join(b"J" + struct.pack("<i", size) for size in array.shape) + b"\x86"
+    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + python2_text("b") + b"\x87R"
+    kind = b"cnumpy\ndtype\n" + python2_text("u1") + b"K\x00K\x01\x87R(K\x03" + python2_text("|")
+    kind += b"NNN" + b"J\xff\xff\xff\xff" * 2 + b"K\x00tb"
+    return empty + b"(K\x01" + shape + kind + b"\x89T" + struct.pack("<i", array.size) + array.tobytes() + b"tb"
+
+
+class Said(NamedTuple):
+    """How a script ended and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
 class Run:
     """What a run left in its folder."""
 
@@ -60,7 +108,16 @@ class Run:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[..., Run]:
+def environment() -> Iterator[None]:
+    """Restore the environment, in which Lightning's DDP leaves the rank for its children."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def run(tmp_path: Path, environment: None) -> Callable[..., Run]:
     """Run a config in this process, in a folder of its own."""
 
     def run(*overrides: str, folder: str = "run", choices: dict[str, str] | None = None) -> Run:
@@ -81,6 +138,25 @@ def train(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
 
     return train
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """Run a script in this process, as if from the command line in another working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def script(name: str, *arguments: str) -> Said:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        capfd.readouterr()
+        try:
+            runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
+            code = 0
+        except SystemExit as error:
+            code = int(bool(error.code))
+            print(error.code or "", file=sys.stderr)
+        return Said(code, *capfd.readouterr())
+
+    return script
 
 
 @pytest.fixture

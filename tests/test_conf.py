@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONF, ONE_BATCH, configure, write_mnist
+from conftest import CONF, ONE_BATCH, configure, write_cifar, write_mnist
 from hydra.utils import get_object
 
 from tricklab.cli import description, options
-from tricklab.data.files import find_mnist
+from tricklab.data.published import find_mnist
 
 FILES = sorted(CONF.rglob("*.yaml"))
 OPTIONS = [(p.name, o) for p in sorted(CONF.iterdir()) if p.is_dir() and p.name != "hydra" for o in options(p)]
@@ -39,9 +39,13 @@ def requirements(group: str, option: str, tree, tmp_path: Path) -> list[str]:
     if data == "fashion_mnist" and not find_mnist(Path("data"), "FashionMNIST"):
         pytest.skip("needs Fashion-MNIST: apt-get install dataset-fashion-mnist")
     write_mnist(tmp_path)
+    write_cifar(tmp_path)
+    write_cifar(tmp_path, classes=100)
     return {
         "folder": [f"data.root='{tree({'train': 9})}'"],
         "mnist": [f"data.root={tmp_path}"],
+        "cifar10": [f"data.root={tmp_path}"],
+        "cifar100": [f"data.root={tmp_path}", "data.val_size=50"],
         "gpu": ["trainer.accelerator=gpu"],
         "ddp": ["trainer.devices=1"],
     }.get(option, [])

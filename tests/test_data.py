@@ -1,9 +1,10 @@
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import configure, write_mnist
+from conftest import configure, write_cifar, write_mnist
 from PIL import Image
 
 from tricklab.augment import flip_crop, none
@@ -291,8 +292,8 @@ def test_fashion_mnist_missing_says_what_and_where(tmp_path, monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(datasets, "FashionMNIST", offline)
-    monkeypatch.setattr("tricklab.data.files.DEBIAN", tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"train-images-idx3-ubyte\.gz.*no route to host"):
+    monkeypatch.setattr("tricklab.data.published.DEBIAN", tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.*no route to host"):
         build(configure("data=fashion_mnist", f"data.root={tmp_path}").data)
 
 
@@ -301,3 +302,57 @@ def test_fashion_mnist_cut_short_is_named(tmp_path):
         (tmp_path / f"{file}-ubyte").write_bytes(b"\x00\x00\x08\x01\x00\x00\x00\x09short")
     with pytest.raises(UserError, match="train-images-idx3-ubyte is not an idx file"):
         build(configure("data=fashion_mnist", f"data.root={tmp_path}").data)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
+def test_cifar_from_a_local_copy(tmp_path, name, classes):
+    pixels = write_cifar(tmp_path, classes)
+    source = build(configure(f"data={name}", f"data.root={tmp_path}").data).source
+    *train, test = (torch.from_numpy(array).view(-1, 3, 32, 32) for array in pixels.values())
+    assert torch.equal(source.train.images, torch.cat(train))
+    assert torch.equal(source.test.images, test)
+    assert source.train.labels.tolist() == [i % classes for i in range(100)]
+    assert source.classes == [f"thing {i}" for i in range(classes)]
+    assert len(source.test.images) == (20 if classes == 10 else 100)
+
+
+def test_torchvision_reads_the_same_from_the_files_of_the_test(tmp_path, monkeypatch):
+    """The oracle: what the test writes is what torchvision takes for CIFAR, but for its check sums."""
+    from torchvision.datasets import CIFAR10
+
+    write_cifar(tmp_path)
+    monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *a: True)
+    theirs = CIFAR10(str(tmp_path), train=True)
+    ours = build(configure("data=cifar10", f"data.root={tmp_path}").data).source
+    assert torch.equal(torch.from_numpy(theirs.data).permute(0, 3, 1, 2), ours.train.images)
+    assert theirs.targets == ours.train.labels.tolist()
+    assert theirs.classes == ours.classes
+
+
+class Payload:
+    def __reduce__(self):
+        return print, ("this must never be printed",)
+
+
+def test_a_pickle_of_cifar_can_not_run_anything(tmp_path, capsys):
+    write_cifar(tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(pickle.dumps({"data": Payload()}, protocol=2))
+    with pytest.raises(UserError, match=r"data_batch_3 is not a file of CIFAR: it asks for __builtin__\.print"):
+        build(configure("data=cifar10", f"data.root={tmp_path}").data)
+    assert capsys.readouterr().out == ""
+
+
+def test_cifar_that_is_not_is_named(tmp_path, monkeypatch):
+    folder = tmp_path / "cifar-10-batches-py"
+    write_cifar(tmp_path)
+    (folder / "data_batch_2").write_bytes((folder / "data_batch_2").read_bytes()[:1000])
+    with pytest.raises(UserError, match="data_batch_2 is not a file of CIFAR"):
+        build(configure("data=cifar10", f"data.root={tmp_path}").data)
+    (folder / "data_batch_2").write_bytes((folder / "batches.meta").read_bytes())
+    with pytest.raises(UserError, match="does not hold CIFAR10: KeyError"):
+        build(configure("data=cifar10", f"data.root={tmp_path}").data)
+    (folder / "data_batch_2").unlink()
+    monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", lambda *a, **k: 1 / 0)
+    with pytest.raises(UserError, match=r"no CIFAR10 there \(cifar-10-batches-py/data_batch_1, .*and no download"):
+        build(configure("data=cifar10", f"data.root={tmp_path}").data)

@@ -2,32 +2,24 @@
 
 import csv
 import io
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT
 
 
-def script(name, *arguments, cwd):
-    command = [sys.executable, str(ROOT / "scripts" / name), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, encoding="utf-8")
-
-
-def test_evaluate_gives_the_numbers_of_the_run(run, tmp_path):
+def test_evaluate_gives_the_numbers_of_the_run(run, script):
     done = run("model=mlp", "trainer.max_epochs=2", "mixup=on", "augment=flip_crop")
     best = f"ckpt={done.folder}/checkpoints/best.ckpt"
-    said = script("evaluate.py", best, cwd=tmp_path)
+    said = script("evaluate.py", best)
     assert said.returncode == 0, said.stderr
     metrics = dict(line.split() for line in said.stdout.splitlines())
     expected = {k: v for k, v in done.result["metrics"].items() if k.startswith("test/")}
     assert {k: float(v) for k, v in metrics.items()} == expected
 
 
-def test_predict_names_the_classes_of_files(run, tree, tmp_path):
+def test_predict_names_the_classes_of_files(run, tree, script):
     root = tree({"train": 12, "test": 4})
     done = run("data=folder", f"data.root='{root}'", "model=mlp", "trainer.max_epochs=2", "data.resize=16")
-    said = script("predict.py", f"ckpt={done.folder}/checkpoints/best.ckpt", f"input={root}/test", cwd=tmp_path)
+    said = script("predict.py", f"ckpt={done.folder}/checkpoints/best.ckpt", f"input={root}/test")
     assert said.returncode == 0, said.stderr
     rows = list(csv.DictReader(io.StringIO(said.stdout)))
     assert [row["file"] for row in rows] == [
@@ -47,10 +39,10 @@ def test_predict_names_the_classes_of_files(run, tree, tmp_path):
         (["{best}", "data=fake", "data.classes=3"], "classes"),
     ],
 )
-def test_mistakes_are_one_line(run, tmp_path, arguments, says):
+def test_mistakes_are_one_line(run, script, arguments, says):
     done = run("debug=batch", "model=mlp")
     best = f"ckpt={done.folder}/checkpoints/best.ckpt"
-    said = script("evaluate.py", *(a.format(best=best) for a in arguments), cwd=tmp_path)
+    said = script("evaluate.py", *(a.format(best=best) for a in arguments))
     assert said.returncode == 1
     assert says in said.stderr
     assert len(said.stderr.splitlines()) == 1

@@ -8,24 +8,14 @@ from typing import Any
 
 import torch
 
-from tricklab.data.files import read_classes, read_images, read_mnist
+from tricklab.data.files import read_classes, read_images
 from tricklab.data.module import ImageData, Labelled, Source
+from tricklab.data.published import read_cifar, read_mnist
 from tricklab.data.split import count, stratified_order
 from tricklab.errors import UserError
 from tricklab.randomness import generator
 
-FASHION = [
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-]
+FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
 def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:
@@ -62,6 +52,18 @@ def fashion_mnist(root: str) -> Source:
     """70,000 articles of clothing, 28 x 28 pixels, grey (arXiv 1708.07747)."""
     train, test = read_mnist(Path(root), "FashionMNIST")
     return Source(train, test, FASHION)
+
+
+@dataset
+def cifar10(root: str) -> Source:
+    """60,000 photographs of 10 classes, 32 x 32 pixels, colour (Krizhevsky, 2009)."""
+    return Source(*read_cifar(Path(root), "CIFAR10"))
+
+
+@dataset
+def cifar100(root: str) -> Source:
+    """60,000 photographs of 100 classes, 32 x 32 pixels, colour (Krizhevsky, 2009)."""
+    return Source(*read_cifar(Path(root), "CIFAR100"))
 
 
 @dataset

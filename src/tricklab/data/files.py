@@ -1,8 +1,6 @@
-"""Reading images from files."""
+"""Reading images of any kind from class folders."""
 
-import gzip
 import re
-import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,62 +12,6 @@ from torch import Tensor
 
 from tricklab.data.module import Labelled
 from tricklab.errors import UserError
-
-DEBIAN = Path("/usr/share/datasets")  # where Debian's dataset-fashion-mnist lies
-MNIST_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-
-
-def read_mnist(root: Path, name: str) -> tuple[Labelled, Labelled]:
-    """Read the training and test set of torchvision's `name`, from a local copy or else downloaded to `root`.
-
-    Raises:
-        UserError: there is no copy and none can be had, or a file is not what it should be.
-    """
-    folder = find_mnist(root, name) or download_mnist(root, name)
-    train_x, train_y, test_x, test_y = (read_idx(folder, file) for file in MNIST_FILES)
-    return Labelled(train_x[:, None], train_y.long()), Labelled(test_x[:, None], test_y.long())
-
-
-def find_mnist(root: Path, name: str) -> Path | None:
-    """Return the first folder with the four idx files, plain or gzipped; those named after the data set come first."""
-    debian = DEBIAN / name.replace("MNIST", "-mnist").strip("-").lower()
-    for folder in (root / name / "raw", root / name, root / debian.name, root, debian):
-        if all((folder / file).is_file() or (folder / f"{file}.gz").is_file() for file in MNIST_FILES):
-            return folder
-    return None
-
-
-def download_mnist(root: Path, name: str) -> Path:
-    """Let torchvision download `name` to `root`, and return the folder."""
-    from torchvision import datasets  # takes a second
-
-    try:
-        print(f"downloading {name} to {root}")
-        return Path(getattr(datasets, name)(str(root), download=True).raw_folder)
-    except Exception as error:  # whatever the network or the disk may answer
-        files = ", ".join(f"{file}.gz" for file in MNIST_FILES)
-        raise UserError(f"data.root={root}: no {name} there ({files}), and no download: {error}") from error
-
-
-def read_idx(folder: Path, name: str) -> Tensor:
-    """Read an idx file of bytes, plain or gzipped: two zeros, 8, the number of dimensions, the shape, the data."""
-    plain = folder / name
-    path = plain if plain.is_file() else folder / f"{name}.gz"
-    try:
-        with path.open("rb") if path == plain else gzip.open(path) as file:
-            content = bytearray(file.read())
-        if bytes(content[:3]) != b"\0\0\x08":
-            raise ValueError("it does not begin with 0, 0, 8")
-        dimensions = content[3]
-        shape = struct.unpack_from(f">{dimensions}I", content, 4)
-        return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape))
-    except (OSError, EOFError, IndexError, ValueError, struct.error) as error:
-        raise UserError(f"{path} is not an idx file: {error}") from error
 
 
 def read_classes(root: Path) -> list[str]:

@@ -1,0 +1,122 @@
+"""The files in which MNIST, Fashion-MNIST and CIFAR are published: local copies, or torchvision's download."""
+
+import gzip
+import pickle
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tricklab.data.module import Labelled
+from tricklab.errors import UserError
+
+DEBIAN = Path("/usr/share/datasets")  # where Debian's dataset-fashion-mnist lies
+MNIST_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+CIFAR = {  # folder, training files, test file, file with the names of the classes, key of the labels
+    "CIFAR10": (
+        "cifar-10-batches-py",
+        [f"data_batch_{i}" for i in range(1, 6)],
+        "test_batch",
+        "batches.meta",
+        "labels",
+    ),
+    "CIFAR100": ("cifar-100-python", ["train"], "test", "meta", "fine_labels"),
+}
+
+
+def read_mnist(root: Path, name: str) -> tuple[Labelled, Labelled]:
+    """Read the training and test set of torchvision's `name`, from a local copy or else downloaded to `root`.
+
+    Raises:
+        UserError: there is no copy and none can be had, or a file is not what it should be.
+    """
+    folder = find_mnist(root, name) or download(root, name, MNIST_FILES) / name / "raw"
+    train_x, train_y, test_x, test_y = (read_idx(folder, file) for file in MNIST_FILES)
+    return Labelled(train_x[:, None], train_y.long()), Labelled(test_x[:, None], test_y.long())
+
+
+def find_mnist(root: Path, name: str) -> Path | None:
+    """Return the first folder with the four idx files, plain or gzipped; those named after the data set come first."""
+    debian = DEBIAN / name.replace("MNIST", "-mnist").strip("-").lower()
+    for folder in (root / name / "raw", root / name, root / debian.name, root, debian):
+        if all((folder / file).is_file() or (folder / f"{file}.gz").is_file() for file in MNIST_FILES):
+            return folder
+    return None
+
+
+def download(root: Path, name: str, files: Sequence[str]) -> Path:
+    """Let torchvision download `name` to `root`, and return that."""
+    from torchvision import datasets  # takes a second
+
+    try:
+        print(f"downloading {name} to {root}")
+        getattr(datasets, name)(str(root), download=True)
+        return root
+    except Exception as error:  # whatever the network or the disk may answer
+        looked_for = ", ".join(files)
+        raise UserError(f"data.root={root}: no {name} there ({looked_for}), and no download: {error}") from error
+
+
+def read_idx(folder: Path, name: str) -> Tensor:
+    """Read an idx file of bytes, plain or gzipped: two zeros, 8, the number of dimensions, the shape, the data."""
+    plain = folder / name
+    path = plain if plain.is_file() else folder / f"{name}.gz"
+    try:
+        with path.open("rb") if path == plain else gzip.open(path) as file:
+            content = bytearray(file.read())
+        if bytes(content[:3]) != b"\0\0\x08":
+            raise ValueError("it does not begin with 0, 0, 8")
+        dimensions = content[3]
+        shape = struct.unpack_from(f">{dimensions}I", content, 4)
+        return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape))
+    except (OSError, EOFError, IndexError, ValueError, struct.error) as error:
+        raise UserError(f"{path} is not an idx file: {error}") from error
+
+
+def read_cifar(root: Path, name: str) -> tuple[Labelled, Labelled, list[str]]:
+    """Read the training set, the test set and the names of the classes of CIFAR10 or CIFAR100, as `read_mnist` does.
+
+    Raises:
+        UserError: there is no copy and none can be had, or a file is not what it should be.
+    """
+    folder, train, test, meta, key = CIFAR[name]
+    wanted = (*train, test, meta)
+    here = next((f for f in (root / folder, root) if all((f / file).is_file() for file in wanted)), None)
+    here = here or download(root, name, [f"{folder}/{file}" for file in wanted]) / folder
+    parts = [read_pickle(here / file) for file in wanted]
+    try:
+        names = next(value for word, value in parts.pop().items() if word in ("label_names", "fine_label_names"))
+        images = [torch.from_numpy(part["data"]).view(-1, 3, 32, 32) for part in parts]
+        labels = [torch.tensor(part[key]) for part in parts]
+    except (AttributeError, KeyError, RuntimeError, StopIteration, TypeError) as error:
+        raise UserError(f"{here} does not hold {name}: {error!r}") from error
+    return Labelled(torch.cat(images[:-1]), torch.cat(labels[:-1])), Labelled(images[-1], labels[-1]), list(names)
+
+
+class Plain(pickle.Unpickler):
+    """Reads arrays, numbers, texts and their containers; whatever else a pickle may ask for is refused."""
+
+    ALLOWED = ("_reconstruct", "_frombuffer", "ndarray", "dtype", "encode")
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in self.ALLOWED or module.split(".")[0] not in ("numpy", "_codecs"):
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Read a dict of arrays and lists, pickled by any version of Python."""
+    try:
+        with path.open("rb") as file:
+            return dict(Plain(file, encoding="latin1").load())
+    except (OSError, EOFError, ValueError, TypeError, IndexError, ImportError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path} is not a file of CIFAR: {error}") from error
