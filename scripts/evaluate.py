@@ -12,17 +12,18 @@ def main() -> None:
     import pytorch_lightning as pl
 
     from tricklab.build import build
-    from tricklab.checkpoint import load_net, read_arguments
+    from tricklab.checkpoint import read_trained
     from tricklab.errors import UserError
     from tricklab.experiment import hush
     from tricklab.module import ImageClassifier
 
     hush()
-    arguments, config = read_arguments(sys.argv[1:])
+    trained = read_trained(sys.argv[1:])
+    config = trained.config
     data = build(config.data, seed=config.seed)
     if data.classes != list(config.dataset.classes):
         raise UserError(f"the data have the classes {data.classes}, the checkpoint {list(config.dataset.classes)}")
-    data.mean, data.std = config.dataset.mean, config.dataset.std  # those that the network was trained with
+    data.adapt(tuple(config.dataset.input), list(config.dataset.mean), list(config.dataset.std))
     trainer = pl.Trainer(
         accelerator=config.trainer.accelerator,
         precision=config.trainer.precision,
@@ -33,7 +34,7 @@ def main() -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    module = ImageClassifier(load_net(arguments.ckpt, config))
+    module = ImageClassifier(trained.net())
     trainer.test(module, datamodule=data, verbose=False)
     for name, value in module.results.items():
         print(name, value)

@@ -125,14 +125,14 @@ def test_training_batches_are_normalised_and_probabilities():
     assert images.std((0, 2, 3), correction=0).sub(1).abs().max() < 1e-5
     assert targets.shape == (90, 10)
     assert targets.dtype == torch.float32
-    assert torch.equal(targets.argmax(1), module.train.labels[module._shuffled(0)])
+    assert torch.equal(targets.argmax(1), torch.cat([y for _, y in module.training_batches(lambda: (0, 0))]))
 
 
 def test_training_batches_are_augmented():
     plain, turned = (at(data("data.batch_size=90", augment=a)) for a in (none, lambda images, rand: 255 - images))
     raw = next(iter(plain.train_dataloader()))
-    assert torch.equal(plain.on_after_batch_transfer(raw, 0)[0], plain.normalise(raw[0]))
-    assert torch.equal(turned.on_after_batch_transfer(raw, 0)[0], turned.normalise(255 - raw[0]))
+    assert torch.equal(plain.on_after_batch_transfer(raw, 0)[0], plain.prepare(raw[0]))
+    assert torch.equal(turned.on_after_batch_transfer(raw, 0)[0], turned.prepare(255 - raw[0]))
 
 
 def test_an_odd_rest_is_the_same_for_each_rank():
@@ -151,7 +151,7 @@ def test_evaluation_is_clean_and_complete():
     batches = list(module.test_dataloader())
     assert torch.equal(torch.cat([b[0] for b in batches]), module.source.test.images)
     images, labels = module.on_after_batch_transfer(batches[0], 0)
-    assert torch.equal(images, module.normalise(batches[0][0]))
+    assert torch.equal(images, module.prepare(batches[0][0]))
     assert torch.equal(labels, batches[0][1])
     split = [list(at(module, rank=rank, ranks=3).test_dataloader()) for rank in range(3)]
     assert sorted(torch.cat([b[1] for part in split for b in part]).tolist()) == sorted(

@@ -12,9 +12,9 @@ from tricklab.build import build, check_target
 from tricklab.callbacks import BestCheckpoint, rank
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
-from tricklab.experiment import build_net
 from tricklab.logger import MetricsFile
 from tricklab.module import ImageClassifier
+from tricklab.network import build_net
 from tricklab.randomness import derive
 from tricklab.record import git_state, uncommitted
 from tricklab.resume import config_hash

@@ -5,7 +5,7 @@ from torch import nn
 
 from tricklab.cli import options
 from tricklab.errors import UserError
-from tricklab.experiment import build_net
+from tricklab.network import build_net
 
 
 def net(*overrides, shape=(3, 32, 32), classes=10):

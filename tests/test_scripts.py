@@ -1,9 +1,23 @@
 """The scripts, each from the command line and from the path of a checkpoint alone."""
 
+import contextlib
 import csv
 import io
+import os
+import re
+import shutil
+import subprocess
+import sys
 
 import pytest
+import torch
+from conftest import ONE_BATCH, ROOT
+from PIL import Image
+from safetensors.torch import load_file
+
+from tricklab.checkpoint import read_trained
+from tricklab.errors import UserError
+from tricklab.module import ImageClassifier
 
 
 def test_evaluate_gives_the_numbers_of_the_run(run, script):
@@ -46,3 +60,145 @@ def test_mistakes_are_one_line(run, script, arguments, says):
     assert said.returncode == 1
     assert says in said.stderr
     assert len(said.stderr.splitlines()) == 1
+
+
+def test_an_exported_file_gives_the_same_logits(run, script, tmp_path):
+    done = run("model=resnet", "model.depth=8", "trainer.max_epochs=1", "trainer.channels_last=true")
+    best = done.folder / "checkpoints" / "best.ckpt"
+    said = script("export.py", f"ckpt={best}", "output=m.safetensors")
+    assert said.returncode == 0, said.stderr
+    ours, theirs = (read_trained([f"ckpt={path}"]) for path in (best, tmp_path / "m.safetensors"))
+    images = torch.randn(50, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(ours.net()(images), theirs.net()(images))
+    plain = load_file(tmp_path / "m.safetensors")
+    assert plain.keys() == ours.net().state_dict().keys()
+    assert ours.config == theirs.config
+    said = script("evaluate.py", "ckpt=m.safetensors")
+    assert f"test/acc {done.result['metrics']['test/acc']}" in said.stdout
+
+
+def test_plan_writes_the_rates_of_training(run, script, tmp_path):
+    options = ["scheduler=cosine", "scheduler.warmup=10%", "trainer.max_epochs=3", "optimizer.lr_per=256"]
+    said = script("plan.py", *options, "hydra.run.dir=plan")
+    assert said.returncode == 0, said.stderr
+    done = run("model=mlp", *options, "trainer.log_every_n_steps=1")
+    with (tmp_path / "plan" / "plan.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row.keys() for row in rows[:1]] == [{"step": "", "lr": ""}.keys()]
+    assert [float(row["lr"]) for row in rows] == done.column("lr")
+    assert [int(row["step"]) for row in rows] == list(range(33))
+    assert Image.open(tmp_path / "plan" / "plan.png").size == (1200, 675)
+    assert "lr: 33 steps, first 0.01667, peak 0.05" in said.stdout
+
+
+def test_plan_draws_several_at_once(script, tmp_path):
+    said = script("plan.py", "scheduler=step,cosine", "trainer.max_epochs=2", "hydra.run.dir=p", "model.freeze=1ep")
+    assert said.returncode == 0, said.stderr
+    with (tmp_path / "p" / "plan.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    names = ["scheduler=step", "scheduler=step_body", "scheduler=cosine", "scheduler=cosine_body"]
+    assert list(rows[0]) == ["step", *names]
+    assert [float(rows[t]["scheduler=cosine_body"]) > 0 for t in (10, 11)] == [False, True]
+    assert all(f"  {mark}  {name}: 22 steps" in said.stdout for mark, name in zip("abcd", names))
+
+
+def test_preview_shows_what_training_gets(run, script, tmp_path, monkeypatch):
+    """Its first image has the pixels and the target of the first image that the network is trained on."""
+    seen = {}
+    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda self, image, **kw: seen.setdefault("image", image))
+    monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda self, text, **kw: seen.setdefault("title", text))
+    said = script("preview.py", "augment=flip_crop", "mixup=on", "mixup.alpha=5.0", "hydra.run.dir=p")
+    assert said.returncode == 0, said.stderr
+    assert (tmp_path / "p" / "preview.png").is_file()
+    step = ImageClassifier.training_step
+    keep = lambda self, batch, index: step(self, seen.setdefault("batch", batch) and batch, index)  # noqa: E731
+    monkeypatch.setattr(ImageClassifier, "training_step", keep)
+    run(*ONE_BATCH, "augment=flip_crop", "mixup=on", "mixup.alpha=5.0")
+    images, targets = seen["batch"]
+    normal = (images[0, 0] - images[0, 0].min()) / (images[0, 0].max() - images[0, 0].min())
+    shown = (seen["image"] - seen["image"].min()) / (seen["image"].max() - seen["image"].min())
+    assert torch.allclose(normal, shown, atol=1e-5)
+    share, label = targets[0].max(0)
+    assert seen["title"].splitlines()[0] == f"{share:.2f} {label}"
+
+
+@pytest.fixture
+def three(run):
+    """Three runs: one done, one failed, one killed."""
+    for folder, options, choices in [
+        ("runs/a", ("seed=1",), {"scheduler": "cosine"}),
+        ("runs/b", ("trainer.limit_val_batches=0.01",), {"scheduler": "step"}),
+        ("runs/c", ("seed=2",), {"scheduler": "step"}),
+    ]:
+        with contextlib.suppress(UserError):
+            done = run(*ONE_BATCH[:1], "model=mlp", *options, folder=folder, choices=choices)
+    (done.folder.parent / "c" / "result.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ([], "abc"),
+        (["status=failed"], "b"),
+        (["scheduler=step"], "bc"),
+        (["scheduler=step", "status=unfinished"], "c"),
+        (["seed=1"], "a"),
+        (["optimizer.lr=0.1", "stop_after=1it"], "abc"),
+        (["optimizer.lr=0.2"], ""),
+        (["nothing=1"], ""),
+    ],
+)
+def test_runs_finds_by_what_was_chosen_and_how_it_ended(three, script, asked, found):
+    lines = script("runs.py", *asked).stdout.splitlines()
+    assert sorted(line[-1] for line in lines[:-1]) == list(found)
+    assert lines[-1] == f"{len(found)} runs below runs"
+
+
+def test_runs_deletes_what_it_finds_and_never_one_that_may_run(three, script, tmp_path):
+    for wrong in (["delete=true"], ["status=fail"], ["delete=yes", "seed=1"], ["root=nowhere"], ["failed"]):
+        said = script("runs.py", *wrong)
+        assert said.returncode == 1
+        assert len(said.stderr.splitlines()) == 1
+    left = lambda: sorted(path.name for path in (tmp_path / "runs").iterdir())  # noqa: E731
+    script("runs.py", "seed=1")
+    assert left() == ["a", "b", "c"]
+    assert "2 runs below runs, 1 deleted" in script("runs.py", "scheduler=step", "delete=true").stdout
+    assert left() == ["a", "c"]
+    script("runs.py", "status=unfinished", "delete=true")
+    assert left() == ["a"]
+
+
+def test_a_renamed_copy_works_and_has_no_word_of_the_old_name(tmp_path):
+    for part in ("conf", "src", "tests", "scripts", ".github", ".ci"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for file in (path for path in ROOT.iterdir() if path.is_file()):
+        shutil.copy(file, tmp_path)
+    command = [sys.executable, str(tmp_path / "scripts" / "rename.py")]
+    for wrong in (["torch"], ["My-Lab"], [], ["class"]):
+        assert subprocess.run([*command, *wrong], capture_output=True).returncode == 1
+    subprocess.run([*command, "vision_lab"], check=True)
+    old = re.compile("trick" + "lab", re.IGNORECASE)
+    for path in tmp_path.rglob("*"):
+        assert not old.search(path.name)
+        if path.is_file() and path.suffix != ".png":
+            assert not old.search(path.read_text("utf-8"))
+    about = tmp_path / "src" / "vision_lab-0.dist-info"  # as an installation would leave it
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: vision_lab\nVersion: 0\n")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "tests/test_duration.py",
+            "tests/test_scheduler.py",
+            "tests/test_penalty.py",
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout

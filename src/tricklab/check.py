@@ -18,7 +18,7 @@ from tricklab.resume import VOLATILE, read_config, run_folder
 
 Leaves = dict[str, Any]
 
-DURATIONS = ("warmup", "every", "milestones", "stop_after")
+DURATIONS = ("warmup", "every", "milestones", "stop_after", "freeze")
 SEVERAL_OPTIONS = ("penalty", "callbacks", "logger", "tags")
 SEVERAL_TYPES = ("trainer.devices", "trainer.precision", "trainer.strategy")  # Lightning takes more than one
 RANGES = {  # by the last word of a key: lowest and highest
@@ -32,6 +32,8 @@ RANGES = {  # by the last word of a key: lowest and highest
     "alpha": (0, math.inf),
     "strength": (0, math.inf),
     "lr": (0, math.inf),
+    "lr_per": (1, math.inf),
+    "body_lr": (0, math.inf),
     "momentum": (0, 1),
     "weight_decay": (0, math.inf),
     "floor": (0, 1),

@@ -2,40 +2,61 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from tricklab.cli import options, unknown
+from tricklab.cli import CONF, options, unknown
+from tricklab.data.module import Preparation
 from tricklab.errors import UserError
-from tricklab.experiment import build_net
-
-CONF = Path(__file__).parents[2] / "conf"
+from tricklab.network import State, build_net, read_state
 
 
-def read_arguments(arguments: Sequence[str], **allowed: Any) -> tuple[DictConfig, DictConfig]:
+class Trained(NamedTuple):
+    """The weights of a checkpoint, the config they were trained under, and the further arguments of a script."""
+
+    state: State
+    config: DictConfig
+    arguments: DictConfig
+
+    def net(self) -> nn.Module:
+        """Build the network with these weights, for evaluation."""
+        facts = self.config.dataset
+        net = build_net(self.config, tuple(facts.input), len(facts.classes))
+        net.load_state_dict(self.state)
+        return net.eval()
+
+    @property
+    def prepare(self) -> Preparation:
+        """What makes the network's input of images of 0 .. 255."""
+        facts = self.config.dataset
+        return Preparation(facts.input, facts.mean, facts.std)
+
+
+def read_trained(arguments: Sequence[str], **allowed: Any) -> Trained:
     """Read `ckpt=PATH`, the `allowed` arguments of a script, and overrides of the run's own config.
 
-    Returns:
-        The arguments, and the `config.yaml` beside the checkpoint's folder, overridden; `data=NAME` takes that option.
+    `data=NAME` takes that option whole.
 
     Raises:
         UserError: a path without a run, or an argument that is not one.
         OmegaConfBaseException: a key that the config does not have.
     """
     given = OmegaConf.from_dotlist(list(arguments))
-    own = {"ckpt": given.pop("ckpt", None), **{k: given.pop(k, v) for k, v in allowed.items()}}
-    path = Path(str(own["ckpt"])).parent.parent / "config.yaml"
-    if not own["ckpt"] or not Path(own["ckpt"]).is_file() or not path.is_file():
-        raise UserError(f"ckpt={own['ckpt']}; allowed: the path of a checkpoint in the folder of its run")
-    config = cast(DictConfig, OmegaConf.load(path))
+    own = OmegaConf.create({key: given.pop(key, value) for key, value in {"ckpt": None, **allowed}.items()})
+    if not own.ckpt or not Path(own.ckpt).is_file():
+        raise UserError(f"ckpt={own.ckpt}; allowed: the path of a checkpoint, or of an exported file")
+    state, config = read_state(Path(own.ckpt))
+    if "dataset" not in config:
+        raise UserError(
+            f"ckpt={own.ckpt} has no config.yaml beside its folder; allowed: a checkpoint in that of its run"
+        )
     if isinstance(given.get("data"), str):
         config.data = read_data(given.pop("data"))
     OmegaConf.set_struct(config, True)
     config.merge_with(given)
-    return OmegaConf.create(own), config
+    return Trained(state, config, own)
 
 
 def read_data(option: str) -> DictConfig:
@@ -46,12 +67,3 @@ def read_data(option: str) -> DictConfig:
     data = cast(DictConfig, OmegaConf.merge(*files))
     del data["defaults"]
     return data
-
-
-def load_net(ckpt: str, config: DictConfig) -> nn.Module:
-    """Build the network of a run and load its weights; nothing in the checkpoint is ever executed."""
-    facts = config.dataset
-    net = build_net(config, (facts.channels, facts.height, facts.width), len(facts.classes))
-    state = torch.load(ckpt, map_location="cpu", weights_only=True)["state_dict"]
-    net.load_state_dict({k.removeprefix("net."): v for k, v in state.items() if k.startswith("net.")})
-    return net.eval()

@@ -1,5 +1,6 @@
 """The command line: help made from `conf/`, mistakes in one line, names of run folders. Imports nothing heavy."""
 
+import itertools
 import os
 import re
 import sys
@@ -8,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
@@ -15,6 +18,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from tricklab.errors import UserError, nearest
 from tricklab.resume import run_folder
 
+CONF = Path(__file__).parents[2] / "conf"
 NOT_IN_NAME = re.compile(r"(data|model|seed|name|tags|resume|data\.root)=|logger|hydra")  # or elsewhere in it
 
 
@@ -29,12 +33,37 @@ def launch(main: Callable[[], Any], conf: Path) -> None:
 
 
 def launch_script(main: Callable[[], Any], help_text: str | None) -> None:
-    """Run a script: its docstring for `--help` or no argument, and one line for a mistake of the user."""
-    if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
+    """Run a script: its docstring for `--help`, and one line for a mistake of the user."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text)
         return
-    with one_line(Path()):
+    with one_line(CONF):
         main()
+
+
+def compose_each(overrides: list[str], conf: Path) -> dict[str, DictConfig]:
+    """Compose and check a config for each combination of values that `overrides` give with commas.
+
+    Returns:
+        The configs by what tells them apart, as "scheduler=cosine".
+
+    Raises:
+        UserError: whatever `train.py` would refuse.
+    """
+    from tricklab.check import check  # which needs this module
+
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    values = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [o.get_value_string()] for o in parsed]
+    swept = [o.get_key_element() for o in parsed if o.is_sweep_override()]
+    configs = {}
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        for combination in itertools.product(*values):
+            words = [f"{o.get_key_element()}={value}" for o, value in zip(parsed, combination, strict=True)]
+            config = compose("train", words, return_hydra_config=True)
+            check(config)
+            told = [word for word in words if word.split("=")[0] in swept]
+            configs[" ".join(told) or f"scheduler={config.hydra.runtime.choices.scheduler}"] = config
+    return configs
 
 
 @contextmanager
@@ -44,6 +73,11 @@ def one_line(conf: Path) -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException, UserError) as error:
         sys.exit(f"error: {explain(error, conf)}")
+
+
+def title() -> str:
+    """Return what was asked for on the command line, but for Hydra's own keys."""
+    return " ".join(word for word in sys.argv[1:] if not word.startswith("hydra"))
 
 
 def options(group: Path) -> list[str]:

@@ -18,13 +18,13 @@ from torch import nn
 from tricklab.build import build, build_each
 from tricklab.callbacks import BestCheckpoint
 from tricklab.data.module import ImageData
-from tricklab.duration import Length, run_length, to_steps
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile, Wandb, close_wandb
 from tricklab.mixup import identity
 from tricklab.module import ImageClassifier
+from tricklab.network import build_net, load_body, read_weights
 from tricklab.optimizer import parameter_groups
-from tricklab.randomness import seed_default
+from tricklab.plan import Plan, make_plan
 from tricklab.record import Record
 from tricklab.resume import checkpoint
 
@@ -70,12 +70,16 @@ def run(
 
 def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     data: ImageData = build(cfg.data, seed=cfg.seed, augment=build(cfg.augment), mixup=build(cfg.mixup))
+    weights = read_weights(cfg.model)
+    if weights and weights.images:
+        data.adapt(*weights.images)
     net = build_net(cfg, data.shape, len(data.classes))
+    if weights:
+        load_body(net, weights.state)
     trainer = build_trainer(cfg, folder)
-    module = build_module(cfg, data, net, plan_length(cfg, data, trainer.world_size))
-    channels, height, width = data.shape
-    size = {"channels": channels, "height": height, "width": width}
-    record.describe({"classes": data.classes, **size, "mean": data.mean, "std": data.std})
+    plan = make_plan(cfg, data, trainer.world_size)
+    module = build_module(cfg, data, net, plan)
+    record.describe(data.facts)
     for logger in trainer.loggers:
         logger.log_hyperparams(record.config | record.origin)
 
@@ -108,30 +112,6 @@ def device_names(trainer: pl.Trainer) -> list[str]:
     return [name] * trainer.world_size
 
 
-def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Build the network for images of `shape` (channels, height, width); its weights follow from the seed alone.
-
-    Raises:
-        UserError: a network that does not turn these images into a logit for each class.
-    """
-    seed_default(cfg.seed, "init")
-    try:
-        net: nn.Module = build(cfg.model)(shape[0], classes).eval()
-        with torch.no_grad():
-            logits = net(torch.zeros(2, *shape))  # lazy layers count their inputs here
-    except UserError:
-        raise
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"model: {error} (images of {' x '.join(map(str, shape))})") from error
-    if logits.shape != (2, classes):
-        raise UserError(f"model: gives {tuple(logits.shape)} for 2 images; allowed: (2, {classes})")
-    if cfg.trainer.channels_last:
-        net = net.to(memory_format=torch.channels_last)
-    if cfg.trainer.compile:
-        net.compile()  # in place, so the keys in a checkpoint stay the same
-    return net.train()
-
-
 def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     """Build Lightning's trainer with callbacks and loggers; `metrics.csv` is written whatever they are."""
     options = {key: value for key, value in cfg.trainer.items() if key not in NOT_TRAINER}
@@ -142,52 +122,26 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     return trainer
 
 
-def plan_length(cfg: DictConfig, data: ImageData, ranks: int) -> Length:
-    """Count the optimizer steps of the whole run.
-
-    Raises:
-        UserError: a run without a step.
-    """
-    t = cfg.trainer
-    length = run_length(
-        images=len(data.train_rows),
-        batch_size=data.batch_size,
-        max_epochs=t.max_epochs,
-        max_steps=t.max_steps,
-        limit_batches=t.limit_train_batches,
-        accumulate=t.accumulate_grad_batches,
-        ranks=ranks,
-        drop_last=data.drop_last,
-    )
-    if length.steps < 1:
-        raise UserError(
-            f"{len(data.train_rows)} training images, data.batch_size={data.batch_size}, "
-            f"data.drop_last={data.drop_last}, trainer.limit_train_batches={t.limit_train_batches}, "
-            f"trainer.max_epochs={t.max_epochs}, trainer.max_steps={t.max_steps} make no step, or no end"
-        )
-    return length
-
-
-def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, length: Length) -> ImageClassifier:
+def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -> ImageClassifier:
     """Put network, loss, penalties, optimizer and schedule together.
 
     Raises:
         UserError: arguments that the optimizer does not take.
     """
-    optimizer = build(cfg.optimizer)
+    optimizer = build(DictConfig({key: value for key, value in cfg.optimizer.items() if key != "lr_per"}), lr=plan.lr)
     try:
         optimizer(parameter_groups(net))  # Lightning makes another, when it is too late for a plain answer
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer: {error}") from error
-    stop = to_steps(cfg.stop_after or 0, length) or length.steps
     mixing = getattr(data.mixup, "func", data.mixup) is not identity
     return ImageClassifier(
         net,
         loss=build(cfg.loss),
         penalties=build_each(cfg.penalty),
         optimizer=optimizer,
-        multiplier=build(cfg.scheduler)(length),
-        last_step=min(stop, length.steps),
+        multiplier=plan.multiplier,
+        body_multiplier=plan.body_multiplier,
+        last_step=plan.last_step,
         seed=cfg.seed,
         accuracy="acc_mixed" if mixing else "acc",
         log_every=cfg.trainer.log_every_n_steps,

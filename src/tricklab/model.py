@@ -1,8 +1,11 @@
 """Networks for small images, built from the channels and classes of the data; any image size will do."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
+
+from tricklab.errors import UserError, nearest
 
 
 def mlp(
@@ -50,6 +53,44 @@ def resnet(channels: int, classes: int, depth: int = 20, width: int = 16, dropou
     return nn.Sequential(*layers, *_head(inputs, classes, dropout))
 
 
+def torchvision(channels: int, classes: int, name: str, dropout: float = 0.0) -> nn.Module:
+    """Any network of torchvision.models, with dropout before its classifier.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise UserError(f"model.name={name}; allowed: torchvision.models.list_models().{nearest(name, known)}")
+    single = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    net: nn.Module = models.get_model(name, num_classes=classes, **single)
+    first, conv = next((key, m) for key, m in net.named_modules() if isinstance(m, nn.Conv2d))
+    if channels != conv.in_channels:
+        shape: Any = conv.out_channels, conv.kernel_size, conv.stride, conv.padding, 1, 1, conv.bias is not None
+        net.set_submodule(first, nn.Conv2d(channels, *shape))
+    head, layer = find_head(net)
+    if dropout:
+        net.set_submodule(head, nn.Sequential(nn.Dropout(dropout), layer))
+    return net
+
+
+def timm(channels: int, classes: int, name: str, dropout: float = 0.0) -> nn.Module:
+    """Any network of timm.
+
+    Raises:
+        UserError: there is none of that name, or no timm.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError("model=timm needs timm: pip install 'tricklab[timm]'") from error
+    if not timm.is_model(name):
+        raise UserError(f"model.name={name}; allowed: timm.list_models().{nearest(name, timm.list_models())}")
+    return timm.create_model(name, num_classes=classes, in_chans=channels, drop_rate=dropout)
+
+
 class Residual(nn.Module):
     """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
 
@@ -72,3 +113,8 @@ def _conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> l
 
 def _head(features: int, classes: int, dropout: float) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(features, classes)]
+
+
+def find_head(net: nn.Module) -> tuple[str, nn.Module]:
+    """Return the name of the classifier and itself: the last layer that has weights. The rest is the body."""
+    return [(name, m) for name, m in net.named_modules() if next(m.parameters(recurse=False), None) is not None][-1]

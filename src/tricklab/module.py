@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from tricklab.data.module import Batch
+from tricklab.model import find_head
 from tricklab.optimizer import parameter_groups
 from tricklab.penalty import penalised
 from tricklab.randomness import seed_default
@@ -25,6 +26,7 @@ class ImageClassifier(pl.LightningModule):
         penalties: `term(weights)` by name, each added to the training loss.
         optimizer: makes an optimizer of parameter groups.
         multiplier: the rate of step t as a share of the first, see `tricklab.scheduler`.
+        body_multiplier: that of all but the classifier, if it is another; at 0 the body is frozen, norms included.
         last_step: the step after which training ends.
         seed: the seed of the run, from which dropout follows.
         accuracy: the name of the training accuracy: `acc`, or `acc_mixed` where images are mixed.
@@ -38,6 +40,7 @@ class ImageClassifier(pl.LightningModule):
         penalties: Mapping[str, Callable[[list[nn.Parameter]], Tensor]] = MappingProxyType({}),
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
         multiplier: Callable[[int], float] = lambda step: 1.0,
+        body_multiplier: Callable[[int], float] | None = None,
         last_step: int = 0,
         seed: int = 0,
         accuracy: str = "acc",
@@ -45,7 +48,8 @@ class ImageClassifier(pl.LightningModule):
     ):
         super().__init__()
         self.net, self.loss, self.penalties = net, loss, penalties
-        self.make_optimizer, self.multiplier, self.last_step = optimizer, multiplier, last_step
+        self.make_optimizer, self.last_step = optimizer, last_step
+        self.multiplier, self.body_multiplier = multiplier, body_multiplier
         self.seed, self.accuracy, self.log_every = seed, accuracy, log_every
         self.weights = penalised(net)
         self.window: list[dict[str, Tensor]] = []  # the batches of the coming optimizer step
@@ -58,12 +62,20 @@ class ImageClassifier(pl.LightningModule):
         return logits.float()
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer(parameter_groups(self.net))
-        scheduler = LambdaLR(optimizer, self.multiplier)
+        apart = self.body_multiplier
+        optimizer = self.make_optimizer(parameter_groups(self.net, body_apart=bool(apart)))
+        scheduler = LambdaLR(optimizer, [self.multiplier] * 2 + [apart] * 2 if apart else self.multiplier)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seed_default(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
+        if self.body_multiplier:
+            self.net.train(not self.frozen())
+            find_head(self.net)[1].train()
+
+    def frozen(self) -> bool:
+        """Whether the coming step leaves all but the classifier as it is."""
+        return self.body_multiplier is not None and self.body_multiplier(self.global_step) == 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch  # [B, C, H, W], [B, K]
@@ -82,12 +94,19 @@ class ImageClassifier(pl.LightningModule):
         return whole / min(whole, int(self.trainer.num_training_batches) - batch_idx // whole * whole)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.frozen():
+            for group in optimizer.param_groups[2:]:
+                for parameter in group["params"]:
+                    parameter.grad = None  # no momentum, no part in the norm of the gradient
         if self.global_step % self.log_every == 0:
             gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
             values = {"train/grad_norm": float(nn.utils.get_total_norm(gradients))}
             for name in self.window[0]:
                 values[name] = float(torch.stack([batch[name] for batch in self.window]).mean())
-            self.record({"lr": optimizer.param_groups[0]["lr"], **values}, self.global_step)
+            rates = {"lr": optimizer.param_groups[0]["lr"]}
+            if self.body_multiplier:
+                rates["lr_body"] = optimizer.param_groups[2]["lr"]
+            self.record(rates | values, self.global_step)
         self.window.clear()
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:

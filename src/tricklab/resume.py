@@ -30,9 +30,10 @@ def run_folder(new: str, *, _root_: DictConfig) -> str:
 
 
 def find_runs(root: Path) -> list[Path]:
-    """Find the folders of runs below `root`, the newest first."""
-    files = sorted(root.glob("**/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [path.parent for path in files]
+    """Find the folders of runs in `root`, or one folder further down, the newest first."""
+    files = [*root.glob("*/config.yaml"), *root.glob("*/*/config.yaml")]
+    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+    return [path.parent for path in files if path.parent.name != ".hydra"]
 
 
 def read_config(folder: Path) -> dict[str, Any]:

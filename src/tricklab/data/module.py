@@ -1,17 +1,18 @@
 """From images in memory to batches that are ready for the network."""
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from tricklab.augment import none
 from tricklab.data.split import corrupt, count, nth_fold, stratified_order
 from tricklab.duration import count_batches
+from tricklab.errors import UserError
 from tricklab.mixup import Mixed, identity
 from tricklab.randomness import Rand, generator, per_image
 
@@ -63,6 +64,30 @@ class Batches:
         for block in blocks[first : self.length]:
             rows = block[self.rank :: self.ranks]
             yield self.data.images[rows], self.data.labels[rows]
+
+
+class Preparation(nn.Module):
+    """Images [B, C, H, W] of 0 .. 255 to what a network takes: resized to `shape`, normalised by mean and std.
+
+    Images of one channel are given as many as there are means.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, shape: Sequence[int], mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        scale = 1 / (255 * torch.tensor(std, dtype=torch.double))
+        shift = -torch.tensor(mean, dtype=torch.double) * 255 * scale
+        self.size = list(shape[1:])
+        self.register_buffer("scale", scale.float().view(1, -1, 1, 1))
+        self.register_buffer("shift", shift.float().view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.float()
+        if list(images.shape[2:]) != self.size:
+            images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
+        return images * self.scale + self.shift
 
 
 class ImageData(pl.LightningDataModule):
@@ -127,24 +152,44 @@ class ImageData(pl.LightningDataModule):
         noisy = labels.clone()
         noisy[train] = corrupt(labels[train], label_noise, len(self.classes), seed)
         self.train = Labelled(images, noisy)
-        self.mean, self.std = moments(images, train)
+        channels, height, width = images.shape[1:]
+        self.adapt((channels, height, width), *moments(images, train))
+
+    def adapt(self, shape: tuple[int, int, int], mean: list[float], std: list[float]) -> None:
+        """Make batches for a network that takes images of `shape` (channels, height, width), normalised so.
+
+        Raises:
+            UserError: a number of channels that the images can't be given.
+        """
+        channels = self.train.images.shape[1]
+        if channels not in (1, shape[0]):
+            raise UserError(f"model.weights take {shape[0]} channels, the images have {channels}; data.mode may help")
+        self.shape, self.mean, self.std = shape, mean, std
+        self.prepare = Preparation(shape, mean, std)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint needs to be told about the images; `input` is the shape that the network takes."""
         channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+        size = {"channels": channels, "height": height, "width": width, "input": list(self.shape)}
+        return {"classes": self.classes, **size, "mean": self.mean, "std": self.std}
 
     def setup(self, stage: str) -> None:
-        device = self.trainer.strategy.root_device
-        scale = 1 / (255 * torch.tensor(self.std, dtype=torch.double))
-        shift = -torch.tensor(self.mean, dtype=torch.double) * 255 * scale
-        self.scale, self.shift = (x.float().view(1, -1, 1, 1).to(device) for x in (scale, shift))
+        self.prepare.to(self.trainer.strategy.root_device)
 
     def train_dataloader(self) -> Batches:
-        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        return self.training_batches(self._place, self.trainer.global_rank, self.trainer.world_size)
+
+    def training_batches(self, start: Callable[[], tuple[int, int]], rank: int = 0, ranks: int = 1) -> Batches:
+        """Batches of uint8 images and labels in the order of training, beginning at `start()`."""
         length = count_batches(len(self.train_rows), self.batch_size, ranks, self.drop_last)
-        return Batches(self.train, self._shuffled, self._place, self.batch_size, length, rank, ranks)
+        shared = len(self.train_rows) - len(self.train_rows) % ranks
+
+        def order(epoch: int) -> Tensor:
+            source = generator(self.seed, "order", epoch)
+            return self.train_rows[torch.randperm(len(self.train_rows), generator=source)[:shared]]
+
+        return Batches(self.train, order, start, self.batch_size, length, rank, ranks)
 
     def val_dataloader(self) -> Batches:
         return self._in_order(self.val, self.val_rows)
@@ -153,32 +198,34 @@ class ImageData(pl.LightningDataModule):
         return self._in_order(self.source.test, torch.arange(len(self.source.test.labels)))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        images, labels = batch  # uint8 [B, C, H, W], [B]
         if not self.trainer.training:
-            return self.normalise(images), labels
-        place, rank, ranks = self._place(), self.trainer.global_rank, self.trainer.world_size
-        in_global_batch = min(self.batch_size * ranks, self._shared() - place[1] * self.batch_size * ranks)
+            return self.prepare(batch[0]), batch[1]
+        return self.training_batch(batch, self._place(), self.trainer.global_rank, self.trainer.world_size)
+
+    def training_batch(self, batch: Batch, place: tuple[int, int], rank: int = 0, ranks: int = 1) -> Batch:
+        """Augment, normalise and mix a batch; its random numbers follow from its `place`: (epoch, batch of it).
+
+        Args:
+            batch: images, uint8 [B, C, H, W], and labels [B].
+            place: where in training it stands.
+            rank: the part of the global batch that it is.
+            ranks: the number of these parts.
+
+        Returns:
+            Images, float32 [B, C, H, W], and target probabilities [B, K].
+        """
+        images, labels = batch
+        shared = len(self.train_rows) - len(self.train_rows) % ranks
+        in_global_batch = min(self.batch_size * ranks, shared - place[1] * self.batch_size * ranks)
         source = generator(self.seed, "augment", *place, device=images.device)
-        images = self.normalise(self.augment(images, per_image(source, in_global_batch, rank, ranks)))
+        images = self.prepare(self.augment(images, per_image(source, in_global_batch, rank, ranks)))
         targets = F.one_hot(labels, len(self.classes)).float()  # [B, K]
         return self.mixup(images, targets, generator(self.seed, "mix", *place, rank))
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """Shift and scale images of 0 .. 255 to mean 0 and standard deviation 1 over the training set."""
-        return images.float() * self.scale + self.shift
 
     def _in_order(self, data: Labelled, rows: Tensor) -> Batches:
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
         length = math.ceil(len(rows) / (self.batch_size * ranks))
         return Batches(data, lambda epoch: rows, lambda: (0, 0), self.batch_size, length, rank, ranks)
-
-    def _shuffled(self, epoch: int) -> Tensor:
-        order = torch.randperm(len(self.train_rows), generator=generator(self.seed, "order", epoch))
-        return self.train_rows[order[: self._shared()]]
-
-    def _shared(self) -> int:
-        """Training images of an epoch, as many for each rank: the ranks' gradients have the same weight."""
-        return len(self.train_rows) - len(self.train_rows) % self.trainer.world_size
 
     def _place(self) -> tuple[int, int]:
         """Epoch, and batch of this epoch, that the trainer is at."""

@@ -1,0 +1,88 @@
+"""Draw the rate of every step of a run, without training: plan.csv, plan.png and a chart in the terminal.
+
+python scripts/plan.py [scheduler=cosine scheduler.warmup=5ep ...]       overrides as for train.py
+python scripts/plan.py scheduler=step,cosine,linear                     several plans in one picture
+"""
+
+import csv
+import sys
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from tricklab import cli
+
+WIDTH, HEIGHT = 76, 15  # characters of the chart
+
+
+def main() -> None:
+    configs = cli.compose_each(sys.argv[1:], cli.CONF)
+
+    from tricklab.experiment import hush
+
+    hush()
+    rates = {}
+    for label, config in configs.items():
+        for column, values in planned(config).items():
+            rates[column if len(configs) == 1 else f"{label}{column[2:]}"] = values
+    folder = Path(next(iter(configs.values())).hydra.run.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    write(rates, folder / "plan.csv")
+    draw(rates, folder / "plan.png", cli.title() or next(iter(configs)))
+    print(chart(rates))
+    print(f"{folder}/plan.csv, {folder}/plan.png")
+
+
+def planned(config: DictConfig) -> dict[str, list[float]]:
+    """Return the rate of each step, and that of the body where it has another."""
+    from tricklab.build import build
+    from tricklab.experiment import build_trainer
+    from tricklab.plan import make_plan
+
+    config.logger, config.callbacks = {}, {}
+    ranks = build_trainer(config, Path()).world_size
+    plan = make_plan(config, build(config.data, seed=config.seed), ranks)
+    parts = {"lr": plan.multiplier, "lr_body": plan.body_multiplier}
+    return {name: [plan.lr * f(t) for t in range(plan.last_step)] for name, f in parts.items() if f}
+
+
+def write(rates: dict[str, list[float]], path: Path) -> None:
+    """Write a row for each step, in full precision; a shorter plan leaves its column empty at the end."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["step", *rates])
+        for t in range(max(map(len, rates.values()))):
+            table.writerow([t, *(values[t] if t < len(values) else "" for values in rates.values())])
+
+
+def draw(rates: dict[str, list[float]], path: Path, title: str) -> None:
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for name, values in rates.items():
+        axes.plot(values, label=name, drawstyle="steps-post")
+    axes.set(xlabel="optimizer step", ylabel="learning rate", title=title, ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+def chart(rates: dict[str, list[float]]) -> str:
+    """Draw the curves with a letter each, from 0 to the highest rate; below it the steps and key figures."""
+    longest, peak = max(map(len, rates.values())), max(map(max, rates.values())) or 1.0
+    grid = [[" "] * WIDTH for _ in range(HEIGHT)]
+    legend = []
+    for mark, (name, values) in zip("abcdefghijklmnopqrstuvwxyz" * len(rates), rates.items(), strict=False):
+        for x in range(WIDTH):
+            t = round(x * (longest - 1) / (WIDTH - 1))
+            if t < len(values):
+                grid[HEIGHT - 1 - round(values[t] / peak * (HEIGHT - 1))][x] = mark
+        figures = f"first {values[0]:.4g}, peak {max(values):.4g}, last {values[-1]:.4g}, sum {sum(values):.4g}"
+        legend.append(f"  {mark}  {name}: {len(values)} steps, {figures}")
+    lines = [f"{peak * (HEIGHT - 1 - y) / (HEIGHT - 1):9.3g} |" + "".join(row) for y, row in enumerate(grid)]
+    axis = " " * 10 + "+" + "-" * WIDTH + f"\n{0:>12}{longest - 1:>{WIDTH - 1}}"
+    return "\n".join([*lines, axis, *legend])
+
+
+if __name__ == "__main__":
+    cli.launch_script(main, __doc__)

@@ -1,0 +1,89 @@
+"""The rate of every step of a run, known before its first one."""
+
+from typing import NamedTuple
+
+from omegaconf import DictConfig
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from tricklab.build import build
+from tricklab.data.module import ImageData
+from tricklab.duration import Length, run_length, to_steps
+from tricklab.errors import UserError
+from tricklab.scheduler import Multiplier
+
+
+class Plan(NamedTuple):
+    """The first rate, by what it is multiplied at each step, and the step after which training ends.
+
+    `body_multiplier` is that of all but the classifier, or None where it is the same.
+    """
+
+    length: Length
+    lr: float
+    multiplier: Multiplier
+    body_multiplier: Multiplier | None
+    last_step: int
+
+
+def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
+    """Plan the whole run on `ranks` processes.
+
+    Raises:
+        UserError: a run without a step, or durations that do not lie in it.
+    """
+    length = plan_length(cfg, data, ranks)
+    multiplier: Multiplier = build(cfg.scheduler)(length)
+    stop = to_steps(cfg.stop_after or 0, length) or length.steps
+    return Plan(
+        length, scale_lr(cfg, ranks), multiplier, for_body(cfg.model, multiplier, length), min(stop, length.steps)
+    )
+
+
+def plan_length(cfg: DictConfig, data: ImageData, ranks: int) -> Length:
+    """Count the optimizer steps of the whole run.
+
+    Raises:
+        UserError: there is none.
+    """
+    t = cfg.trainer
+    length = run_length(
+        images=len(data.train_rows),
+        batch_size=data.batch_size,
+        max_epochs=t.max_epochs,
+        max_steps=t.max_steps,
+        limit_batches=t.limit_train_batches,
+        accumulate=t.accumulate_grad_batches,
+        ranks=ranks,
+        drop_last=data.drop_last,
+    )
+    if length.steps < 1:
+        raise UserError(
+            f"{len(data.train_rows)} training images, data.batch_size={data.batch_size}, "
+            f"data.drop_last={data.drop_last}, trainer.limit_train_batches={t.limit_train_batches}, "
+            f"trainer.max_epochs={t.max_epochs}, trainer.max_steps={t.max_steps} make no step, or no end"
+        )
+    return length
+
+
+def scale_lr(cfg: DictConfig, ranks: int) -> float:
+    """Return lr, or lr * images a step / lr_per where that is given (linear scaling, arXiv 1706.02677)."""
+    lr, per = float(cfg.optimizer.lr), cfg.optimizer.lr_per
+    images = cfg.data.batch_size * ranks * cfg.trainer.accumulate_grad_batches
+    if per is None:
+        return lr
+    rank_zero_only(print)(f"optimizer.lr={lr} per {per} images is {lr * images / per:g} for the {images} of a step")
+    return lr * images / per
+
+
+def for_body(model: DictConfig, multiplier: Multiplier, length: Length) -> Multiplier | None:
+    """Return the multiplier of all but the classifier: 0 while it is frozen, then `model.body_lr` of the others'.
+
+    Raises:
+        UserError: it would be frozen for longer than the run.
+    """
+    frozen = to_steps(model.freeze, length)
+    if frozen > length.steps:
+        raise UserError(f"model.freeze={model.freeze} is {frozen} steps; allowed: 0 to {length.steps}")
+    if not frozen and model.body_lr == 1:
+        return None
+    return lambda step: 0.0 if step < frozen else model.body_lr * multiplier(step)

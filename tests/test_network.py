@@ -1,0 +1,212 @@
+"""Networks of other libraries, and training from given weights."""
+
+import sys
+
+import pytest
+import torch
+from conftest import ONE_BATCH, configure, write_mnist
+from torch import nn
+
+from tricklab.build import build
+from tricklab.errors import UserError
+from tricklab.model import find_head
+from tricklab.network import Weights, build_net, load_body, read_state, read_weights
+from tricklab.plan import make_plan
+
+
+@pytest.fixture
+def body(run, tmp_path):
+    """A checkpoint trained on images of another size."""
+    write_mnist(tmp_path)
+    done = run(*ONE_BATCH, "data=fashion_mnist", f"data.root={tmp_path}", folder="body")
+    return done.folder / "checkpoints" / "best.ckpt"
+
+
+def state(folder):
+    weights, _ = read_state(folder / "checkpoints" / "last.ckpt")
+    return weights
+
+
+TUNED = ("trainer.max_epochs=3", "trainer.log_every_n_steps=1", "scheduler=cosine", "scheduler.warmup=2it")
+
+
+def test_a_body_is_frozen_then_free_at_the_planned_rates(run, body):
+    options = (*TUNED, f"model.weights={body}", "model.freeze=2ep", "model.body_lr=0.1")
+    given, _ = read_state(body)
+    frozen, free = (run(*options, f"stop_after={n}ep", folder=str(n)) for n in (2, 3))
+    names = [key for key in given if not key.startswith(find_head(build_net(configure(), (1, 28, 28), 10))[0] + ".")]
+    assert all(torch.equal(state(frozen.folder)[key], given[key]) for key in names)  # batch norm's statistics too
+    assert sum(torch.equal(state(free.folder)[key], given[key]) for key in names) == 0
+    cfg = configure(*options)
+    plan = make_plan(cfg, build(cfg.data, seed=0), 1)
+    rates = [0.1 * plan.multiplier(t) for t in range(33)]
+    assert free.column("lr") == rates
+    assert free.column("lr_body") == pytest.approx([0.0] * 22 + [0.1 * rate for rate in rates[22:]], rel=1e-12)
+    assert plan.body_multiplier(21) == 0
+
+
+def test_images_are_made_what_the_weights_were_trained_on(run, body):
+    """Normalised as they were, resized from 8 to 28 pixels; evaluated likewise, from the checkpoint alone."""
+    done = run(*ONE_BATCH, f"model.weights={body}")
+    theirs, ours = (read_state(path)[1].dataset for path in (body, done.folder / "checkpoints" / "best.ckpt"))
+    assert (ours.mean, ours.std, ours.input) == (theirs.mean, theirs.std, [1, 28, 28])
+    assert (ours.height, ours.width) == (8, 8)
+
+
+def test_a_free_body_with_its_rate_is_plain_training(run, body):
+    """Apart from what is loaded, nothing changes: no second rate, two groups of parameters."""
+    done = run(*ONE_BATCH, f"model.weights={body}")
+    assert "lr_body" not in (done.folder / "metrics.csv").read_text()
+    apart = run(*ONE_BATCH, f"model.weights={body}", "model.body_lr=0.5", folder="apart")
+    groups = torch.load(apart.folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]
+    assert [len(group["params"]) for group in groups["param_groups"]] == [1, 1, 6, 12]
+    assert [group["weight_decay"] for group in groups["param_groups"]] == [5e-4, 0.0, 5e-4, 0.0]
+    assert (apart.column("lr"), apart.column("lr_body")) == ([0.1], [0.05])
+
+
+def test_momentum_does_not_gather_while_the_body_is_frozen(run, body):
+    done = run(*ONE_BATCH, f"model.weights={body}", "model.freeze=1it")
+    kept = torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    assert sorted(kept) == [0, 1]
+
+
+def test_the_classifier_is_not_loaded():
+    net = build_net(configure(), (1, 8, 8), 10)
+    other = build_net(configure("seed=1"), (1, 8, 8), 7).state_dict()
+    before = find_head(net)[1].weight.clone()
+    load_body(net, other)
+    assert torch.equal(find_head(net)[1].weight, before)
+    assert torch.equal(net[0].weight, other["0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ("model.widths=[16,32,48]", r"14.weight is \[48, 32, 3, 3\] in the file, \[64, 32, 3, 3\] in the network"),
+        ("model.widths=[16,32]", "14.weight is missing in the file"),
+        ("model.widths=[16,32,64,64]", r"21.weight is .* in the file|missing in the network"),
+        ("model=mlp", ".* in the network"),
+    ],
+)
+def test_weights_of_another_network_are_refused(other, says):
+    with pytest.raises(UserError, match=rf"model\.weights: {says}"):
+        load_body(build_net(configure(), (1, 8, 8), 10), build_net(configure(other), (1, 8, 8), 10).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["model.weights=pretrained"],
+            "model.weights=pretrained; allowed: a path, or with model=torchvision or model=timm",
+        ),
+        (["model.weights=/no/where.ckpt"], "/no/where.ckpt holds no weights"),
+        (["model.freeze=100ep"], "model.freeze=100ep is 1100 steps; allowed: 0 to 165"),
+        (["model=torchvision", "model.name=resnet81"], "model.name=resnet81; allowed: torchvision.* 'resnet18'"),
+        (["model=timm", "model.name=resnet81"], "model.name=resnet81; allowed: timm.list_models.* 'resnet18'"),
+        (["model=torchvision", "model.name=vit_b_16"], "model: Wrong image height! Expected 224 but got 8!"),
+    ],
+)
+def test_mistakes_are_one_line(run, overrides, says):
+    if "model=timm" in overrides:
+        pytest.importorskip("timm", reason="needs the extra [timm]")
+    with pytest.raises(UserError, match=says) as caught:
+        run(*overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_colour_images_and_a_grey_network_are_refused(run, body):
+    with pytest.raises(UserError, match=r"model\.weights take 1 channels, the images have 3"):
+        run("data=fake", f"model.weights={body}")
+
+
+def test_without_timm_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"pip install 'tricklab\[timm\]'"):
+        build_net(configure("model=timm"), (3, 32, 32), 10)
+
+
+def test_published_weights_of_torchvision(run, monkeypatch, tmp_path):
+    """From the file that torchvision keeps: size and normalisation are ImageNet's, a grey image gets three channels."""
+    from torchvision.models import resnet18
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.manual_seed(3)
+    published = resnet18().state_dict()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(published, tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
+    options = ("model=torchvision", "model.weights=pretrained", "data.batch_size=4", "model.freeze=1it")
+    done = run(*ONE_BATCH, *options)
+    facts = read_state(done.folder / "checkpoints" / "last.ckpt")[1].dataset
+    assert facts.input == [3, 224, 224]
+    assert (facts.mean, facts.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    trained = state(done.folder)
+    assert torch.equal(trained["layer4.1.conv2.weight"], published["layer4.1.conv2.weight"])
+    assert trained["fc.weight"].shape == (10, 512)
+
+
+def test_published_weights_of_timm(monkeypatch):
+    timm = pytest.importorskip("timm", reason="needs the extra [timm]")
+    create, published = timm.create_model, timm.create_model("resnet18")
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: published)
+    weights = read_weights(configure("model=timm", "model.weights=pretrained").model)
+    monkeypatch.setattr(timm, "create_model", create)
+    assert weights.images.shape == (3, 224, 224)
+    assert weights.images.mean == [0.485, 0.456, 0.406]
+    net = build_net(configure("model=timm"), (3, 64, 64), 10)
+    load_body(net, weights.state)
+    assert torch.equal(net.conv1.weight, published.conv1.weight)
+
+
+def test_no_network_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *a, **k: (_ for _ in ()).throw(OSError("no route")))
+    with pytest.raises(UserError, match=r"model\.weights=pretrained of resnet18: no route"):
+        read_weights(configure("model=torchvision", "model.weights=pretrained").model)
+
+
+def test_other_networks_take_any_channels_and_dropout():
+    for channels in (1, 3, 4):
+        net = build_net(configure("model=torchvision", "model.dropout=0.3"), (channels, 32, 32), 7)
+        assert net.conv1.in_channels == channels
+        assert isinstance(net.fc[0], nn.Dropout)
+        assert net.fc[1].out_features == 7
+    assert isinstance(build_net(configure("model=torchvision"), (3, 32, 32), 7).fc, nn.Linear)
+
+
+def test_a_file_of_plain_weights_has_no_images(tmp_path):
+    net = build_net(configure(), (1, 8, 8), 10)
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    weights = read_weights(configure(f"model.weights={tmp_path}/w.pth").model)
+    assert isinstance(weights, Weights)
+    assert weights.images is None
+    assert weights.state.keys() == net.state_dict().keys()
+
+
+def test_the_rate_scales_with_the_images_of_a_step(run, capsys):
+    options = ("optimizer.lr_per=256", "data.batch_size=64", "trainer.accumulate_grad_batches=2")
+    done = run(*ONE_BATCH, *options)
+    assert done.column("lr") == [0.05]
+    assert "optimizer.lr=0.1 per 256 images is 0.05 for the 128 of a step" in capsys.readouterr().out
+    cfg = configure(*options)
+    assert make_plan(cfg, build(cfg.data, seed=0), 4).lr == 0.2
+
+
+def test_top_5_from_20_classes_on(run):
+    few, many = (run(*ONE_BATCH, "data=fake", f"data.classes={n}", folder=str(n)) for n in (19, 20))
+    assert "test/acc_top5" not in few.result["metrics"]
+    metrics = many.result["metrics"]
+    assert 0 <= metrics["test/acc"] <= metrics["test/acc_top5"] <= 1
+    assert len(many.column("val/acc_top5")) == 1
+
+
+def test_top_5_is_torchmetrics():
+    from torchmetrics.functional import accuracy
+
+    from tricklab.module import measure
+
+    logits, labels = torch.randn(500, 20), torch.randint(20, (500,))
+    values = measure(logits, labels)
+    for name, k in (("acc", 1), ("acc_top5", 5)):
+        expected = accuracy(logits, labels, task="multiclass", num_classes=20, top_k=k, average="micro")
+        assert values[name].float().mean() == pytest.approx(expected)
