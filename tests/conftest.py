@@ -16,6 +16,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test process a core; before torch is imported
+
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
 ONE_BATCH = (

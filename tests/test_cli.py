@@ -29,7 +29,7 @@ def imported(trace: str, module: str) -> bool:
         (
             ["model.dropuot=0.1"],
             1,
-            "model.dropuot does not exist; allowed: depth, dropout, widths. Did you mean 'dropout'?",
+            "model.dropuot does not exist; allowed: body_lr, depth, dropout, freeze, weights, widths. Did you mean 'dropout'?",
         ),
         (["experiment=fashion_fats"], 1, "Did you mean 'fashion_fast'?"),
         (["penalty=[l1,l3]"], 1, "penalty=l3 does not exist; allowed: l1, l2, none. Did you mean"),

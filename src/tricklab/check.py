@@ -21,36 +21,15 @@ Leaves = dict[str, Any]
 DURATIONS = ("warmup", "every", "milestones", "stop_after", "freeze")
 SEVERAL_OPTIONS = ("penalty", "callbacks", "logger", "tags")
 SEVERAL_TYPES = ("trainer.devices", "trainer.precision", "trainer.strategy")  # Lightning takes more than one
+SHARES = ("label_noise", "dropout", "input_dropout", "label_smoothing", "momentum", "floor", "flip")
+FROM_0 = ("val_size", "train_size", "alpha", "strength", "lr", "body_lr", "weight_decay", "gamma", "padding", "seed")
+FROM_1 = ("batch_size", "lr_per", "test_images", "channels", "height", "width", "accumulate_grad_batches")
 RANGES = {  # by the last word of a key: lowest and highest
-    "batch_size": (1, math.inf),
-    "val_size": (0, math.inf),
-    "train_size": (0, math.inf),
-    "label_noise": (0, 1),
-    "dropout": (0, 1),
-    "input_dropout": (0, 1),
-    "label_smoothing": (0, 1),
-    "alpha": (0, math.inf),
-    "strength": (0, math.inf),
-    "lr": (0, math.inf),
-    "lr_per": (1, math.inf),
-    "body_lr": (0, math.inf),
-    "momentum": (0, 1),
-    "weight_decay": (0, math.inf),
-    "floor": (0, 1),
-    "gamma": (0, math.inf),
-    "flip": (0, 1),
-    "padding": (0, math.inf),
-    "seed": (0, math.inf),
-    "limit_val_batches": (0.001, math.inf),  # best.ckpt is chosen by validation
-    "limit_test_batches": (0.001, math.inf),
-    "images": (2, math.inf),
-    "test_images": (1, math.inf),
-    "channels": (1, math.inf),
-    "height": (1, math.inf),
-    "width": (1, math.inf),
-    "classes": (2, math.inf),
-    "accumulate_grad_batches": (1, math.inf),
-    "log_every_n_steps": (1, math.inf),
+    **dict.fromkeys(SHARES, (0, 1)),
+    **dict.fromkeys((*FROM_0, "mistakes"), (0, math.inf)),
+    **dict.fromkeys((*FROM_1, "log_every_n_steps"), (1, math.inf)),
+    **dict.fromkeys(("images", "classes"), (2, math.inf)),
+    **dict.fromkeys(("limit_val_batches", "limit_test_batches"), (0.001, math.inf)),  # best.ckpt needs validation
 }
 
 

@@ -33,6 +33,7 @@ NOISE = (
     "Lazy modules are a new feature",
     ".*LeafSpec.* is deprecated",
     "The number of training batches .* is smaller than the logging interval",
+    "Checkpoint directory .* exists and is not empty",
     "It is recommended to use .*sync_dist",  # the value is the same on every rank already
 )
 

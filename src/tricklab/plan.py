@@ -31,38 +31,19 @@ def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
     Raises:
         UserError: a run without a step, or durations that do not lie in it.
     """
-    length = plan_length(cfg, data, ranks)
-    multiplier: Multiplier = build(cfg.scheduler)(length)
-    stop = to_steps(cfg.stop_after or 0, length) or length.steps
-    return Plan(
-        length, scale_lr(cfg, ranks), multiplier, for_body(cfg.model, multiplier, length), min(stop, length.steps)
-    )
-
-
-def plan_length(cfg: DictConfig, data: ImageData, ranks: int) -> Length:
-    """Count the optimizer steps of the whole run.
-
-    Raises:
-        UserError: there is none.
-    """
-    t = cfg.trainer
-    length = run_length(
-        images=len(data.train_rows),
-        batch_size=data.batch_size,
-        max_epochs=t.max_epochs,
-        max_steps=t.max_steps,
-        limit_batches=t.limit_train_batches,
-        accumulate=t.accumulate_grad_batches,
-        ranks=ranks,
-        drop_last=data.drop_last,
-    )
+    t, images = cfg.trainer, len(data.train_rows)
+    limits = (t.max_epochs, t.max_steps, t.limit_train_batches, t.accumulate_grad_batches)
+    length = run_length(images, data.batch_size, *limits, ranks, data.drop_last)
     if length.steps < 1:
         raise UserError(
-            f"{len(data.train_rows)} training images, data.batch_size={data.batch_size}, "
-            f"data.drop_last={data.drop_last}, trainer.limit_train_batches={t.limit_train_batches}, "
-            f"trainer.max_epochs={t.max_epochs}, trainer.max_steps={t.max_steps} make no step, or no end"
+            f"{images} training images, data.batch_size={data.batch_size}, data.drop_last={data.drop_last}, "
+            f"trainer.limit_train_batches={t.limit_train_batches}, trainer.max_epochs={t.max_epochs}, "
+            f"trainer.max_steps={t.max_steps} make no step, or no end"
         )
-    return length
+    multiplier: Multiplier = build(cfg.scheduler)(length)
+    stop = to_steps(cfg.stop_after or 0, length) or length.steps
+    body = for_body(cfg.model, multiplier, length)
+    return Plan(length, scale_lr(cfg, ranks), multiplier, body, min(stop, length.steps))
 
 
 def scale_lr(cfg: DictConfig, ranks: int) -> float:

@@ -203,13 +203,9 @@ class ImageData(pl.LightningDataModule):
         return self.training_batch(batch, self._place(), self.trainer.global_rank, self.trainer.world_size)
 
     def training_batch(self, batch: Batch, place: tuple[int, int], rank: int = 0, ranks: int = 1) -> Batch:
-        """Augment, normalise and mix a batch; its random numbers follow from its `place`: (epoch, batch of it).
+        """Augment, normalise and mix uint8 images [B, C, H, W] with labels [B]: part `rank` of `ranks` of a batch.
 
-        Args:
-            batch: images, uint8 [B, C, H, W], and labels [B].
-            place: where in training it stands.
-            rank: the part of the global batch that it is.
-            ranks: the number of these parts.
+        `place` is its epoch and its number in it, from which the random numbers follow.
 
         Returns:
             Images, float32 [B, C, H, W], and target probabilities [B, K].
