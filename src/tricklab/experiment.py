@@ -81,6 +81,7 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     plan = make_plan(cfg, data, trainer.world_size)
     module = build_module(cfg, data, net, plan)
     record.describe(data.facts)
+    outline(net, len(data.train_rows), plan.last_step)
     for logger in trainer.loggers:
         logger.log_hyperparams(record.config | record.origin)
 
@@ -158,7 +159,13 @@ def hush() -> None:
 
 
 @rank_zero_only
+def outline(net: nn.Module, images: int, steps: int) -> None:
+    """Print the first line of a run."""
+    print(f"{sum(p.numel() for p in net.parameters()):,} parameters, {images:,} training images, {steps:,} steps")
+
+
+@rank_zero_only
 def report(metrics: dict[str, float], seconds: float, folder: Path) -> None:
     """Print the last lines of a run."""
     print(f"test accuracy {metrics['test/acc']:.4f} (validation {metrics['val/acc']:.4f}) in {seconds:.1f} s")
-    print(f"run folder    {folder}")
+    print(f"run folder    {folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder}")
