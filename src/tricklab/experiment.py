@@ -70,8 +70,8 @@ def run(
 
 
 def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
-    data: ImageData = build(cfg.data, seed=cfg.seed, augment=build(cfg.augment), mixup=build(cfg.mixup))
     weights = read_weights(cfg.model)
+    data: ImageData = build(cfg.data, seed=cfg.seed, augment=build(cfg.augment), mixup=build(cfg.mixup))
     if weights and weights.images:
         data.adapt(*weights.images)
     net = build_net(cfg, data.shape, len(data.classes))
