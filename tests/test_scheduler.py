@@ -67,11 +67,19 @@ def torch_rates(make, steps):
         (["step", "scheduler.every=1ep"], lambda o, n: oracle.StepLR(o, n.epoch, 0.1)),
         (["step", "scheduler.every=3it", "scheduler.gamma=0.5"], lambda o, n: oracle.StepLR(o, 3, 0.5)),
         (["multistep", "scheduler.milestones=[1it]"], lambda o, n: oracle.MultiStepLR(o, [1], 0.1)),
+        (["exponential", "scheduler.every=1it", "scheduler.gamma=0.99"], lambda o, n: oracle.ExponentialLR(o, 0.99)),
+        (["polynomial", "scheduler.power=3.0"], lambda o, n: oracle.PolynomialLR(o, n.steps, 3.0)),
+        (["cosine_restarts", "scheduler.period=3it"], lambda o, n: oracle.CosineAnnealingWarmRestarts(o, 3)),
+        (
+            ["cosine_restarts", "scheduler.period=1it", "scheduler.mult=2", "scheduler.floor=0.1"],
+            lambda o, n: oracle.CosineAnnealingWarmRestarts(o, 1, 2, 0.1),
+        ),
+        (["inverse_sqrt", "scheduler.timescale=3it"], lambda o, n: oracle.LambdaLR(o, lambda t: (3 / (3 + t)) ** 0.5)),
     ],
 )
 def test_equals_torch(overrides, make, length):
-    if overrides[0] == "step" and length.steps < 4:
-        length = Length(4, 2)  # a step has to lie inside the run
+    if overrides[0] in ("step", "cosine_restarts", "inverse_sqrt") and length.steps < 4:
+        length = Length(4, 2)  # an interval has to lie inside the run
     rate = multiplier(f"scheduler={overrides[0]}", *overrides[1:], length=length)
     for ours, theirs in zip(map(rate, range(length.steps)), torch_rates(lambda o: make(o, length), length.steps)):
         assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-12)
@@ -113,3 +121,33 @@ def test_the_optimizer_uses_the_planned_rates(run, name, accumulate):
     epoch = math.ceil(11 / accumulate)
     plan = multiplier(*overrides, length=Length(3 * epoch, epoch))
     assert done.column("lr") == [0.03 * plan(t) for t in range(3 * epoch)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ("linear", [1, 0.75, 0.5, 0.25]),
+        ("cosine", [1, 0.853553, 0.5, 0.146447]),
+        ("1-sqrt", [1, 0.5, 0.292893, 0.133975]),
+    ],
+)
+def test_wsd_by_hand(shape, expected):
+    rate = multiplier("scheduler=wsd", "scheduler.cooldown=4it", f"scheduler.shape={shape}", length=Length(20, 5))
+    assert [rate(t) for t in range(16)] == [1] * 16
+    assert [rate(t) for t in range(16, 20)] == pytest.approx(expected, abs=1e-6)
+    assert rate(20) == 0
+
+
+def test_a_shape_that_there_is_not_is_refused():
+    with pytest.raises(
+        UserError, match=r"scheduler\.shape=lineer; allowed: linear, cosine, 1-sqrt. Did you mean 'linear'"
+    ):
+        multiplier("scheduler=wsd", "scheduler.shape=lineer", length=Length(20, 5))(0)
+
+
+def test_restarts_end_at_the_bottom():
+    """The last step of a run that is three waves long belongs to the third."""
+    rate = multiplier("scheduler=cosine_restarts", "scheduler.period=10it", length=Length(30, 10))
+    assert rate(20) == 1
+    assert rate(29) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.9)))
+    assert [rate(t) for t in (30, 31)] == [0, 0]

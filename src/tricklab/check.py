@@ -18,7 +18,7 @@ from tricklab.resume import VOLATILE, read_config, run_folder
 
 Leaves = dict[str, Any]
 
-DURATIONS = ("warmup", "every", "milestones", "stop_after", "freeze")
+DURATIONS = ("warmup", "every", "milestones", "period", "timescale", "cooldown", "stop_after", "freeze")
 SEVERAL_OPTIONS = ("penalty", "callbacks", "logger", "tags")
 SEVERAL_TYPES = ("trainer.devices", "trainer.precision", "trainer.strategy")  # Lightning takes more than one
 SHARES = ("label_noise", "dropout", "input_dropout", "label_smoothing", "momentum", "floor", "flip")
