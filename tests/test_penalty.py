@@ -1,8 +1,11 @@
+import numpy as np
+import pytest
 import torch
+from sklearn.linear_model import ElasticNet, LogisticRegression
 from torch import nn
 
 from tricklab.optimizer import parameter_groups
-from tricklab.penalty import l1, l2, penalised
+from tricklab.penalty import l1, l1_prox, l2, max_norm, penalised
 
 NET = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
@@ -64,3 +67,87 @@ def test_both_penalties_are_added_and_logged(run):
     assert both.column("train/l1")[0] > 1
     assert both.column("train/l2")[0] > 0
     assert both.column("train/grad_norm") != plain.column("train/grad_norm")
+
+
+def test_prox_reaches_elastic_net_with_the_same_zeros():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(200, 20))
+    y = x @ np.where(np.arange(20) < 5, 2.0, 0.0) + 0.1 * random.normal(size=200)
+    alpha, ratio = 0.3, 0.6
+    theirs = ElasticNet(alpha=alpha, l1_ratio=ratio, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(x, y).coef_
+    w, data, target = torch.zeros(1, 20, dtype=torch.double, requires_grad=True), torch.tensor(x), torch.tensor(y)
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    for _ in range(3000):
+        optimizer.zero_grad()
+        residual = target - (data @ w.T)[:, 0]
+        (residual.square().mean() / 2 + alpha * (1 - ratio) / 2 * w.square().sum()).backward()
+        optimizer.step()
+        with torch.no_grad():
+            l1_prox([w], lr=0.1, strength=alpha * ratio)
+    ours = w.detach().numpy()[0]
+    assert 0 < (ours == 0).sum() < 20
+    assert ((ours == 0) == (theirs == 0)).all()
+    assert np.abs(ours - theirs).max() < 1e-6
+
+
+def test_l2_reaches_logistic_regression():
+    random = np.random.default_rng(1)
+    x = random.normal(size=(150, 6))
+    y = (x @ random.normal(size=(6, 3)) + random.normal(size=(150, 3))).argmax(1)
+    theirs = LogisticRegression(C=0.5, fit_intercept=False, tol=1e-12, max_iter=10_000).fit(x, y).coef_
+    w, data, target = torch.zeros(3, 6, requires_grad=True), torch.tensor(x).float(), torch.tensor(y)
+    optimizer = torch.optim.LBFGS([w], max_iter=500, tolerance_grad=1e-10, tolerance_change=1e-14)
+
+    def loss():
+        optimizer.zero_grad()
+        value = nn.functional.cross_entropy(data @ w.T, target) + l2([w], 1 / (0.5 * 150))
+        value.backward()
+        return value
+
+    for _ in range(10):
+        optimizer.step(loss)
+    assert np.abs(w.detach().numpy() - theirs).max() < 1e-4
+
+
+@pytest.mark.parametrize("shape", [(4, 7), (5, 3, 2, 2)])
+def test_max_norm_limits_the_weights_into_each_unit(shape):
+    before = torch.randn(shape)
+    w = before.clone()
+    norms = before.flatten(1).norm(dim=1)
+    limit = float(norms.median())
+    max_norm([w], lr=0.1, norm=limit)
+    expected = before.flatten(1) * (limit / norms).clamp(max=1)[:, None]
+    assert torch.allclose(w.flatten(1), expected, atol=1e-6)
+    assert torch.equal(w, torch.renorm(before, 2, 0, limit))
+
+
+def test_prox_and_max_norm_act_after_each_step_and_are_logged(run):
+    """Also at the body's own rate, and not at all while it is frozen."""
+    options = ("model=mlp", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
+    plain = run(*options, folder="plain")
+    prox = run(*options, "penalty=l1_prox", "penalty.l1_prox.strength=0.1", folder="prox")
+    norm = run(*options, "penalty=max_norm", "penalty.max_norm.norm=0.5", folder="norm")
+    assert "train/zeros" not in (plain.folder / "metrics.csv").read_text()
+    assert prox.column("train/zeros")[0] == 0
+    assert 0.1 < prox.column("train/zeros")[-1] < 1
+    assert prox.column("train/loss")[0] == plain.column("train/loss")[0]
+    weights = torch.load(norm.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(w.norm(dim=1).max() <= 0.5 + 1e-6 for w in weights.values() if w.ndim == 2)
+    frozen = run(*options, "penalty=l1_prox", "penalty.l1_prox.strength=0.1", "model.freeze=100%", folder="frozen")
+    kept = torch.load(frozen.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    zeros = {key: int((w == 0).sum()) for key, w in kept.items() if w.ndim == 2}
+    assert [count > 0 for count in zeros.values()] == [False, False, True]
+
+
+def test_a_projection_follows_each_step_not_each_batch(run):
+    """A window of two equal halves is the whole: with the threshold once, not twice."""
+    options = ("model=mlp", "model.batch_norm=false", "trainer.max_epochs=1", "penalty=l1_prox", "data.train_size=1280")
+    one = run(*options, "data.batch_size=128", "penalty.l1_prox.strength=0.01", folder="one")
+    two = run(
+        *options,
+        "data.batch_size=64",
+        "trainer.accumulate_grad_batches=2",
+        "penalty.l1_prox.strength=0.01",
+        folder="two",
+    )
+    assert one.column("val/loss") == pytest.approx(two.column("val/loss"), rel=1e-4)

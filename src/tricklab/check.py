@@ -22,11 +22,23 @@ DURATIONS = ("warmup", "every", "milestones", "period", "timescale", "cooldown",
 SEVERAL_OPTIONS = ("penalty", "callbacks", "logger", "tags")
 SEVERAL_TYPES = ("trainer.devices", "trainer.precision", "trainer.strategy")  # Lightning takes more than one
 SHARES = ("label_noise", "dropout", "input_dropout", "label_smoothing", "momentum", "floor", "flip")
-FROM_0 = ("val_size", "train_size", "alpha", "strength", "lr", "body_lr", "weight_decay", "gamma", "padding", "seed")
+FROM_0 = (
+    "val_size",
+    "train_size",
+    "alpha",
+    "strength",
+    "lr",
+    "body_lr",
+    "weight_decay",
+    "gamma",
+    "padding",
+    "seed",
+    "norm",
+)
 FROM_1 = ("batch_size", "lr_per", "test_images", "channels", "height", "width", "accumulate_grad_batches")
 RANGES = {  # by the last word of a key: lowest and highest
     **dict.fromkeys(SHARES, (0, 1)),
-    **dict.fromkeys((*FROM_0, "mistakes"), (0, math.inf)),
+    **dict.fromkeys((*FROM_0, "norm", "mistakes"), (0, math.inf)),
     **dict.fromkeys((*FROM_1, "log_every_n_steps"), (1, math.inf)),
     **dict.fromkeys(("images", "classes"), (2, math.inf)),
     **dict.fromkeys(("limit_val_batches", "limit_test_batches"), (0.001, math.inf)),  # best.ckpt needs validation

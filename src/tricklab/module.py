@@ -1,5 +1,6 @@
 """The network in training and evaluation."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from tricklab.data.module import Batch
 from tricklab.model import find_head
 from tricklab.optimizer import parameter_groups
-from tricklab.penalty import penalised
+from tricklab.penalty import penalised, weight_facts
 from tricklab.randomness import seed_default
 
 
@@ -23,7 +24,8 @@ class ImageClassifier(pl.LightningModule):
     Args:
         net: images [B, C, H, W] to logits [B, K].
         loss: logits and target probabilities [B, K] to their mean cross-entropy; it may smooth the targets.
-        penalties: `term(weights)` by name, each added to the training loss.
+        penalties: by name; each `term(weights)` is added to the training loss, each `project(weights, lr)` done after
+            a step, see `tricklab.penalty`.
         optimizer: makes an optimizer of parameter groups.
         multiplier: the rate of step t as a share of the first, see `tricklab.scheduler`.
         body_multiplier: that of all but the classifier, if it is another; at 0 the body is frozen, norms included.
@@ -37,7 +39,7 @@ class ImageClassifier(pl.LightningModule):
         self,
         net: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-        penalties: Mapping[str, Callable[[list[nn.Parameter]], Tensor]] = MappingProxyType({}),
+        penalties: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
         multiplier: Callable[[int], float] = lambda step: 1.0,
         body_multiplier: Callable[[int], float] | None = None,
@@ -47,7 +49,10 @@ class ImageClassifier(pl.LightningModule):
         log_every: int = 10,
     ):
         super().__init__()
-        self.net, self.loss, self.penalties = net, loss, penalties
+        self.net, self.loss = net, loss
+        takes_lr = {name: "lr" in inspect.signature(penalty).parameters for name, penalty in penalties.items()}
+        self.terms = {name: term for name, term in penalties.items() if not takes_lr[name]}
+        self.projections = [project for name, project in penalties.items() if takes_lr[name]]
         self.make_optimizer, self.last_step = optimizer, last_step
         self.multiplier, self.body_multiplier = multiplier, body_multiplier
         self.seed, self.accuracy, self.log_every = seed, accuracy, log_every
@@ -82,7 +87,7 @@ class ImageClassifier(pl.LightningModule):
         self.images_seen += len(images)
         logits = self(images)
         loss = self.loss(logits, targets)
-        penalties = {name: term(self.weights) for name, term in self.penalties.items()}
+        penalties = {name: term(self.weights) for name, term in self.terms.items()}
         hits = targets.gather(1, logits.argmax(1, keepdim=True)).mean()  # weighs by lam where images are mixed
         values = {"loss": loss, self.accuracy: hits, **penalties}
         self.window.append({f"train/{name}": value.detach() for name, value in values.items()})
@@ -106,8 +111,18 @@ class ImageClassifier(pl.LightningModule):
             rates = {"lr": optimizer.param_groups[0]["lr"]}
             if self.body_multiplier:
                 rates["lr_body"] = optimizer.param_groups[2]["lr"]
+            if self.terms or self.projections:
+                values |= weight_facts(self.weights)
             self.record(rates | values, self.global_step)
         self.window.clear()
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        with torch.no_grad():
+            for group in optimizer.param_groups:
+                weights = [p for p in group["params"] if p.ndim >= 2 and group["lr"] > 0]  # at 0 it is frozen
+                for project in self.projections if weights else ():
+                    project(weights, lr=group["lr"])
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.global_step >= self.last_step:

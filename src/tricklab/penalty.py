@@ -1,11 +1,13 @@
-"""Penalties on the weights, added to the training loss.
+"""Penalties on the weights: a term of the training loss, or what is done to them in place after each step.
 
-They look at the tensors of two or more dimensions, each once: no biases, no norms. Computed in float32.
+They look at the tensors of two or more dimensions, each once: no biases, no norms. Terms are computed in float32. A
+function that takes the rate, `lr`, is of the second kind.
 """
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -22,3 +24,23 @@ def l1(weights: Sequence[Tensor], strength: float) -> Tensor:
 def l2(weights: Sequence[Tensor], strength: float) -> Tensor:
     """Return strength / 2 * sum w^2. Its gradient is strength * w: under plain SGD, weight decay."""
     return strength / 2 * torch.stack([w.float().square().sum() for w in weights]).sum()
+
+
+def l1_prox(weights: Sequence[Tensor], lr: float, strength: float) -> None:
+    """Soft-threshold in place by lr * strength after each step: ISTA's step for l1 (SIAM J. Imaging Sci. 2, 2009).
+
+    Gives exact zeros. With SGD its fixed points are those of the loss with `l1`; with Adam and its like the threshold
+    is not scaled by coordinate, as the decay of AdamW is not.
+    """
+    torch._foreach_copy_(list(weights), [F.softshrink(w, lr * strength) for w in weights])
+
+
+def max_norm(weights: Sequence[Tensor], lr: float, norm: float) -> None:
+    """Scale in place the weights into each unit [out, ...] to at most `norm` after each step. JMLR 15 (2014), 5.1."""
+    torch._foreach_copy_(list(weights), [torch.renorm(w, 2, 0, norm) for w in weights])
+
+
+def weight_facts(weights: Sequence[Tensor]) -> dict[str, float]:
+    """Return the share of weights that are exactly 0, and the norm of all."""
+    zeros = torch.stack([(w == 0).sum() for w in weights]).sum() / sum(w.numel() for w in weights)
+    return {"train/zeros": float(zeros), "train/weight_norm": float(nn.utils.get_total_norm(weights))}
