@@ -5,7 +5,6 @@ import os
 import pty
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -134,10 +133,9 @@ def test_a_key_and_no_network_is_offline_within_40_seconds(train, monkeypatch, t
     monkeypatch.delenv("WANDB_MODE", raising=False)
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    start = time.time()
     done = train(*ONE_BATCH, "logger=wandb", "model=mlp", "hydra.run.dir=run")
-    assert time.time() - start < 40
     assert done.returncode == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["seconds"] < 40
     said = [line for line in done.stdout.splitlines() if line.startswith("W&B")]
     assert len(said) == 1
     assert said[0].startswith("W&B is offline (no answer: ")

@@ -170,7 +170,7 @@ def test_runs_deletes_what_it_finds_and_never_one_that_may_run(three, script, tm
 
 
 NAME = ImageClassifier.__module__.split(".")[0]
-NEW = NAME[::-1]
+NEW = f"net_{NAME[::-1]}"
 
 
 @pytest.fixture
