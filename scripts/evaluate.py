@@ -4,12 +4,14 @@ python scripts/evaluate.py ckpt=RUN/checkpoints/best.ckpt [data=folder data.root
 """
 
 import sys
+from typing import Any
 
 from tricklab import cli
 
 
 def main() -> None:
     import pytorch_lightning as pl
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     from tricklab.build import build
     from tricklab.checkpoint import read_trained
@@ -23,17 +25,15 @@ def main() -> None:
     data = build(config.data, seed=config.seed)
     if data.classes != list(config.dataset.classes):
         raise UserError(f"the data have the classes {data.classes}, the checkpoint {list(config.dataset.classes)}")
-    data.adapt(tuple(config.dataset.input), list(config.dataset.mean), list(config.dataset.std))
-    trainer = pl.Trainer(
-        accelerator=config.trainer.accelerator,
-        precision=config.trainer.precision,
-        limit_test_batches=config.trainer.limit_test_batches,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+    data.adapt(trained.images)
+    options = {key: config.trainer[key] for key in ("accelerator", "precision", "limit_test_batches")}
+    off: dict[str, Any] = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
     )
+    try:
+        trainer = pl.Trainer(devices=1, **options, **off)
+    except (MisconfigurationException, ImportError, ValueError) as error:
+        raise UserError(f"{options}: {error}") from error
     module = ImageClassifier(trained.net())
     trainer.test(module, datamodule=data, verbose=False)
     for name, value in module.results.items():
@@ -41,4 +41,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.launch_script(main, __doc__)
+    cli.launch(main, __doc__)

@@ -14,17 +14,17 @@ from tricklab import cli
 def main() -> None:
     import torch
     from omegaconf import OmegaConf
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     from tricklab.checkpoint import read_trained
 
     trained = read_trained(sys.argv[1:], output=None)
-    target = Path(trained.arguments.output or Path(trained.arguments.ckpt).with_suffix(".safetensors"))
+    target = Path(trained.arguments["output"] or Path(trained.arguments["ckpt"]).with_suffix(".safetensors"))
     trained.net()  # that weights and config fit is known before anything is written
     state = {key: tensor.contiguous().clone() for key, tensor in trained.state.items()}
-    save_file(state, target, metadata={"config": OmegaConf.to_yaml(trained.config)})
+    target.write_bytes(save(state, metadata={"config": OmegaConf.to_yaml(trained.config)}))
     print(f"{target}: {sum(map(torch.numel, state.values())):,} numbers")
 
 
 if __name__ == "__main__":
-    cli.launch_script(main, __doc__)
+    cli.launch(main, __doc__)

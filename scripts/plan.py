@@ -16,7 +16,7 @@ WIDTH, HEIGHT = 76, 15  # characters of the chart
 
 
 def main() -> None:
-    configs = cli.compose_each(sys.argv[1:], cli.CONF)
+    configs = cli.compose_each(sys.argv[1:])
 
     from tricklab.experiment import hush
 
@@ -85,4 +85,4 @@ def chart(rates: dict[str, list[float]]) -> str:
 
 
 if __name__ == "__main__":
-    cli.launch_script(main, __doc__)
+    cli.launch(main, __doc__)

@@ -17,24 +17,25 @@ def main() -> None:
     from tricklab.data.files import decode, image_files
     from tricklab.errors import UserError
 
-    trained = read_trained(sys.argv[1:], input=None, output=None)
-    arguments, facts = trained.arguments, trained.config.dataset
-    source, size, mode = Path(str(arguments.input)), (facts.height, facts.width), {1: "L", 3: "RGB"}[facts.channels]
+    trained = read_trained(sys.argv[1:], input=None, output="/dev/stdout")
+    source, target, facts = Path(str(trained.arguments["input"])), trained.arguments["output"], trained.config.dataset
     files = image_files(source) if source.is_dir() else [source] if source.is_file() else []
     if not files:
-        raise UserError(f"input={arguments.input}; allowed: an image, or a folder with images")
-    net, prepare = trained.net(), trained.prepare
-    with Path(arguments.output or "/dev/stdout").open("w", newline="", encoding="utf-8") as target:
-        table = csv.writer(target)
-        table.writerow(["file", "class", "probability"])
-        for start in range(0, len(files), 256):
-            batch = files[start : start + 256]
-            images = torch.stack([decode(file, size, mode) for file in batch])
-            with torch.no_grad():
-                best = net(prepare(images)).softmax(1).max(1)
-            for file, probability, label in zip(batch, best.values.tolist(), best.indices.tolist(), strict=True):
-                table.writerow([file, facts.classes[label], probability])
+        raise UserError(f"input={source}; allowed: an image, or a folder with images")
+    if facts.channels not in (1, 3):
+        raise UserError(f"ckpt={trained.arguments['ckpt']} takes {facts.channels} channels; allowed: 1 or 3")
+    net, prepare, mode = trained.net(), trained.prepare(), "L" if facts.channels == 1 else "RGB"
+    rows: list[tuple[object, ...]] = []
+    for start in range(0, len(files), 256):
+        batch = files[start : start + 256]
+        images = torch.stack([decode(file, (facts.height, facts.width), mode) for file in batch])
+        with torch.no_grad():
+            best = net(prepare(images).to(next(net.parameters()).dtype)).softmax(1).max(1)
+        classes = [facts.classes[label] for label in best.indices.tolist()]
+        rows += zip(batch, classes, best.values.tolist(), strict=True)
+    with Path(target).open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([("file", "class", "probability"), *rows])
 
 
 if __name__ == "__main__":
-    cli.launch_script(main, __doc__)
+    cli.launch(main, __doc__)

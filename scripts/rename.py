@@ -19,22 +19,24 @@ def main() -> None:
     new = sys.argv[1] if len(sys.argv) == 2 else ""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", new) or keyword.iskeyword(new) or importlib.util.find_spec(new):
         sys.exit(f"error: NAME={new}; allowed: small letters, digits and _, but no word or module that Python has")
-    for folder in (*(ROOT / "src").glob("*.egg-info"), *ROOT.glob("src/**/__pycache__")):
-        shutil.rmtree(folder)  # made by the installation of the old name
     files = [path for path in ROOT.iterdir() if path.is_file()]
     files += [path for part in PARTS for path in (ROOT / part).rglob("*") if path.is_file()]
-    changed = [path for path in files if replace(path, old, new)]
+    if any(re.search(rf"\b{new}\b", path.read_text("utf-8", "ignore")) for path in files):
+        sys.exit(f"error: NAME={new}; allowed: a word that does not stand in the project yet")
+    for folder in (*(ROOT / "src").glob("*.egg-info"), *ROOT.glob("src/**/__pycache__")):
+        shutil.rmtree(folder)  # made by the installation of the old name
+    changed = [path for path in files if path.exists() and replace(path, old, new)]
     (ROOT / "src" / old).rename(ROOT / "src" / new)
     print(f"{old} is {new} now, in {len(changed)} files; next: pip install -e .")
 
 
 def replace(path: Path, old: str, new: str) -> bool:
-    """Replace the name in a text, whatever its case; say whether it was there."""
+    """Replace the name in a text; say whether it was there."""
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError:  # a picture
         return False
-    renamed = text.replace(old, new).replace(old.title(), new.title()).replace(old.upper(), new.upper())
+    renamed = re.sub(rf"\b{old}\b", new, text)
     path.write_text(renamed, "utf-8")
     return renamed != text
 

@@ -1,11 +1,12 @@
 """List the runs below a folder, find some by what was chosen and how they ended, and delete them.
 
 python scripts/runs.py [root=runs]                                      all of them, the newest first
-python scripts/runs.py status=failed                                    done, failed, interrupted or unfinished
+python scripts/runs.py status=failed                                    by how they ended
 python scripts/runs.py scheduler=cosine mixup=on optimizer.lr=0.1       by words and values
 python scripts/runs.py status=failed delete=true                        those found are deleted
 
-"unfinished" is a run that was killed, or that runs: such a one is only deleted where status=unfinished asks for it.
+status is done, failed, interrupted, unfinished (killed) or running. What is unfinished is only deleted where
+status=unfinished asks for it, what is running never.
 """
 
 import json
@@ -14,13 +15,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from tricklab import cli
-from tricklab.errors import UserError
+from tricklab.check import leaves
+from tricklab.errors import UserError, nearest
 from tricklab.resume import find_runs, status
 
-STATUSES = ("done", "failed", "interrupted", "unfinished")
+MISSING = object()
+STATUSES = ("done", "failed", "interrupted", "unfinished", "running")
 
 
 def main() -> None:
@@ -33,21 +36,29 @@ def main() -> None:
         raise UserError(f"root={root} (a folder), delete={delete} (true, false), status: {', '.join(STATUSES)}")
     if delete == "true" and not asked:
         raise UserError("delete=true; allowed: with what to find, as status=failed")
-    found = [folder for folder in find_runs(root) if fits(folder, asked)]
-    doomed = [f for f in found if delete == "true" and (status(f) != "unfinished" or "status" in asked)]
+    facts = {folder: read_facts(folder) for folder in find_runs(root)}
+    known = {"status"}.union(*facts.values())
+    if facts and (strange := next((key for key in asked if key not in known), None)):
+        raise UserError(f"{strange} is no word or key of any run below {root}.{nearest(strange, known)}")
+    found = [folder for folder in facts if all(fits(facts[folder].get(k, MISSING), v) for k, v in asked.items())]
+    kept = ("running",) if "status" in asked else ("running", "unfinished")
+    doomed = [folder for folder in found if delete == "true" and facts[folder]["status"] not in kept]
     for folder in found:
         print(line(folder))
     for folder in doomed:
-        shutil.rmtree(folder)
+        folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
     print(f"{len(found)} runs below {root}" + (f", {len(doomed)} deleted" if delete == "true" else ""))
 
 
-def fits(folder: Path, asked: dict[str, str]) -> bool:
-    """Say whether a run ended so, and has each of these options or values."""
-    config = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(config, DictConfig)
-    facts = {**config.get("choices", {}), "status": status(folder)}
-    return all(str(facts.get(key, OmegaConf.select(config, key))) == value for key, value in asked.items())
+def read_facts(folder: Path) -> dict[str, Any]:
+    """Read how a run ended, the words chosen, and its options by dotted key."""
+    config: Any = OmegaConf.load(folder / "config.yaml")
+    return {**leaves(config), **(config.choices or {}), "status": status(folder)}
+
+
+def fits(fact: Any, value: str) -> bool:
+    """Compare as text, or as what YAML reads: 0.1 is 1e-1, null is None."""
+    return fact == value or (fact is not MISSING and fact == OmegaConf.from_dotlist([f"v={value}"]).v)
 
 
 def line(folder: Path) -> str:
@@ -59,4 +70,4 @@ def line(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    cli.launch_script(main, __doc__)
+    cli.launch(main, __doc__)

@@ -7,7 +7,7 @@ from conftest import CONF, ONE_BATCH, configure
 from hydra import compose, initialize_config_dir
 
 from tricklab.check import RANGES, check, check_value
-from tricklab.cli import help_text, options, run_name
+from tricklab.cli import list_words, options, run_name
 from tricklab.errors import UserError
 
 
@@ -49,6 +49,10 @@ def imported(trace: str, module: str) -> bool:
         (["scheduler=cosine", "scheduler.warmup=null"], 1, "scheduler.warmup=None is not a duration"),
         (["trainer.compile=off"], 1, "trainer.compile='off' is a str; allowed: bool"),
         (["a=b=c"], 1, "error: "),
+        (["optimizer.lr_per=true"], 1, "optimizer.lr_per=True is a bool; allowed: null, int"),
+        (["scheduler=cosine_restarts", "scheduler.mult=0"], 1, "scheduler.mult=0; allowed: 1 or more"),
+        (["model.freeze=1ep"], 1, "model.freeze=1ep would keep random weights; allowed: with model.weights"),
+        (["resume=1"], 1, "resume=1; allowed: none, auto"),
     ],
 )
 def test_answers_without_torch_and_without_a_folder(train, tmp_path, arguments, code, says):
@@ -65,7 +69,7 @@ def test_answers_without_torch_and_without_a_folder(train, tmp_path, arguments, 
 
 
 def test_help_lists_every_option_with_a_word_about_it(tmp_path):
-    text = help_text(CONF)
+    text = list_words()
     for group in (p for p in CONF.iterdir() if p.is_dir()):
         for option in options(group):
             (line,) = (line for line in text.splitlines() if line.lstrip(" *").startswith(f"{group.name}={option} "))
@@ -76,7 +80,7 @@ def test_help_lists_every_option_with_a_word_about_it(tmp_path):
         copy.parent.mkdir(exist_ok=True)
         copy.write_bytes(path.read_bytes())
     (tmp_path / "scheduler" / "zigzag.yaml").write_text("# Up and down\n")
-    assert "scheduler=zigzag" in help_text(tmp_path)
+    assert "scheduler=zigzag" in list_words(tmp_path)
 
 
 def test_a_key_that_an_experiment_misspells(train, tmp_path):

@@ -352,6 +352,11 @@ def test_cifar_that_is_not_is_named(tmp_path, monkeypatch):
     (folder / "data_batch_2").write_bytes((folder / "batches.meta").read_bytes())
     with pytest.raises(UserError, match="does not hold CIFAR10: KeyError"):
         build(configure("data=cifar10", f"data.root={tmp_path}").data)
+    content = (folder / "data_batch_3").read_bytes()
+    for wrong in (content.replace(b"K\x07", b"K\x63"), content.replace(b"K\x07", b"")):  # a label of 99, one too few
+        (folder / "data_batch_2").write_bytes(wrong)
+        with pytest.raises(UserError, match="does not hold CIFAR10: ValueError"):
+            build(configure("data=cifar10", f"data.root={tmp_path}").data)
     (folder / "data_batch_2").unlink()
     monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", lambda *a, **k: 1 / 0)
     with pytest.raises(UserError, match=r"no CIFAR10 there \(cifar-10-batches-py/data_batch_1, .*and no download"):

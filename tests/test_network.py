@@ -10,6 +10,7 @@ from torch import nn
 from tricklab.build import build
 from tricklab.errors import UserError
 from tricklab.model import find_head
+from tricklab.module import ImageClassifier, measure
 from tricklab.network import Weights, build_net, load_body, read_state, read_weights
 from tricklab.plan import make_plan
 
@@ -45,12 +46,30 @@ def test_a_body_is_frozen_then_free_at_the_planned_rates(run, body):
     assert plan.body_multiplier(21) == 0
 
 
-def test_images_are_made_what_the_weights_were_trained_on(run, body):
-    """Normalised as they were, resized from 8 to 28 pixels; evaluated likewise, from the checkpoint alone."""
-    done = run(*ONE_BATCH, f"model.weights={body}")
-    theirs, ours = (read_state(path)[1].dataset for path in (body, done.folder / "checkpoints" / "best.ckpt"))
+def test_images_are_made_what_the_weights_were_trained_on(run, script, tmp_path):
+    """Normalised as they were and resized from 8 to 28 pixels, by evaluate too: a dense body takes no other size."""
+    write_mnist(tmp_path)
+    body = run(*ONE_BATCH, "model=mlp", "data=fashion_mnist", f"data.root={tmp_path}", folder="body")
+    file = body.folder / "checkpoints" / "best.ckpt"
+    done = run("model=mlp", f"model.weights={file}", "stop_after=2ep")
+    theirs, ours = (read_state(path)[1].dataset for path in (file, done.folder / "checkpoints" / "best.ckpt"))
     assert (ours.mean, ours.std, ours.input) == (theirs.mean, theirs.std, [1, 28, 28])
     assert (ours.height, ours.width) == (8, 8)
+    said = script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt")
+    assert f"test/acc {done.result['metrics']['test/acc']}\n" in said.stdout
+    assert f"test/loss {done.result['metrics']['test/loss']}\n" in said.stdout
+
+
+def test_dropout_acts_while_the_body_is_frozen(run, body, monkeypatch):
+    seen, step = [], ImageClassifier.training_step
+
+    def watch(self, batch, index):
+        seen.append({type(m).__name__: m.training for m in self.net.modules()})
+        return step(self, batch, index)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", watch)
+    run(*ONE_BATCH[1:], "stop_after=2ep", f"model.weights={body}", "model.freeze=1ep", "model.dropout=0.5")
+    assert [(modes["Dropout"], modes["BatchNorm2d"]) for modes in seen] == [(True, False)] * 11 + [(True, True)] * 11
 
 
 def test_a_free_body_with_its_rate_is_plain_training(run, body):
@@ -100,7 +119,15 @@ def test_weights_of_another_network_are_refused(other, says):
             ["model.weights=pretrained"],
             "model.weights=pretrained; allowed: a path, or with model=torchvision or model=timm",
         ),
-        (["model.weights=/no/where.ckpt"], "/no/where.ckpt holds no weights"),
+        (
+            ["model.weights=/no/where.ckpt"],
+            "model.weights=/no/where.ckpt is not a file; allowed: null, pretrained, a file",
+        ),
+        (
+            ["model=timm", "model.weights=pretrained", "model.name=resnt18"],
+            "model.name=resnt18; allowed: .* 'resnet18'",
+        ),
+        (["model=torchvision", "model.weights=pretrained", "model.name=resnt18"], "model.name=resnt18; .* 'resnet18'"),
         (["model.freeze=100ep"], "model.freeze=100ep is 1100 steps; allowed: 0 to 165"),
         (["model=torchvision", "model.name=resnet81"], "model.name=resnet81; allowed: torchvision.* 'resnet18'"),
         (["model=timm", "model.name=resnet81"], "model.name=resnet81; allowed: timm.list_models.* 'resnet18'"),
@@ -203,10 +230,46 @@ def test_top_5_from_20_classes_on(run):
 def test_top_5_is_torchmetrics():
     from torchmetrics.functional import accuracy
 
-    from tricklab.module import measure
-
     logits, labels = torch.randn(500, 20), torch.randint(20, (500,))
     values = measure(logits, labels)
     for name, k in (("acc", 1), ("acc_top5", 5)):
         expected = accuracy(logits, labels, task="multiclass", num_classes=20, top_k=k, average="micro")
         assert values[name].float().mean() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_auxiliary_classifiers_are_left_out(name, monkeypatch):
+    """And their published weights take images of -1 .. 1, as torchvision's own networks make of ImageNet's."""
+    from torchvision import models
+
+    size = {"googlenet": 64, "inception_v3": 96}[name]
+    net = build_net(configure("model=torchvision", f"model.name={name}"), (3, size, size), 4)
+    assert net(torch.zeros(2, 3, size, size)).shape == (2, 4)  # in training too
+    full = models.get_model(name, init_weights=False, aux_logits=True).state_dict()
+    best = models.get_model_weights(name)["DEFAULT"]
+    monkeypatch.setattr(type(best), "get_state_dict", lambda self, **options: full)
+    weights = read_weights(configure("model=torchvision", f"model.name={name}", "model.weights=pretrained").model)
+    load_body(net, weights.state)
+    image, shown = torch.rand(1, 3, 8, 8), best.transforms()
+    normal = (image - torch.tensor(shown.mean).view(3, 1, 1)) / torch.tensor(shown.std).view(3, 1, 1)
+    theirs = models.get_model(name, init_weights=False, transform_input=True)._transform_input(normal)
+    assert torch.allclose((image - weights.images.mean[0]) / weights.images.std[0], theirs, atol=1e-5)
+
+
+def test_another_number_of_channels_changes_nothing_else():
+    plain, grey = (build_net(configure("model=torchvision"), (c, 64, 64), 5).conv1 for c in (3, 1))
+    assert (plain.stride, plain.padding, plain.kernel_size) == (grey.stride, grey.padding, grey.kernel_size)
+    assert grey.bias is None
+
+
+def test_timm_gets_channels_and_dropout():
+    pytest.importorskip("timm", reason="needs the extra [timm]")
+    net = build_net(configure("model=timm", "model.dropout=0.4"), (1, 32, 32), 5)
+    assert net.conv1.in_channels == 1
+    assert net.drop_rate == 0.4
+
+
+def test_a_file_of_something_else_holds_no_weights(tmp_path):
+    torch.save({"epoch": 3, "losses": [1.0]}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth holds no weights"):
+        read_weights(configure(f"model.weights={tmp_path}/w.pth").model)

@@ -1,9 +1,14 @@
 """Going on with a run that was stopped."""
 
+import shutil
+
 import pytest
+import torch
 from conftest import ONE_BATCH, configure
 
-from tricklab.resume import run_folder
+from tricklab.check import check_folder
+from tricklab.errors import UserError
+from tricklab.resume import lock_run, run_folder
 
 TRICKS = ("model=mlp", "model.dropout=0.2", "mixup=on", "augment=flip_crop", "scheduler=cosine", "scheduler.warmup=1ep")
 OPTIONS = (*TRICKS, "trainer.max_epochs=4", "trainer.log_every_n_steps=1")
@@ -75,3 +80,41 @@ def test_from_the_command_line(run, train, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "goes on after step 11" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
+
+
+def test_what_can_not_go_on_leaves_what_there_is(run, script, tmp_path):
+    """A body that has gone missing is not needed; a stop inside an epoch and a run at work are refused."""
+    body = run(*ONE_BATCH, folder="body")
+    done = run("stop_after=1ep", "trainer.max_epochs=2", f"model.weights={body.folder}/checkpoints/best.ckpt")
+    (body.folder / "checkpoints" / "best.ckpt").unlink()
+    options = ("trainer.max_epochs=2", f"model.weights={body.folder}/checkpoints/best.ckpt", "resume=auto")
+    held = lock_run(done.folder)
+    before = (done.folder / "result.json").read_text()
+    with pytest.raises(UserError, match="is running"):
+        run(*options)
+    held.close()
+    assert (done.folder / "result.json").read_text() == before
+    again = run(*options, "stop_after=16it")
+    assert again.column("step")[-1] == 16
+    with pytest.raises(UserError, match="is of step 16, inside an epoch"):
+        run(*options)
+    assert again.result["status"] == "done"
+    said = script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt")
+    assert f"test/acc {again.result['metrics']['test/acc']}\n" in said.stdout
+
+
+def test_a_copied_folder_is_a_run_of_its_own(run, tmp_path):
+    done = run("model=mlp", "stop_after=1ep", "trainer.max_epochs=2")
+    shutil.copytree(done.folder, tmp_path / "copy")
+    torch.save({}, done.folder / "checkpoints" / "best.ckpt")
+    copy = run("model=mlp", "trainer.max_epochs=2", "resume=auto", folder="copy")
+    assert copy.result["metrics"]["test/acc"] > 0.5
+
+
+def test_another_network_is_another_option(run, tmp_path):
+    done = run("model=torchvision", *ONE_BATCH)
+    cfg = configure("model=torchvision", *ONE_BATCH, "trainer.accelerator=cpu", "model.name=resnet34", "resume=auto")
+    with pytest.raises(UserError, match=r"model\.name=resnet34 \(was resnet18\)"):
+        check_folder(done.folder, cfg)
+    same = configure("model=torchvision", *ONE_BATCH, "trainer.accelerator=cpu", "name=other", "resume=auto")
+    check_folder(done.folder, same)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from tricklab.checkpoint import read_trained
 from tricklab.errors import UserError
 from tricklab.module import ImageClassifier
+from tricklab.resume import lock_run
 
 
 def test_evaluate_gives_the_numbers_of_the_run(run, script):
@@ -28,6 +29,38 @@ def test_evaluate_gives_the_numbers_of_the_run(run, script):
     metrics = dict(line.split() for line in said.stdout.splitlines())
     expected = {k: v for k, v in done.result["metrics"].items() if k.startswith("test/")}
     assert {k: float(v) for k, v in metrics.items()} == expected
+
+
+def test_evaluate_on_other_data(run, script, tree):
+    """data=NAME is that option whole, whatever the order of the words."""
+    done = run("data=folder", f"data.root='{tree({'train': 6, 'test': 3})}'", "model=mlp", "stop_after=1it")
+    other = tree({"other/train": 5, "other/test": 4})
+    best, root = f"ckpt={done.folder}/checkpoints/best.ckpt", f"data.root='{other}/other'"
+    said = [
+        script("evaluate.py", best, *words).stdout
+        for words in (["data=folder", root], [root, "data=folder"], [root[:]])
+    ]
+    assert said[0] == said[1]
+    assert "test/acc" in said[0]
+    assert said[0] != script("evaluate.py", best).stdout
+
+
+def test_double_precision_is_told_to_the_last_digit(run, script):
+    done = run(*ONE_BATCH[1:], "stop_after=1ep", "trainer.precision=64-true")
+    said = script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt").stdout
+    assert f"test/loss {done.result['metrics']['test/loss']}\n" in said
+
+
+def test_plan_counts_the_processes(script):
+    one, two = (script("plan.py", "trainer.accelerator=cpu", *words).stdout for words in ([], ["trainer.devices=2"]))
+    assert "165 steps" in one
+    assert "90 steps" in two
+
+
+def test_plan_refuses_what_training_refuses(script):
+    said = script("plan.py", "scheduler=step,cosine", "data.batch_size=big")
+    assert said.returncode == 1
+    assert said.stderr.strip() == "error: data.batch_size='big' is a str; allowed: int"
 
 
 def test_predict_names_the_classes_of_files(run, tree, script):
@@ -50,13 +83,17 @@ def test_predict_names_the_classes_of_files(run, tree, script):
         (["ckpt=/nowhere.ckpt"], "ckpt=/nowhere.ckpt; allowed: the path of a checkpoint"),
         (["{best}", "data=digit"], "data=digit does not exist"),
         (["{best}", "data.batchsize=3"], "data.batchsize does not exist"),
-        (["{best}", "data=fake", "data.classes=3"], "classes"),
+        (["{best}", "data=fake", "data.classes=3"], "the data have the classes ['0', '1', '2'], the checkpoint"),
+        (["{best}", "data.batch_size=abc"], "data.batch_size='abc' is a str; allowed: int"),
+        (["{best}", "model.widths=[8]"], "model.widths does not exist; allowed: ckpt, data, trainer.accelerator"),
+        (["{best}", "trainer.accelerator=tpu"], "tpu"),
+        (["ckpt={folder}/config.yaml"], "holds no weights"),
     ],
 )
 def test_mistakes_are_one_line(run, script, arguments, says):
     done = run("debug=batch", "model=mlp")
     best = f"ckpt={done.folder}/checkpoints/best.ckpt"
-    said = script("evaluate.py", *(a.format(best=best) for a in arguments))
+    said = script("evaluate.py", *(a.format(best=best, folder=done.folder) for a in arguments))
     assert said.returncode == 1
     assert says in said.stderr
     assert len(said.stderr.splitlines()) == 1
@@ -93,13 +130,15 @@ def test_plan_writes_the_rates_of_training(run, script, tmp_path):
 
 
 def test_plan_draws_several_at_once(script, tmp_path):
-    said = script("plan.py", "scheduler=step,cosine", "trainer.max_epochs=2", "hydra.run.dir=p", "model.freeze=1ep")
+    said = script("plan.py", "scheduler=step,cosine", "trainer.max_epochs=2", "hydra.run.dir=p", "model.body_lr=0.5")
     assert said.returncode == 0, said.stderr
     with (tmp_path / "p" / "plan.csv").open() as file:
         rows = list(csv.DictReader(file))
     names = ["scheduler=step", "scheduler=step_body", "scheduler=cosine", "scheduler=cosine_body"]
     assert list(rows[0]) == ["step", *names]
-    assert [float(rows[t]["scheduler=cosine_body"]) > 0 for t in (10, 11)] == [False, True]
+    assert [float(row["scheduler=cosine_body"]) for row in rows] == pytest.approx(
+        [float(row["scheduler=cosine"]) / 2 for row in rows]
+    )
     assert all(f"  {mark}  {name}: 22 steps" in said.stdout for mark, name in zip("abcd", names))
 
 
@@ -146,7 +185,7 @@ def three(run):
         (["seed=1"], "a"),
         (["optimizer.lr=0.1", "stop_after=1it"], "abc"),
         (["optimizer.lr=0.2"], ""),
-        (["nothing=1"], ""),
+        (["optimizer.lr=1e-1", "data.train_size=null", "model.widths=[256,128]"], "abc"),
     ],
 )
 def test_runs_finds_by_what_was_chosen_and_how_it_ended(three, script, asked, found):
@@ -156,17 +195,31 @@ def test_runs_finds_by_what_was_chosen_and_how_it_ended(three, script, asked, fo
 
 
 def test_runs_deletes_what_it_finds_and_never_one_that_may_run(three, script, tmp_path):
-    for wrong in (["delete=true"], ["status=fail"], ["delete=yes", "seed=1"], ["root=nowhere"], ["failed"]):
+    for wrong in (
+        ["delete=true"],
+        ["status=fail"],
+        ["delete=yes", "seed=1"],
+        ["root=nowhere"],
+        ["failed"],
+        ["foo=None", "delete=true"],
+    ):
         said = script("runs.py", *wrong)
         assert said.returncode == 1
         assert len(said.stderr.splitlines()) == 1
+    (tmp_path / "runs" / "mine").mkdir()
+    (tmp_path / "runs" / "mine" / "config.yaml").write_text("something: else")
     left = lambda: sorted(path.name for path in (tmp_path / "runs").iterdir())  # noqa: E731
     script("runs.py", "seed=1")
-    assert left() == ["a", "b", "c"]
+    assert left() == ["a", "b", "c", "mine"]
     assert "2 runs below runs, 1 deleted" in script("runs.py", "scheduler=step", "delete=true").stdout
-    assert left() == ["a", "c"]
+    assert left() == ["a", "c", "mine"]
+    held = lock_run(tmp_path / "runs" / "c")
+    assert script("runs.py", "status=running").stdout.splitlines()[-1] == "1 runs below runs"
+    script("runs.py", "status=running", "delete=true")
+    held.close()
+    assert left() == ["a", "c", "mine"]
     script("runs.py", "status=unfinished", "delete=true")
-    assert left() == ["a"]
+    assert left() == ["a", "mine"]
 
 
 NAME = ImageClassifier.__module__.split(".")[0]

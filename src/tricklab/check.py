@@ -20,7 +20,7 @@ Leaves = dict[str, Any]
 
 DURATIONS = ("warmup", "every", "milestones", "period", "timescale", "cooldown", "stop_after", "freeze")
 SEVERAL_OPTIONS = ("penalty", "callbacks", "logger", "tags")
-SEVERAL_TYPES = ("trainer.devices", "trainer.precision", "trainer.strategy")  # Lightning takes more than one
+SEVERAL_TYPES = ("trainer.devices", "trainer.precision", "trainer.strategy", "resume")  # Lightning takes more than one
 SHARES = ("label_noise", "dropout", "input_dropout", "label_smoothing", "momentum", "floor", "flip")
 FROM_0 = (
     "val_size",
@@ -35,10 +35,15 @@ FROM_0 = (
     "seed",
     "norm",
 )
-FROM_1 = ("batch_size", "lr_per", "test_images", "channels", "height", "width", "accumulate_grad_batches")
+FROM_1 = ("batch_size", "lr_per", "test_images", "channels", "height", "width", "accumulate_grad_batches", "mult")
+TYPES: dict[str, type] = {  # of what is null by default
+    **dict.fromkeys(("name", "weights", "entity", "group", "notes", "profiler"), str),
+    **dict.fromkeys(("lr_per", "folds"), int),
+}
+NULLABLE = ("resize",)
 RANGES = {  # by the last word of a key: lowest and highest
     **dict.fromkeys(SHARES, (0, 1)),
-    **dict.fromkeys((*FROM_0, "norm", "mistakes"), (0, math.inf)),
+    **dict.fromkeys((*FROM_0, "norm", "mistakes", "power"), (0, math.inf)),
     **dict.fromkeys((*FROM_1, "log_every_n_steps"), (1, math.inf)),
     **dict.fromkeys(("images", "classes"), (2, math.inf)),
     **dict.fromkeys(("limit_val_batches", "limit_test_batches"), (0.001, math.inf)),  # best.ckpt needs validation
@@ -79,6 +84,8 @@ def check(config: DictConfig) -> None:
             raise UserError(f"{override}; allowed: one option of {group}")
     reference = leaves(defaults(config))
     added = [o.lstrip("+").split("=")[0] for o in config.hydra.overrides.task if o.startswith("+")]
+    if config.model.freeze and not config.model.weights:
+        raise UserError(f"model.freeze={config.model.freeze} would keep random weights; allowed: with model.weights")
     for key, value in leaves(config).items():
         if key not in reference and not any(key == a or key.startswith(f"{a}.") for a in added):
             parent = key.rpartition(".")[0]
@@ -94,8 +101,10 @@ def check_value(key: str, value: Any, default: Any) -> None:
         UserError: one of the two does not fit.
     """
     word = key.rpartition(".")[2]
-    if value is None and default is None:
+    if value is None and (default is None or word in NULLABLE):
         return
+    if default is None and word in TYPES and type(value) is not TYPES[word]:
+        raise UserError(f"{key}={value!r} is a {type(value).__name__}; allowed: null, {TYPES[word].__name__}")
     if word in DURATIONS:
         check_durations(key, value)
     elif not fits(value, default) and key not in SEVERAL_TYPES:
@@ -163,7 +172,7 @@ def check_folder(folder: Path, config: DictConfig) -> None:
         raise UserError(f"hydra.run.dir={folder}: {there} can't be written; choose another folder")
     if config.resume not in ("none", "auto"):
         named = Path(run_folder("", _root_=config))
-        if not Path(config.resume).exists() or not (named / "config.yaml").exists():
+        if not Path(str(config.resume)).exists() or not (named / "config.yaml").exists():
             raise UserError(f"resume={config.resume}; allowed: none, auto, the folder of a run or a checkpoint in it")
         if named != folder:
             raise UserError(f"hydra.run.dir={folder} and resume={config.resume} differ; allowed: one of the two")
@@ -173,7 +182,7 @@ def check_folder(folder: Path, config: DictConfig) -> None:
         raise UserError(f"hydra.run.dir={folder} holds a run already; resume=auto goes on with it, or choose another")
     was, now = leaves(OmegaConf.create(read_config(folder))), leaves(config)
     changed = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
-    changed = [key for key in changed if not set(key.split(".")) & {*VOLATILE, "stop_after"}]
+    changed = [key for key in changed if not {key, key.split(".")[0]} & {*VOLATILE, "stop_after"}]
     if changed:
         said = ", ".join(f"{key}={now.get(key)} (was {was.get(key)})" for key in changed)
         raise UserError(f"resume={config.resume}: {said}; allowed: the options of the run in {folder}")

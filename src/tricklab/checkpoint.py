@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from tricklab.cli import CONF, options, unknown
-from tricklab.data.module import Preparation
+from tricklab.check import check_value
+from tricklab.cli import compose_each, unknown
+from tricklab.data.module import Images, Preparation
 from tricklab.errors import UserError
-from tricklab.network import State, build_net, read_state
+from tricklab.network import State, build_net, read_images, read_state
+
+MAY_CHANGE = ("trainer.accelerator", "trainer.precision")
 
 
 class Trained(NamedTuple):
@@ -18,52 +21,57 @@ class Trained(NamedTuple):
 
     state: State
     config: DictConfig
-    arguments: DictConfig
+    images: Images
+    arguments: dict[str, Any]
 
     def net(self) -> nn.Module:
-        """Build the network with these weights, for evaluation."""
-        facts = self.config.dataset
-        net = build_net(self.config, tuple(facts.input), len(facts.classes))
-        net.load_state_dict(self.state)
+        """Build the network with these weights, for evaluation.
+
+        Raises:
+            UserError: weights and config do not fit.
+        """
+        net = build_net(self.config, self.images.shape, len(self.config.dataset.classes))
+        try:
+            net.to(next(x.dtype for x in self.state.values() if x.is_floating_point())).load_state_dict(self.state)
+        except RuntimeError as error:
+            raise UserError(f"ckpt={self.arguments['ckpt']}: {' '.join(str(error).split())[:200]}") from error
         return net.eval()
 
-    @property
     def prepare(self) -> Preparation:
-        """What makes the network's input of images of 0 .. 255."""
-        facts = self.config.dataset
-        return Preparation(facts.input, facts.mean, facts.std)
+        """Return what makes the network's input of images of 0 .. 255."""
+        return Preparation(self.images)
 
 
-def read_trained(arguments: Sequence[str], **allowed: Any) -> Trained:
-    """Read `ckpt=PATH`, the `allowed` arguments of a script, and overrides of the run's own config.
+def read_trained(words: Sequence[str], **allowed: Any) -> Trained:
+    """Read `ckpt=PATH`, the `allowed` arguments of a script with their defaults, and other data than the run's.
 
-    `data=NAME` takes that option whole.
+    `data=NAME` takes that option whole, `data.KEY=VALUE` changes the run's own.
 
     Raises:
         UserError: a path without a run, or an argument that is not one.
-        OmegaConfBaseException: a key that the config does not have.
     """
-    given = OmegaConf.from_dotlist(list(arguments))
-    own = OmegaConf.create({key: given.pop(key, value) for key, value in {"ckpt": None, **allowed}.items()})
-    if not own.ckpt or not Path(own.ckpt).is_file():
-        raise UserError(f"ckpt={own.ckpt}; allowed: the path of a checkpoint, or of an exported file")
-    state, config = read_state(Path(own.ckpt))
-    if "dataset" not in config:
-        raise UserError(
-            f"ckpt={own.ckpt} has no config.yaml beside its folder; allowed: a checkpoint in that of its run"
-        )
-    if isinstance(given.get("data"), str):
-        config.data = read_data(given.pop("data"))
-    OmegaConf.set_struct(config, True)
-    config.merge_with(given)
-    return Trained(state, config, own)
+    given = {key: value for key, _, value in (word.partition("=") for word in words)}
+    own = {key: given.pop(key, default) for key, default in {"ckpt": None, **allowed}.items()}
+    if not own["ckpt"] or not Path(own["ckpt"]).is_file():
+        raise UserError(f"ckpt={own['ckpt']}; allowed: the path of a checkpoint, or of an exported file")
+    state, config = read_state(Path(own["ckpt"]))
+    images = read_images(config)
+    if not images:
+        raise UserError(f"ckpt={own['ckpt']} has no config.yaml of its run beside its folder; allowed: one that has")
+    change(config, given, [*own, "data", *MAY_CHANGE])
+    return Trained(state, config, images, own)
 
 
-def read_data(option: str) -> DictConfig:
-    """Read an option of conf/data as Hydra would compose it."""
-    if option not in options(CONF / "data"):
-        raise UserError(unknown(f"data={option}", option, options(CONF / "data")))
-    files = [OmegaConf.load(CONF / "data" / f"{name}.yaml") for name in ("_options", option)]
-    data = cast(DictConfig, OmegaConf.merge(*files))
-    del data["defaults"]
-    return data
+def change(config: DictConfig, given: dict[str, str], allowed: Sequence[str]) -> None:
+    """Put the data and the options that were asked for in place of the run's."""
+    if "data" in given:
+        words = [f"{key}={given.pop(key)}" for key in list(given) if key.split(".")[0] == "data"]
+        config.data = next(iter(compose_each(words).values())).data
+    for key, value in given.items():
+        if not key.startswith("data.") and key not in MAY_CHANGE:
+            raise UserError(unknown(key, key, allowed))
+        default = OmegaConf.select(config, key, default=config)
+        if default is config:
+            raise UserError(unknown(key, key.split(".")[1], map(str, config.data)))
+        OmegaConf.update(config, key, OmegaConf.from_dotlist([f"v={value}"]).v)
+        check_value(key, OmegaConf.select(config, key), default)

@@ -1,4 +1,4 @@
-"""The command line: help made from `conf/`, mistakes in one line, names of run folders. Imports nothing heavy."""
+"""The command line: help made from conf/, mistakes in one line, names of run folders. Imports nothing heavy."""
 
 import itertools
 import os
@@ -22,26 +22,17 @@ CONF = Path(__file__).parents[2] / "conf"
 NOT_IN_NAME = re.compile(r"(data|model|seed|name|tags|resume|data\.root)=|logger|hydra")  # or elsewhere in it
 
 
-def launch(main: Callable[[], Any], conf: Path) -> None:
-    """Run a Hydra main function: `--help` from the files in `conf`, and one line for a mistake of the user."""
+def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
+    """Run `train.py`, or a script with its `help_text`: that for `--help`, and one line for a mistake of the user."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(help_text(conf))
+        print(help_text or list_words())
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own pages and exits
-    with one_line(conf):
+    with one_line():
         main()
 
 
-def launch_script(main: Callable[[], Any], help_text: str | None) -> None:
-    """Run a script: its docstring for `--help`, and one line for a mistake of the user."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(help_text)
-        return
-    with one_line(CONF):
-        main()
-
-
-def compose_each(overrides: list[str], conf: Path) -> dict[str, DictConfig]:
+def compose_each(overrides: list[str]) -> dict[str, DictConfig]:
     """Compose and check a config for each combination of values that `overrides` give with commas.
 
     Returns:
@@ -53,12 +44,16 @@ def compose_each(overrides: list[str], conf: Path) -> dict[str, DictConfig]:
     from tricklab.check import check  # which needs this module
 
     parsed = OverridesParser.create().parse_overrides(overrides)
-    values = [list(o.sweep_string_iterator()) if o.is_sweep_override() else [o.get_value_string()] for o in parsed]
     swept = [o.get_key_element() for o in parsed if o.is_sweep_override()]
+    values = [
+        [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [str(o.input_line)]
+        for o in parsed
+    ]
     configs = {}
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        for combination in itertools.product(*values):
-            words = [f"{o.get_key_element()}={value}" for o, value in zip(parsed, combination, strict=True)]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for words in map(list, itertools.product(*values)):
             config = compose("train", words, return_hydra_config=True)
             check(config)
             told = [word for word in words if word.split("=")[0] in swept]
@@ -67,12 +62,12 @@ def compose_each(overrides: list[str], conf: Path) -> dict[str, DictConfig]:
 
 
 @contextmanager
-def one_line(conf: Path) -> Iterator[None]:
+def one_line() -> Iterator[None]:
     """Turn a mistake of the user into its message, without a traceback, and exit code 1."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException, UserError) as error:
-        sys.exit(f"error: {explain(error, conf)}")
+    except (HydraException, OmegaConfBaseException, UserError, OSError) as error:
+        sys.exit(f"error: {explain(error)}")
 
 
 def title() -> str:
@@ -85,7 +80,7 @@ def options(group: Path) -> list[str]:
     return sorted(path.stem for path in group.glob("*.yaml") if not path.name.startswith("_"))
 
 
-def help_text(conf: Path) -> str:
+def list_words(conf: Path = CONF) -> str:
     """List every option of every group with the first comment in its file, and the top-level keys."""
     lines = ["python train.py [GROUP=OPTION] [KEY=VALUE] ...    (* is the default)"]
     train = OmegaConf.load(conf / "train.yaml")
@@ -108,11 +103,11 @@ def description(path: Path) -> str:
     return comments[0] if comments else ""
 
 
-def explain(error: BaseException, conf: Path) -> str:
+def explain(error: BaseException) -> str:
     """Say in one line what is wrong, what is allowed and which right word is nearest."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        return unknown(f"{group}={option}", option, options(conf / group))
+        return unknown(f"{group}={option}", option, options(CONF / group))
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     parent = getattr(cause, "parent_node", None)
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(parent, DictConfig):

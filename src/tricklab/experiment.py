@@ -22,7 +22,7 @@ from tricklab.errors import UserError
 from tricklab.logger import MetricsFile, Wandb, close_wandb
 from tricklab.mixup import identity
 from tricklab.module import ImageClassifier
-from tricklab.network import build_net, load_body, read_weights
+from tricklab.network import build_net, load_body, read_images, read_weights
 from tricklab.optimizer import parameter_groups
 from tricklab.plan import Plan, make_plan
 from tricklab.record import Record
@@ -70,10 +70,12 @@ def run(
 
 
 def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
-    weights = read_weights(cfg.model)
+    last = checkpoint(str(cfg.resume), folder)
+    weights = None if last else read_weights(cfg.model)
+    images = read_images({"dataset": record.dataset}) if last else weights and weights.images
     data: ImageData = build(cfg.data, seed=cfg.seed, augment=build(cfg.augment), mixup=build(cfg.mixup))
-    if weights and weights.images:
-        data.adapt(*weights.images)
+    if images:
+        data.adapt(images)
     net = build_net(cfg, data.shape, len(data.classes))
     if weights:
         load_body(net, weights.state)
@@ -85,15 +87,19 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     for logger in trainer.loggers:
         logger.log_hyperparams(record.config | record.origin)
 
-    start, last = time.time(), checkpoint(cfg.resume, folder)
     steps = torch.load(last, weights_only=True)["global_step"] if last else 0
+    if steps % plan.length.epoch:
+        raise UserError(f"resume={cfg.resume}: {last} is of step {steps}, inside an epoch; allowed: the end of one")
     cast(MetricsFile, trainer.logger).cut(steps)
     if last:
-        print(f"resume={cfg.resume}: goes on after step {steps}, from {last}")
+        rank_zero_only(print)(f"resume={cfg.resume}: goes on after step {steps}, from {last}")
+    record.train()
+    start = time.time()
     trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
     seconds = time.time() - start
     best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
-    module.load_state_dict(torch.load(best.best_model_path, weights_only=True)["state_dict"])
+    kept = folder / "checkpoints" / "best.ckpt"  # the path in a checkpoint is that of where the folder was
+    module.load_state_dict(torch.load(kept, weights_only=True)["state_dict"])
     trainer.test(module, datamodule=data, verbose=False)
 
     metrics, speed = best.best | module.results, module.images_seen * trainer.world_size / seconds
@@ -101,7 +107,7 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     record.finish("done", None, images_per_second=round(speed, 1), **facts)
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
-            logger.conclude(metrics, best.best_model_path)
+            logger.conclude(metrics, str(kept))
             logger.show(module.logits, module.labels, data.source.test.images[:: trainer.world_size], data.classes)
     report(metrics, record.result["seconds"], folder)
     return metrics["val/acc"]

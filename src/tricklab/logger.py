@@ -106,7 +106,10 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def show(self, logits: Tensor, labels: Tensor, images: Tensor, classes: list[str]) -> None:
-        """Show what was asked for about the test: logits [N, K] of images [N, C, H, W] with their labels [N]."""
+        """Show what was asked for about the test: logits [N, K] of images [N, C, H, W] with their labels [N].
+
+        With several processes these are the images of the first.
+        """
         import wandb
 
         confidence, predicted = logits.softmax(1).max(1)
@@ -130,9 +133,8 @@ def start_wandb(**options: Any) -> Any:
         options["id"] = earlier[-1].name.rpartition("-")[2] if earlier else secrets.token_hex(4)
     mode: Any = os.environ.get("WANDB_MODE")
     why = "as WANDB_MODE says" if mode else "no key"
-    if not mode:
-        mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
     try:
+        mode = mode or ("online" if wandb.login(prompt=False, verify=False) else "offline")
         run = wandb.init(mode=mode, resume="allow", settings=wandb.Settings(init_timeout=10), **options)
     except wandb.Error as error:
         mode, why = "offline", "no answer: " + " ".join(str(error).split())[:200]

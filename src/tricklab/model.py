@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from tricklab.errors import UserError, nearest
 
+AUXILIARY = ("googlenet", "inception_v3")  # of torchvision: with classifiers for training alone, which are left out
+
 
 def mlp(
     channels: int,
@@ -59,13 +61,8 @@ def torchvision(channels: int, classes: int, name: str, dropout: float = 0.0) ->
     Raises:
         UserError: there is none of that name.
     """
-    from torchvision import models
-
-    known = models.list_models(module=models)
-    if name not in known:
-        raise UserError(f"model.name={name}; allowed: torchvision.models.list_models().{nearest(name, known)}")
-    single = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    net: nn.Module = models.get_model(name, num_classes=classes, **single)
+    single = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
+    net: nn.Module = find_torchvision(name).get_model(name, num_classes=classes, **single)
     first, conv = next((key, m) for key, m in net.named_modules() if isinstance(m, nn.Conv2d))
     if channels != conv.in_channels:
         shape: Any = conv.out_channels, conv.kernel_size, conv.stride, conv.padding, 1, 1, conv.bias is not None
@@ -82,13 +79,28 @@ def timm(channels: int, classes: int, name: str, dropout: float = 0.0) -> nn.Mod
     Raises:
         UserError: there is none of that name, or no timm.
     """
+    return find_timm(name).create_model(name, num_classes=classes, in_chans=channels, drop_rate=dropout)
+
+
+def find_torchvision(name: str) -> Any:
+    """Return torchvision.models, if it has a network of that name."""
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise UserError(f"model.name={name}; allowed: torchvision.models.list_models().{nearest(name, known)}")
+    return models
+
+
+def find_timm(name: str) -> Any:
+    """Return timm, if it is installed and has a network of that name."""
     try:
         import timm
     except ImportError as error:
         raise UserError("model=timm needs timm: pip install 'tricklab[timm]'") from error
     if not timm.is_model(name):
         raise UserError(f"model.name={name}; allowed: timm.list_models().{nearest(name, timm.list_models())}")
-    return timm.create_model(name, num_classes=classes, in_chans=channels, drop_rate=dropout)
+    return timm
 
 
 class Residual(nn.Module):

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from tricklab.data.module import Batch
-from tricklab.model import find_head
 from tricklab.optimizer import parameter_groups
 from tricklab.penalty import penalised, weight_facts
 from tricklab.randomness import seed_default
@@ -74,9 +73,9 @@ class ImageClassifier(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seed_default(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
-        if self.body_multiplier:
-            self.net.train(not self.frozen())
-            find_head(self.net)[1].train()
+        for layer in self.net.modules() if self.body_multiplier else ():
+            if isinstance(layer, nn.modules.batchnorm._NormBase):
+                layer.train(not self.frozen())
 
     def frozen(self) -> bool:
         """Whether the coming step leaves all but the classifier as it is."""

@@ -10,21 +10,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tricklab.build import build
+from tricklab.data.module import Images
 from tricklab.errors import UserError
-from tricklab.model import find_head
+from tricklab.model import AUXILIARY, find_head, find_timm, find_torchvision
 from tricklab.randomness import seed_default
 
 NOT_NET = ("weights", "freeze", "body_lr")  # stand with the network's options, act on its training
 UNREADABLE = (OSError, EOFError, RuntimeError, AttributeError, ValueError)
 State = dict[str, Tensor]
-
-
-class Images(NamedTuple):
-    """What a network takes: channels, height, width; mean and deviation of each channel, for pixels in 0 .. 1."""
-
-    shape: tuple[int, int, int]
-    mean: list[float]
-    std: list[float]
 
 
 class Weights(NamedTuple):
@@ -90,11 +83,18 @@ def read_weights(model: DictConfig) -> Weights | None:
             raise UserError(f"model.weights=pretrained; allowed: a path, or with model={' or model='.join(PUBLISHED)}")
         try:
             return source(model.name)
-        except (OSError, RuntimeError, ValueError) as error:  # whatever the network may answer
+        except (OSError, RuntimeError) as error:  # whatever the network may answer
             raise UserError(f"model.weights=pretrained of {model.name}: {error}") from error
+    if not Path(model.weights).is_file():
+        raise UserError(f"model.weights={model.weights} is not a file; allowed: null, pretrained, a file with weights")
     state, config = read_state(Path(model.weights))
+    return Weights(state, read_images(config))
+
+
+def read_images(config: Any) -> Images | None:
+    """Return what the network of a run takes, as far as its config says."""
     facts = config.get("dataset")
-    return Weights(state, Images(tuple(facts.input), list(facts.mean), list(facts.std)) if facts else None)
+    return Images(tuple(facts["input"]), list(facts["mean"]), list(facts["std"])) if facts else None
 
 
 def read_state(path: Path) -> tuple[State, DictConfig]:
@@ -111,16 +111,9 @@ def read_state(path: Path) -> tuple[State, DictConfig]:
                 config = OmegaConf.create((file.metadata() or {}).get("config", "{}"))
                 return {key: file.get_tensor(key) for key in file.keys()}, cast(DictConfig, config)  # noqa: SIM118
         content = torch.load(path, map_location="cpu", weights_only=True)
-        state = {str(key).removeprefix("net."): value for key, value in content.get("state_dict", content).items()}
-    except (
-        OSError,
-        EOFError,
-        RuntimeError,
-        AttributeError,
-        SafetensorError,
-        ValueError,
-        pickle.UnpicklingError,
-    ) as error:
+        content = content.get("state_dict", content.get("model", content))
+        state = {str(key).removeprefix("net."): tensor.detach() for key, tensor in content.items()}
+    except (*UNREADABLE, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} holds no weights: {error}") from error
     beside = path.parent.parent / "config.yaml"
     return state, cast(DictConfig, OmegaConf.load(beside) if beside.is_file() else OmegaConf.create())
@@ -128,21 +121,19 @@ def read_state(path: Path) -> tuple[State, DictConfig]:
 
 def torchvision_weights(name: str) -> Weights:
     """Return the best weights of torchvision for a network, downloaded unless they were before."""
-    from torchvision.models import get_model_weights
-
-    best: Any = get_model_weights(name)["DEFAULT"]
+    best: Any = find_torchvision(name).get_model_weights(name)["DEFAULT"]
     images = best.transforms()
-    state = best.get_state_dict(weights_only=True)
     side = images.crop_size[0]
-    body = {key: value for key, value in state.items() if not key.lower().startswith("aux")}  # used in training alone
-    return Weights(body, Images((3, side, side), list(images.mean), list(images.std)))
+    body = {k: v for k, v in best.get_state_dict(weights_only=True).items() if not k.lower().startswith("aux")}
+    mean, std = ([0.5] * 3, [0.5] * 3) if name in AUXILIARY else (list(images.mean), list(images.std))
+    return Weights(
+        body, Images((3, side, side), mean, std)
+    )  # those two were trained before ImageNet's own became usual
 
 
 def timm_weights(name: str) -> Weights:
     """Return the weights of timm for a network, downloaded unless they were before."""
-    from timm import create_model
-
-    net = create_model(name, pretrained=True)
+    net = find_timm(name).create_model(name, pretrained=True)
     facts: Any = net.pretrained_cfg
     return Weights(net.state_dict(), Images(tuple(facts["input_size"]), list(facts["mean"]), list(facts["std"])))
 

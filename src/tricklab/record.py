@@ -15,7 +15,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from tricklab.resume import config_hash
+from tricklab.errors import UserError
+from tricklab.resume import config_hash, lock_run
 
 PACKAGES = ("tricklab", "torch", "pytorch-lightning", "hydra-core", "numpy")
 
@@ -27,6 +28,7 @@ class Record:
         self, cfg: DictConfig, folder: Path, overrides: Sequence[str] = (), choices: Mapping[str, Any] | None = None
     ):
         self.folder, self.started = folder, time.time()
+        self.lock: Any = None
         self.choices = {group: option for group, option in (choices or {}).items() if not group.startswith("hydra/")}
         self.config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
         self.result: dict[str, Any] = {
@@ -51,27 +53,48 @@ class Record:
 
     @rank_zero_only
     def start(self) -> None:
-        """Write the resolved config and what is not committed; an earlier result no longer holds."""
+        """Write the resolved config and what is not committed.
+
+        Raises:
+            UserError: the run is running already.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "result.json").unlink(missing_ok=True)
-        OmegaConf.save({**self.config, "choices": self.choices}, self.folder / "config.yaml")
+        self.lock = lock_run(self.folder)
+        if not self.lock:
+            raise UserError(f"the run in {self.folder} is running; wait for it, or choose another folder")
+        self.describe(self.dataset)
         if self.result["git"] and self.result["git"]["dirty"]:
             write_whole(self.folder / "git.diff", uncommitted(Path(__file__).parent))
 
+    @property
+    def dataset(self) -> dict[str, Any]:
+        """The facts of the data set that an earlier start of this run left, or none."""
+        path = self.folder / "config.yaml"
+        config: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+        return config.get("dataset", {})
+
     @rank_zero_only
     def describe(self, dataset: Mapping[str, Any]) -> None:
-        """Add the facts of the data set to `config.yaml`, so that a checkpoint can be used without the data."""
-        facts = {"choices": self.choices, "dataset": dict(dataset)}
-        OmegaConf.save({**self.config, **facts}, self.folder / "config.yaml")
+        """Write `config.yaml`, with the facts of the data set: so a checkpoint can be used without the data."""
+        facts = {"choices": self.choices, **({"dataset": dict(dataset)} if dataset else {})}
+        write_whole(self.folder / "config.yaml", OmegaConf.to_yaml({**self.config, **facts}))
+
+    @rank_zero_only
+    def train(self) -> None:
+        """Remove an earlier result, which no longer holds."""
+        (self.folder / "result.json").unlink(missing_ok=True)
 
     @rank_zero_only
     def finish(self, status: str, reason: str | None = None, **facts: Any) -> None:
-        """Write `result.json`, whole or not at all."""
+        """Write `result.json`, whole or not at all; an earlier one stays if it failed before training went on."""
         seconds = round(time.time() - self.started, 3)
         self.result |= {"status": status, "reason": reason, "seconds": seconds, **facts}
         metrics = {k: v if math.isfinite(v) else None for k, v in self.result["metrics"].items()}  # JSON has no NaN
         text = json.dumps(self.result | {"metrics": metrics}, indent=2, ensure_ascii=False, allow_nan=False)
-        write_whole(self.folder / "result.json", text + "\n")
+        if self.lock:
+            if status == "done" or not (self.folder / "result.json").exists():
+                write_whole(self.folder / "result.json", text + "\n")
+            self.lock.close()
 
 
 def write_whole(path: Path, text: str) -> None:

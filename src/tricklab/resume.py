@@ -1,5 +1,6 @@
 """Which run goes on: known from the files of run folders, before torch is imported."""
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Mapping
@@ -8,13 +9,15 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-VOLATILE = ("hydra", "resume", "name", "tags", "logger", "slots", "num_workers")  # not part of what is computed
+VOLATILE = ("hydra", "resume", "name", "tags", "logger", "slots", "data.num_workers")  # not part of what is computed
 FACTS = ("choices", "dataset")  # what a run adds to its config.yaml
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Return 12 hex digits that tell apart configs which compute something else."""
-    return hashlib.sha256(json.dumps(_kept(config), sort_keys=True, default=str).encode()).hexdigest()[:12]
+    kept = {key: value for key, value in config.items() if key not in VOLATILE}
+    kept["data"] = {key: value for key, value in kept.get("data", {}).items() if f"data.{key}" not in VOLATILE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def run_folder(new: str, *, _root_: DictConfig) -> str:
@@ -24,16 +27,17 @@ def run_folder(new: str, *, _root_: DictConfig) -> str:
     if _root_.resume == "auto":
         task = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
         wanted = config_hash(OmegaConf.to_container(task, resolve=True))  # type: ignore[arg-type]
-        return next((str(folder) for folder in find_runs(Path(new).parent) if goes_on(folder, wanted)), new)
-    path = Path(_root_.resume)
+        open_ended = (f for f in find_runs(Path(new).parent) if status(f) not in ("done", "running"))
+        return next((str(folder) for folder in open_ended if config_hash(read_config(folder)) == wanted), new)
+    path = Path(str(_root_.resume))
     return str(path.parent.parent if path.suffix == ".ckpt" else path)
 
 
 def find_runs(root: Path) -> list[Path]:
     """Find the folders of runs in `root`, or one folder further down, the newest first."""
-    files = [*root.glob("*/config.yaml"), *root.glob("*/*/config.yaml")]
-    files.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    return [path.parent for path in files if path.parent.name != ".hydra"]
+    files = [path for path in (*root.glob("*/config.yaml"), *root.glob("*/*/config.yaml")) if "/." not in str(path)]
+    runs = [path for path in files if "\nchoices:" in path.read_text("utf-8", "replace")]
+    return [path.parent for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -43,21 +47,25 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def status(folder: Path) -> str:
-    """Return how a run ended; "unfinished" is one that runs, or that was killed."""
-    path = folder / "result.json"
-    return str(json.loads(path.read_text("utf-8"))["status"]) if path.is_file() else "unfinished"
+    """Return how a run ended, or "running"; "unfinished" is one that was killed."""
+    try:
+        return str(json.loads((folder / "result.json").read_text("utf-8"))["status"])
+    except (OSError, ValueError):
+        lock = lock_run(folder)
+        return "unfinished" if lock else "running"
 
 
-def goes_on(folder: Path, wanted: str) -> bool:
-    return status(folder) != "done" and config_hash(read_config(folder)) == wanted
+def lock_run(folder: Path) -> Any:
+    """Return a file that holds the run's folder for this process until it is closed; None where another one does."""
+    file = (folder / ".lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return None
+    return file
 
 
 def checkpoint(resume: str, folder: Path) -> Path | None:
     """Return the checkpoint that training goes on from; None where there is none yet."""
     path = Path(resume) if resume.endswith(".ckpt") else folder / "checkpoints" / "last.ckpt"
     return path if resume != "none" and path.is_file() else None
-
-
-def _kept(config: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {k: v for k, v in config.items() if k not in VOLATILE}
-    return kept | {"data": {k: v for k, v in kept.get("data", {}).items() if k not in VOLATILE}}

@@ -1,7 +1,7 @@
 """From images in memory to batches that are ready for the network."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -24,6 +24,14 @@ class Labelled(NamedTuple):
 
     images: Tensor
     labels: Tensor
+
+
+class Images(NamedTuple):
+    """What a network takes: channels, height, width; mean and deviation of each channel, for pixels in 0 .. 1."""
+
+    shape: tuple[int, int, int]
+    mean: list[float]
+    std: list[float]
 
 
 class Source(NamedTuple):
@@ -67,7 +75,7 @@ class Batches:
 
 
 class Preparation(nn.Module):
-    """Images [B, C, H, W] of 0 .. 255 to what a network takes: resized to `shape`, normalised by mean and std.
+    """Images [B, C, H, W] of 0 .. 255 to what a network takes: resized and normalised.
 
     Images of one channel are given as many as there are means.
     """
@@ -75,11 +83,11 @@ class Preparation(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, shape: Sequence[int], mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, images: Images):
         super().__init__()
-        scale = 1 / (255 * torch.tensor(std, dtype=torch.double))
-        shift = -torch.tensor(mean, dtype=torch.double) * 255 * scale
-        self.size = list(shape[1:])
+        scale = 1 / (255 * torch.tensor(images.std, dtype=torch.double))
+        shift = -torch.tensor(images.mean, dtype=torch.double) * 255 * scale
+        self.size = list(images.shape[1:])
         self.register_buffer("scale", scale.float().view(1, -1, 1, 1))
         self.register_buffer("shift", shift.float().view(1, -1, 1, 1))
 
@@ -153,19 +161,19 @@ class ImageData(pl.LightningDataModule):
         noisy[train] = corrupt(labels[train], label_noise, len(self.classes), seed)
         self.train = Labelled(images, noisy)
         channels, height, width = images.shape[1:]
-        self.adapt((channels, height, width), *moments(images, train))
+        self.adapt(Images((channels, height, width), *moments(images, train)))
 
-    def adapt(self, shape: tuple[int, int, int], mean: list[float], std: list[float]) -> None:
-        """Make batches for a network that takes images of `shape` (channels, height, width), normalised so.
+    def adapt(self, images: Images) -> None:
+        """Make batches of what a network takes.
 
         Raises:
             UserError: a number of channels that the images can't be given.
         """
-        channels = self.train.images.shape[1]
-        if channels not in (1, shape[0]):
-            raise UserError(f"model.weights take {shape[0]} channels, the images have {channels}; data.mode may help")
-        self.shape, self.mean, self.std = shape, mean, std
-        self.prepare = Preparation(shape, mean, std)
+        channels, wanted = self.train.images.shape[1], images.shape[0]
+        if channels not in (1, wanted):
+            raise UserError(f"model.weights take {wanted} channels, the images have {channels}; data.mode may help")
+        self.shape, self.mean, self.std = images
+        self.prepare = Preparation(images)
 
     @property
     def facts(self) -> dict[str, Any]:

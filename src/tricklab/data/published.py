@@ -15,12 +15,7 @@ from tricklab.data.module import Labelled
 from tricklab.errors import UserError
 
 DEBIAN = Path("/usr/share/datasets")  # where Debian's dataset-fashion-mnist lies
-MNIST_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
+MNIST_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 CIFAR = {  # folder, training files, test file, file with the names of the classes, key of the labels
     "CIFAR10": (
         "cifar-10-batches-py",
@@ -97,7 +92,15 @@ def read_cifar(root: Path, name: str) -> tuple[Labelled, Labelled, list[str]]:
         names = next(value for word, value in parts.pop().items() if word in ("label_names", "fine_label_names"))
         images = [torch.from_numpy(part["data"]).view(-1, 3, 32, 32) for part in parts]
         labels = [torch.tensor(part[key]) for part in parts]
-    except (AttributeError, KeyError, RuntimeError, StopIteration, TypeError) as error:
+        for x, y in zip(images, labels, strict=True):
+            if (
+                x.dtype != torch.uint8
+                or y.dtype != torch.long
+                or len(x) != len(y)
+                or not 0 <= min(y) <= max(y) < len(names)
+            ):
+                raise ValueError(f"{len(x)} images of {x.dtype}, {len(y)} labels from {min(y)} to {max(y)}")
+    except (AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
         raise UserError(f"{here} does not hold {name}: {error!r}") from error
     return Labelled(torch.cat(images[:-1]), torch.cat(labels[:-1])), Labelled(images[-1], labels[-1]), list(names)
 
@@ -118,5 +121,14 @@ def read_pickle(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             return dict(Plain(file, encoding="latin1").load())
-    except (OSError, EOFError, ValueError, TypeError, IndexError, ImportError, pickle.UnpicklingError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        LookupError,
+        ImportError,
+        AttributeError,
+        pickle.PickleError,
+    ) as error:
         raise UserError(f"{path} is not a file of CIFAR: {error}") from error
