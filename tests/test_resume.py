@@ -35,9 +35,9 @@ def test_a_run_goes_on_as_if_nothing_had_been(run, monkeypatch, tmp_path, step, 
     assert (parts.folder / "metrics.csv").read_text() == (whole.folder / "metrics.csv").read_text()
     assert parts.result["metrics"] == whole.result["metrics"]
     assert parts.result["config_hash"] == whole.result["config_hash"]
-    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resume=")]
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resume:")]
     assert [line.split(",")[0] for line in said] == (
-        [f"resume=auto: goes on after step {(step - 1) // 11 * 11}"] if step > 11 else []
+        [f"resume: goes on after step {(step - 1) // 11 * 11}"] if step > 11 else []
     )
 
 

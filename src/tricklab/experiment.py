@@ -71,14 +71,7 @@ def run(
 
 def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     last = checkpoint(str(cfg.resume), folder)
-    weights = None if last else read_weights(cfg.model)
-    images = read_images({"dataset": record.dataset}) if last else weights and weights.images
-    data: ImageData = build(cfg.data, seed=cfg.seed, augment=build(cfg.augment), mixup=build(cfg.mixup))
-    if images:
-        data.adapt(images)
-    net = build_net(cfg, data.shape, len(data.classes))
-    if weights:
-        load_body(net, weights.state)
+    data, net = build_data_and_net(cfg, record, begun=last is not None)
     trainer = build_trainer(cfg, folder)
     plan = make_plan(cfg, data, trainer.world_size)
     module = build_module(cfg, data, net, plan)
@@ -86,14 +79,9 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     outline(net, len(data.train_rows), plan.last_step)
     for logger in trainer.loggers:
         logger.log_hyperparams(record.config | record.origin)
-
-    steps = torch.load(last, weights_only=True)["global_step"] if last else 0
-    if steps % plan.length.epoch:
-        raise UserError(f"resume={cfg.resume}: {last} is of step {steps}, inside an epoch; allowed: the end of one")
-    cast(MetricsFile, trainer.logger).cut(steps)
-    if last:
-        rank_zero_only(print)(f"resume={cfg.resume}: goes on after step {steps}, from {last}")
+    go_on(cast(MetricsFile, trainer.logger), last, plan)
     record.train()
+
     start = time.time()
     trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
     seconds = time.time() - start
@@ -111,6 +99,33 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
             logger.show(module.logits, module.labels, data.source.test.images[:: trainer.world_size], data.classes)
     report(metrics, record.result["seconds"], folder)
     return metrics["val/acc"]
+
+
+def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[ImageData, nn.Module]:
+    """Build both; with `model.weights` the data are made what these take, also in a run that has `begun` before."""
+    weights = None if begun else read_weights(cfg.model)
+    images = read_images({"dataset": record.dataset}) if begun else weights and weights.images
+    data: ImageData = build(cfg.data, seed=cfg.seed, augment=build(cfg.augment), mixup=build(cfg.mixup))
+    if images:
+        data.adapt(images)
+    net = build_net(cfg, data.shape, len(data.classes))
+    if weights:
+        load_body(net, weights.state)
+    return data, net
+
+
+def go_on(metrics: MetricsFile, last: Path | None, plan: Plan) -> None:
+    """Cut what was logged after the checkpoint that training goes on from, if there is one.
+
+    Raises:
+        UserError: it is of the middle of an epoch.
+    """
+    steps = torch.load(last, weights_only=True)["global_step"] if last else 0
+    if steps % plan.length.epoch:
+        raise UserError(f"resume: {last} is of step {steps}, inside an epoch; allowed: one of the end of an epoch")
+    metrics.cut(steps)
+    if last:
+        rank_zero_only(print)(f"resume: goes on after step {steps}, from {last}")
 
 
 def device_names(trainer: pl.Trainer) -> list[str]:

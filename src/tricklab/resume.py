@@ -35,7 +35,7 @@ def run_folder(new: str, *, _root_: DictConfig) -> str:
 
 def find_runs(root: Path) -> list[Path]:
     """Find the folders of runs in `root`, or one folder further down, the newest first."""
-    files = [path for path in (*root.glob("*/config.yaml"), *root.glob("*/*/config.yaml")) if "/." not in str(path)]
+    files = [*root.glob("[!.]*/config.yaml"), *root.glob("[!.]*/[!.]*/config.yaml")]
     runs = [path for path in files if "\nchoices:" in path.read_text("utf-8", "replace")]
     return [path.parent for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True)]
 
