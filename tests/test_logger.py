@@ -86,6 +86,7 @@ def test_wandb_is_told_that_a_run_failed(run, offline, tmp_path):
     with pytest.raises(UserError):
         run("logger=wandb", "+optimizer.foo=1")
     assert exits(tmp_path / "run") == [1]
+    assert merged(tmp_path / "run", "config")["optimizer"]["foo"] == 1
 
 
 def test_a_run_that_goes_on_keeps_its_id(run, offline, monkeypatch, tmp_path):

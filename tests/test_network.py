@@ -273,3 +273,7 @@ def test_a_file_of_something_else_holds_no_weights(tmp_path):
     torch.save({"epoch": 3, "losses": [1.0]}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"w\.pth holds no weights"):
         read_weights(configure(f"model.weights={tmp_path}/w.pth").model)
+
+
+def test_a_network_of_ones_own_needs_no_more_keys(run):
+    assert run(*ONE_BATCH, "~model.freeze", "~model.body_lr").column("lr") == [0.1]

@@ -84,7 +84,7 @@ def check(config: DictConfig) -> None:
             raise UserError(f"{override}; allowed: one option of {group}")
     reference = leaves(defaults(config))
     added = [o.lstrip("+").split("=")[0] for o in config.hydra.overrides.task if o.startswith("+")]
-    if config.model.freeze and not config.model.weights:
+    if config.model.get("freeze") and not config.model.get("weights"):
         raise UserError(f"model.freeze={config.model.freeze} would keep random weights; allowed: with model.weights")
     for key, value in leaves(config).items():
         if key not in reference and not any(key == a or key.startswith(f"{a}.") for a in added):

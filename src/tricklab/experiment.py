@@ -73,12 +73,12 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     last = checkpoint(str(cfg.resume), folder)
     data, net = build_data_and_net(cfg, record, begun=last is not None)
     trainer = build_trainer(cfg, folder)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(record.config | record.origin)
     plan = make_plan(cfg, data, trainer.world_size)
     module = build_module(cfg, data, net, plan)
     record.describe(data.facts)
     outline(net, len(data.train_rows), plan.last_step)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(record.config | record.origin)
     go_on(cast(MetricsFile, trainer.logger), last, plan)
     record.train()
 

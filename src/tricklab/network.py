@@ -75,7 +75,7 @@ def read_weights(model: DictConfig) -> Weights | None:
     Raises:
         UserError: there are none, or they can't be had.
     """
-    if model.weights is None:
+    if model.get("weights") is None:
         return None
     if model.weights == "pretrained":
         source = PUBLISHED.get(model._target_.rpartition(".")[2])

@@ -48,7 +48,7 @@ def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
 
 def scale_lr(cfg: DictConfig, ranks: int) -> float:
     """Return lr, or lr * images a step / lr_per where that is given (linear scaling, arXiv 1706.02677)."""
-    lr, per = float(cfg.optimizer.lr), cfg.optimizer.lr_per
+    lr, per = float(cfg.optimizer.lr), cfg.optimizer.get("lr_per")
     images = cfg.data.batch_size * ranks * cfg.trainer.accumulate_grad_batches
     if per is None:
         return lr
@@ -62,9 +62,9 @@ def for_body(model: DictConfig, multiplier: Multiplier, length: Length) -> Multi
     Raises:
         UserError: it would be frozen for longer than the run.
     """
-    frozen = to_steps(model.freeze, length)
+    frozen, share = to_steps(model.get("freeze", 0), length), model.get("body_lr", 1.0)
     if frozen > length.steps:
         raise UserError(f"model.freeze={model.freeze} is {frozen} steps; allowed: 0 to {length.steps}")
-    if not frozen and model.body_lr == 1:
+    if not frozen and share == 1:
         return None
-    return lambda step: 0.0 if step < frozen else model.body_lr * multiplier(step)
+    return lambda step: 0.0 if step < frozen else share * multiplier(step)
