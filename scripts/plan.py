@@ -6,6 +6,7 @@ python scripts/plan.py scheduler=step,cosine,linear                     several 
 
 import csv
 import sys
+import textwrap
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -61,9 +62,10 @@ def draw(rates: dict[str, list[float]], path: Path, title: str) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for name, values in rates.items():
         axes.plot(values, label=name, drawstyle="steps-post")
-    axes.set(xlabel="optimizer step", ylabel="learning rate", title=title, ylim=(0, None))
+    axes.set(xlabel="optimizer step", ylabel="learning rate", ylim=(0, None))
+    axes.set_title("\n".join(textwrap.wrap(title, 80)), fontsize=9)
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=150)
 
 
