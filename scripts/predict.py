@@ -25,12 +25,14 @@ def main() -> None:
     if facts.channels not in (1, 3):
         raise UserError(f"ckpt={trained.arguments['ckpt']} takes {facts.channels} channels; allowed: 1 or 3")
     net, prepare, mode = trained.net(), trained.prepare(), "L" if facts.channels == 1 else "RGB"
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled=trained.config.trainer.precision == "bf16-mixed")
     rows: list[tuple[object, ...]] = []
     for start in range(0, len(files), 256):
         batch = files[start : start + 256]
         images = torch.stack([decode(file, (facts.height, facts.width), mode) for file in batch])
-        with torch.no_grad():
-            best = net(prepare(images).to(next(net.parameters()).dtype)).softmax(1).max(1)
+        with torch.no_grad(), mixed:
+            logits = net(prepare(images).to(next(net.parameters()).dtype))
+        best = logits.float().softmax(1).max(1)
         classes = [facts.classes[label] for label in best.indices.tolist()]
         rows += zip(batch, classes, best.values.tolist(), strict=True)
     with Path(target).open("w", newline="", encoding="utf-8") as file:

@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tricklab.checkpoint import read_trained
+from tricklab.data.files import decode
 from tricklab.errors import UserError
 from tricklab.module import ImageClassifier
 from tricklab.resume import lock_run
@@ -63,9 +64,17 @@ def test_plan_refuses_what_training_refuses(script):
     assert said.stderr.strip() == "error: data.batch_size='big' is a str; allowed: int"
 
 
-def test_predict_names_the_classes_of_files(run, tree, script):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_predict_names_the_classes_of_files(run, tree, script, precision):
     root = tree({"train": 12, "test": 4})
-    done = run("data=folder", f"data.root='{root}'", "model=mlp", "trainer.max_epochs=2", "data.resize=16")
+    done = run(
+        "data=folder",
+        f"data.root='{root}'",
+        "model=mlp",
+        "trainer.max_epochs=2",
+        "data.resize=16",
+        f"trainer.precision={precision}",
+    )
     said = script("predict.py", f"ckpt={done.folder}/checkpoints/best.ckpt", f"input={root}/test")
     assert said.returncode == 0, said.stderr
     rows = list(csv.DictReader(io.StringIO(said.stdout)))
@@ -73,6 +82,15 @@ def test_predict_names_the_classes_of_files(run, tree, script):
         str(root / "test" / c / f"{i}.png") for c in ("cat", "dog") for i in range(4)
     ]
     assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
+    trained = read_trained([f"ckpt={done.folder}/checkpoints/best.ckpt"])
+    net = trained.net()
+    images = torch.stack(
+        [decode(root / "test" / c / f"{i}.png", (16, 16), "RGB") for c in ("cat", "dog") for i in range(4)]
+    )
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+        logits = net(trained.prepare()(images))
+    expected = logits.float().softmax(1).amax(1)
+    assert [float(row["probability"]) for row in rows] == expected.tolist()
     right = sum(row["class"] in row["file"] for row in rows) / len(rows)
     assert right == done.result["metrics"]["test/acc"]
 
