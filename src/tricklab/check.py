@@ -22,19 +22,7 @@ DURATIONS = ("warmup", "every", "milestones", "period", "timescale", "cooldown",
 SEVERAL_OPTIONS = ("penalty", "callbacks", "logger", "tags")
 SEVERAL_TYPES = ("trainer.devices", "trainer.precision", "trainer.strategy", "resume")  # Lightning takes more than one
 SHARES = ("label_noise", "dropout", "input_dropout", "label_smoothing", "momentum", "floor", "flip")
-FROM_0 = (
-    "val_size",
-    "train_size",
-    "alpha",
-    "strength",
-    "lr",
-    "body_lr",
-    "weight_decay",
-    "gamma",
-    "padding",
-    "seed",
-    "norm",
-)
+FROM_0 = ("val_size", "train_size", "alpha", "strength", "lr", "body_lr", "weight_decay", "gamma", "padding", "seed")
 FROM_1 = ("batch_size", "lr_per", "test_images", "channels", "height", "width", "accumulate_grad_batches", "mult")
 TYPES: dict[str, type] = {  # of what is null by default
     **dict.fromkeys(("name", "weights", "entity", "group", "notes", "profiler"), str),

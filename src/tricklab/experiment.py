@@ -138,8 +138,7 @@ def device_names(trainer: pl.Trainer) -> list[str]:
 def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     """Build Lightning's trainer with callbacks and loggers; `metrics.csv` is written whatever they are."""
     options = {key: value for key, value in cfg.trainer.items() if key not in NOT_TRAINER}
-    metrics = MetricsFile(str(folder))
-    loggers = [metrics, *build_each(cfg.logger, save_dir=str(folder)).values()]
+    loggers = [MetricsFile(str(folder)), *build_each(cfg.logger, save_dir=str(folder)).values()]
     callbacks = list(build_each(cfg.callbacks).values())
     trainer: pl.Trainer = build(DictConfig(options), callbacks=callbacks, logger=loggers, default_root_dir=str(folder))
     return trainer
