@@ -1,6 +1,8 @@
-"""Test a checkpoint, on the data of its run or on others.
+"""Test a checkpoint, on the data of its run or on others; or the mean probability over several views of each image.
 
 python scripts/evaluate.py ckpt=RUN/checkpoints/best.ckpt [data=folder data.root=PATH ...]
+    mc=16                   Monte-Carlo dropout: 16 views, each with other units dropped
+    tta=8 [augment=light]   test-time augmentation: 8 views, augmented as in training or as said
 """
 
 import sys
@@ -11,17 +13,25 @@ from tricklab import cli
 
 def main() -> None:
     import pytorch_lightning as pl
+    import torch
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
+    from torch import nn
 
-    from tricklab.build import build
+    from tricklab.build import build, build_each
     from tricklab.checkpoint import read_trained
     from tricklab.errors import UserError
     from tricklab.experiment import hush
     from tricklab.module import ImageClassifier
+    from tricklab.views import Averaged
 
     hush()
-    trained = read_trained(sys.argv[1:])
-    config = trained.config
+    trained = read_trained(sys.argv[1:], mc="0", tta="0", augment=None)
+    config, net = trained.config, trained.net()
+    mc, tta = (count_views(name, trained.arguments[name]) for name in ("mc", "tta"))
+    if word := trained.arguments["augment"]:
+        config.augment = next(iter(cli.compose_each([f"augment={word}"]).values())).augment
+    if (word and not tta) or (tta and not config.augment) or (mc and tta and mc != tta):
+        raise UserError(f"mc={mc} tta={tta} augment={word}; allowed: tta with an augmentation, mc the same or 0")
     data = build(config.data, seed=config.seed)
     if data.classes != list(config.dataset.classes):
         raise UserError(f"the data have the classes {data.classes}, the checkpoint {list(config.dataset.classes)}")
@@ -34,10 +44,24 @@ def main() -> None:
         trainer = pl.Trainer(devices=1, **options, **off)
     except (MisconfigurationException, ImportError, ValueError) as error:
         raise UserError(f"{options}: {error}") from error
-    module = ImageClassifier(trained.net())
+    if mc or tta:
+        data.prepare = nn.Identity()  # views are made of the images as they are
+        augment = build_each(config.augment) if tta else {}
+        net = views = Averaged(net, trained.prepare(), mc or tta, mc > 0, augment, config.seed)
+    module = ImageClassifier(net)
     trainer.test(module, datamodule=data, verbose=False)
-    for name, value in module.results.items():
+    results = dict(module.results)
+    if mc or tta:
+        for name, parts in {"entropy": views.entropy, "mutual_information": views.information}.items():
+            results[f"test/{name}"] = torch.cat(parts).double().mean().item()
+    for name, value in results.items():
         print(name, value)
+
+
+def count_views(name: str, given: str) -> int:
+    if not given.isdecimal() or given == "1":
+        raise cli.UserError(f"{name}={given}; allowed: 0, or 2 views and more")
+    return int(given)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python scripts/plan.py scheduler=step,cosine,linear                     several 
 """
 
 import csv
+import math
 import sys
 import textwrap
 from pathlib import Path
@@ -22,15 +23,16 @@ def main() -> None:
     from tricklab.experiment import hush
 
     hush()
-    rates = {}
+    rates, notes = {}, []
     for label, config in configs.items():
         for column, values in planned(config).items():
             rates[column if len(configs) == 1 else f"{label}{column[2:]}"] = values
+            notes.append(note(config, values))
     folder = Path(next(iter(configs.values())).hydra.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
     write(rates, folder / "plan.csv")
     draw(rates, folder / "plan.png", cli.title() or next(iter(configs)))
-    print(chart(rates))
+    print(chart(rates, notes))
     print(f"{folder}/plan.csv, {folder}/plan.png")
 
 
@@ -45,6 +47,24 @@ def planned(config: DictConfig) -> dict[str, list[float]]:
     plan = make_plan(config, build(config.data, seed=config.seed), ranks)
     parts = {"lr": plan.multiplier, "lr_body": plan.body_multiplier}
     return {name: [plan.lr * f(t) for t in range(plan.last_step)] for name, f in parts.items() if f}
+
+
+def note(config: DictConfig, rates: list[float]) -> str:
+    """Say what a plan amounts to: some rates, their sum, and what weight decay alone leaves of a weight.
+
+    That is the product of 1 - rate * weight_decay over all steps, exact under AdamW. SGD's momentum m makes it act
+    1 / (1 - m) times as strongly.
+
+    Raises:
+        UserError: a step that would turn the sign of the weights.
+    """
+    decay, peak = config.optimizer.get("weight_decay", 0.0), max(rates)
+    if decay * peak >= 1:
+        said = f"optimizer.weight_decay={decay} times the rate {peak:g} turns the sign of every weight"
+        raise cli.UserError(f"{said}; allowed: less than 1 together")
+    figures = f"first {rates[0]:.4g}, peak {peak:.4g}, last {rates[-1]:.4g}, sum {sum(rates):.4g}"
+    learns = "; lower when val/loss no longer falls" if config.scheduler._target_.endswith(".plateau") else ""
+    return f"{len(rates)} steps, {figures}, weight decay leaves {math.prod(1 - r * decay for r in rates):.4g}{learns}"
 
 
 def write(rates: dict[str, list[float]], path: Path) -> None:
@@ -69,18 +89,18 @@ def draw(rates: dict[str, list[float]], path: Path, title: str) -> None:
     figure.savefig(path, dpi=150)
 
 
-def chart(rates: dict[str, list[float]]) -> str:
-    """Draw the curves with a letter each, from 0 to the highest rate; below it the steps and key figures."""
+def chart(rates: dict[str, list[float]], notes: list[str]) -> str:
+    """Draw the curves with a letter each, from 0 to the highest rate; below it a note on each."""
     longest, peak = max(map(len, rates.values())), max(map(max, rates.values())) or 1.0
     grid = [[" "] * WIDTH for _ in range(HEIGHT)]
     legend = []
-    for mark, (name, values) in zip("abcdefghijklmnopqrstuvwxyz" * len(rates), rates.items(), strict=False):
+    marks = "abcdefghijklmnopqrstuvwxyz" * len(rates)
+    for mark, (name, values), said in zip(marks, rates.items(), notes, strict=False):
         for x in range(WIDTH):
             t = round(x * (longest - 1) / (WIDTH - 1))
             if t < len(values):
                 grid[HEIGHT - 1 - round(values[t] / peak * (HEIGHT - 1))][x] = mark
-        figures = f"first {values[0]:.4g}, peak {max(values):.4g}, last {values[-1]:.4g}, sum {sum(values):.4g}"
-        legend.append(f"  {mark}  {name}: {len(values)} steps, {figures}")
+        legend.append(f"  {mark}  {name}: {said}")
     lines = [f"{peak * (HEIGHT - 1 - y) / (HEIGHT - 1):9.3g} |" + "".join(row) for y, row in enumerate(grid)]
     axis = " " * 10 + "+" + "-" * WIDTH + f"\n{0:>12}{longest - 1:>{WIDTH - 1}}"
     return "\n".join([*lines, axis, *legend])

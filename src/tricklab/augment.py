@@ -1,10 +1,10 @@
 """Augmentation of a whole batch at once, with random numbers of its own for each image.
 
-Each function takes images [B, C, H, W] (uint8, or float of the same range) and `rand(*shape)`, which returns
-uniform numbers [B, *shape]; it returns images of the same shape.
+Each function takes images [B, C, H, W] of 0 .. 255 (uint8 or float) and `rand`, which has their random numbers, and
+returns images of the same shape and range. Several are done one after the other.
 """
 
-import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,34 +13,118 @@ from torch import Tensor
 from tricklab.randomness import Rand
 
 
-def none(images: Tensor, rand: Rand) -> Tensor:
-    """Leave the images as they are."""
-    return images
-
-
-def flip_crop(images: Tensor, rand: Rand, padding: int = 4, flip: float = 0.5) -> Tensor:
-    """Pad by `padding` black pixels, cut the old size out anywhere; mirror with probability `flip`."""
-    b, c, h, w = images.shape
-    numbers = rand(3)
-    top, left = (numbers[:, :2] * (2 * padding + 1)).long().T  # [B], [B]
+def crop(images: Tensor, rand: Rand, padding: float = 0.125) -> Tensor:
+    """Pad with black and cut the old size out anywhere. `padding`: pixels, or a share of the side if it is below 1."""
+    h, w = images.shape[2:]
+    pad_h, pad_w = (round(padding if padding >= 1 else padding * side) for side in (h, w))
+    numbers = rand(2)
+    top, left = (numbers[:, 0] * (2 * pad_h + 1)).long(), (numbers[:, 1] * (2 * pad_w + 1)).long()
     rows = top[:, None] + torch.arange(h, device=images.device)  # [B, H]
     columns = left[:, None] + torch.arange(w, device=images.device)  # [B, W]
-    columns = torch.where(numbers[:, 2:] < flip, columns.flip(1), columns)
-    padded = F.pad(images, [padding] * 4)
+    padded = F.pad(images, [pad_w, pad_w, pad_h, pad_h])
     pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # [B, H, W]
-    return padded.flatten(2).gather(2, pixels.flatten(1)[:, None].expand(b, c, h * w)).view(b, c, h, w)
+    return padded.flatten(2).gather(2, pixels.flatten(1)[:, None].expand(*images.shape[:2], h * w)).view(images.shape)
 
 
-def rotate_crop_flip(images: Tensor, rand: Rand, degrees: float = 15.0, padding: int = 4, flip: float = 0.5) -> Tensor:
-    """Rotate about the centre by up to `degrees` either way (bilinear, black outside), then `flip_crop`."""
-    angles = (rand() * 2 - 1) * math.radians(degrees)
-    return flip_crop(_rotate(images.float(), angles), rand, padding, flip)
+def flip(images: Tensor, rand: Rand, horizontal: float = 0.5, vertical: float = 0.0) -> Tensor:
+    """Mirror left and right, top and bottom, with these probabilities."""
+    chances = rand(2)
+    images = torch.where(_each(chances[:, 0] < horizontal), images.flip(3), images)
+    return torch.where(_each(chances[:, 1] < vertical), images.flip(2), images) if vertical else images
 
 
-def _rotate(images: Tensor, angles: Tensor) -> Tensor:
+def alternating_flip(images: Tensor, rand: Rand) -> Tensor:
+    """Mirror each image in every other epoch: half of them in the first, the others in the next. arXiv 2404.00498."""
+    return torch.where(_each((rand.lasting < 0.5) ^ bool(rand.epoch % 2)), images.flip(3), images)
+
+
+def rotate(images: Tensor, rand: Rand, degrees: float = 15.0) -> Tensor:
+    """Rotate about the centre by up to `degrees` either way; bilinear, black outside."""
+    return affine(images, rand, degrees, translate=0, scale=0, shear=0)
+
+
+def affine(
+    images: Tensor, rand: Rand, degrees: float = 15.0, translate: float = 0.1, scale: float = 0.1, shear: float = 10.0
+) -> Tensor:
+    """Rotate, shear (degrees), scale and shift (shares) by up to so much either way; bilinear, black outside."""
+    if not (degrees or translate or scale or shear):
+        return images
+    numbers = rand(5) * 2 - 1
+    shift = numbers[:, 3:] * 2 * translate  # the sides of an image are 2 long here
+    return warp(images, numbers[:, 0] * degrees, numbers[:, 1] * shear, 1 + numbers[:, 2] * scale, shift)
+
+
+def warp(images: Tensor, degrees: Tensor, shear: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Move each image by angles and factors [B] and a shift [B, 2] in half sides, as torchvision's `affine` does."""
     b, _, h, w = images.shape
-    cos, sin, zero = angles.cos(), angles.sin(), torch.zeros_like(angles)
-    # affine_grid counts in half widths and half heights, so the sine is scaled for images that are not square
-    matrix = torch.stack([cos, -sin * h / w, zero, sin * w / h, cos, zero], 1).view(b, 2, 3)
-    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, align_corners=False)
+    turn, slant = degrees.deg2rad(), shear.deg2rad().tan()
+    cos, sin = turn.cos(), turn.sin()
+    # from a pixel of the result to where it was; affine_grid counts in half widths and half heights
+    back = [cos - slant * sin, (sin + slant * cos) * h / w, -sin * w / h, cos]
+    matrix = (torch.stack(back, 1) / scale[:, None]).view(b, 2, 2)
+    grid = F.affine_grid(torch.cat([matrix, -matrix @ shift[:, :, None]], 2), list(images.shape), align_corners=False)
+    return F.grid_sample(images.float(), grid, align_corners=False)
+
+
+def erase(
+    images: Tensor,
+    rand: Rand,
+    probability: float = 0.25,
+    smallest: float = 0.02,
+    largest: float = 0.33,
+    value: int = 0,
+) -> Tensor:
+    """Fill a box of a share of the area, 0.3 to 3.3 times as high as wide, with `value`. arXiv 1708.04896."""
+    h, w = images.shape[2:]
+    chance, size, shape, y, x = rand(5).T  # [B] each
+    area = (smallest + (largest - smallest) * size) * h * w
+    ratio = 0.3 ** (2 * shape - 1)
+    height = (area * ratio).sqrt().round().clamp(max=h) * (chance < probability)
+    width = (area / ratio).sqrt().round().clamp(max=w)
+    top, left = (y * (h - height + 1)).floor(), (x * (w - width + 1)).floor()
+    return images.masked_fill(box(top, top + height, left, left + width, h, w), value)
+
+
+def box(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: int, width: int) -> Tensor:
+    """Return a mask [B, 1, height, width] of the pixels between these borders [B], the second of each left out."""
+    rows, columns = torch.arange(height, device=top.device), torch.arange(width, device=top.device)
+    inside_rows = (top[:, None] <= rows) & (rows < bottom[:, None])  # [B, H]
+    inside_columns = (left[:, None] <= columns) & (columns < right[:, None])  # [B, W]
+    return (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
+
+
+def jitter(images: Tensor, rand: Rand, brightness: float = 0.2, contrast: float = 0.2) -> Tensor:
+    """Multiply the pixels, and their distance from the image's mean, by up to so much more or less than 1."""
+    change = rand(2) * 2 - 1
+    bright = images * _each(1 + change[:, 0] * brightness)
+    bright = bright + (bright - bright.mean((1, 2, 3), keepdim=True)) * _each(change[:, 1] * contrast)
+    return bright.clamp(0, 255)
+
+
+def randaugment(images: Tensor, rand: Rand, operations: int = 2, magnitude: int = 9) -> Tensor:
+    """So many random operations of one strength (0 to 30), image by image, by torchvision. arXiv 1909.13719."""
+    from torchvision.transforms.v2 import RandAugment  # takes a second
+
+    return _one_by_one(RandAugment(operations, magnitude), images, rand)
+
+
+def trivialaugment(images: Tensor, rand: Rand) -> Tensor:
+    """One random operation of a random strength, image by image, by torchvision. arXiv 2103.10158."""
+    from torchvision.transforms.v2 import TrivialAugmentWide
+
+    return _one_by_one(TrivialAugmentWide(), images, rand)
+
+
+def _one_by_one(change: Callable[[Tensor], Tensor], images: Tensor, rand: Rand) -> Tensor:
+    """Torchvision draws from the default generator, which is as it was afterwards."""
+    before, changed = torch.get_rng_state(), []
+    for image, number in zip(images.float().round().byte(), rand().tolist(), strict=True):
+        torch.default_generator.manual_seed(int(number * 2**24))
+        changed.append(change(image))
+    torch.set_rng_state(before)
+    return torch.stack(changed)
+
+
+def _each(numbers: Tensor) -> Tensor:
+    """Make numbers [B] go with images [B, C, H, W]."""
+    return numbers[:, None, None, None]

@@ -13,27 +13,45 @@ from omegaconf import DictConfig, OmegaConf
 
 from tricklab.cli import unknown
 from tricklab.duration import parse
-from tricklab.errors import UserError
+from tricklab.errors import UserError, nearest
 from tricklab.resume import VOLATILE, read_config, run_folder
+from tricklab.scheduler import DURATIONS as OF_DECAYS
+from tricklab.scheduler import FALLS, RAMPS
 
 Leaves = dict[str, Any]
 
-DURATIONS = ("warmup", "every", "milestones", "period", "timescale", "cooldown", "stop_after", "freeze")
-SEVERAL_OPTIONS = ("penalty", "callbacks", "logger", "tags")
+DURATIONS = (*OF_DECAYS, "warmup", "milestones", "begin", "end", "stop_after", "freeze")
+SEVERAL_OPTIONS = ("augment", "penalty", "callbacks", "logger", "tags")
 SEVERAL_TYPES = ("trainer.devices", "trainer.precision", "trainer.strategy", "resume")  # Lightning takes more than one
-SHARES = ("label_noise", "dropout", "input_dropout", "label_smoothing", "momentum", "floor", "flip")
-FROM_0 = ("val_size", "train_size", "alpha", "strength", "lr", "body_lr", "weight_decay", "gamma", "padding", "seed")
+SHARES = (
+    *("dropout", "input_dropout", "spatial_dropout", "drop_path", "label_noise", "label_smoothing", "probability"),
+    *("floor", "start", "warmup_share", "momentum", "momentum_low", "momentum_high", "threshold"),
+    *("horizontal", "vertical", "translate", "scale", "smallest", "largest", "brightness", "contrast"),
+)
+FROM_0 = (
+    *("val_size", "train_size", "alpha", "cutmix_alpha", "strength", "lr", "body_lr", "weight_decay", "gamma"),
+    *("patience", "padding", "operations", "seed"),
+)
 FROM_1 = ("batch_size", "lr_per", "test_images", "channels", "height", "width", "accumulate_grad_batches", "mult")
 TYPES: dict[str, type] = {  # of what is null by default
-    **dict.fromkeys(("name", "weights", "entity", "group", "notes", "profiler"), str),
+    **dict.fromkeys(("name", "weights", "entity", "group", "notes", "profiler", "only"), str),
     **dict.fromkeys(("lr_per", "folds"), int),
+    "weight": list,
 }
 NULLABLE = ("resize",)
+CHOICES = {  # by the last word of a key
+    "shape": tuple(FALLS),
+    "warmup_shape": (*RAMPS, "constant"),
+    "per": ("batch", "image"),
+    "mode": ("RGB", "L"),
+}
 RANGES = {  # by the last word of a key: lowest and highest
     **dict.fromkeys(SHARES, (0, 1)),
     **dict.fromkeys((*FROM_0, "norm", "mistakes", "power"), (0, math.inf)),
     **dict.fromkeys((*FROM_1, "log_every_n_steps"), (1, math.inf)),
     **dict.fromkeys(("images", "classes"), (2, math.inf)),
+    **dict.fromkeys(("degrees", "shear"), (0, 180)),
+    **{"magnitude": (0, 30), "value": (0, 255)},
     **dict.fromkeys(("limit_val_batches", "limit_test_batches"), (0.001, math.inf)),  # best.ckpt needs validation
 }
 
@@ -74,6 +92,9 @@ def check(config: DictConfig) -> None:
     added = [o.lstrip("+").split("=")[0] for o in config.hydra.overrides.task if o.startswith("+")]
     if config.model.get("freeze") and not config.model.get("weights"):
         raise UserError(f"model.freeze={config.model.freeze} would keep random weights; allowed: with model.weights")
+    if config.loss.get("weight") and config.mixup._target_ != "tricklab.mixup.identity":
+        why = "an image of two classes would have the weight of neither"
+        raise UserError(f"loss.weight={config.loss.weight} with mixing: {why}; allowed: with mixup=off")
     for key, value in leaves(config).items():
         if key not in reference and not any(key == a or key.startswith(f"{a}.") for a in added):
             parent = key.rpartition(".")[0]
@@ -97,6 +118,8 @@ def check_value(key: str, value: Any, default: Any) -> None:
         check_durations(key, value)
     elif not fits(value, default) and key not in SEVERAL_TYPES:
         raise UserError(f"{key}={value!r} is a {type(value).__name__}; allowed: {type(default).__name__}")
+    if word in CHOICES and value not in CHOICES[word]:
+        raise UserError(f"{key}={value}; allowed: {', '.join(CHOICES[word])}.{nearest(str(value), CHOICES[word])}")
     low, high = RANGES.get(word, (-math.inf, math.inf))
     if isinstance(value, int | float) and not low <= value <= high:
         raise UserError(f"{key}={value}; allowed: {low} {'or more' if high == math.inf else f'to {high}'}")

@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,14 +22,17 @@ from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile, Wandb, close_wandb
 from tricklab.mixup import identity
+from tricklab.model import find_dropout
 from tricklab.module import ImageClassifier
 from tricklab.network import build_net, load_body, read_images, read_weights
 from tricklab.optimizer import parameter_groups
+from tricklab.penalty import Penalty, find_weights
 from tricklab.plan import Plan, make_plan
 from tricklab.record import Record
 from tricklab.resume import checkpoint
 
 NOT_TRAINER = ("compile", "channels_last")  # stand with the trainer's options, act on the network
+WINDOW = ("begin", "end")  # stand with the options of mixing, say when it is done
 NOISE = (
     "Lazy modules are a new feature",
     ".*LeafSpec.* is deprecated",
@@ -76,6 +80,8 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     for logger in trainer.loggers:
         logger.log_hyperparams(record.config | record.origin)
     plan = make_plan(cfg, data, trainer.world_size)
+    if "end" in cfg.mixup:
+        data.mix_between(cfg.mixup.begin, cfg.mixup.end, plan.length, cfg.trainer.accumulate_grad_batches)
     module = build_module(cfg, data, net, plan)
     record.describe(data.facts)
     outline(net, len(data.train_rows), plan.last_step)
@@ -105,13 +111,20 @@ def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[Im
     """Build both; with `model.weights` the data are made what these take, also in a run that has `begun` before."""
     weights = None if begun else read_weights(cfg.model)
     images = read_images({"dataset": record.dataset}) if begun else weights and weights.images
-    data: ImageData = build(cfg.data, seed=cfg.seed, augment=build(cfg.augment), mixup=build(cfg.mixup))
+    data = build_data(cfg)
     if images:
         data.adapt(images)
     net = build_net(cfg, data.shape, len(data.classes))
     if weights:
         load_body(net, weights.state)
     return data, net
+
+
+def build_data(cfg: DictConfig) -> ImageData:
+    """Build the data with their augmentation and mixing."""
+    mixup = build(DictConfig({key: value for key, value in cfg.mixup.items() if key not in WINDOW}))
+    data: ImageData = build(cfg.data, seed=cfg.seed, augment=build_each(cfg.augment), mixup=mixup)
+    return data
 
 
 def go_on(metrics: MetricsFile, last: Path | None, plan: Plan) -> None:
@@ -148,18 +161,20 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
     """Put network, loss, penalties, optimizer and schedule together.
 
     Raises:
-        UserError: arguments that the optimizer does not take.
+        UserError: an optimizer that does not take its arguments or has no momentum to move.
     """
     optimizer = build(DictConfig({key: value for key, value in cfg.optimizer.items() if key != "lr_per"}), lr=plan.lr)
     try:
-        optimizer(parameter_groups(net))  # Lightning makes another, when it is too late for a plain answer
+        made = optimizer(parameter_groups(net))  # Lightning makes another, when it is too late for a plain answer
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer: {error}") from error
+    if plan.multiplier.momentum and not {"momentum", "betas"} & made.defaults.keys():
+        raise UserError(f"scheduler={cfg.scheduler._target_}: {cfg.optimizer._target_} has no momentum to move")
     mixing = getattr(data.mixup, "func", data.mixup) is not identity
     return ImageClassifier(
         net,
-        loss=build(cfg.loss),
-        penalties=build_each(cfg.penalty),
+        loss=build_loss(cfg.loss, len(data.classes)),
+        penalties=build_penalties(cfg.penalty, net),
         optimizer=optimizer,
         multiplier=plan.multiplier,
         body_multiplier=plan.body_multiplier,
@@ -168,6 +183,28 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
         accuracy="acc_mixed" if mixing else "acc",
         log_every=cfg.trainer.log_every_n_steps,
     )
+
+
+def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
+    """Build a loss of logits and target probabilities [B, K], with a weight for each class where that is given.
+
+    Raises:
+        UserError: it does not take probabilities, as mixing and smoothing make them, or not so many classes.
+    """
+    weight = {"weight": torch.tensor(cfg.weight, dtype=torch.float)} if cfg.get("weight") else {}
+    loss: nn.Module = build(DictConfig({k: v for k, v in cfg.items() if k != "weight"}), **weight)
+    try:
+        loss(torch.zeros(2, classes), torch.full((2, classes), 1 / classes))
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        said = f"loss={cfg._target_} of {classes} logits and {classes} probabilities an image: {error}"
+        raise UserError(f"{said}; allowed: a loss of probabilities, not of class indices") from error
+    return loss
+
+
+def build_penalties(cfg: DictConfig, net: nn.Module) -> dict[str, Penalty]:
+    """Build each penalty, for the weights that it names."""
+    acts = build_each(DictConfig({name: {k: v for k, v in node.items() if k != "only"} for name, node in cfg.items()}))
+    return {name: Penalty(act, find_weights(net, cfg[name].get("only"))) for name, act in acts.items()}
 
 
 def hush() -> None:
@@ -180,7 +217,10 @@ def hush() -> None:
 
 @rank_zero_only
 def outline(net: nn.Module, images: int, steps: int) -> None:
-    """Print the first line of a run."""
+    """Print the first line of a run, and what is known to harm it."""
+    if early := find_dropout(net):
+        why = "its statistics are of other units than those it meets in evaluation (arXiv 1801.05134)"
+        print(f"warning: dropout in layer {', '.join(early)} stands before a batch norm: {why}", file=sys.stderr)
     print(f"{sum(p.numel() for p in net.parameters()):,} parameters, {images:,} training images, {steps:,} steps")
 
 

@@ -1,13 +1,14 @@
 """Mixing of a batch with itself: images and their target probabilities together.
 
-Each function takes images [B, C, H, W] (float32), targets [B, K] (probabilities) and a CPU generator, and
-returns both mixed. Any batch size will do, 1 and odd ones included.
+Each function takes images [B, C, H, W] (float32), targets [B, K] (probabilities) and a CPU generator, and returns both
+mixed. Any batch size will do, 1 and odd ones included. `per`: one lam for the "batch", or one for each "image"; each
+is mixed with `probability`.
 """
-
-import math
 
 import torch
 from torch import Tensor
+
+from tricklab.augment import box
 
 Mixed = tuple[Tensor, Tensor]
 
@@ -17,42 +18,78 @@ def identity(images: Tensor, targets: Tensor, generator: torch.Generator) -> Mix
     return images, targets
 
 
-def mixup(images: Tensor, targets: Tensor, generator: torch.Generator, alpha: float) -> Mixed:
+def mixup(
+    images: Tensor,
+    targets: Tensor,
+    generator: torch.Generator,
+    alpha: float,
+    per: str = "batch",
+    probability: float = 1.0,
+) -> Mixed:
     """X = lam x_i + (1 - lam) x_j, y likewise; lam ~ Beta(alpha, alpha). mixup, arXiv 1710.09412."""
-    partner = _partner(images, generator)
-    lam = draw_lam(alpha, generator)
-    return lam * images + (1 - lam) * images[partner], lam * targets + (1 - lam) * targets[partner]
+    partner, lam = draw(len(images), generator, alpha, per, probability)
+    return blend(images, partner, lam), blend(targets, partner, lam)
 
 
-def cutmix(images: Tensor, targets: Tensor, generator: torch.Generator, alpha: float) -> Mixed:
+def cutmix(
+    images: Tensor,
+    targets: Tensor,
+    generator: torch.Generator,
+    alpha: float,
+    per: str = "batch",
+    probability: float = 1.0,
+) -> Mixed:
     """Paste a box of x_j into x_i; targets are weighted by the area really pasted. CutMix, arXiv 1905.04899."""
-    partner = _partner(images, generator)
-    y0, y1, x0, x1 = draw_box(images.shape[2], images.shape[3], draw_lam(alpha, generator), generator)
-    mixed = images.clone()
-    mixed[:, :, y0:y1, x0:x1] = images[partner, :, y0:y1, x0:x1]
-    lam = 1 - (y1 - y0) * (x1 - x0) / images[0, 0].numel()
-    return mixed, lam * targets + (1 - lam) * targets[partner]
+    partner, lam = draw(len(images), generator, alpha, per, probability)
+    pasted = draw_boxes(images.shape[2], images.shape[3], lam, generator)  # [1 or B, 1, H, W]
+    mixed = torch.where(pasted.to(images.device), images[partner.to(images.device)], images)
+    return mixed, blend(targets, partner, 1 - pasted.double().mean((1, 2, 3)))
 
 
-def draw_lam(alpha: float, generator: torch.Generator) -> float:
-    """Draw lam ~ Beta(alpha, alpha), from two gamma variates in double precision; alpha 0 gives 1: no mixing."""
-    if alpha == 0:
-        return 1.0
-    # log Gamma(a) = log Gamma(a + 1) + log(U) / a: for a small alpha the variates themselves underflow to 0
-    gammas = torch._standard_gamma(torch.full((2,), alpha + 1.0, dtype=torch.double), generator=generator)
-    uniform = torch.rand(2, dtype=torch.double, generator=generator)
-    return float((gammas.log() + uniform.log() / alpha).softmax(0)[0])
-
-
-def draw_box(height: int, width: int, lam: float, generator: torch.Generator) -> tuple[int, int, int, int]:
-    """Draw a box (y0, y1, x0, x1) of 1 - lam of the area around any pixel, cut off at the border."""
-    side = math.sqrt(1 - lam)
-    cy, cx = (
-        int(n * size) for n, size in zip(torch.rand(2, generator=generator).tolist(), (height, width), strict=True)
+def alternate(
+    images: Tensor,
+    targets: Tensor,
+    generator: torch.Generator,
+    alpha: float,
+    cutmix_alpha: float,
+    per: str = "batch",
+    probability: float = 1.0,
+) -> Mixed:
+    """Throw a coin between mixup with `alpha` and cutmix with `cutmix_alpha`."""
+    blended = mixup(images, targets, generator, alpha, per, probability)
+    pasted = cutmix(images, targets, generator, cutmix_alpha, per, probability)
+    heads = (torch.rand(len(images) if per == "image" else 1, generator=generator) < 0.5).to(images.device)
+    return torch.where(heads[:, None, None, None], pasted[0], blended[0]), torch.where(
+        heads[:, None], pasted[1], blended[1]
     )
-    half_h, half_w = int(height * side) // 2, int(width * side) // 2
-    return max(cy - half_h, 0), min(cy + half_h, height), max(cx - half_w, 0), min(cx + half_w, width)
 
 
-def _partner(images: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randperm(len(images), generator=generator).to(images.device)
+def draw(images: int, generator: torch.Generator, alpha: float, per: str, probability: float) -> Mixed:
+    """Draw a partner [B] in the batch for each image, and lam [1] or [B], which is 1 where it is not mixed."""
+    partner = torch.randperm(images, generator=generator)
+    lam = draw_lam(alpha, generator, images if per == "image" else 1)
+    return partner, lam.where(torch.rand(len(lam), generator=generator) < probability, 1.0)
+
+
+def draw_lam(alpha: float, generator: torch.Generator, number: int) -> Tensor:
+    """Draw lam ~ Beta(alpha, alpha), double [number], from two gamma variates; alpha 0 gives 1: no mixing."""
+    if alpha == 0:
+        return torch.ones(number, dtype=torch.double)
+    # log Gamma(a) = log Gamma(a + 1) + log(U) / a: for a small alpha the variates themselves underflow to 0
+    gammas = torch._standard_gamma(torch.full((2, number), alpha + 1.0, dtype=torch.double), generator=generator)
+    uniform = torch.rand(2, number, dtype=torch.double, generator=generator)
+    return (gammas.log() + uniform.log() / alpha).softmax(0)[0]
+
+
+def draw_boxes(height: int, width: int, lam: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a mask [N, 1, height, width] for lam [N]: a box of 1 - lam of the area about any pixel, cut off outside."""
+    side, centre = (1 - lam).sqrt(), torch.rand(2, len(lam), dtype=torch.double, generator=generator)
+    y, x = (centre[0] * height).long(), (centre[1] * width).long()
+    half_h, half_w = (height * side).long() // 2, (width * side).long() // 2
+    return box(y - half_h, y + half_h, x - half_w, x + half_w, height, width)
+
+
+def blend(values: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
+    """Return lam values + (1 - lam) values[partner], with a lam [1] for all or one [B] for each."""
+    own, other = (x.float().view(-1, *[1] * (values.ndim - 1)).to(values.device) for x in (lam, 1 - lam))
+    return own * values + other * values[partner.to(values.device)]

@@ -27,42 +27,68 @@ def mlp(
     return nn.Sequential(*layers, nn.LazyLinear(classes))
 
 
-def convnet(channels: int, classes: int, widths: Sequence[int], depth: int = 2, dropout: float = 0.0) -> nn.Sequential:
-    """VGG in small (arXiv 1409.1556): `depth` 3x3 convolutions with batch norm to each width, halved in between."""
-    layers: list[nn.Module] = []
+def convnet(
+    channels: int,
+    classes: int,
+    widths: Sequence[int],
+    depth: int = 2,
+    dropout: float = 0.0,
+    input_dropout: float = 0.0,
+    spatial_dropout: float = 0.0,
+) -> nn.Sequential:
+    """VGG in small (arXiv 1409.1556): `depth` 3x3 convolutions with batch norm to each width, halved in between.
+
+    `spatial_dropout` of whole channels (arXiv 1411.4280) follows each halving.
+    """
+    layers: list[nn.Module] = [nn.Dropout(input_dropout)]
     for width in widths:
         for _ in range(depth):
             layers += [*_conv_norm(channels, width), nn.ReLU(inplace=True)]
             channels = width
-        layers.append(nn.MaxPool2d(2, ceil_mode=True))
+        layers += [nn.MaxPool2d(2, ceil_mode=True), nn.Dropout2d(spatial_dropout)]
     return nn.Sequential(*layers, *_head(channels, classes, dropout))
 
 
-def resnet(channels: int, classes: int, depth: int = 20, width: int = 16, dropout: float = 0.0) -> nn.Sequential:
+def resnet(
+    channels: int,
+    classes: int,
+    depth: int = 20,
+    width: int = 16,
+    dropout: float = 0.0,
+    input_dropout: float = 0.0,
+    spatial_dropout: float = 0.0,
+    drop_path: float = 0.0,
+) -> nn.Sequential:
     """The residual network for small images, arXiv 1512.03385, section 4.2: three stages of (depth - 2) / 6 blocks.
+
+    `spatial_dropout` of whole channels stands between the convolutions of a block, as in arXiv 1605.07146. Stochastic
+    depth (arXiv 1603.09382) leaves out block l of L with probability l / L * `drop_path`.
 
     Raises:
         ValueError: a depth other than 8, 14, 20, 26, 32, ...
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"model.depth={depth}; allowed: 6n + 2, as 20, 32, 44, 56, 110")
-    layers: list[nn.Module] = [*_conv_norm(channels, width), nn.ReLU(inplace=True)]
-    inputs = width
-    for stage in range(3):
-        for block in range((depth - 2) // 6):
-            layers.append(Residual(inputs, width << stage, stride=2 if stage and not block else 1))
-            inputs = width << stage
+    layers: list[nn.Module] = [nn.Dropout(input_dropout), *_conv_norm(channels, width), nn.ReLU(inplace=True)]
+    inputs, blocks = width, (depth - 2) // 2
+    for block in range(blocks):
+        outputs, first = width << block * 3 // blocks, block * 3 % blocks == 0
+        rate = (block + 1) / blocks * drop_path
+        layers.append(Residual(inputs, outputs, 2 if block and first else 1, spatial_dropout, rate))
+        inputs = outputs
     return nn.Sequential(*layers, *_head(inputs, classes, dropout))
 
 
-def torchvision(channels: int, classes: int, name: str, dropout: float = 0.0) -> nn.Module:
+def torchvision(channels: int, classes: int, name: str, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
     """Any network of torchvision.models, with dropout before its classifier.
 
     Raises:
         UserError: there is none of that name.
+        TypeError: it has no stochastic depth.
     """
-    single = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
-    net: nn.Module = find_torchvision(name).get_model(name, num_classes=classes, **single)
+    options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
+    options |= {"stochastic_depth_prob": drop_path} if drop_path else {}
+    net: nn.Module = find_torchvision(name).get_model(name, num_classes=classes, **options)
     first, conv = next((key, m) for key, m in net.named_modules() if isinstance(m, nn.Conv2d))
     if channels != conv.in_channels:
         shape: Any = conv.out_channels, conv.kernel_size, conv.stride, conv.padding, 1, 1, conv.bias is not None
@@ -73,13 +99,15 @@ def torchvision(channels: int, classes: int, name: str, dropout: float = 0.0) ->
     return net
 
 
-def timm(channels: int, classes: int, name: str, dropout: float = 0.0) -> nn.Module:
+def timm(channels: int, classes: int, name: str, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
     """Any network of timm.
 
     Raises:
         UserError: there is none of that name, or no timm.
+        TypeError: it has no stochastic depth.
     """
-    return find_timm(name).create_model(name, num_classes=classes, in_chans=channels, drop_rate=dropout)
+    options = {"drop_path_rate": drop_path} if drop_path else {}
+    return find_timm(name).create_model(name, num_classes=classes, in_chans=channels, drop_rate=dropout, **options)
 
 
 def find_torchvision(name: str) -> Any:
@@ -106,16 +134,27 @@ def find_timm(name: str) -> Any:
 class Residual(nn.Module):
     """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int):
+    def __init__(self, inputs: int, outputs: int, stride: int, spatial_dropout: float = 0.0, drop_path: float = 0.0):
         super().__init__()
         same = inputs == outputs and stride == 1
         self.shortcut = nn.Identity() if same else nn.Sequential(*_conv_norm(inputs, outputs, 1, stride))
         self.body = nn.Sequential(
-            *_conv_norm(inputs, outputs, 3, stride), nn.ReLU(inplace=True), *_conv_norm(outputs, outputs)
+            *_conv_norm(inputs, outputs, 3, stride),
+            nn.ReLU(inplace=True),
+            nn.Dropout2d(spatial_dropout),
+            *_conv_norm(outputs, outputs),
         )
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.body(x) + self.shortcut(x)).relu()
+        return (self.drop_path(self.body(x)) + self.shortcut(x)).relu()
+
+
+class DropPath(nn.Dropout):
+    """Leaves out all of an image, and makes up for it where it does not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * super().forward(x.new_ones(len(x), 1, 1, 1))
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
@@ -125,6 +164,15 @@ def _conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> l
 
 def _head(features: int, classes: int, dropout: float) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(features, classes)]
+
+
+def find_dropout(net: nn.Module) -> list[str]:
+    """Return the names of the layers that drop units before a batch norm, by the order of definition."""
+    named = list(net.named_modules())
+    norms = [i for i, (_, m) in enumerate(named) if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    before = named[: max(norms, default=0)]
+    drops = [(name, m) for name, m in before if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
+    return [name for name, m in drops if not isinstance(m, DropPath)]
 
 
 def find_head(net: nn.Module) -> tuple[str, nn.Module]:

@@ -9,12 +9,12 @@ import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from tricklab.data.module import Batch
 from tricklab.optimizer import parameter_groups
-from tricklab.penalty import penalised, weight_facts
+from tricklab.penalty import Penalty, find_weights, weight_facts
 from tricklab.randomness import seed_default
+from tricklab.scheduler import Curve, Multiplier, Plateau
 
 
 class ImageClassifier(pl.LightningModule):
@@ -23,10 +23,10 @@ class ImageClassifier(pl.LightningModule):
     Args:
         net: images [B, C, H, W] to logits [B, K].
         loss: logits and target probabilities [B, K] to their mean cross-entropy; it may smooth the targets.
-        penalties: by name; each `term(weights)` is added to the training loss, each `project(weights, lr)` done after
-            a step, see `tricklab.penalty`.
+        penalties: by name, with the weights they act on; each `term(weights)` is added to the training loss, each
+            `project(weights, lr)` done after a step, see `tricklab.penalty`.
         optimizer: makes an optimizer of parameter groups.
-        multiplier: the rate of step t as a share of the first, see `tricklab.scheduler`.
+        multiplier: the rate of step t as a share of the first, which is 1 without it, see `tricklab.scheduler`.
         body_multiplier: that of all but the classifier, if it is another; at 0 the body is frozen, norms included.
         last_step: the step after which training ends.
         seed: the seed of the run, from which dropout follows.
@@ -38,10 +38,10 @@ class ImageClassifier(pl.LightningModule):
         self,
         net: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-        penalties: Mapping[str, Callable[..., Any]] = MappingProxyType({}),
+        penalties: Mapping[str, Penalty] = MappingProxyType({}),
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
-        multiplier: Callable[[int], float] = lambda step: 1.0,
-        body_multiplier: Callable[[int], float] | None = None,
+        multiplier: Multiplier | None = None,
+        body_multiplier: Curve | None = None,
         last_step: int = 0,
         seed: int = 0,
         accuracy: str = "acc",
@@ -49,27 +49,34 @@ class ImageClassifier(pl.LightningModule):
     ):
         super().__init__()
         self.net, self.loss = net, loss
-        takes_lr = {name: "lr" in inspect.signature(penalty).parameters for name, penalty in penalties.items()}
+        takes_lr = {name: "lr" in inspect.signature(penalty.act).parameters for name, penalty in penalties.items()}
         self.terms = {name: term for name, term in penalties.items() if not takes_lr[name]}
         self.projections = [project for name, project in penalties.items() if takes_lr[name]]
         self.make_optimizer, self.last_step = optimizer, last_step
-        self.multiplier, self.body_multiplier = multiplier, body_multiplier
+        self.multiplier, self.body_multiplier = multiplier or Multiplier(lambda step: 1.0), body_multiplier
         self.seed, self.accuracy, self.log_every = seed, accuracy, log_every
-        self.weights = penalised(net)
+        self.weights = find_weights(net)
         self.window: list[dict[str, Tensor]] = []  # the batches of the coming optimizer step
         self.images_seen = 0  # in training, by this process
-        self.evaluated: list[tuple[Tensor, Tensor]] = []  # logits and labels of the running evaluation
+        self.evaluated: list[tuple[int, Tensor, Tensor]] = []  # part, logits, labels of the running evaluation
         self.results: dict[str, float] = {}  # of the last evaluation
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.net(images.to(self.weights[0].dtype))
         return logits.float()
 
-    def configure_optimizers(self) -> Any:
-        apart = self.body_multiplier
-        optimizer = self.make_optimizer(parameter_groups(self.net, body_apart=bool(apart)))
-        scheduler = LambdaLR(optimizer, [self.multiplier] * 2 + [apart] * 2 if apart else self.multiplier)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.make_optimizer(parameter_groups(self.net, body_apart=bool(self.body_multiplier)))
+
+    def set_rates(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give the optimizer the rate of the coming step, and the momentum where that moves too."""
+        step, apart = self.global_step, self.body_multiplier
+        for i, group in enumerate(optimizer.param_groups):
+            share = apart(step) if apart and i >= 2 else self.multiplier(step)
+            group["lr"] = optimizer.defaults["lr"] * share
+            if self.multiplier.momentum:
+                momentum = self.multiplier.momentum(step)
+                group |= {"betas": (momentum, group["betas"][1])} if "betas" in group else {"momentum": momentum}
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seed_default(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
@@ -86,7 +93,7 @@ class ImageClassifier(pl.LightningModule):
         self.images_seen += len(images)
         logits = self(images)
         loss = self.loss(logits, targets)
-        penalties = {name: term(self.weights) for name, term in self.terms.items()}
+        penalties = {name: term.act(term.weights) for name, term in self.terms.items()}
         hits = targets.gather(1, logits.argmax(1, keepdim=True)).mean()  # weighs by lam where images are mixed
         values = {"loss": loss, self.accuracy: hits, **penalties}
         self.window.append({f"train/{name}": value.detach() for name, value in values.items()})
@@ -110,18 +117,22 @@ class ImageClassifier(pl.LightningModule):
             rates = {"lr": optimizer.param_groups[0]["lr"]}
             if self.body_multiplier:
                 rates["lr_body"] = optimizer.param_groups[2]["lr"]
+            if self.multiplier.momentum:
+                rates["momentum"] = self.multiplier.momentum(self.global_step)
             if self.terms or self.projections:
                 values |= weight_facts(self.weights)
             self.record(rates | values, self.global_step)
         self.window.clear()
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        self.set_rates(optimizer)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         with torch.no_grad():
             for group in optimizer.param_groups:
-                weights = [p for p in group["params"] if p.ndim >= 2 and group["lr"] > 0]  # at 0 it is frozen
-                for project in self.projections if weights else ():
-                    project(weights, lr=group["lr"])
+                own = {id(p) for p in group["params"] if group["lr"] > 0}  # at 0 it is frozen
+                for project in self.projections:
+                    if weights := [w for w in project.weights if id(w) in own]:
+                        project.act(weights, lr=group["lr"])
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.global_step >= self.last_step:
@@ -131,33 +142,47 @@ class ImageClassifier(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         self.evaluated.clear()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         images, labels = batch  # [B, C, H, W], [B]
-        self.evaluated.append((self(images), labels))
+        self.evaluated.append((dataloader_idx, self(images), labels))
 
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
             return
-        self._finish_evaluation("val")
-        self.log_dict({k: torch.tensor(v) for k, v in self.results.items()}, logger=False, prog_bar=True)
+        self._finish_evaluation("val/{}", "train/{}_clean")
+        if isinstance(self.multiplier, Plateau):
+            self.multiplier.observe(self.results["val/loss"])
+        shown = {key: torch.tensor(value) for key, value in self.results.items() if key.startswith("val/")}
+        self.log_dict(shown, logger=False, prog_bar=True)
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
-        self._finish_evaluation("test")
+        self._finish_evaluation("test/{}")
 
-    def _finish_evaluation(self, part: str) -> None:
-        self.logits, self.labels = (torch.cat(parts).cpu() for parts in zip(*self.evaluated, strict=True))
+    def _finish_evaluation(self, *names: str) -> None:
+        """Reduce what was evaluated to results, under a name for each part; keep logits and labels of the first."""
+        self.results = {}
+        for part, name in reversed(list(enumerate(names))):
+            batches = [(logits, labels) for n, logits, labels in self.evaluated if n == part]
+            self.logits, self.labels = (torch.cat(tensors).cpu() for tensors in zip(*batches, strict=True))
+            values = measure(self.logits, self.labels)
+            sums = torch.stack([*values.values(), torch.ones(len(self.labels))]).double().sum(1)
+            if self.trainer.world_size > 1:
+                sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+            means = zip(values, (sums / sums[-1]).tolist(), strict=False)
+            self.results = {name.format(value): mean for value, mean in means} | self.results
         self.evaluated.clear()
-        values = measure(self.logits, self.labels)
-        sums = torch.stack([*values.values(), torch.ones(len(self.labels))]).double().sum(1)
-        if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
-        self.results = {
-            f"{part}/{name}": value for name, value in zip(values, (sums / sums[-1]).tolist(), strict=False)
-        }
         self.record(self.results, self.global_step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if isinstance(self.multiplier, Plateau):
+            checkpoint["plateau"] = self.multiplier.state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if isinstance(self.multiplier, Plateau):
+            self.multiplier.state = checkpoint["plateau"]
 
     def record(self, metrics: dict[str, float], step: int) -> None:
         """Hand doubles to the loggers; `self.log` would round them and take a quarter of a small net's step."""

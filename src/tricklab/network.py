@@ -112,7 +112,8 @@ def read_state(path: Path) -> tuple[State, DictConfig]:
                 return {key: file.get_tensor(key) for key in file.keys()}, cast(DictConfig, config)  # noqa: SIM118
         content = torch.load(path, map_location="cpu", weights_only=True)
         content = content.get("state_dict", content.get("model", content))
-        state = {str(key).removeprefix("net."): tensor.detach() for key, tensor in content.items()}
+        ours = [key for key in content if str(key).startswith("net.")]  # and not the weights of classes in the loss
+        state = {str(key).removeprefix("net."): content[key].detach() for key in ours or content}
     except (*UNREADABLE, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} holds no weights: {error}") from error
     beside = path.parent.parent / "config.yaml"

@@ -5,7 +5,7 @@ from typing import Any
 from torch import nn
 
 from tricklab.model import find_head
-from tricklab.penalty import penalised
+from tricklab.penalty import find_weights
 
 
 def parameter_groups(net: nn.Module, body_apart: bool = False) -> list[dict[str, Any]]:
@@ -14,7 +14,7 @@ def parameter_groups(net: nn.Module, body_apart: bool = False) -> list[dict[str,
     With `body_apart`, the classifier's two come first and those of the body follow.
     """
     head = {id(p) for p in (find_head(net)[1] if body_apart else net).parameters()}
-    weights = {id(p) for p in penalised(net)}
+    weights = {id(p) for p in find_weights(net)}
     groups: list[dict[str, Any]] = []
     for in_head in (True, False) if body_apart else (True,):
         part = [p for p in net.parameters() if p.requires_grad and (id(p) in head) == in_head]

@@ -4,16 +4,38 @@ They look at the tensors of two or more dimensions, each once: no biases, no nor
 function that takes the rate, `lr`, is of the second kind.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tricklab.errors import UserError
 
-def penalised(net: nn.Module) -> list[nn.Parameter]:
-    """Return the weights that penalties and weight decay act on."""
-    return [p for p in net.parameters() if p.requires_grad and p.ndim >= 2]
+
+class Penalty(NamedTuple):
+    """What is done, and the weights it is done to."""
+
+    act: Callable[..., Any]
+    weights: list[nn.Parameter]
+
+
+def find_weights(net: nn.Module, only: str | None = None) -> list[nn.Parameter]:
+    """Return the weights that penalties and weight decay act on: those in whose names `only`, a pattern, is found.
+
+    Raises:
+        UserError: a pattern that is none, or is found in no name.
+    """
+    named = {name: p for name, p in net.named_parameters() if p.requires_grad and p.ndim >= 2}
+    try:
+        found = [p for name, p in named.items() if re.search(only or "", name)]
+    except re.error as error:
+        raise UserError(f"penalty: only={only} is no regular expression: {error}") from error
+    if not found and only:
+        raise UserError(f"penalty: only={only} is found in no name; allowed: a part of {', '.join(named)}")
+    return found
 
 
 def l1(weights: Sequence[Tensor], strength: float) -> Tensor:
@@ -38,6 +60,14 @@ def l1_prox(weights: Sequence[Tensor], lr: float, strength: float) -> None:
 def max_norm(weights: Sequence[Tensor], lr: float, norm: float) -> None:
     """Scale in place the weights into each unit [out, ...] to at most `norm` after each step. JMLR 15 (2014), 5.1."""
     torch._foreach_copy_(list(weights), [torch.renorm(w, 2, 0, norm) for w in weights])
+
+
+def decay(weights: Sequence[Tensor], lr: float, strength: float) -> None:
+    """Shrink in place by lr * strength after each step: decoupled decay under any optimizer, arXiv 1711.05101.
+
+    It follows the whole rate, as in torch's AdamW; the paper's follows the schedule alone, lr / lr_0.
+    """
+    torch._foreach_mul_(list(weights), 1 - lr * strength)
 
 
 def weight_facts(weights: Sequence[Tensor]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from tricklab.build import build
 from tricklab.data.module import ImageData
 from tricklab.duration import Length, run_length, to_steps
 from tricklab.errors import UserError
-from tricklab.scheduler import Multiplier
+from tricklab.scheduler import Curve, Multiplier
 
 
 class Plan(NamedTuple):
@@ -21,7 +21,7 @@ class Plan(NamedTuple):
     length: Length
     lr: float
     multiplier: Multiplier
-    body_multiplier: Multiplier | None
+    body_multiplier: Curve | None
     last_step: int
 
 
@@ -56,7 +56,7 @@ def scale_lr(cfg: DictConfig, ranks: int) -> float:
     return lr * images / per
 
 
-def for_body(model: DictConfig, multiplier: Multiplier, length: Length) -> Multiplier | None:
+def for_body(model: DictConfig, multiplier: Multiplier, length: Length) -> Curve | None:
     """Return the multiplier of all but the classifier: 0 while it is frozen, then `model.body_lr` of the others'.
 
     Raises:

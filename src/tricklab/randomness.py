@@ -5,12 +5,9 @@ no other's numbers, and a run can go on from any step.
 """
 
 import hashlib
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
-
-Rand = Callable[..., Tensor]
 
 
 def derive(seed: int, purpose: str, *counters: int) -> int:
@@ -32,14 +29,24 @@ def seed_default(seed: int, purpose: str, *counters: int) -> None:
         torch.cuda.manual_seed(value)
 
 
-def per_image(source: torch.Generator, images: int, rank: int = 0, ranks: int = 1) -> Rand:
-    """Return `rand(*shape)`: uniform numbers in [0, 1), float32 [B, *shape], for the images of this rank.
+class Rand:
+    """The random numbers of augmentation: `rand(*shape)` is uniform in [0, 1), float32 [B, *shape].
 
     They are drawn for all `images` of the global batch, which go to the ranks in turn: so they belong to the place
-    of an image in it, and not to the number of ranks.
+    of an image in it, and not to the number of ranks. `lasting` [B] is a number that each image keeps in all epochs.
     """
 
-    def rand(*shape: int) -> Tensor:
-        return torch.rand(images, *shape, generator=source, device=source.device)[rank::ranks]
+    def __init__(
+        self,
+        source: torch.Generator,
+        images: int,
+        rank: int = 0,
+        ranks: int = 1,
+        epoch: int = 0,
+        lasting: Tensor | None = None,
+    ):
+        self.source, self.images, self.part = source, images, slice(rank, None, ranks)
+        self.epoch, self.lasting = epoch, torch.zeros(images)[self.part] if lasting is None else lasting
 
-    return rand
+    def __call__(self, *shape: int) -> Tensor:
+        return torch.rand(self.images, *shape, generator=self.source, device=self.source.device)[self.part]

@@ -1,7 +1,7 @@
-"""Learning-rate schedules: pure functions of the step, without state.
+"""Learning-rate schedules: pure functions of the step; `plateau` alone has a state.
 
 A schedule says by what the first rate lr_0 is multiplied at step t of a decay that lasts T = `total` steps.
-`@schedule` puts the warmup in front of it and turns durations into steps; the result is what `LambdaLR` takes.
+`@schedule` puts the warmup in front of it and turns durations into steps.
 """
 
 import functools
@@ -10,47 +10,78 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tricklab.duration import Length, to_steps
-from tricklab.errors import UserError, nearest
+from tricklab.errors import UserError
 
-Multiplier = Callable[[int], float]
+Curve = Callable[[int], float]
 Duration = int | float | str
-ONE_OR_MORE = {"every", "period", "timescale", "cooldown"}  # durations of at least one step
+DURATIONS = ("every", "period", "timescale", "cooldown", "rise")  # of a decay: one step at least
 
 
-def schedule(decay: Callable[..., float]) -> Callable[..., Multiplier]:
-    """Turn `decay(t, total, ...)` into `schedule(length, warmup=0, ...) -> multiplier(step)`.
+class Multiplier:
+    """By what lr_0 is multiplied at each step; `momentum(step)` where a schedule moves that too."""
 
-    Linear warmup: step t of W has (t + 1) / W, so no step has rate 0 and the last of them has lr_0. The decay
-    runs over the T = steps - W that remain: its own durations count from the end of the warmup, and percentages
-    are of T. Past the end it stays where it was.
+    def __init__(self, share: Curve, momentum: Curve | None = None):
+        self.share, self.momentum = share, momentum
+
+    def __call__(self, step: int) -> float:
+        return self.share(step)
+
+
+def schedule(decay: Callable[..., float], momentum: Callable[..., float] | None = None) -> Callable[..., Multiplier]:
+    """Turn `decay(t, total, ...)` into `schedule(length, warmup=0, ...) -> multiplier`; `momentum` likewise.
+
+    Warmup: step t of W has the share ramp((t + 1) / W) of what the decay begins with, so no step has rate 0 and the
+    last of them has lr_0; a constant one has `warmup_share` instead. The decay runs over the T = steps - W that
+    remain: its own durations count from the end of the warmup, and percentages are of T. Past the end it stays
+    where it was.
 
     Raises:
-        UserError: a warmup or a milestone that does not lie inside the run.
+        UserError: a warmup, or a duration of the decay, that does not lie inside the run.
     """
 
     @functools.wraps(decay)
-    def build(length: Length, warmup: Duration = 0, **options: Any) -> Multiplier:
-        w = _inside("warmup", warmup, length)
+    def build(
+        length: Length,
+        warmup: Duration = 0,
+        warmup_shape: str = "linear",
+        warmup_share: float = 0.1,
+        **options: Any,
+    ) -> Multiplier:
+        w = _steps("warmup", warmup, length, 0, length.steps - 1)
+        ramp = RAMPS.get(warmup_shape, lambda x: warmup_share)
         rest = Length(length.steps - w, length.epoch)
-        for name in ONE_OR_MORE & options.keys():
-            options[name] = _inside(name, options[name], rest, least=1)
+        for name in options.keys() & DURATIONS:
+            options[name] = _steps(name, options[name], rest, 1, rest.steps)
         if "milestones" in options:
-            options["milestones"] = [_inside("milestones", m, rest, least=1) for m in options["milestones"]]
+            most = max(rest.steps - 1, 1)
+            options["milestones"] = [_steps("milestones", m, rest, 1, most) for m in options["milestones"]]
 
-        def multiplier(step: int) -> float:
-            return (step + 1) / w if step < w else decay(min(step - w, rest.steps), rest.steps, **options)
+        def after_warmup(curve: Callable[..., float]) -> Curve:
+            return lambda step: curve(min(max(step - w, 0), rest.steps), rest.steps, **options)
 
-        return multiplier
+        share = after_warmup(decay)
+        warm = Multiplier(lambda step: (ramp((step + 1) / w) if step < w else 1.0) * share(step))
+        warm.momentum = after_warmup(momentum) if momentum else None
+        return warm
 
     return build
 
 
-def _inside(option: str, duration: Duration, length: Length, least: int = 0) -> int:
+def _steps(option: str, duration: Duration, length: Length, least: int, most: int) -> int:
     steps = to_steps(duration, length)
-    if not least <= steps <= max(length.steps - 1, 0):
-        allowed = f"{least} to {length.steps - 1}"
-        raise UserError(f"scheduler.{option}={duration} is {steps} steps; allowed: {allowed}")
+    if str(duration).endswith("%") and float(str(duration)[:-1]) < 100:
+        steps = min(steps, max(length.steps - 1, 1))  # however it is rounded, a part is not the whole
+    if not least <= steps <= most:
+        raise UserError(f"scheduler.{option}={duration} is {steps} steps; allowed: {least} to {most}")
     return steps
+
+
+def _wave(x: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * x))
+
+
+RAMPS = {"linear": lambda x: x, "cosine": lambda x: 1 - _wave(x)}
+FALLS = {"linear": lambda x: 1 - x, "cosine": _wave, "1-sqrt": lambda x: 1 - math.sqrt(x)}
 
 
 @schedule
@@ -98,8 +129,9 @@ def polynomial(t: int, total: int, power: float, floor: float = 0.0) -> float:
 @schedule
 def cosine_restarts(t: int, total: int, period: int, mult: int = 1, floor: float = 0.0) -> float:
     """Half a cosine wave again and again, each `mult` times as long as the one before. SGDR, arXiv 1608.03983."""
-    start, length = 0, period
-    while start + length <= min(t, total - 1):  # the very end is that of the last wave, not the start of another
+    now = min(t, total - 1)  # the very end is that of the last wave, not the start of another
+    start, length = (now // period * period if mult == 1 else 0), period
+    while start + length <= now:
         start, length = start + length, length * mult
     return floor + (1 - floor) * _wave((t - start) / length)
 
@@ -113,12 +145,54 @@ def inverse_sqrt(t: int, total: int, timescale: int) -> float:
 @schedule
 def wsd(t: int, total: int, cooldown: int, shape: str = "linear", floor: float = 0.0) -> float:
     """Stay at lr_0, then fall to `floor` over `cooldown`: linear, cosine or 1-sqrt. arXiv 2404.06395, 2405.18392."""
-    x = max(0.0, 1 - (total - t) / cooldown)
-    falls = {"linear": 1 - x, "cosine": _wave(x), "1-sqrt": 1 - math.sqrt(x)}
-    if shape not in falls:
-        raise UserError(f"scheduler.shape={shape}; allowed: {', '.join(falls)}.{nearest(shape, falls)}")
-    return floor + (1 - floor) * falls[shape]
+    return floor + (1 - floor) * FALLS[shape](max(0.0, 1 - (total - t) / cooldown))
 
 
-def _wave(x: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * x))
+def _hill(t: int, total: int, rise: int) -> float:
+    """Half a cosine wave from 0 at the first step to 1 at step rise - 1, another one to 0 at the last step."""
+    if t < rise - 1:
+        return 1 - _wave(t / (rise - 1))
+    return _wave(min((t - rise + 1) / max(total - rise, 1), 1.0))
+
+
+def _cycle_momentum(
+    t: int, total: int, rise: int, momentum_low: float = 0.85, momentum_high: float = 0.95, **of_rate: float
+) -> float:
+    return momentum_high - (momentum_high - momentum_low) * _hill(t, total, rise)
+
+
+@functools.partial(schedule, momentum=_cycle_momentum)
+def one_cycle(t: int, total: int, rise: int, start: float = 0.04, floor: float = 4e-6, **of_momentum: float) -> float:
+    """From `start` to lr_0 over `rise`, then to `floor`; momentum the other way. arXiv 1708.07120, 1803.09820."""
+    low = start if t < rise - 1 else floor
+    return low + (1 - low) * _hill(t, total, rise)
+
+
+class Plateau(Multiplier):
+    """A share that is multiplied by `gamma` when more than `patience` evaluations in a row did not lower the loss."""
+
+    def __init__(self, share: Curve, gamma: float, patience: int, threshold: float, floor: float):
+        super().__init__(lambda step: share(step) * self.state["factor"])
+        self.gamma, self.patience, self.threshold, self.floor = gamma, patience, threshold, floor
+        self.state: dict[str, float] = {"factor": 1.0, "best": math.inf, "bad": 0}  # kept in checkpoints
+
+    def observe(self, loss: float) -> None:
+        """Take note of an evaluation; only a loss below (1 - threshold) of the best one is lower."""
+        lower = loss < self.state["best"] * (1 - self.threshold)
+        best, bad = (loss, 0) if lower else (self.state["best"], self.state["bad"] + 1)
+        factor = self.state["factor"]
+        if bad > self.patience:
+            factor, bad = max(factor * self.gamma, self.floor), 0
+        self.state = {"factor": factor, "best": best, "bad": bad}
+
+
+def plateau(
+    length: Length,
+    gamma: float = 0.1,
+    patience: int = 3,
+    threshold: float = 1e-4,
+    floor: float = 0.0,
+    **warmup: Any,
+) -> Plateau:
+    """Multiply by `gamma` when val/loss has not fallen for more than `patience` evaluations; not below `floor`."""
+    return Plateau(constant(length, **warmup).share, gamma, patience, threshold, floor)

@@ -76,8 +76,6 @@ def folder(root: str, resize: int | None = 32, mode: str = "RGB", test_size: int
     Raises:
         UserError: no images, a class that training does not have, a file that can't be decoded, mixed sizes.
     """
-    if mode not in ("RGB", "L"):
-        raise UserError(f"data.mode={mode}; allowed: RGB, L")
     top = Path(root).expanduser()
     split = (top / "train").is_dir()
     classes = read_classes(top / "train" if split else top)

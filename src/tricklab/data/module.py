@@ -1,7 +1,8 @@
 """From images in memory to batches that are ready for the network."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -9,14 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tricklab.augment import none
 from tricklab.data.split import corrupt, count, nth_fold, stratified_order
-from tricklab.duration import count_batches
+from tricklab.duration import Length, count_batches, to_steps
 from tricklab.errors import UserError
 from tricklab.mixup import Mixed, identity
-from tricklab.randomness import Rand, generator, per_image
+from tricklab.randomness import Rand, generator
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
+Place = tuple[float, int]  # an epoch, and a batch in it
+CLEAN = 2000  # training images that are also evaluated as they are, at most
 
 
 class Labelled(NamedTuple):
@@ -44,7 +46,7 @@ class Source(NamedTuple):
 
 
 class Batches:
-    """Batches by one gather each. Without state: asked to, it starts at any batch of any epoch.
+    """Batches by one gather each of tensors [N, ...]. Without state: asked to, it starts at any batch of any epoch.
 
     `order(epoch)` returns the rows [N] to go through, `start()` the epoch and the batch to begin with. A global
     batch is `batch_size * ranks` rows long, which go to the ranks in turn.
@@ -52,7 +54,7 @@ class Batches:
 
     def __init__(
         self,
-        data: Labelled,
+        data: Batch,
         order: Callable[[int], Tensor],
         start: Callable[[], tuple[int, int]],
         batch_size: int,
@@ -71,7 +73,7 @@ class Batches:
         blocks = self.order(epoch).split(self.global_batch)
         for block in blocks[first : self.length]:
             rows = block[self.rank :: self.ranks]
-            yield self.data.images[rows], self.data.labels[rows]
+            yield tuple(part[rows] for part in self.data)
 
 
 class Preparation(nn.Module):
@@ -115,7 +117,7 @@ class ImageData(pl.LightningDataModule):
         label_noise: share of the training labels that is made wrong, chosen by `seed`.
         drop_last: leave out the last batch of an epoch when it is not full.
         seed: the seed of the run: order, augmentation, mixing and label noise follow from it.
-        augment: `augment(images, rand)`, see `tricklab.augment`.
+        augment: by name, each `augment(images, rand)`, see `tricklab.augment`.
         mixup: `mixup(images, targets, generator)`, see `tricklab.mixup`.
 
     Raises:
@@ -136,13 +138,14 @@ class ImageData(pl.LightningDataModule):
         label_noise: float = 0.0,
         drop_last: bool = False,
         seed: int = 0,
-        augment: Callable[[Tensor, Rand], Tensor] = none,
+        augment: Mapping[str, Callable[[Tensor, Rand], Tensor]] = MappingProxyType({}),
         mixup: Callable[[Tensor, Tensor, torch.Generator], Mixed] = identity,
     ):
         super().__init__()
         self.source, self.classes = source, source.classes
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.augment, self.mixup = augment, mixup
+        self.mixing: tuple[Place, Place] = (0, 0), (math.inf, 0)
         images, labels = source.train
         train = torch.arange(len(labels))
         self.val = source.val or source.train
@@ -160,6 +163,8 @@ class ImageData(pl.LightningDataModule):
         noisy = labels.clone()
         noisy[train] = corrupt(labels[train], label_noise, len(self.classes), seed)
         self.train = Labelled(images, noisy)
+        self.lasting = torch.rand(len(labels), generator=generator(seed, "lasting"))
+        self.clean_rows = train[stratified_order(labels[train], split_seed, "clean")[:CLEAN]]
         channels, height, width = images.shape[1:]
         self.adapt(Images((channels, height, width), *moments(images, train)))
 
@@ -174,6 +179,18 @@ class ImageData(pl.LightningDataModule):
             raise UserError(f"model.weights take {wanted} channels, the images have {channels}; data.mode may help")
         self.shape, self.mean, self.std = images
         self.prepare = Preparation(images)
+
+    def mix_between(self, begin: Any, end: Any, length: Length, accumulate: int) -> None:
+        """Mix from the step `begin` on and before the step `end`.
+
+        Raises:
+            UserError: there is no step between them.
+        """
+        steps = [to_steps(duration, length) for duration in (begin, end)]
+        if not 0 <= steps[0] < steps[1] <= length.steps:
+            raise UserError(f"mixup.begin={begin} mixup.end={end} of {length.steps} steps; allowed: begin before end")
+        first, last = (divmod(step, length.epoch) for step in steps)
+        self.mixing = (first[0], first[1] * accumulate), (last[0], last[1] * accumulate)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -197,10 +214,11 @@ class ImageData(pl.LightningDataModule):
             source = generator(self.seed, "order", epoch)
             return self.train_rows[torch.randperm(len(self.train_rows), generator=source)[:shared]]
 
-        return Batches(self.train, order, start, self.batch_size, length, rank, ranks)
+        return Batches((*self.train, self.lasting), order, start, self.batch_size, length, rank, ranks)
 
-    def val_dataloader(self) -> Batches:
-        return self._in_order(self.val, self.val_rows)
+    def val_dataloader(self) -> list[Batches]:
+        """Validation, and a fixed part of training without augmentation and mixing."""
+        return [self._in_order(self.val, self.val_rows), self._in_order(self.train, self.clean_rows)]
 
     def test_dataloader(self) -> Batches:
         return self._in_order(self.source.test, torch.arange(len(self.source.test.labels)))
@@ -211,19 +229,27 @@ class ImageData(pl.LightningDataModule):
         return self.training_batch(batch, self._place(), self.trainer.global_rank, self.trainer.world_size)
 
     def training_batch(self, batch: Batch, place: tuple[int, int], rank: int = 0, ranks: int = 1) -> Batch:
-        """Augment, normalise and mix uint8 images [B, C, H, W] with labels [B]: part `rank` of `ranks` of a batch.
+        """Augment, normalise and mix images: part `rank` of `ranks` of a batch.
 
-        `place` is its epoch and its number in it, from which the random numbers follow.
+        Args:
+            batch: images, uint8 [B, C, H, W], labels [B], and a number for each image [B], see `Rand.lasting`.
+            place: its epoch and its number in it, from which the random numbers follow.
+            rank: of this process.
+            ranks: how many there are.
 
         Returns:
             Images, float32 [B, C, H, W], and target probabilities [B, K].
         """
-        images, labels = batch
+        images, labels, lasting = batch
         shared = len(self.train_rows) - len(self.train_rows) % ranks
         in_global_batch = min(self.batch_size * ranks, shared - place[1] * self.batch_size * ranks)
-        source = generator(self.seed, "augment", *place, device=images.device)
-        images = self.prepare(self.augment(images, per_image(source, in_global_batch, rank, ranks)))
+        for name, change in self.augment.items():
+            source = generator(self.seed, f"augment {name}", *place, device=images.device)
+            images = change(images, Rand(source, in_global_batch, rank, ranks, place[0], lasting))
+        images = self.prepare(images)
         targets = F.one_hot(labels, len(self.classes)).float()  # [B, K]
+        if not self.mixing[0] <= place < self.mixing[1]:
+            return images, targets
         return self.mixup(images, targets, generator(self.seed, "mix", *place, rank))
 
     def _in_order(self, data: Labelled, rows: Tensor) -> Batches:
