@@ -29,7 +29,7 @@ def imported(trace: str, module: str) -> bool:
         (
             ["model.dropuot=0.1"],
             1,
-            "model.dropuot does not exist; allowed: body_lr, depth, dropout, freeze, weights, widths. Did you mean 'dropout'?",
+            "model.dropuot does not exist; allowed: body_lr, depth, dropout, freeze, input_dropout, spatial_dropout, weights, widths. Did you mean 'dropout'?",
         ),
         (["experiment=fashion_fats"], 1, "Did you mean 'fashion_fast'?"),
         (
@@ -43,6 +43,12 @@ def imported(trace: str, module: str) -> bool:
             "scheduler.warmup=5 is not a duration; allowed: 0, or a number with a unit: 5ep",
         ),
         (["data.batch_size=big"], 1, "data.batch_size='big' is a str; allowed: int"),
+        (["mixup=on", "mixup.per=images"], 1, "mixup.per=images; allowed: batch, image. Did you mean 'image'?"),
+        (["mixup=cutmix", "mixup.end=80"], 1, "mixup.end=80 is not a duration"),
+        (["augment=light", "augment.flip.vertical=2"], 1, "augment.flip.vertical=2; allowed: 0 to 1"),
+        (["augment=randaugment", "augment.randaugment.magnitude=31"], 1, "magnitude=31; allowed: 0 to 30"),
+        (["loss.weight=[1,2]", "mixup=on"], 1, "loss.weight=[1, 2] with mixing: an image of two classes"),
+        (["loss.weight=3"], 1, "loss.weight=3 is a int; allowed: null, list"),
         (["model.dropout=1.5"], 1, "model.dropout=1.5; allowed: 0 to 1"),
         (["data.batch_size=0"], 1, "data.batch_size=0; allowed: 1 or more"),
         (["mixup=[on,off]"], 1, "mixup=[on,off]; allowed: one option of mixup"),

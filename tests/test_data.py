@@ -7,7 +7,7 @@ import torch
 from conftest import configure, write_cifar, write_mnist
 from PIL import Image
 
-from tricklab.augment import flip_crop, none
+from tricklab.augment import crop
 from tricklab.build import build
 from tricklab.data.files import decode
 from tricklab.data.module import moments
@@ -125,28 +125,30 @@ def test_training_batches_are_normalised_and_probabilities():
     assert images.std((0, 2, 3), correction=0).sub(1).abs().max() < 1e-5
     assert targets.shape == (90, 10)
     assert targets.dtype == torch.float32
-    assert torch.equal(targets.argmax(1), torch.cat([y for _, y in module.training_batches(lambda: (0, 0))]))
+    assert torch.equal(targets.argmax(1), torch.cat([y for _, y, _ in module.training_batches(lambda: (0, 0))]))
 
 
 def test_training_batches_are_augmented():
-    plain, turned = (at(data("data.batch_size=90", augment=a)) for a in (none, lambda images, rand: 255 - images))
+    plain, turned = (
+        at(data("data.batch_size=90", augment=a)) for a in ({}, {"turn": lambda images, rand: 255 - images})
+    )
     raw = next(iter(plain.train_dataloader()))
     assert torch.equal(plain.on_after_batch_transfer(raw, 0)[0], plain.prepare(raw[0]))
     assert torch.equal(turned.on_after_batch_transfer(raw, 0)[0], turned.prepare(255 - raw[0]))
 
 
 def test_an_odd_rest_is_the_same_for_each_rank():
-    module = data("data.batch_size=16", "data.train_size=87", augment=flip_crop)  # 5 x 16 + 7
+    module = data("data.batch_size=16", "data.train_size=87", augment={"crop": crop})  # 5 x 16 + 7
     sizes = []
     for rank in range(2):
         batches = list(at(module, rank=rank, ranks=2).train_dataloader())
-        sizes.append([len(labels) for _, labels in batches])
+        sizes.append([len(labels) for _, labels, _ in batches])
         at(module, batch=len(batches) - 1, rank=rank, ranks=2).on_after_batch_transfer(batches[-1], 0)
     assert sizes == [[16, 16, 11], [16, 16, 11]]
 
 
 def test_evaluation_is_clean_and_complete():
-    module = at(data("data.batch_size=7", augment=flip_crop, seed=3), ranks=1)
+    module = at(data("data.batch_size=7", augment={"crop": crop}, seed=3), ranks=1)
     module.trainer.training = False
     batches = list(module.test_dataloader())
     assert torch.equal(torch.cat([b[0] for b in batches]), module.source.test.images)
@@ -161,15 +163,15 @@ def test_evaluation_is_clean_and_complete():
 
 def test_order_changes_with_the_epoch_and_starts_anywhere():
     module = data("data.batch_size=16")
-    whole = [x for x, _ in at(module, epoch=2).train_dataloader()]
-    rest = [x for x, _ in at(module, epoch=2, batch=4).train_dataloader()]
+    whole = [x for x, _, _ in at(module, epoch=2).train_dataloader()]
+    rest = [x for x, _, _ in at(module, epoch=2, batch=4).train_dataloader()]
     assert len(whole) == 6
     assert all(torch.equal(a, b) for a, b in zip(whole[4:], rest, strict=True))
     assert not torch.equal(whole[0], next(iter(at(module, epoch=3).train_dataloader()))[0])
 
 
 def test_the_global_batch_is_the_same_for_any_number_of_ranks():
-    module, two = data("data.batch_size=16", augment=flip_crop), data("data.batch_size=8", augment=flip_crop)
+    module, two = data("data.batch_size=16", augment={"crop": crop}), data("data.batch_size=8", augment={"crop": crop})
     for batch in range(6):
         whole = module.on_after_batch_transfer(next(iter(at(module, batch=batch).train_dataloader())), 0)
         for rank in range(2):
@@ -184,10 +186,34 @@ def test_mixing_moves_no_other_stream():
         mixup(images, targets, generator, alpha=1.0)
         return images, targets
 
-    plain, mixed = data(augment=flip_crop), data(augment=flip_crop, mixup=mix)
+    plain, mixed = data(augment={"crop": crop}), data(augment={"crop": crop}, mixup=mix)
     for module in (plain, mixed):
         module.seen = module.on_after_batch_transfer(next(iter(at(module).train_dataloader())), 0)
     assert torch.equal(plain.seen[0], mixed.seen[0])
+
+
+def test_an_augmentation_moves_no_other_one():
+    """Nor the order, nor the partners and lams of mixing."""
+    ways = [{"crop": crop}, {"idle": lambda images, rand: images + 0 * rand(3).sum().byte(), "crop": crop}]
+    one, two = (data(augment=way, mixup=lambda x, y, g: mixup(x, y, g, alpha=1.0)) for way in ways)
+    raw = [next(iter(at(module).train_dataloader())) for module in (one, two)]
+    assert torch.equal(raw[0][0], raw[1][0])
+    for ours, theirs in zip(one.on_after_batch_transfer(raw[0], 0), two.on_after_batch_transfer(raw[1], 0)):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_fixed_stratified_part_of_training_is_also_evaluated_as_it_is():
+    module = at(data("data.images=5000", "data.label_noise=0.5", augment={"crop": crop}))
+    module.trainer.training = False
+    validation, clean = module.val_dataloader()
+    assert len(torch.cat([y for _, y in validation])) == len(module.val_rows)
+    labels = torch.cat([y for _, y in clean])
+    assert torch.equal(labels, module.train.labels[module.clean_rows])  # as they are learned
+    assert len(labels) == 2000
+    assert set(module.clean_rows.tolist()) <= set(module.train_rows.tolist())
+    other = data("data.images=5000", "data.label_noise=0.5", seed=1)
+    assert torch.equal(other.clean_rows, module.clean_rows)
+    assert module.source.train.labels[module.clean_rows].bincount().tolist() == [200] * 10
 
 
 def test_ranks_mix_differently():

@@ -49,6 +49,8 @@ def test_what_a_run_leaves(run):
         "train/acc",
         "val/loss",
         "val/acc",
+        "train/loss_clean",
+        "train/acc_clean",
     ]
 
 
@@ -108,7 +110,7 @@ def test_test_results_are_those_of_best(run):
 
 
 def test_same_seed_same_numbers_other_seed_others(run):
-    options = (*ONE_BATCH, "model.dropout=0.3", "mixup=on", "augment=flip_crop")
+    options = (*ONE_BATCH, "model.dropout=0.3", "mixup=on", "augment=light")
     runs = [run(*options, f"seed={seed}", folder=str(i)) for i, seed in enumerate((5, 5, 6))]
     files = [(r.folder / "metrics.csv").read_text() for r in runs]
     assert files[0] == files[1] != files[2]
@@ -246,7 +248,7 @@ def test_the_first_command_reaches_its_accuracy(train):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_names_its_device(run):
-    done = run(*ONE_BATCH, "trainer=gpu", "trainer.accelerator=gpu", "mixup=on", "augment=rotate_crop_flip")
+    done = run(*ONE_BATCH, "trainer=gpu", "trainer.accelerator=gpu", "mixup=on", "augment=strong")
     assert done.result["devices"] == [torch.cuda.get_device_name(0)]
 
 
@@ -340,3 +342,73 @@ def test_loggers_get_the_config_and_wandb_the_exit_code(run, monkeypatch):
         run("trainer.max_epochs=-1", folder="bad")
     assert codes == [0, 1]
     assert configs[0]["optimizer"]["lr"] == 0.1
+
+
+def test_accuracy_on_clean_training_images_in_evaluation_mode(run):
+    done = run(*SHORT, "mixup=on", "augment=crop", "model.dropout=0.3", "trainer.max_epochs=2")
+    cfg = configure(*SHORT, "model.dropout=0.3")
+    data = build(cfg.data, seed=0)
+    net = build_net(cfg, data.shape, 10)
+    weights = torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    net.load_state_dict({k.removeprefix("net."): v for k, v in weights.items()})
+    images, labels = (part[data.clean_rows] for part in data.train)
+    with torch.no_grad():
+        right = net.eval()(data.prepare(images)).argmax(1) == labels
+    assert done.column("train/acc_clean")[-1] == right.double().mean().item()
+    assert len(labels) == len(data.train_rows)  # digits has less than 2,000
+    assert done.result["metrics"]["train/acc_clean"] in done.column("train/acc_clean")
+
+
+@pytest.mark.parametrize(
+    "trick", ["mixup=alternate", "augment=strong", "augment=randaugment", "loss=smooth", "penalty=l1"]
+)
+def test_a_trick_leaves_weights_order_and_dropout_as_they_were(run, monkeypatch, trick):
+    """So that the comparison of a run with it and a run without it is a paired one."""
+    step, yields = ImageClassifier.training_step, ImageData.training_batch
+
+    def traced(*overrides, folder):
+        seen = []
+
+        def keep(self, batch, index):
+            seen.extend([torch.get_rng_state(), *(p.detach().clone() for p in self.net.parameters())])
+            return step(self, batch, index)
+
+        def order(self, batch, *place):
+            seen.extend(part.clone() for part in batch)
+            return yields(self, batch, *place)
+
+        monkeypatch.setattr(ImageClassifier, "training_step", keep)
+        monkeypatch.setattr(ImageData, "training_batch", order)
+        run("debug=batch", "model=mlp", "model.dropout=0.5", "model.batch_norm=false", *overrides, folder=folder)
+        return seen
+
+    plain, tricked = traced(folder="plain"), traced(trick, folder="tricked")
+    assert len(plain) == len(tricked) == 3 + 1 + 6
+    assert all(torch.equal(a, b) for a, b in zip(plain, tricked))
+
+
+def test_class_weights_weigh_the_images(run, monkeypatch):
+    seen, step = {}, ImageClassifier.training_step
+
+    def keep(self, batch, index):
+        seen.update(labels=batch[1].argmax(1), logits=self.net(batch[0]).detach())
+        return step(self, batch, index)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", keep)
+    weights = [1, 1, 1, 5, 1, 1, 1, 1, 1, 0.5]
+    done = run("debug=batch", f"loss.weight={weights}", folder="weighted")
+    each = torch.nn.functional.cross_entropy(seen["logits"], seen["labels"], reduction="none")
+    expected = (each * torch.tensor(weights)[seen["labels"]]).mean().item()  # over the images, not the weights
+    assert done.column("train/loss")[0] == pytest.approx(expected, abs=1e-6)
+    plain, ones = (run("debug=batch", *more, folder=f"{len(more)}") for more in ((), (f"loss.weight={[1] * 10}",)))
+    assert plain.column("train/loss") == ones.column("train/loss")
+    with pytest.raises(UserError, match="10 logits"):
+        run("debug=batch", "loss.weight=[1,2]", folder="wrong")
+
+
+@pytest.mark.parametrize("loss", ["NLLLoss", "MultiMarginLoss"])
+def test_a_loss_of_indices_is_refused(run, loss):
+    with pytest.raises(
+        UserError, match=rf"loss=torch.nn.{loss} .*allowed: a loss of probabilities, not of class indices"
+    ):
+        run("debug=batch", f"loss._target_=torch.nn.{loss}", "~loss.label_smoothing", "mixup=on")

@@ -5,6 +5,7 @@ from torch import nn
 
 from tricklab.cli import options
 from tricklab.errors import UserError
+from tricklab.model import Residual
 from tricklab.network import build_net
 
 
@@ -71,10 +72,85 @@ def test_channels_last_and_compile_keep_the_keys():
     plain = net("model=resnet")
     other = net("model=resnet", "trainer.channels_last=true", "trainer.compile=true")
     assert plain.state_dict().keys() == other.state_dict().keys()
-    assert other[0].weight.is_contiguous(memory_format=torch.channels_last)
-    assert not plain[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert other[1].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not plain[1].weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_an_argument_that_does_not_exist_is_refused():
     with pytest.raises(UserError, match="heads"):
         net("+model.heads=3")
+
+
+def layers(model, kind, *overrides):
+    return [m for m in net(*overrides, f"model={model}").modules() if type(m) is kind]
+
+
+@pytest.mark.parametrize("model", ["mlp", "convnet", "resnet"])
+def test_input_dropout_acts_on_pixels(model):
+    built = net(f"model={model}", "model.input_dropout=0.4").train()
+    first = next(m for m in built.modules() if isinstance(m, nn.Dropout))
+    assert first.p == 0.4
+    assert next(m for m in built.modules() if not list(m.children()) and not isinstance(m, nn.Flatten)) is first
+
+
+def test_spatial_dropout_drops_whole_channels():
+    for model, count in (("convnet", 3), ("resnet", 9)):
+        drops = layers(model, nn.Dropout2d, "model.spatial_dropout=0.5")
+        assert [d.p for d in drops] == [0.5] * count
+        dropped = drops[0].train()(torch.ones(50, 20, 4, 4)).flatten(2)
+        assert {tuple(channel.unique().tolist()) for image in dropped for channel in image} == {(0.0,), (2.0,)}
+
+
+def test_stochastic_depth_drops_whole_blocks_at_linear_rates():
+    built = net("model=resnet", "model.depth=20", "model.drop_path=0.9").train()
+    blocks = [m for m in built.modules() if isinstance(m, Residual)]
+    assert [b.drop_path.p for b in blocks] == pytest.approx([0.1 * n for n in range(1, 10)])
+    last, x = blocks[-1], torch.randn(400, 64, 4, 4)
+    out = last(x)
+    left_out = (out == x.relu()).flatten(1).all(1)
+    assert left_out.float().mean() == pytest.approx(0.9, abs=0.05)
+    torch.manual_seed(0)
+    scaled = last.drop_path(torch.ones(4000, 2, 3, 3))
+    assert scaled.mean() == pytest.approx(1, abs=0.15)
+    last.eval()
+    assert torch.equal(last(x), (last.body(x) + x).relu())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("torchvision", ["model.name=convnext_tiny"]), ("timm", ["model.name=convnext_atto"])]
+)
+def test_stochastic_depth_of_libraries(name, options):
+    built = net(f"model={name}", *options, "model.drop_path=0.3", shape=(3, 32, 32))
+    rates = [
+        getattr(m, "p", getattr(m, "drop_prob", None))
+        for m in built.modules()
+        if "rop" in type(m).__name__ or "Depth" in type(m).__name__
+    ]
+    assert max(rates) == pytest.approx(0.3)
+    with pytest.raises(UserError, match="model"):
+        net(f"model={name}", "model.name=vgg11", "model.drop_path=0.3", shape=(3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["model=mlp", "model.dropout=0.5"], "5"),
+        (["model=mlp", "model.dropout=0.5", "model.batch_norm=false"], None),
+        (["model=convnet", "model.dropout=0.5"], None),
+        (["model=convnet", "model.spatial_dropout=0.5"], "8, 16"),
+        (["model=resnet", "model.drop_path=0.5"], None),
+    ],
+)
+def test_dropout_before_batch_norm_is_named(run, capsys, overrides, named):
+    run("debug=batch", *overrides)
+    said = capsys.readouterr().err
+    assert (f"warning: dropout in layer {named} stands before a batch norm" in said) if named else "warning" not in said
+
+
+def test_dropout_of_0_is_the_plain_network(run):
+    off = ("model.dropout=0", "model.input_dropout=0", "model.spatial_dropout=0", "model.drop_path=0")
+    plain, with_off, with_on = (
+        run("debug=batch", "model=resnet", "model.depth=8", *more, folder=folder)
+        for more, folder in (((), "plain"), (off, "off"), (("model.drop_path=0.5",), "on"))
+    )
+    assert plain.column("train/loss") == with_off.column("train/loss") != with_on.column("train/loss")

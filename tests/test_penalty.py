@@ -4,16 +4,17 @@ import torch
 from sklearn.linear_model import ElasticNet, LogisticRegression
 from torch import nn
 
+from tricklab.errors import UserError
 from tricklab.optimizer import parameter_groups
-from tricklab.penalty import l1, l1_prox, l2, max_norm, penalised
+from tricklab.penalty import decay, find_weights, l1, l1_prox, l2, max_norm
 
 NET = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 
 
 def test_only_weights_each_once():
     shared = nn.Linear(4, 4)
-    assert [p.shape for p in penalised(NET)] == [(4, 3), (2, 4)]
-    assert len(penalised(nn.Sequential(shared, nn.ReLU(), shared))) == 1
+    assert [p.shape for p in find_weights(NET)] == [(4, 3), (2, 4)]
+    assert len(find_weights(nn.Sequential(shared, nn.ReLU(), shared))) == 1
 
 
 def test_terms_and_gradients():
@@ -33,7 +34,7 @@ def test_l2_is_weight_decay_under_sgd_and_not_under_adamw():
         optimizer = make(parameter_groups(net), decay)
         for row in x:
             optimizer.zero_grad()
-            (net(row).square().sum() + l2(penalised(net), strength)).backward()
+            (net(row).square().sum() + l2(find_weights(net), strength)).backward()
             optimizer.step()
         return net.weight.detach()
 
@@ -80,7 +81,7 @@ def test_prox_reaches_elastic_net_with_the_same_zeros():
     for _ in range(3000):
         optimizer.zero_grad()
         residual = target - (data @ w.T)[:, 0]
-        (residual.square().mean() / 2 + alpha * (1 - ratio) / 2 * w.square().sum()).backward()
+        (residual.square().mean() / 2 + l2([w], alpha * (1 - ratio))).backward()
         optimizer.step()
         with torch.no_grad():
             l1_prox([w], lr=0.1, strength=alpha * ratio)
@@ -95,8 +96,8 @@ def test_l2_reaches_logistic_regression():
     x = random.normal(size=(150, 6))
     y = (x @ random.normal(size=(6, 3)) + random.normal(size=(150, 3))).argmax(1)
     theirs = LogisticRegression(C=0.5, fit_intercept=False, tol=1e-12, max_iter=10_000).fit(x, y).coef_
-    w, data, target = torch.zeros(3, 6, requires_grad=True), torch.tensor(x).float(), torch.tensor(y)
-    optimizer = torch.optim.LBFGS([w], max_iter=500, tolerance_grad=1e-10, tolerance_change=1e-14)
+    w, data, target = torch.zeros(3, 6, dtype=torch.double, requires_grad=True), torch.tensor(x), torch.tensor(y)
+    optimizer = torch.optim.LBFGS([w], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16)
 
     def loss():
         optimizer.zero_grad()
@@ -106,7 +107,7 @@ def test_l2_reaches_logistic_regression():
 
     for _ in range(10):
         optimizer.step(loss)
-    assert np.abs(w.detach().numpy() - theirs).max() < 1e-4
+    assert np.abs(w.detach().numpy() - theirs).max() < 1e-6
 
 
 @pytest.mark.parametrize("shape", [(4, 7), (5, 3, 2, 2)])
@@ -151,3 +152,88 @@ def test_a_projection_follows_each_step_not_each_batch(run):
         folder="two",
     )
     assert one.column("val/loss") == pytest.approx(two.column("val/loss"), rel=1e-4)
+
+
+def test_l1_in_the_loss_reaches_elastic_net_but_no_zero():
+    random = np.random.default_rng(0)
+    x = random.normal(size=(200, 10))
+    y = x[:, :3] @ [1.0, -2.0, 3.0] + 0.1 * random.normal(size=200)
+    theirs = ElasticNet(alpha=0.1, l1_ratio=0.5, fit_intercept=False, tol=1e-14).fit(x, y).coef_
+    w, data, target = torch.zeros(1, 10, dtype=torch.double, requires_grad=True), torch.tensor(x), torch.tensor(y)
+    optimizer = torch.optim.SGD([w], lr=0.1)
+    for n in range(10_000):
+        optimizer.param_groups[0]["lr"] = 0.1 * 0.9985**n
+        optimizer.zero_grad()
+        residual = target - (data @ w.T)[:, 0]
+        (residual.square().mean() / 2 + l1([w], 0.05) + l2([w], 0.05)).backward()
+        optimizer.step()
+    assert np.abs(w.detach().numpy()[0] - theirs).max() < 1e-6
+    assert (theirs == 0).any()
+    assert (w != 0).all()
+
+
+def test_decay_is_that_of_adamw_and_the_same_under_sgd():
+    """A weight without a gradient shrinks by the product of 1 - rate * strength: also under momentum."""
+    rates, left = [0.1, 0.05, 0.2, 0.0], 1.0
+    w = torch.ones(2, 2, requires_grad=True)
+    adamw = torch.optim.AdamW([w], weight_decay=0.3)
+    ours = torch.ones(2, 2)
+    for rate in rates:
+        adamw.param_groups[0]["lr"] = rate
+        w.grad = torch.zeros(2, 2)
+        adamw.step()
+        decay([ours], lr=rate, strength=0.3)
+        left *= 1 - 0.3 * rate
+    assert torch.allclose(ours, w.detach())
+    assert ours[0, 0].item() == pytest.approx(left)
+
+
+def test_decay_acts_in_a_run(run):
+    """At a rate of 0 nothing moves; at a strength of 1 the norm falls far below that of the plain run."""
+    given = ("model=mlp", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
+    plain = run(*given, "penalty=max_norm", "penalty.max_norm.norm=1e9", folder="plain").column("train/weight_norm")
+    small = run(*given, "penalty=decay", "penalty.decay.strength=1.0", folder="small").column("train/weight_norm")
+    assert small[0] == plain[0]
+    assert small[-1] < 0.6 * plain[-1]
+
+
+def test_only_the_named_weights(run):
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    assert [p.shape for p in find_weights(net, "^2")] == [(2, 4)]
+    assert [p.shape for p in find_weights(net, "0|2")] == [(4, 3), (2, 4)]
+    for wrong in ("bias", "conv", "("):
+        with pytest.raises(UserError, match=r"penalty: only="):
+            find_weights(net, wrong)
+    given = ("model=mlp", "trainer.max_epochs=1")
+    prox = ("penalty=l1_prox", "penalty.l1_prox.strength=0.1", r"penalty.l1_prox.only='^2\.'")
+    kept = torch.load(run(*given, *prox).folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {key for key, w in kept.items() if w.ndim == 2 and (w == 0).any()} == {"net.2.weight"}
+    both = run(*given, "penalty=[l1,l2]", "penalty.l1.only='^10'", "penalty.l2.only='weight$'", folder="both")
+    whole = run(*given, "penalty=[l1,l2]", folder="whole")
+    assert both.column("train/l1")[0] < 0.2 * whole.column("train/l1")[0]
+    assert both.column("train/l2")[0] == whole.column("train/l2")[0]
+
+
+HALVES = ("penalty=[l1,l2]", "penalty.l1.strength=0.003", "penalty.l2.strength=0.01", "model=mlp", "seed=3")
+HALVES += ("model.batch_norm=false", "trainer.max_epochs=2", "data.train_size=1280", "trainer.log_every_n_steps=1")
+
+
+def test_a_penalty_counts_once_under_accumulation(run):
+    one = run(*HALVES, "data.batch_size=128", folder="one")
+    two = run(*HALVES, "data.batch_size=64", "trainer.accumulate_grad_batches=2", folder="two")
+    for column in ("val/loss", "train/l1", "train/l2", "train/grad_norm"):
+        assert one.column(column) == pytest.approx(two.column(column), rel=1e-4), column
+    assert one.column("train/l1")[0] > 1
+
+
+@pytest.mark.slow
+def test_a_penalty_counts_once_with_two_processes(train, tmp_path):
+    given = (*HALVES, "trainer.accelerator=cpu", "trainer.deterministic=true")
+    one = train(*given, "data.batch_size=128", "hydra.run.dir=one")
+    two = train(*given, "data.batch_size=64", "trainer=ddp", "trainer.devices=2", "hydra.run.dir=two")
+    assert (one.returncode, two.returncode) == (0, 0), two.stderr
+    states = [
+        torch.load(tmp_path / f / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for f in ("one", "two")
+    ]
+    for key, w in states[0].items():
+        assert torch.allclose(w, states[1][key], atol=1e-4), key

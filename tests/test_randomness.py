@@ -1,6 +1,6 @@
 import torch
 
-from tricklab.randomness import derive, generator, per_image, seed_default
+from tricklab.randomness import Rand, derive, generator, seed_default
 
 
 def test_streams_are_apart_and_repeat():
@@ -22,8 +22,8 @@ def test_seed_default_is_what_layers_use():
 
 
 def test_ranks_share_the_numbers_of_the_global_batch():
-    whole = per_image(generator(0, "augment"), 35)(2)
-    parts = [per_image(generator(0, "augment"), 35, rank, 3)(2) for rank in range(3)]
+    whole = Rand(generator(0, "augment"), 35)(2)
+    parts = [Rand(generator(0, "augment"), 35, rank, 3)(2) for rank in range(3)]
     assert [len(p) for p in parts] == [12, 12, 11]
     for rank, part in enumerate(parts):
         assert torch.equal(part, whole[rank::3])

@@ -10,7 +10,14 @@ from tricklab.check import check_folder
 from tricklab.errors import UserError
 from tricklab.resume import lock_run, run_folder
 
-TRICKS = ("model=mlp", "model.dropout=0.2", "mixup=on", "augment=flip_crop", "scheduler=cosine", "scheduler.warmup=1ep")
+TRICKS = (
+    "model=mlp",
+    "model.dropout=0.2",
+    "mixup=on",
+    "augment=[light,alternating_flip]",
+    "scheduler=cosine",
+    "scheduler.warmup=1ep",
+)
 OPTIONS = (*TRICKS, "trainer.max_epochs=4", "trainer.log_every_n_steps=1")
 
 

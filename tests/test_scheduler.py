@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from conftest import CONF, configure
+from omegaconf import OmegaConf
 from pytorch_lightning import LightningModule, Trainer
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler, StepLRScheduler
 from torch.optim import lr_scheduler as oracle
@@ -22,7 +23,12 @@ EXACT = {"rel": 0, "abs": 1e-12}
 
 
 def multiplier(*overrides, length):
-    return build(configure(*overrides).scheduler)(length)
+    """Build what `overrides` ask for; read without Hydra, which takes 50 ms."""
+    (name, *values) = (override.removeprefix("scheduler").lstrip("=.") for override in overrides)
+    files = [OmegaConf.load(CONF / "scheduler" / f"{file}.yaml") for file in ("_options", name)]
+    config = OmegaConf.merge(*files, OmegaConf.from_dotlist(values))
+    del config["defaults"]
+    return build(config)(length)
 
 
 def optimizer(momentum=0.95):

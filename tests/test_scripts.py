@@ -23,7 +23,7 @@ from tricklab.resume import lock_run
 
 
 def test_evaluate_gives_the_numbers_of_the_run(run, script):
-    done = run("model=mlp", "trainer.max_epochs=2", "mixup=on", "augment=flip_crop")
+    done = run("model=mlp", "trainer.max_epochs=2", "mixup=on", "augment=light")
     best = f"ckpt={done.folder}/checkpoints/best.ckpt"
     said = script("evaluate.py", best)
     assert said.returncode == 0, said.stderr
@@ -103,9 +103,19 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
         (["{best}", "data.batchsize=3"], "data.batchsize does not exist"),
         (["{best}", "data=fake", "data.classes=3"], "the data have the classes ['0', '1', '2'], the checkpoint"),
         (["{best}", "data.batch_size=abc"], "data.batch_size='abc' is a str; allowed: int"),
-        (["{best}", "model.widths=[8]"], "model.widths does not exist; allowed: ckpt, data, trainer.accelerator"),
+        (
+            ["{best}", "model.widths=[8]"],
+            "model.widths does not exist; allowed: augment, ckpt, data, mc, trainer.accelerator",
+        ),
         (["{best}", "trainer.accelerator=tpu"], "tpu"),
         (["ckpt={folder}/config.yaml"], "holds no weights"),
+        (["{best}", "mc=1"], "mc=1; allowed: 0, or 2 views and more"),
+        (["{best}", "tta=x"], "tta=x; allowed: 0, or 2 views and more"),
+        (["{best}", "mc=4"], "mc=4: the network has no dropout"),
+        (["{best}", "tta=4"], "tta=4 augment=None; allowed: tta with an augmentation"),
+        (["{best}", "augment=flip"], "allowed: tta with an augmentation"),
+        (["{best}", "tta=4", "mc=3", "augment=flip"], "mc the same or 0"),
+        (["{best}", "tta=4", "augment=flib"], "augment=flib does not exist; allowed: affine"),
     ],
 )
 def test_mistakes_are_one_line(run, script, arguments, says):
@@ -160,22 +170,46 @@ def test_plan_draws_several_at_once(script, tmp_path):
     assert all(f"  {mark}  {name}: 22 steps" in said.stdout for mark, name in zip("abcd", names))
 
 
+def test_plan_says_what_it_amounts_to(script):
+    given = ("scheduler=linear", "trainer.max_steps=4", "trainer.max_epochs=1")
+    said = script("plan.py", *given, "optimizer=adamw", "optimizer.lr=0.4", "optimizer.weight_decay=0.5")
+    left = 0.8 * 0.85 * 0.9 * 0.95
+    assert f"first 0.4, peak 0.4, last 0.1, sum 1, weight decay leaves {left:.4g}" in said.stdout
+    assert "lower when val/loss no longer falls" in script("plan.py", "scheduler=plateau").stdout
+    refused = script("plan.py", *given, "optimizer.lr=4", "optimizer.weight_decay=0.5")
+    assert refused.returncode == 1
+    assert "optimizer.weight_decay=0.5 times the rate 4 turns the sign of every weight" in refused.stderr
+
+
+def test_preview_has_a_row_for_each(script, tmp_path, monkeypatch):
+    shown, words = [], []
+    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda self, image, **kw: shown.append(image))
+    monkeypatch.setattr("matplotlib.axes.Axes.text", lambda self, x, y, text, **kw: words.append(text))
+    said = script("preview.py", "augment=none,flip,crop", "hydra.run.dir=p")
+    assert said.returncode == 0, said.stderr
+    assert [word for word in words if word] == ["augment=\nnone", "augment=\nflip", "augment=\ncrop"]
+    assert len(shown) == 24
+    assert all(
+        (plain == flipped).all() or (plain == flipped[:, ::-1]).all() for plain, flipped in zip(shown, shown[8:16])
+    )
+
+
 def test_preview_shows_what_training_gets(run, script, tmp_path, monkeypatch):
     """Its first image has the pixels and the target of the first image that the network is trained on."""
     seen = {}
     monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda self, image, **kw: seen.setdefault("image", image))
     monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda self, text, **kw: seen.setdefault("title", text))
-    said = script("preview.py", "augment=flip_crop", "mixup=on", "mixup.alpha=5.0", "hydra.run.dir=p")
+    said = script("preview.py", "augment=light", "mixup=on", "mixup.alpha=5.0", "hydra.run.dir=p")
     assert said.returncode == 0, said.stderr
     assert (tmp_path / "p" / "preview.png").is_file()
     step = ImageClassifier.training_step
     keep = lambda self, batch, index: step(self, seen.setdefault("batch", batch) and batch, index)  # noqa: E731
     monkeypatch.setattr(ImageClassifier, "training_step", keep)
-    run(*ONE_BATCH, "augment=flip_crop", "mixup=on", "mixup.alpha=5.0")
+    run(*ONE_BATCH, "augment=light", "mixup=on", "mixup.alpha=5.0")
     images, targets = seen["batch"]
     normal = (images[0, 0] - images[0, 0].min()) / (images[0, 0].max() - images[0, 0].min())
     shown = (seen["image"] - seen["image"].min()) / (seen["image"].max() - seen["image"].min())
-    assert torch.allclose(normal, shown, atol=1e-5)
+    assert torch.allclose(normal, torch.tensor(shown)[..., 0], atol=1e-5)
     share, label = targets[0].max(0)
     assert seen["title"].splitlines()[0] == f"{share:.2f} {label}"
 
