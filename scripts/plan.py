@@ -38,8 +38,8 @@ def main() -> None:
 
 def planned(config: DictConfig) -> dict[str, list[float]]:
     """Return the rate of each step, and that of the body where it has another."""
+    from tricklab.assemble import build_trainer
     from tricklab.build import build
-    from tricklab.experiment import build_trainer
     from tricklab.plan import make_plan
 
     config.logger, config.callbacks = {}, {}

@@ -40,7 +40,7 @@ def main() -> None:
 
 def first_images(config: DictConfig) -> list[tuple[Any, str]]:
     """Return the first batch: images [H, W, C] of 0 .. 1, and the two largest shares of their targets."""
-    from tricklab.experiment import build_data
+    from tricklab.assemble import build_data
     from tricklab.network import read_weights
 
     data = build_data(config)

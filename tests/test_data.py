@@ -9,8 +9,8 @@ from PIL import Image
 
 from tricklab.augment import crop
 from tricklab.build import build
+from tricklab.data.batches import moments
 from tricklab.data.files import decode
-from tricklab.data.module import moments
 from tricklab.data.split import corrupt, stratified_order
 from tricklab.errors import UserError
 from tricklab.mixup import mixup

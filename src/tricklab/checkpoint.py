@@ -9,7 +9,7 @@ from torch import nn
 
 from tricklab.check import check_value
 from tricklab.cli import compose_each, unknown
-from tricklab.data.module import Images, Preparation
+from tricklab.data.batches import Images, Preparation
 from tricklab.errors import UserError
 from tricklab.network import State, build_net, read_images, read_state
 

@@ -16,23 +16,15 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException, SI
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from tricklab.build import build, build_each
+from tricklab.assemble import build_data_and_net, build_module, build_trainer
 from tricklab.callbacks import BestCheckpoint
-from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile, Wandb, close_wandb
-from tricklab.mixup import identity
 from tricklab.model import find_dropout
-from tricklab.module import ImageClassifier
-from tricklab.network import build_net, load_body, read_images, read_weights
-from tricklab.optimizer import parameter_groups
-from tricklab.penalty import Penalty, find_weights
 from tricklab.plan import Plan, make_plan
 from tricklab.record import Record
 from tricklab.resume import checkpoint
 
-NOT_TRAINER = ("compile", "channels_last")  # stand with the trainer's options, act on the network
-WINDOW = ("begin", "end")  # stand with the options of mixing, say when it is done
 NOISE = (
     "Lazy modules are a new feature",
     ".*LeafSpec.* is deprecated",
@@ -107,26 +99,6 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     return metrics["val/acc"]
 
 
-def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[ImageData, nn.Module]:
-    """Build both; with `model.weights` the data are made what these take, also in a run that has `begun` before."""
-    weights = None if begun else read_weights(cfg.model)
-    images = read_images({"dataset": record.dataset}) if begun else weights and weights.images
-    data = build_data(cfg)
-    if images:
-        data.adapt(images)
-    net = build_net(cfg, data.shape, len(data.classes))
-    if weights:
-        load_body(net, weights.state)
-    return data, net
-
-
-def build_data(cfg: DictConfig) -> ImageData:
-    """Build the data with their augmentation and mixing."""
-    mixup = build(DictConfig({key: value for key, value in cfg.mixup.items() if key not in WINDOW}))
-    data: ImageData = build(cfg.data, seed=cfg.seed, augment=build_each(cfg.augment), mixup=mixup)
-    return data
-
-
 def go_on(metrics: MetricsFile, last: Path | None, plan: Plan) -> None:
     """Cut what was logged after the checkpoint that training goes on from, if there is one.
 
@@ -146,65 +118,6 @@ def device_names(trainer: pl.Trainer) -> list[str]:
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return [name] * trainer.world_size
-
-
-def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
-    """Build Lightning's trainer with callbacks and loggers; `metrics.csv` is written whatever they are."""
-    options = {key: value for key, value in cfg.trainer.items() if key not in NOT_TRAINER}
-    loggers = [MetricsFile(str(folder)), *build_each(cfg.logger, save_dir=str(folder)).values()]
-    callbacks = list(build_each(cfg.callbacks).values())
-    trainer: pl.Trainer = build(DictConfig(options), callbacks=callbacks, logger=loggers, default_root_dir=str(folder))
-    return trainer
-
-
-def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -> ImageClassifier:
-    """Put network, loss, penalties, optimizer and schedule together.
-
-    Raises:
-        UserError: an optimizer that does not take its arguments or has no momentum to move.
-    """
-    optimizer = build(DictConfig({key: value for key, value in cfg.optimizer.items() if key != "lr_per"}), lr=plan.lr)
-    try:
-        made = optimizer(parameter_groups(net))  # Lightning makes another, when it is too late for a plain answer
-    except (TypeError, ValueError) as error:
-        raise UserError(f"optimizer: {error}") from error
-    if plan.multiplier.momentum and not {"momentum", "betas"} & made.defaults.keys():
-        raise UserError(f"scheduler={cfg.scheduler._target_}: {cfg.optimizer._target_} has no momentum to move")
-    mixing = getattr(data.mixup, "func", data.mixup) is not identity
-    return ImageClassifier(
-        net,
-        loss=build_loss(cfg.loss, len(data.classes)),
-        penalties=build_penalties(cfg.penalty, net),
-        optimizer=optimizer,
-        multiplier=plan.multiplier,
-        body_multiplier=plan.body_multiplier,
-        last_step=plan.last_step,
-        seed=cfg.seed,
-        accuracy="acc_mixed" if mixing else "acc",
-        log_every=cfg.trainer.log_every_n_steps,
-    )
-
-
-def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
-    """Build a loss of logits and target probabilities [B, K], with a weight for each class where that is given.
-
-    Raises:
-        UserError: it does not take probabilities, as mixing and smoothing make them, or not so many classes.
-    """
-    weight = {"weight": torch.tensor(cfg.weight, dtype=torch.float)} if cfg.get("weight") else {}
-    loss: nn.Module = build(DictConfig({k: v for k, v in cfg.items() if k != "weight"}), **weight)
-    try:
-        loss(torch.zeros(2, classes), torch.full((2, classes), 1 / classes))
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        said = f"loss={cfg._target_} of {classes} logits and {classes} probabilities an image: {error}"
-        raise UserError(f"{said}; allowed: a loss of probabilities, not of class indices") from error
-    return loss
-
-
-def build_penalties(cfg: DictConfig, net: nn.Module) -> dict[str, Penalty]:
-    """Build each penalty, for the weights that it names."""
-    acts = build_each(DictConfig({name: {k: v for k, v in node.items() if k != "only"} for name, node in cfg.items()}))
-    return {name: Penalty(act, find_weights(net, cfg[name].get("only"))) for name, act in acts.items()}
 
 
 def hush() -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tricklab.data.module import Batch
+from tricklab.data.batches import Batch
 from tricklab.optimizer import parameter_groups
 from tricklab.penalty import Penalty, find_weights, weight_facts
 from tricklab.randomness import seed_default

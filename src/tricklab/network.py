@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from tricklab.build import build
-from tricklab.data.module import Images
+from tricklab.data.batches import Images
 from tricklab.errors import UserError
 from tricklab.model import AUXILIARY, find_head, find_timm, find_torchvision
 from tricklab.randomness import seed_default

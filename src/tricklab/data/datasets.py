@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from tricklab.data.batches import Labelled, Source
 from tricklab.data.files import read_classes, read_images
-from tricklab.data.module import ImageData, Labelled, Source
+from tricklab.data.module import ImageData
 from tricklab.data.published import read_cifar, read_mnist
 from tricklab.data.split import count, stratified_order
 from tricklab.errors import UserError

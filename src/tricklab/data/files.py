@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from tricklab.data.module import Labelled
+from tricklab.data.batches import Labelled
 from tricklab.errors import UserError
 
 

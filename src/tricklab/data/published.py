@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tricklab.data.module import Labelled
+from tricklab.data.batches import Labelled
 from tricklab.errors import UserError
 
 DEBIAN = Path("/usr/share/datasets")  # where Debian's dataset-fashion-mnist lies
