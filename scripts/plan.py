@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from tricklab import cli
 
 WIDTH, HEIGHT = 76, 15  # characters of the chart
+TOGETHER = 6  # curves that one picture still shows apart
 
 
 def main() -> None:
@@ -77,15 +78,28 @@ def write(rates: dict[str, list[float]], path: Path) -> None:
 
 
 def draw(rates: dict[str, list[float]], path: Path, title: str) -> None:
+    """Draw the curves into one picture, or each into its own where there are many."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
-    for name, values in rates.items():
+    rows, columns = (math.ceil(len(rates) / 4), 4) if len(rates) > TOGETHER else (1, 1)
+    size = (8, 4.5 if rows == 1 else 1.6 * rows + 0.5)
+    figure, grid = pyplot.subplots(
+        rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
+    )
+    for n, (name, values) in enumerate(rates.items()):
+        axes = grid.flat[n % grid.size]
         axes.plot(values, label=name, drawstyle="steps-post")
-    axes.set(xlabel="optimizer step", ylabel="learning rate", ylim=(0, None))
-    axes.set_title("\n".join(textwrap.wrap(title, 80)), fontsize=9)
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
+        axes.set_ylim(0, None)
+        axes.grid(alpha=0.3)
+        if rows > 1:
+            axes.set_title(name, fontsize=8)
+    for axes in grid.flat[len(rates) :]:
+        axes.axis("off")
+    figure.supxlabel("optimizer step", fontsize=9)
+    figure.supylabel("learning rate", fontsize=9)
+    figure.suptitle("\n".join(textwrap.wrap(title.replace(",", ", "), 100)), fontsize=9)
+    if rows == 1:
+        axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
 
 
