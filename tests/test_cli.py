@@ -83,7 +83,7 @@ def test_help_lists_every_option_with_a_word_about_it(tmp_path):
     assert " *scheduler=constant" in text
     for path in CONF.rglob("*.yaml"):
         copy = tmp_path / path.relative_to(CONF)
-        copy.parent.mkdir(exist_ok=True)
+        copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
     (tmp_path / "scheduler" / "zigzag.yaml").write_text("# Up and down\n")
     assert "scheduler=zigzag" in list_words(tmp_path)
@@ -171,15 +171,3 @@ def test_a_folder_that_can_not_be_written(train, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=f"{tmp_path} can't be written"):
         check.check_folder(tmp_path / "a" / "b", configure())
     check.check_folder(tmp_path.parent / "c", configure())
-
-
-def test_multirun(train, tmp_path):
-    done = train("-m", "seed=0,1", *ONE_BATCH)
-    assert done.returncode == 0, done.stderr
-    first, _ = (tmp_path / "sweeps").glob("*/*/result.json")
-    again = train("-m", "seed=0,1", *ONE_BATCH, f"hydra.sweep.dir={first.parents[1]}")
-    assert again.returncode == 1
-    assert "holds a run already" in again.stderr
-    done = train("-m", "seed=0,1", "model.dropout=1.5", *ONE_BATCH)
-    assert done.returncode == 1
-    assert "model.dropout=1.5; allowed: 0 to 1" in done.stderr

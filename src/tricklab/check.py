@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from tricklab.cli import unknown
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest
-from tricklab.resume import VOLATILE, read_config, run_folder
+from tricklab.resume import HASH, VOLATILE, config_hash, read_config, run_folder, task
 from tricklab.scheduler import DURATIONS as OF_DECAYS
 from tricklab.scheduler import FALLS, RAMPS
 
@@ -32,10 +32,13 @@ FROM_0 = (
     *("val_size", "train_size", "alpha", "cutmix_alpha", "strength", "lr", "body_lr", "weight_decay", "gamma"),
     *("patience", "padding", "operations", "seed"),
 )
-FROM_1 = ("batch_size", "lr_per", "test_images", "channels", "height", "width", "accumulate_grad_batches", "mult")
+FROM_1 = (
+    *("slots", "job_timeout", "batch_size", "lr_per", "test_images", "channels", "height", "width"),
+    *("accumulate_grad_batches", "mult"),
+)
 TYPES: dict[str, type] = {  # of what is null by default
     **dict.fromkeys(("name", "weights", "entity", "group", "notes", "profiler", "only"), str),
-    **dict.fromkeys(("lr_per", "folds"), int),
+    **dict.fromkeys(("lr_per", "folds", "slots", "job_timeout"), int),
     "weight": list,
 }
 NULLABLE = ("resize",)
@@ -62,15 +65,17 @@ class Check(Callback):
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         refuse(config, Path(config.hydra.run.dir))
 
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.hydra.mode == RunMode.MULTIRUN:
-            refuse(config, Path(config.hydra.runtime.output_dir))
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if config.resume != "none":
+            raise SystemExit(f"error: resume={config.resume} -m; allowed: none, a sweep goes on by itself")
 
 
 def refuse(config: DictConfig, folder: Path) -> None:
     """End the process with one line if anything is wrong; Hydra swallows any other exception of a callback."""
     try:
         check(config)
+        if os.environ.get(HASH, config_hash(task(config))) != config_hash(task(config)):
+            raise UserError("conf/ was changed after this sweep had begun; give its command again")
         if "LOCAL_RANK" not in os.environ:  # a DDP child shares the folder of its parent
             check_folder(folder, config)
     except UserError as error:
@@ -168,8 +173,7 @@ def leaves(config: DictConfig) -> Leaves:
             else:
                 yield f"{path}{key}", value
 
-    task = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    return dict(walk(OmegaConf.to_container(task, resolve=True), ""))
+    return dict(walk(task(config), ""))
 
 
 def check_folder(folder: Path, config: DictConfig) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,10 +17,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from tricklab.errors import UserError, nearest
-from tricklab.resume import run_folder
+from tricklab.resume import config_hash, run_folder, task
 
 CONF = Path(__file__).parents[2] / "conf"
-NOT_IN_NAME = re.compile(r"(data|model|seed|name|tags|resume|data\.root)=|logger|hydra")  # or elsewhere in it
+NOT_IN_NAME = re.compile(  # or elsewhere in it
+    r"(data|model|seed|name|tags|resume|slots|dry|job_timeout|data\.root|data\.num_workers)=|logger|hydra"
+)
+SWEPT = re.compile(r"^[^'\"\[{(]*=.*(,|range\(|interval\(|choice\(|glob\()(?![^\[]*\])")  # a word with several values
 
 
 def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
@@ -68,6 +72,8 @@ def one_line() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException, UserError, OSError) as error:
         sys.exit(f"error: {explain(error)}")
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def title() -> str:
@@ -126,9 +132,26 @@ def run_name(*, _root_: DictConfig) -> str:
     choices, overrides = _root_.hydra.runtime.choices, _root_.hydra.overrides.task
     given = [o for o in overrides if not NOT_IN_NAME.match(o.lstrip("+~"))]
     parts = [_root_.name] if _root_.name else [choices.data, choices.model, *sorted(given)]
-    slugs = [re.sub(r"[^A-Za-z0-9._]+", "-", str(part)).strip("-.") for part in parts]
-    return f"{'_'.join(slugs)[:120]}_seed-{_root_.seed}"
+    return f"{'_'.join(map(slug, parts))[:120]}_seed-{_root_.seed}"
+
+
+def sweep_name(*, _root_: DictConfig) -> str:
+    """Name a sweep by `name`, or by its data, model, further overrides and the keys it goes through, not their values.
+
+    So a grid that grows stays in its folder.
+    """
+    swept = [word.partition("=")[0] for word in sys.argv[1:] if SWEPT.search(word)]
+    given = [word for word in sys.argv[1:] if "=" in word and not SWEPT.search(word) and not NOT_IN_NAME.match(word)]
+    choices = _root_.hydra.runtime.choices
+    parts = [_root_.name] if _root_.name else [choices.data, choices.model, *sorted(given), "by", *sorted(set(swept))]
+    return "_".join(slug(part) for part in parts)[:120]
+
+
+def slug(text: Any) -> str:
+    return re.sub(r"[^A-Za-z0-9._]+", "-", str(text)).strip("-.")
 
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+OmegaConf.register_new_resolver("config_hash", lambda *, _root_: config_hash(task(_root_)), replace=True)
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 import shlex
 import subprocess
@@ -16,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from tricklab.errors import UserError
-from tricklab.resume import config_hash, lock_run
+from tricklab.resume import config_hash, lock_run, write_whole
 
 PACKAGES = ("tricklab", "torch", "pytorch-lightning", "hydra-core", "numpy")
 
@@ -95,16 +94,6 @@ class Record:
             if status == "done" or not (self.folder / "result.json").exists():
                 write_whole(self.folder / "result.json", text + "\n")
             self.lock.close()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write beside the target, to the disk, and rename: a reader never sees half a file."""
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:

@@ -3,13 +3,17 @@
 import fcntl
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-VOLATILE = ("hydra", "resume", "name", "tags", "logger", "slots", "data.num_workers")  # not part of what is computed
+VOLATILE = (  # not part of what is computed
+    *("hydra", "resume", "name", "tags", "logger", "slots", "dry", "job_timeout", "data.num_workers"),
+)
+HASH = "TRICKLAB_CONFIG_HASH"  # in the environment of a sweep's job: that of the config it was planned with
 FACTS = ("choices", "dataset")  # what a run adds to its config.yaml
 
 
@@ -20,13 +24,18 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def task(config: DictConfig) -> dict[str, Any]:
+    """Return a composed config as plain values, without Hydra's own."""
+    part = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    return dict(OmegaConf.to_container(part, resolve=True))  # type: ignore[arg-type]
+
+
 def run_folder(new: str, *, _root_: DictConfig) -> str:
     """Return the folder of the run that `resume` names or finds, or else `new`."""
     if _root_.resume == "none":
         return new
     if _root_.resume == "auto":
-        task = OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key != "hydra"])
-        wanted = config_hash(OmegaConf.to_container(task, resolve=True))  # type: ignore[arg-type]
+        wanted = config_hash(task(_root_))
         open_ended = (f for f in find_runs(Path(new).parent) if status(f) not in ("done", "running"))
         return next((str(folder) for folder in open_ended if config_hash(read_config(folder)) == wanted), new)
     path = Path(str(_root_.resume))
@@ -69,3 +78,13 @@ def checkpoint(resume: str, folder: Path) -> Path | None:
     """Return the checkpoint that training goes on from; None where there is none yet."""
     path = Path(resume) if resume.endswith(".ckpt") else folder / "checkpoints" / "last.ckpt"
     return path if resume != "none" and path.is_file() else None
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write beside the target, to the disk, and rename: a reader never sees half a file."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
