@@ -1,0 +1,160 @@
+"""The report of a sweep, from folders in any state, and its statistics."""
+
+import csv
+import json
+import runpy
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from scipy import stats
+
+REPORT = runpy.run_path(str(ROOT / "scripts" / "report.py"))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Write a sweep of these results: test accuracies by configuration and seed; a text is a reason of failure."""
+
+    def sweep(results):
+        jobs = []
+        for words, cell in results.items():
+            for seed, value in enumerate(cell):
+                name = f"{words.replace(' ', '_')}_{seed}"
+                jobs.append({"folder": name, "overrides": ["model=mlp", *words.split(), f"seed={seed}", "slots=2"]})
+                (tmp_path / "s" / name).mkdir(parents=True)
+                result = {"status": "failed", "reason": value, "metrics": {}, "seconds": 1.0}
+                if isinstance(value, float):
+                    metrics = {"test/acc": value, "val/acc": value, "test/loss": 1 - value}
+                    result = {"status": "done", "reason": None, "metrics": metrics, "seconds": 2.0 + seed}
+                if value is not None:
+                    (tmp_path / "s" / name / "result.json").write_text(json.dumps(result))
+        (tmp_path / "s" / "stale_9").mkdir()
+        (tmp_path / "s" / "stale_9" / "result.json").write_text(json.dumps(result))
+        (tmp_path / "s" / "sweep.json").write_text(json.dumps({"command": [], "jobs": jobs}))
+        return tmp_path / "s"
+
+    return sweep
+
+
+def tables(text):
+    """The tables of a report by the heading in front, as lists of rows."""
+    found = {}
+    for part in text.split("\n#"):
+        rows = [line for line in part.splitlines() if line.startswith("|")]
+        cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if "---" not in row]
+        found[part.strip("# ").splitlines()[0]] = cells
+    return found
+
+
+FULL = {
+    "mixup=off scheduler=step": [0.90, 0.91, 0.92, 0.93],
+    "mixup=on scheduler=step": [0.92, 0.935, 0.94, 0.955],
+    "mixup=off scheduler=cosine": [0.905, 0.905, 0.925, 0.925],
+    "mixup=on scheduler=cosine": [0.90, 0.91, 0.92, 0.93],
+}
+
+
+def test_a_table_checked_by_hand(sweep, script):
+    said = script("report.py", str(sweep(FULL)))
+    assert said.returncode == 0, said.stderr
+    found = tables(said.stdout)
+    assert found["test/acc"][1] == [
+        *("mixup=off scheduler=step", "4 of 4", "0.9150", "0.0129", "0.8945 to 0.9355", "3.5")
+    ]
+    first, second, third = found["Differences to mixup=off scheduler=step"][1:]
+    assert first[:3] == ["mixup=on scheduler=step", "4", "+0.0225"]
+    assert first[5] == "higher"
+    assert (second[2], second[5][:10]) == ("+0.0000", "equal")
+    assert third[2:] == ["+0.0000", "0.0000 to 0.0000", "1", "equal"]
+    assert [row[:3] for row in found["Effect of mixup"][1:]] == [["off", "8", "0.9150"], ["on", "8", "0.9263"]]
+    assert [row[:3] for row in found["Effect of scheduler"][1:]] == [["step", "8", "0.9263"], ["cosine", "8", "0.9150"]]
+    assert "Best on validation: mixup=on scheduler=step" in said.stdout
+    assert "python train.py -m model=mlp mixup=on scheduler=step seed=0,1,2,3" in said.stdout
+    assert "Not done" not in said.stdout
+    assert "stale" not in said.stdout
+
+
+def test_files_and_other_metrics_and_baselines(sweep, script):
+    folder = sweep(FULL)
+    said = script("report.py", str(folder), "metric=test/loss", "baseline=mixup=on scheduler=step")
+    assert (folder / "report.md").read_text() == said.stdout
+    with (folder / "report.csv").open() as file:
+        rows = list(csv.reader(file))
+    assert rows == tables(said.stdout)["test/loss"]
+    assert rows[1][2] == "0.0850"
+    assert len(tables(said.stdout)["Differences to mixup=on scheduler=step"]) == 4
+
+
+def test_what_is_missing_is_said_and_not_judged(sweep, script):
+    folder = sweep(
+        {"mixup=off": [0.90, 0.91, 0.92], "mixup=on": [0.95, None, 0.98], "mixup=cutmix": ["boom", "boom", 0.9]}
+    )
+    found = tables(script("report.py", str(folder)).stdout)
+    assert [row[1] for row in found["test/acc"][1:]] == ["3 of 3", "2 of 3", "1 of 3"]
+    assert {row[5] for row in found["Differences to mixup=off"][1:]} == {
+        "seeds are missing: incomplete=true compares the others"
+    }
+    said = script("report.py", str(folder), "incomplete=true").stdout
+    verdicts = [row[5] for row in tables(said)["Differences to mixup=off"][1:]]
+    assert verdicts[0].startswith("can't tell; some")
+    assert verdicts[1] == "too few seeds, or no spread"
+    assert said.count("- failed: boom: mixup=cutmix") == 2
+    assert said.count("- missing: no result: mixup=on_1") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["{s}", "metric=test/ac"],
+            "metric=test/ac does not exist; allowed: test/acc, test/loss, val/acc. Did you mean 'test/acc'",
+        ),
+        (["{s}", "baseline=mixup=onn"], "baseline=mixup=onn; allowed: mixup=off scheduler=step"),
+        (["{s}", "metrik=x"], "metrik does not exist; allowed: baseline, incomplete, metric"),
+        (["/nowhere"], "no sweep.json there"),
+        ([], "no folder; allowed"),
+    ],
+)
+def test_mistakes_are_one_line(sweep, script, arguments, says):
+    folder = sweep(FULL)
+    said = script("report.py", *(word.format(s=folder) for word in arguments))
+    assert said.returncode == 1
+    assert says in said.stderr
+    assert len(said.stderr.strip().splitlines()) == 1
+
+
+def test_statistics_are_scipys():
+    random = np.random.default_rng(0)
+    for n in (2, 3, 8, 40):
+        a, b = random.normal(size=n), random.normal(0.3, 1, size=n)
+        mean = REPORT["summarise"](a.tolist())
+        low, high = stats.t.interval(0.95, n - 1, a.mean(), stats.sem(a))
+        assert mean[:3] == pytest.approx((n, a.mean(), a.std(ddof=1)))
+        assert (mean.mean - mean.half, mean.mean + mean.half) == pytest.approx((low, high))
+        found = REPORT["paired"](dict(enumerate(a)), dict(enumerate(b)))
+        theirs = stats.ttest_rel(a, b)
+        assert found.p == pytest.approx(theirs.pvalue)
+        interval = theirs.confidence_interval(0.95)
+        assert found.summary.mean + found.summary.half == pytest.approx(interval.high)
+
+
+def test_holm_by_hand():
+    assert REPORT["holm"]([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert REPORT["holm"]([0.5, 0.9]) == [1.0, 1.0]
+
+
+def test_the_same_option_twice_is_rarely_called_different():
+    random, calls = np.random.default_rng(0), 0
+    for _ in range(2000):
+        a, b = random.normal(size=(2, 20))
+        calls += REPORT["paired"](dict(enumerate(a)), dict(enumerate(b))).p < 0.05
+    assert 0.035 < calls / 2000 <= 0.065
+
+
+def test_the_seeds_that_would_be_needed_are_about_enough():
+    """Of experiments of so many seeds, four in five find the difference."""
+    random, n = np.random.default_rng(0), REPORT["needed"](REPORT["Summary"](4, 0.5, 1.0, 0.1))
+    assert n == 32
+    found = [stats.ttest_1samp(random.normal(0.5, 1.0, size=n), 0).pvalue < 0.05 for _ in range(2000)]
+    assert np.mean(found) == pytest.approx(0.79, abs=0.04)
