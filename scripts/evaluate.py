@@ -18,20 +18,21 @@ def main() -> None:
     from torch import nn
 
     from tricklab.build import build, build_each
-    from tricklab.checkpoint import read_trained
+    from tricklab.checkpoint import compose_one, read_trained
     from tricklab.errors import UserError
     from tricklab.experiment import hush
     from tricklab.module import ImageClassifier
     from tricklab.views import Averaged
 
     hush()
-    trained = read_trained(sys.argv[1:], mc="0", tta="0", augment=None)
+    mine = [word for word in sys.argv[1:] if word.split("=")[0].split(".")[0] == "augment"]
+    trained = read_trained([word for word in sys.argv[1:] if word not in mine], mc="0", tta="0")
     config, net = trained.config, trained.net()
     mc, tta = (count_views(name, trained.arguments[name]) for name in ("mc", "tta"))
-    if word := trained.arguments["augment"]:
-        config.augment = next(iter(cli.compose_each([f"augment={word}"]).values())).augment
-    if (word and not tta) or (tta and not config.augment) or (mc and tta and mc != tta):
-        raise UserError(f"mc={mc} tta={tta} augment={word}; allowed: tta with an augmentation, mc the same or 0")
+    if mine:
+        config.augment = compose_one(mine).augment
+    if (mine and not tta) or (tta and not config.augment) or (mc and tta and mc != tta):
+        raise UserError(f"mc={mc} tta={tta} {' '.join(mine)}; allowed: tta with an augmentation, mc the same or 0")
     data = build(config.data, seed=config.seed)
     if data.classes != list(config.dataset.classes):
         raise UserError(f"the data have the classes {data.classes}, the checkpoint {list(config.dataset.classes)}")
@@ -45,9 +46,10 @@ def main() -> None:
     except (MisconfigurationException, ImportError, ValueError) as error:
         raise UserError(f"{options}: {error}") from error
     if mc or tta:
+        prepare = data.prepare.to(trainer.strategy.root_device)
         data.prepare = nn.Identity()  # views are made of the images as they are
         augment = build_each(config.augment) if tta else {}
-        net = views = Averaged(net, trained.prepare(), mc or tta, mc > 0, augment, config.seed)
+        net = views = Averaged(net, prepare, mc or tta, mc > 0, augment, config.seed)
     module = ImageClassifier(net)
     trainer.test(module, datamodule=data, verbose=False)
     results = dict(module.results)
@@ -59,7 +61,7 @@ def main() -> None:
 
 
 def count_views(name: str, given: str) -> int:
-    if not given.isdecimal() or given == "1":
+    if not given.isdecimal() or int(given) == 1:
         raise cli.UserError(f"{name}={given}; allowed: 0, or 2 views and more")
     return int(given)
 

@@ -39,33 +39,35 @@ def main() -> None:
 
 def planned(config: DictConfig) -> dict[str, list[float]]:
     """Return the rate of each step, and that of the body where it has another."""
-    from tricklab.assemble import build_trainer
-    from tricklab.build import build
+    from tricklab.assemble import build_data, build_trainer
     from tricklab.plan import make_plan
 
     config.logger, config.callbacks = {}, {}
     ranks = build_trainer(config, Path()).world_size
-    plan = make_plan(config, build(config.data, seed=config.seed), ranks)
+    plan = make_plan(config, build_data(config), ranks)
     parts = {"lr": plan.multiplier, "lr_body": plan.body_multiplier}
     return {name: [plan.lr * f(t) for t in range(plan.last_step)] for name, f in parts.items() if f}
 
 
 def note(config: DictConfig, rates: list[float]) -> str:
-    """Say what a plan amounts to: some rates, their sum, and what weight decay alone leaves of a weight.
+    """Say what a plan amounts to: some rates, their sum, and what weight decay leaves of a weight without a gradient.
 
-    That is the product of 1 - rate * weight_decay over all steps, exact under AdamW. SGD's momentum m makes it act
-    1 / (1 - m) times as strongly.
+    That is the product of 1 - rate * decay over all steps: exact where the decay is decoupled (AdamW, penalty=decay),
+    while SGD's momentum m makes it about 1 / (1 - m) times as strong.
 
     Raises:
         UserError: a step that would turn the sign of the weights.
     """
-    decay, peak = config.optimizer.get("weight_decay", 0.0), max(rates)
-    if decay * peak >= 1:
-        said = f"optimizer.weight_decay={decay} times the rate {peak:g} turns the sign of every weight"
-        raise cli.UserError(f"{said}; allowed: less than 1 together")
-    figures = f"first {rates[0]:.4g}, peak {peak:.4g}, last {rates[-1]:.4g}, sum {sum(rates):.4g}"
+    inertia = config.optimizer.get("momentum", 0.0)
+    decay = config.optimizer.get("weight_decay", 0.0) / (1 - min(inertia, 0.999))
+    decay += config.penalty.decay.strength if "decay" in config.penalty else 0.0
+    if decay * max(rates) >= 1:
+        said = f"optimizer.lr={config.optimizer.lr} with optimizer.weight_decay={config.optimizer.weight_decay}"
+        raise cli.UserError(f"{said}, momentum and penalty turns the sign of weights; allowed: less than 1 together")
+    figures = f"first {rates[0]:.4g}, peak {max(rates):.4g}, last {rates[-1]:.4g}, sum {sum(rates):.4g}"
     learns = "; lower when val/loss no longer falls" if config.scheduler._target_.endswith(".plateau") else ""
-    return f"{len(rates)} steps, {figures}, weight decay leaves {math.prod(1 - r * decay for r in rates):.4g}{learns}"
+    left = math.prod(1 - rate * decay for rate in rates)
+    return f"{len(rates)} steps, {figures}, weight decay leaves {'about ' if inertia else ''}{left:.4g}{learns}"
 
 
 def write(rates: dict[str, list[float]], path: Path) -> None:

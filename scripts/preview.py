@@ -42,8 +42,10 @@ def first_images(config: DictConfig) -> list[tuple[Any, str]]:
     """Return the first batch: images [H, W, C] of 0 .. 1, and the two largest shares of their targets."""
     from tricklab.assemble import build_data
     from tricklab.network import read_weights
+    from tricklab.plan import make_plan
 
     data = build_data(config)
+    make_plan(config, data, ranks=1)
     if (weights := read_weights(config.model)) and weights.images:
         data.adapt(weights.images)
     first = next(iter(data.training_batches(lambda: (0, 0))), None)

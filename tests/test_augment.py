@@ -23,6 +23,7 @@ from tricklab.augment import (
 )
 from tricklab.build import build_each
 from tricklab.cli import options
+from tricklab.errors import UserError
 from tricklab.randomness import Rand, generator
 
 IMAGES = torch.randint(256, (64, 3, 9, 7), dtype=torch.uint8, generator=generator(0, "images"))
@@ -124,7 +125,12 @@ def test_jitter_equals_torchvision():
 
 
 @pytest.mark.parametrize(
-    ("ours", "transform"), [(randaugment, v2.RandAugment(2, 9)), (trivialaugment, v2.TrivialAugmentWide())]
+    ("ours", "transform"),
+    [
+        (randaugment, v2.RandAugment(2, 9)),
+        (lambda x, r: randaugment(x, r, operations=3, magnitude=20), v2.RandAugment(3, 20)),
+        (trivialaugment, v2.TrivialAugmentWide()),
+    ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
 def test_image_by_image_equals_torchvision_and_leaves_the_generator(ours, transform, channels):
@@ -174,3 +180,21 @@ def test_the_ladder_rises():
     names = [list(configure(f"augment={step}").augment) for step in ("none", "light", "medium", "strong")]
     assert all(set(lower) < set(higher) for lower, higher in pairwise(names))
     assert list(configure("augment=[erase,crop]").augment) == ["erase", "crop"]  # in this order
+
+
+def test_what_an_augmentation_refuses_is_said_before_training(run):
+    for words, says in (
+        (("augment=randaugment", "data=fake", "data.channels=4"), "do not take 4 channels; allowed: 1, 3"),
+        (("augment=crop", "augment.crop.padding=9"), r"augment.crop.padding=9 of images of 8 x 8"),
+    ):
+        with pytest.raises(UserError, match=says):
+            run("debug=batch", *words)
+
+
+def test_numbers_are_the_same_in_any_precision():
+    plain = rand(IMAGES)(2)
+    torch.set_default_dtype(torch.double)
+    try:
+        assert torch.equal(rand(IMAGES)(2), plain)
+    finally:
+        torch.set_default_dtype(torch.float)

@@ -8,7 +8,7 @@ import torch
 from conftest import CONF, ONE_BATCH, configure, write_cifar, write_mnist
 from hydra.utils import get_object
 
-from tricklab.cli import description, options
+from tricklab.cli import compose_each, description, options
 from tricklab.data.published import find_mnist
 
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -49,6 +49,11 @@ def requirements(group: str, option: str, tree, tmp_path: Path) -> list[str]:
         "gpu": ["trainer.accelerator=gpu"],
         "ddp": ["trainer.devices=1"],
     }.get(option, [])
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_the_check_takes_it_as_it_is(group, option):
+    compose_each([f"{group}={option}"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")

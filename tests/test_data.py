@@ -29,6 +29,7 @@ def at(module, epoch=0, batch=0, rank=0, ranks=1):
         fit_loop=SimpleNamespace(epoch_loop=progress),
         global_rank=rank,
         world_size=ranks,
+        limit_val_batches=1.0,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
     module.setup("fit")
@@ -200,6 +201,13 @@ def test_an_augmentation_moves_no_other_one():
     assert torch.equal(raw[0][0], raw[1][0])
     for ours, theirs in zip(one.on_after_batch_transfer(raw[0], 0), two.on_after_batch_transfer(raw[1], 0)):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("share", "ranks"), [(0.5, 1), (0.1, 1), (0.01, 1), (0.3, 2)])
+def test_a_share_of_the_clean_part_is_a_batch_at_least(share, ranks):
+    module = at(data("data.images=5000", "data.batch_size=2000"), ranks=ranks)
+    module.trainer.limit_val_batches = share
+    assert len(module.val_dataloader()[1]) * share >= 1
 
 
 def test_a_fixed_stratified_part_of_training_is_also_evaluated_as_it_is():

@@ -201,7 +201,7 @@ def test_config_hash_leaves_out_what_changes_no_number():
     [
         "os.system",
         "tricklab.record.subprocess.run",
-        "tricklab.record.os.system",
+        "tricklab.resume.os.system",
         "torch.nn.modules.module.torch.load",
         "builtins.eval",
     ],
@@ -402,8 +402,9 @@ def test_class_weights_weigh_the_images(run, monkeypatch):
     assert done.column("train/loss")[0] == pytest.approx(expected, abs=1e-6)
     plain, ones = (run("debug=batch", *more, folder=f"{len(more)}") for more in ((), (f"loss.weight={[1] * 10}",)))
     assert plain.column("train/loss") == ones.column("train/loss")
-    with pytest.raises(UserError, match="10 logits"):
-        run("debug=batch", "loss.weight=[1,2]", folder="wrong")
+    for wrong in ("[1,2]", "[]", "[a,1,1,1,1,1,1,1,1,1]", "[-1,1,1,1,1,1,1,1,1,1]", str([0] * 10)):
+        with pytest.raises(UserError, match=r"loss\.weight=.*allowed: 10 numbers of 0 or more, not all of them 0"):
+            run("debug=batch", f"loss.weight={wrong}", folder="wrong")
 
 
 @pytest.mark.parametrize("loss", ["NLLLoss", "MultiMarginLoss"])

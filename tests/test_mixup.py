@@ -128,6 +128,27 @@ def test_alternate_blends_half_and_pastes_half():
     assert 0.1 < sum(pasted) / 400 < 0.4  # half of them, less the empty boxes and an image that is its own partner
 
 
+def test_each_way_of_alternate_has_its_alpha():
+    """An alpha of 0 leaves a batch as it is when the coin has fallen on that way."""
+    images, targets = torch.randn(2, 3, 8, 8), torch.eye(2)
+    for alphas, kind in (((8.0, 0), "blended"), ((0, 8.0), "pasted")):
+        for n in range(40):
+            mixed, _ = alternate(images, targets, generator(0, "mix", n), *alphas)
+            whole = torch.isclose(mixed, images) | torch.isclose(mixed, images.flip(0))
+            idle = torch.allclose(mixed, images) or torch.allclose(mixed, images.flip(0))
+            assert whole.all() if kind == "pasted" else idle or not whole.all()
+
+
+@pytest.mark.parametrize("per", ["batch", "image"])
+def test_cutmix_weighs_each_batch_too(per):
+    for n in range(200):
+        images, targets = batch()
+        mixed, mixed_targets = cutmix(images, targets, generator(0, "mix", n), 1.0, per=per)
+        moved = torch.randperm(8, generator=generator(0, "mix", n)) != torch.arange(8)
+        own = (mixed == images).float().mean((1, 2, 3))
+        assert torch.allclose(mixed_targets.diagonal()[moved], own[moved], atol=1e-6)
+
+
 @pytest.mark.parametrize("alpha", [0.01, 0.1, 0.2, 1.0, 8.0])
 def test_lam_is_beta_distributed(alpha):
     lams = draw_lam(alpha, generator(0, "mix"), 4000)  # at 0.1, a double is exactly 1 in 1.3 % of the cases
@@ -160,7 +181,7 @@ def test_every_word_mixes_within_its_window_only(name):
     assert [n for n in range(24) if mixed[n]] == [n for n in range(6, 18) if mixed[n]]
     assert sum(mixed) > 6
     for wrong in (("50%", "50%"), ("60%", "50%"), (0, "13it")):
-        with pytest.raises(UserError, match="allowed: begin before end"):
+        with pytest.raises(UserError, match="allowed: the one before the other"):
             data.mix_between(*wrong, Length(12, 3), accumulate=2)
 
 

@@ -27,6 +27,14 @@ def test_terms_and_gradients():
     assert torch.allclose(gradient, 0.1 * weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_terms_are_summed_in_float32(dtype):
+    """In half precision the sum of 100,000 ones would overflow, or stop to grow at 256."""
+    weight = torch.ones(1000, 100, dtype=dtype)
+    assert l1([weight], 1.0).item() == 100_000
+    assert l2([weight], 1.0).item() == 50_000
+
+
 def test_l2_is_weight_decay_under_sgd_and_not_under_adamw():
     def trained(make, decay, strength):
         torch.manual_seed(0)
@@ -202,8 +210,10 @@ def test_only_the_named_weights(run):
     assert [p.shape for p in find_weights(net, "^2")] == [(2, 4)]
     assert [p.shape for p in find_weights(net, "0|2")] == [(4, 3), (2, 4)]
     for wrong in ("bias", "conv", "("):
-        with pytest.raises(UserError, match=r"penalty: only="):
+        with pytest.raises(UserError, match=r"only="):
             find_weights(net, wrong)
+    with pytest.raises(UserError, match=r"penalty\.l2\.only=nope is found in no name; allowed: a part of 2\.weight"):
+        run("model=mlp", "debug=batch", "penalty=l2", "penalty.l2.only=nope", folder="wrong")
     given = ("model=mlp", "trainer.max_epochs=1")
     prox = ("penalty=l1_prox", "penalty.l1_prox.strength=0.1", r"penalty.l1_prox.only='^2\.'")
     kept = torch.load(run(*given, *prox).folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]

@@ -101,6 +101,11 @@ OF_TORCH = [
     (["step", "scheduler.every=1ep"], lambda o, n: oracle.StepLR(o, n.epoch, 0.1)),
     (["step", "scheduler.every=1it", "scheduler.gamma=0.5"], lambda o, n: oracle.StepLR(o, 1, 0.5)),
     (["multistep", "scheduler.milestones=[1it]"], lambda o, n: oracle.MultiStepLR(o, [1], 0.1)),
+    (["multistep", "scheduler.milestones=[1it]", "scheduler.gamma=0.3"], lambda o, n: oracle.MultiStepLR(o, [1], 0.3)),
+    (
+        ["exponential", "scheduler.every=1ep", "scheduler.gamma=0.5"],
+        lambda o, n: oracle.ExponentialLR(o, 0.5 ** (1 / n.epoch)),
+    ),
     (["exponential", "scheduler.every=1it", "scheduler.gamma=0.99"], lambda o, n: oracle.ExponentialLR(o, 0.99)),
     (["polynomial", "scheduler.power=3.0"], lambda o, n: oracle.PolynomialLR(o, n.steps, 3.0)),
     (["cosine_restarts", "scheduler.period=1ep"], lambda o, n: oracle.CosineAnnealingWarmRestarts(o, n.epoch)),
@@ -109,6 +114,10 @@ OF_TORCH = [
         lambda o, n: oracle.CosineAnnealingWarmRestarts(o, 1, 2, 0.1),
     ),
     (["inverse_sqrt", "scheduler.timescale=1it"], lambda o, n: oracle.LambdaLR(o, lambda t: (1 + t) ** -0.5)),
+    (
+        ["inverse_sqrt", "scheduler.timescale=1ep"],
+        lambda o, n: oracle.LambdaLR(o, lambda t: (n.epoch / (n.epoch + t)) ** 0.5),
+    ),
 ]
 
 
@@ -126,12 +135,15 @@ def test_equals_torch(overrides, make, length, warmup):
 @pytest.mark.parametrize("steps", [20, 100, 12_345])
 @pytest.mark.parametrize("rise", [0.3, 0.5])
 @pytest.mark.parametrize("warmup", [0, 5])
-def test_one_cycle_equals_torch_in_rate_and_momentum(steps, rise, warmup):
-    made = optimizer()
-    theirs = oracle.OneCycleLR(made, 1.0, total_steps=steps, pct_start=round(rise * steps) / steps)
-    given = ("scheduler=one_cycle", f"scheduler.rise={round(rise * steps)}it", f"scheduler.warmup={warmup}it")
-    ours = multiplier(*given, length=Length(steps + warmup, 10))
-    assert [ours.momentum(t) for t in range(warmup)] == [0.95] * warmup
+@pytest.mark.parametrize(("start", "floor", "low", "high"), [(1 / 25, 4e-6, 0.85, 0.95), (0.1, 0.001, 0.7, 0.8)])
+def test_one_cycle_equals_torch_in_rate_and_momentum(steps, rise, warmup, start, floor, low, high):
+    made, options = optimizer(), {"base_momentum": low, "max_momentum": high, "div_factor": 1 / start}
+    options |= {"final_div_factor": start / floor, "pct_start": round(rise * steps) / steps}
+    theirs = oracle.OneCycleLR(made, 1.0, total_steps=steps, **options)
+    given = [f"scheduler.rise={round(rise * steps)}it", f"scheduler.warmup={warmup}it", f"scheduler.start={start}"]
+    given += [f"scheduler.floor={floor}", f"scheduler.momentum_low={low}", f"scheduler.momentum_high={high}"]
+    ours = multiplier("scheduler=one_cycle", *given, length=Length(steps + warmup, 10))
+    assert [ours.momentum(t) for t in range(warmup)] == [high] * warmup
     for t in range(steps):
         group = made.param_groups[0]
         assert (ours(warmup + t), ours.momentum(warmup + t)) == pytest.approx((group["lr"], group["momentum"]), **EXACT)
@@ -166,6 +178,7 @@ def test_timm_agrees():
     pairs = {
         ("cosine", "scheduler.floor=0.2"): CosineLRScheduler(optimizer(), n - w, lr_min=0.2, **common),
         ("polynomial", "scheduler.power=0.5"): PolyLRScheduler(optimizer(), n - w, power=0.5, **common),
+        ("polynomial", "scheduler.floor=0.3"): PolyLRScheduler(optimizer(), n - w, power=2, lr_min=0.3, **common),
         ("step", "scheduler.every=7it"): StepLRScheduler(optimizer(), decay_t=7, decay_rate=0.1, **common),
     }
     for (name, *given), scheduler in pairs.items():
@@ -289,6 +302,21 @@ def test_wsd_by_hand(shape, expected):
     assert [rate(t) for t in range(16)] == [1] * 16
     assert [rate(t) for t in range(16, 20)] == pytest.approx(expected, abs=1e-6)
     assert rate(20) == 0
+    given = ("scheduler.cooldown=4it", f"scheduler.shape={shape}", "scheduler.floor=0.2")
+    floored = multiplier("scheduler=wsd", *given, length=Length(20, 5))
+    assert [floored(t) for t in range(16, 21)] == pytest.approx([0.2 + 0.8 * rate(t) for t in range(16, 21)])
+
+
+def test_the_share_of_a_constant_warmup():
+    given = ("scheduler.warmup=3it", "scheduler.warmup_shape=constant", "scheduler.warmup_share=0.4")
+    rate = multiplier("scheduler=constant", *given, length=Length(9, 3))
+    assert [rate(t) for t in range(4)] == [0.4, 0.4, 0.4, 1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_part_of_a_run_of_one_step(name):
+    rate = multiplier(f"scheduler={name}", "scheduler.warmup=10%", length=Length(1, 1))
+    assert rate(0) == 1
 
 
 @pytest.mark.parametrize("option", ["scheduler=wsd scheduler.shape", "scheduler.warmup_shape"])
@@ -328,4 +356,32 @@ def test_one_cycle_needs_a_momentum(run):
     given = ("scheduler=one_cycle", "optimizer._target_=torch.optim.Adagrad", "~optimizer.momentum")
     with pytest.raises(UserError, match="Adagrad has no momentum to move"):
         run(*given, "~optimizer.nesterov", "debug=batch")
-    assert run("scheduler=one_cycle", "optimizer=adamw", "debug=batch", folder="adamw").column("momentum") == [0.95]
+    with pytest.raises(UserError, match=r"optimizer\.momentum=0 .*allowed: more than 0"):
+        run("scheduler=one_cycle", "optimizer.momentum=0", "optimizer.nesterov=false", "debug=batch", folder="still")
+
+
+def test_one_cycle_sets_the_momentum_of_the_optimizer(run, monkeypatch):
+    seen = []
+    step = torch.optim.AdamW.step
+
+    def keep(self, closure):
+        seen.append([(group["lr"], group["betas"]) for group in self.param_groups])
+        return step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", keep)
+    given = ("scheduler=one_cycle", "optimizer=adamw", "model=mlp", "trainer.max_epochs=1")
+    done = run(*given, "trainer.log_every_n_steps=1")
+    plan = multiplier("scheduler=one_cycle", length=Length(11, 11))
+    assert seen == [[(0.001 * plan(t), (plan.momentum(t), 0.999))] * 2 for t in range(11)]
+    assert done.column("momentum") == [plan.momentum(t) for t in range(11)]
+    assert len(set(done.column("momentum"))) > 5
+
+
+def test_a_plateau_does_not_see_a_validation_that_a_stop_brings(run):
+    given = ("scheduler=plateau", "scheduler.patience=0", "scheduler.gamma=0.5", "trainer.log_every_n_steps=11")
+    given += ("model=mlp", "optimizer.lr=2.0", "trainer.max_epochs=9", "trainer.check_val_every_n_epoch=3")
+    whole = run(*given, folder="whole").column("lr")
+    run(*given, "stop_after=2ep", folder="part")
+    run(*given, "stop_after=4ep", "resume=auto", folder="part")
+    assert run(*given, "resume=auto", folder="part").column("lr") == whole
+    assert whole[-1] < 2.0

@@ -105,15 +105,17 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
         (["{best}", "data.batch_size=abc"], "data.batch_size='abc' is a str; allowed: int"),
         (
             ["{best}", "model.widths=[8]"],
-            "model.widths does not exist; allowed: augment, ckpt, data, mc, trainer.accelerator",
+            "model.widths does not exist; allowed: ckpt, data, mc, trainer.accelerator",
         ),
         (["{best}", "trainer.accelerator=tpu"], "tpu"),
         (["ckpt={folder}/config.yaml"], "holds no weights"),
         (["{best}", "mc=1"], "mc=1; allowed: 0, or 2 views and more"),
         (["{best}", "tta=x"], "tta=x; allowed: 0, or 2 views and more"),
         (["{best}", "mc=4"], "mc=4: the network has no dropout"),
-        (["{best}", "tta=4"], "tta=4 augment=None; allowed: tta with an augmentation"),
+        (["{best}", "tta=4"], "mc=0 tta=4 ; allowed: tta with an augmentation"),
         (["{best}", "augment=flip"], "allowed: tta with an augmentation"),
+        (["{best}", "tta=4", "augment=flip,crop"], "augment=flip,crop; allowed: one, without values between commas"),
+        (["{best}", "mc=01"], "mc=01; allowed: 0, or 2 views and more"),
         (["{best}", "tta=4", "mc=3", "augment=flip"], "mc the same or 0"),
         (["{best}", "tta=4", "augment=flib"], "augment=flib does not exist; allowed: affine"),
     ],
@@ -178,7 +180,19 @@ def test_plan_says_what_it_amounts_to(script):
     assert "lower when val/loss no longer falls" in script("plan.py", "scheduler=plateau").stdout
     refused = script("plan.py", *given, "optimizer.lr=4", "optimizer.weight_decay=0.5")
     assert refused.returncode == 1
-    assert "optimizer.weight_decay=0.5 times the rate 4 turns the sign of every weight" in refused.stderr
+    assert "optimizer.lr=4 with optimizer.weight_decay=0.5, momentum and penalty turns the sign" in refused.stderr
+    assert "turns the sign" in script("plan.py", "penalty=decay", "penalty.decay.strength=20").stderr
+
+
+def test_plan_knows_what_momentum_does_to_weight_decay(script):
+    """As the optimizer itself does it to a weight that has no gradient."""
+    said = script("plan.py", "data.train_size=1280", "trainer.max_epochs=100", "model=mlp").stdout
+    w = torch.ones(1, dtype=torch.double, requires_grad=True)
+    sgd = torch.optim.SGD([w], lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    for _ in range(1000):
+        w.grad = torch.zeros(1, dtype=torch.double)
+        sgd.step()
+    assert float(said.split("weight decay leaves about ")[1].split()[0]) == pytest.approx(w.item(), rel=0.01)
 
 
 def test_preview_has_a_row_for_each(script, tmp_path, monkeypatch):

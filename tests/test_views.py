@@ -71,8 +71,45 @@ def test_views_of_one_kind_have_no_mutual_information():
         assert torch.allclose(ours(IMAGES).softmax(1), NET(IMAGES.float() / 128).softmax(1), atol=1e-6)
         assert ours.information[0].abs().max() < 1e-6
         assert (ours.entropy[0] < math.log(3)).all()
-    with pytest.raises(UserError, match="the network has no dropout"):
-        Averaged(nn.Linear(3, 3), Halved(), 4, True, {}, seed=0)
+    with pytest.raises(UserError, match="mc=4: the network has no dropout"):
+        Averaged(NET[:3], Halved(), 4, True, {}, seed=0)(IMAGES)
+
+
+class Functional(nn.Module):
+    """Drops units without a layer for it, as many networks of timm do; its batch norm must stay as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.out = nn.BatchNorm2d(1), nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.out(nn.functional.dropout(self.norm(x).flatten(1), 0.5, self.training))
+
+
+def test_dropout_without_a_layer_is_found_and_norms_stay():
+    net = Functional().eval()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    ours = Averaged(net, Halved(), 4, True, {}, seed=0)
+    with torch.no_grad():
+        ours(IMAGES)
+    assert (ours.information[0] > 0).all()
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true", "bf16-true"])
+def test_views_in_any_precision_are_those_of_training(run, script, precision):
+    done = run("model=mlp", "augment=rotate", "trainer.max_epochs=3")
+    ckpt = f"ckpt={done.folder}/checkpoints/best.ckpt"
+    plain, other = (
+        values(
+            script(
+                "evaluate.py", ckpt, "tta=4", "augment.rotate.degrees=30", "augment=rotate", f"trainer.precision={p}"
+            )
+        )
+        for p in ("32-true", precision)
+    )
+    assert other["test/loss"] == pytest.approx(plain["test/loss"], rel=0.03)
+    assert plain != values(script("evaluate.py", ckpt, "tta=4"))
 
 
 def values(said):

@@ -1,5 +1,6 @@
 """The parts of a run, from its config."""
 
+import math
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -17,6 +18,7 @@ from tricklab.network import build_net, load_body, read_images, read_weights
 from tricklab.optimizer import parameter_groups
 from tricklab.penalty import Penalty, find_weights
 from tricklab.plan import Plan
+from tricklab.randomness import Rand, generator
 from tricklab.record import Record
 
 NOT_TRAINER = ("compile", "channels_last")  # stand with the trainer's options, act on the network
@@ -28,6 +30,8 @@ def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[Im
     weights = None if begun else read_weights(cfg.model)
     images = read_images({"dataset": record.dataset}) if begun else weights and weights.images
     data = build_data(cfg)
+    for change in data.augment.values():
+        change(data.train.images[:2], Rand(generator(0, "try"), 2))  # so that what it refuses is said now
     if images:
         data.adapt(images)
     net = build_net(cfg, data.shape, len(data.classes))
@@ -65,6 +69,8 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
         raise UserError(f"optimizer: {error}") from error
     if plan.multiplier.momentum and not {"momentum", "betas"} & made.defaults.keys():
         raise UserError(f"scheduler={cfg.scheduler._target_}: {cfg.optimizer._target_} has no momentum to move")
+    if plan.multiplier.momentum and not made.defaults.get("momentum", 1):
+        raise UserError("optimizer.momentum=0 with a scheduler that moves it; allowed: more than 0")
     mixing = getattr(data.mixup, "func", data.mixup) is not identity
     return ImageClassifier(
         net,
@@ -84,19 +90,34 @@ def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
     """Build a loss of logits and target probabilities [B, K], with a weight for each class where that is given.
 
     Raises:
-        UserError: it does not take probabilities, as mixing and smoothing make them, or not so many classes.
+        UserError: it does not take probabilities, as mixing and smoothing make them; weights that are none.
     """
-    weight = {"weight": torch.tensor(cfg.weight, dtype=torch.float)} if cfg.get("weight") else {}
-    loss: nn.Module = build(DictConfig({k: v for k, v in cfg.items() if k != "weight"}), **weight)
+    options = {key: value for key, value in cfg.items() if key != "weight"}
+    if (weight := cfg.get("weight")) is not None:
+        plain = all(isinstance(w, int | float) and 0 <= w < math.inf for w in weight)
+        if len(weight) != classes or not plain or not sum(weight):
+            raise UserError(f"loss.weight={weight}; allowed: {classes} numbers of 0 or more, not all of them 0")
+        options["weight"] = torch.tensor(weight, dtype=torch.float)
+    loss: nn.Module = build(DictConfig(options, flags={"allow_objects": True}))
     try:
         loss(torch.zeros(2, classes), torch.full((2, classes), 1 / classes))
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        said = f"loss={cfg._target_} of {classes} logits and {classes} probabilities an image: {error}"
+        said = f"loss={cfg._target_} does not take target probabilities [B, K] ({error})"
         raise UserError(f"{said}; allowed: a loss of probabilities, not of class indices") from error
     return loss
 
 
 def build_penalties(cfg: DictConfig, net: nn.Module) -> dict[str, Penalty]:
-    """Build each penalty, for the weights that it names."""
-    acts = build_each(DictConfig({name: {k: v for k, v in node.items() if k != "only"} for name, node in cfg.items()}))
-    return {name: Penalty(act, find_weights(net, cfg[name].get("only"))) for name, act in acts.items()}
+    """Build each penalty, for the weights that it names.
+
+    Raises:
+        UserError: it names none.
+    """
+    penalties = {}
+    for name, node in cfg.items():
+        act = build(DictConfig({key: value for key, value in node.items() if key != "only"}))
+        try:
+            penalties[str(name)] = Penalty(act, find_weights(net, node.get("only")))
+        except UserError as error:
+            raise UserError(f"penalty.{name!s}.{error}") from None
+    return penalties

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tricklab.errors import UserError
 from tricklab.randomness import Rand
 
 
@@ -17,6 +18,8 @@ def crop(images: Tensor, rand: Rand, padding: float = 0.125) -> Tensor:
     """Pad with black and cut the old size out anywhere. `padding`: pixels, or a share of the side if it is below 1."""
     h, w = images.shape[2:]
     pad_h, pad_w = (round(padding if padding >= 1 else padding * side) for side in (h, w))
+    if pad_h > h or pad_w > w:
+        raise UserError(f"augment.crop.padding={padding} of images of {h} x {w}; allowed: up to that")
     numbers = rand(2)
     top, left = (numbers[:, 0] * (2 * pad_h + 1)).long(), (numbers[:, 1] * (2 * pad_w + 1)).long()
     rows = top[:, None] + torch.arange(h, device=images.device)  # [B, H]
@@ -116,7 +119,13 @@ def trivialaugment(images: Tensor, rand: Rand) -> Tensor:
 
 
 def _one_by_one(change: Callable[[Tensor], Tensor], images: Tensor, rand: Rand) -> Tensor:
-    """Torchvision draws from the default generator, which is as it was afterwards."""
+    """Torchvision draws from the default generator, which is as it was afterwards.
+
+    Raises:
+        UserError: images that are neither grey nor of three colours.
+    """
+    if images.shape[1] not in (1, 3):
+        raise UserError(f"augment: torchvision's operations do not take {images.shape[1]} channels; allowed: 1, 3")
     before, changed = torch.get_rng_state(), []
     for image, number in zip(images.float().round().byte(), rand().tolist(), strict=True):
         torch.default_generator.manual_seed(int(number * 2**24))

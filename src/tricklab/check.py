@@ -25,11 +25,11 @@ SEVERAL_OPTIONS = ("augment", "penalty", "callbacks", "logger", "tags")
 SEVERAL_TYPES = ("trainer.devices", "trainer.precision", "trainer.strategy", "resume")  # Lightning takes more than one
 SHARES = (
     *("dropout", "input_dropout", "spatial_dropout", "drop_path", "label_noise", "label_smoothing", "probability"),
-    *("floor", "start", "warmup_share", "momentum", "momentum_low", "momentum_high", "threshold"),
+    *("floor", "momentum", "threshold"),
     *("horizontal", "vertical", "translate", "scale", "smallest", "largest", "brightness", "contrast"),
 )
 FROM_0 = (
-    *("val_size", "train_size", "alpha", "cutmix_alpha", "strength", "lr", "body_lr", "weight_decay", "gamma"),
+    *("val_size", "train_size", "alpha", "cutmix_alpha", "strength", "lr", "body_lr", "weight_decay"),
     *("patience", "padding", "operations", "seed"),
 )
 FROM_1 = (
@@ -42,17 +42,19 @@ TYPES: dict[str, type] = {  # of what is null by default
     "weight": list,
 }
 NULLABLE = ("resize",)
-CHOICES = {  # by the last word of a key
-    "shape": tuple(FALLS),
-    "warmup_shape": (*RAMPS, "constant"),
-    "per": ("batch", "image"),
-    "mode": ("RGB", "L"),
+CHOICES = {
+    "scheduler.shape": tuple(FALLS),
+    "scheduler.warmup_shape": (*RAMPS, "constant"),
+    "mixup.per": ("batch", "image"),
+    "data.mode": ("RGB", "L"),
 }
 RANGES = {  # by the last word of a key: lowest and highest
     **dict.fromkeys(SHARES, (0, 1)),
     **dict.fromkeys((*FROM_0, "norm", "mistakes", "power"), (0, math.inf)),
     **dict.fromkeys((*FROM_1, "log_every_n_steps"), (1, math.inf)),
     **dict.fromkeys(("images", "classes"), (2, math.inf)),
+    **dict.fromkeys(("gamma", "start", "warmup_share"), (1e-6, 1)),  # a rate of 0 would be a step without a step
+    **dict.fromkeys(("momentum_low", "momentum_high"), (0, 0.999)),
     **dict.fromkeys(("degrees", "shear"), (0, 180)),
     **{"magnitude": (0, 30), "value": (0, 255)},
     **dict.fromkeys(("limit_val_batches", "limit_test_batches"), (0.001, math.inf)),  # best.ckpt needs validation
@@ -100,6 +102,10 @@ def check(config: DictConfig) -> None:
     if config.loss.get("weight") and config.mixup._target_ != "tricklab.mixup.identity":
         why = "an image of two classes would have the weight of neither"
         raise UserError(f"loss.weight={config.loss.weight} with mixing: {why}; allowed: with mixup=off")
+    if "l1_prox" in config.penalty and "ema" in config.callbacks:
+        raise UserError(
+            "penalty=l1_prox with callbacks=ema: an average of weights is hardly ever 0; allowed: one of them"
+        )
     for key, value in leaves(config).items():
         if key not in reference and not any(key == a or key.startswith(f"{a}.") for a in added):
             parent = key.rpartition(".")[0]
@@ -120,18 +126,20 @@ def check_value(key: str, value: Any, default: Any) -> None:
     if default is None and word in TYPES and type(value) is not TYPES[word]:
         raise UserError(f"{key}={value!r} is a {type(value).__name__}; allowed: null, {TYPES[word].__name__}")
     if word in DURATIONS:
-        check_durations(key, value)
+        check_durations(key, value, several=isinstance(default, list))
     elif not fits(value, default) and key not in SEVERAL_TYPES:
         raise UserError(f"{key}={value!r} is a {type(value).__name__}; allowed: {type(default).__name__}")
-    if word in CHOICES and value not in CHOICES[word]:
-        raise UserError(f"{key}={value}; allowed: {', '.join(CHOICES[word])}.{nearest(str(value), CHOICES[word])}")
+    if key in CHOICES and value not in CHOICES[key]:
+        raise UserError(f"{key}={value}; allowed: {', '.join(CHOICES[key])}.{nearest(str(value), CHOICES[key])}")
     low, high = RANGES.get(word, (-math.inf, math.inf))
-    if isinstance(value, int | float) and not low <= value <= high:
+    if isinstance(value, int | float) and (not low <= value <= high or math.isinf(value)):
         raise UserError(f"{key}={value}; allowed: {low} {'or more' if high == math.inf else f'to {high}'}")
 
 
-def check_durations(key: str, value: Any) -> None:
-    for duration in value if isinstance(value, list) else [value]:
+def check_durations(key: str, value: Any, several: bool) -> None:
+    if isinstance(value, list) != several:
+        raise UserError(f"{key}={value}; allowed: {'a list of durations, as [50%,75%]' if several else 'one duration'}")
+    for duration in value if several else [value]:
         try:
             parse(duration)
         except UserError as error:

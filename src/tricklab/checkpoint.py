@@ -62,11 +62,23 @@ def read_trained(words: Sequence[str], **allowed: Any) -> Trained:
     return Trained(state, config, images, own)
 
 
+def compose_one(words: list[str]) -> DictConfig:
+    """Compose the config that these words ask for.
+
+    Raises:
+        UserError: they ask for several.
+    """
+    configs = list(compose_each(words).values())
+    if len(configs) > 1:
+        raise UserError(f"{' '.join(words)}; allowed: one, without values between commas")
+    return configs[0]
+
+
 def change(config: DictConfig, given: dict[str, str], allowed: Sequence[str]) -> None:
     """Put the data and the options that were asked for in place of the run's."""
     if "data" in given:
         words = [f"{key}={given.pop(key)}" for key in list(given) if key.split(".")[0] == "data"]
-        config.data = next(iter(compose_each(words).values())).data
+        config.data = compose_one(words).data
     for key, value in given.items():
         if not key.startswith("data.") and key not in MAY_CHANGE:
             raise UserError(unknown(key, key, allowed))

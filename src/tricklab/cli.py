@@ -72,6 +72,10 @@ def one_line() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException, UserError, OSError) as error:
         sys.exit(f"error: {explain(error)}")
+    except ValueError as error:
+        if not str(error).startswith("Config group override"):  # Hydra's word on GROUP=null
+            raise
+        sys.exit(f"error: {error}; allowed: an option of the group, as --help lists them")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 
@@ -96,7 +100,7 @@ def list_words(conf: Path = CONF) -> str:
         for option in options(group):
             star = "*" if defaults.get(group.name) == option else " "
             lines.append(f" {star}{group.name}={option}".ljust(30) + description(group / f"{option}.yaml"))
-    keys = {str(k): "null" if v is None else v for k, v in train.items() if k not in ("defaults", "hydra")}
+    keys = {str(k): "null" if v is None else v for k, v in train.items() if k not in ("defaults", "hydra") and v != {}}
     lines += ["", "keys", *(f"  {key}={value}" for key, value in keys.items())]
     lines += ["", "python train.py --cfg job    every key of the chosen options with its value"]
     lines += ["python train.py -m seed=0,1,2    one run for each value"]

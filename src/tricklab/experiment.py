@@ -72,8 +72,6 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     for logger in trainer.loggers:
         logger.log_hyperparams(record.config | record.origin)
     plan = make_plan(cfg, data, trainer.world_size)
-    if "end" in cfg.mixup:
-        data.mix_between(cfg.mixup.begin, cfg.mixup.end, plan.length, cfg.trainer.accumulate_grad_batches)
     module = build_module(cfg, data, net, plan)
     record.describe(data.facts)
     outline(net, len(data.train_rows), plan.last_step)

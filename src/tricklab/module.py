@@ -57,6 +57,7 @@ class ImageClassifier(pl.LightningModule):
         self.seed, self.accuracy, self.log_every = seed, accuracy, log_every
         self.weights = find_weights(net)
         self.window: list[dict[str, Tensor]] = []  # the batches of the coming optimizer step
+        self.extra_validation = False  # the coming one, which is due to an end by `last_step` alone
         self.images_seen = 0  # in training, by this process
         self.evaluated: list[tuple[int, Tensor, Tensor]] = []  # part, logits, labels of the running evaluation
         self.results: dict[str, float] = {}  # of the last evaluation
@@ -118,7 +119,8 @@ class ImageClassifier(pl.LightningModule):
             if self.body_multiplier:
                 rates["lr_body"] = optimizer.param_groups[2]["lr"]
             if self.multiplier.momentum:
-                rates["momentum"] = self.multiplier.momentum(self.global_step)
+                group = optimizer.param_groups[0]
+                rates["momentum"] = group["betas"][0] if "betas" in group else group["momentum"]
             if self.terms or self.projections:
                 values |= weight_facts(self.weights)
             self.record(rates | values, self.global_step)
@@ -136,6 +138,8 @@ class ImageClassifier(pl.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.global_step >= self.last_step:
+            every = self.trainer.check_val_every_n_epoch or 1
+            self.extra_validation = not self.trainer.is_last_batch or (self.current_epoch + 1) % every > 0
             self.trainer.should_stop = True  # unlike max_steps it validates first, even in the middle of an epoch
             self.trainer.check_val_every_n_epoch = 1  # and in any epoch
 
@@ -150,7 +154,7 @@ class ImageClassifier(pl.LightningModule):
         if self.trainer.sanity_checking:
             return
         self._finish_evaluation("val/{}", "train/{}_clean")
-        if isinstance(self.multiplier, Plateau):
+        if isinstance(self.multiplier, Plateau) and not self.extra_validation:
             self.multiplier.observe(self.results["val/loss"])
         shown = {key: torch.tensor(value) for key, value in self.results.items() if key.startswith("val/")}
         self.log_dict(shown, logger=False, prog_bar=True)

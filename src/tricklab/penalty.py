@@ -32,9 +32,9 @@ def find_weights(net: nn.Module, only: str | None = None) -> list[nn.Parameter]:
     try:
         found = [p for name, p in named.items() if re.search(only or "", name)]
     except re.error as error:
-        raise UserError(f"penalty: only={only} is no regular expression: {error}") from error
+        raise UserError(f"only={only} is no regular expression: {error}") from error
     if not found and only:
-        raise UserError(f"penalty: only={only} is found in no name; allowed: a part of {', '.join(named)}")
+        raise UserError(f"only={only} is found in no name; allowed: a part of {', '.join(named)}")
     return found
 
 

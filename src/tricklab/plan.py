@@ -26,7 +26,7 @@ class Plan(NamedTuple):
 
 
 def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
-    """Plan the whole run on `ranks` processes.
+    """Plan the whole run on `ranks` processes; tell the data when to mix.
 
     Raises:
         UserError: a run without a step, or durations that do not lie in it.
@@ -43,6 +43,8 @@ def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
     multiplier: Multiplier = build(cfg.scheduler)(length)
     stop = to_steps(cfg.stop_after or 0, length) or length.steps
     body = for_body(cfg.model, multiplier, length)
+    if "end" in cfg.mixup:
+        data.mix_between(cfg.mixup.begin, cfg.mixup.end, length, t.accumulate_grad_batches)
     return Plan(length, scale_lr(cfg, ranks), multiplier, body, min(stop, length.steps))
 
 

@@ -49,4 +49,7 @@ class Rand:
         self.epoch, self.lasting = epoch, torch.zeros(images)[self.part] if lasting is None else lasting
 
     def __call__(self, *shape: int) -> Tensor:
-        return torch.rand(self.images, *shape, generator=self.source, device=self.source.device)[self.part]
+        numbers = torch.rand(  # of one type, whatever the precision of a run has made the default
+            self.images, *shape, generator=self.source, device=self.source.device, dtype=torch.float32
+        )
+        return numbers[self.part]

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 VOLATILE = (  # not part of what is computed
     *("hydra", "resume", "name", "tags", "logger", "slots", "dry", "job_timeout", "data.num_workers"),
 )
-HASH = "TRICKLAB_CONFIG_HASH"  # in the environment of a sweep's job: that of the config it was planned with
+HASH = "PLANNED_CONFIG_HASH"  # in the environment of a sweep's job: that of the config it was planned with
 FACTS = ("choices", "dataset")  # what a run adds to its config.yaml
 
 

@@ -60,9 +60,8 @@ def schedule(decay: Callable[..., float], momentum: Callable[..., float] | None 
             return lambda step: curve(min(max(step - w, 0), rest.steps), rest.steps, **options)
 
         share = after_warmup(decay)
-        warm = Multiplier(lambda step: (ramp((step + 1) / w) if step < w else 1.0) * share(step))
-        warm.momentum = after_warmup(momentum) if momentum else None
-        return warm
+        warm = lambda step: (ramp((step + 1) / w) if step < w else 1.0) * share(step)  # noqa: E731
+        return Multiplier(warm, after_warmup(momentum) if momentum else None)
 
     return build
 
@@ -70,7 +69,7 @@ def schedule(decay: Callable[..., float], momentum: Callable[..., float] | None 
 def _steps(option: str, duration: Duration, length: Length, least: int, most: int) -> int:
     steps = to_steps(duration, length)
     if str(duration).endswith("%") and float(str(duration)[:-1]) < 100:
-        steps = min(steps, max(length.steps - 1, 1))  # however it is rounded, a part is not the whole
+        steps = min(steps, most)  # however it is rounded, a part is not the whole
     if not least <= steps <= most:
         raise UserError(f"scheduler.{option}={duration} is {steps} steps; allowed: {least} to {most}")
     return steps

@@ -17,34 +17,36 @@ class Averaged(nn.Module):
         net: images as `prepare` makes them to logits [B, K].
         prepare: images [B, C, H, W] of 0 .. 255 to the network's input.
         views: how many.
-        dropout: drop other units in each view (Gal and Ghahramani, arXiv 1506.02142).
+        dropout: drop other units, and blocks, in each view (Gal and Ghahramani, arXiv 1506.02142).
         augment: by name, done to each view with numbers of its own; the epoch is that of the view.
         seed: the random numbers follow from it.
-
-    Raises:
-        UserError: views that would all be the same.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        prepare: nn.Module,
+        prepare: Callable[[Tensor], Tensor],
         views: int,
         dropout: bool,
         augment: Mapping[str, Callable[[Tensor, Rand], Tensor]],
         seed: int,
     ):
         super().__init__()
-        self.net, self.prepare, self.views, self.augment, self.seed = net, prepare, views, augment, seed
-        self.dropped = [m for m in net.modules() if dropout and isinstance(m, nn.modules.dropout._DropoutNd) and m.p]
-        if dropout and not self.dropped:
-            raise UserError(f"mc={views}: the network has no dropout; allowed: one trained with it")
+        self.net, self.views, self.dropout, self.augment, self.seed = net, views, dropout, augment, seed
+        self.make_input = [prepare]  # in a list, so that the precision of the network is not its own
         self.batches = 0
         self.entropy: list[Tensor] = []  # [B] a batch, of the mean probability, in nats
         self.information: list[Tensor] = []  # [B] a batch: how much of it the choice of the view accounts for
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits [B, K] for images [B, C, H, W] of 0 .. 255.
+
+        Raises:
+            UserError: dropout was asked for, and the network has none.
+        """
         logs = torch.stack([self._view(images, n) for n in range(self.views)])  # [V, B, K]
+        if self.dropout and not self.augment and torch.equal(logs[0], logs[1]):
+            raise UserError(f"mc={self.views}: the network has no dropout; allowed: one trained with it")
         mean = logs.logsumexp(0) - math.log(self.views)
         self.entropy.append(-(mean.exp() * mean).sum(1))
         self.information.append(self.entropy[-1] + (logs.exp() * logs).sum(2).mean(0))
@@ -52,11 +54,13 @@ class Averaged(nn.Module):
         return mean
 
     def _view(self, images: Tensor, view: int) -> Tensor:
-        for name, change in self.augment.items():
-            source = generator(self.seed, f"view {name}", self.batches, view, device=images.device)
-            images = change(images, Rand(source, len(images), epoch=view))
-        for layer in self.dropped:
-            layer.train()
+        with torch.autocast(images.device.type, enabled=False):  # as in training, where it is not the network's
+            images = images.float()
+            for name, change in self.augment.items():
+                source = generator(self.seed, f"view {name}", self.batches, view, device=images.device)
+                images = change(images, Rand(source, len(images), epoch=view))
+            images = self.make_input[0](images)
+        for layer in self.net.modules():
+            layer.training = self.dropout and not isinstance(layer, nn.modules.batchnorm._NormBase)
         seed_default(self.seed, "mc", self.batches, view)
-        dtype = next(self.net.parameters()).dtype
-        return self.net(self.prepare(images).to(dtype)).float().log_softmax(1)
+        return self.net(images.to(next(self.net.parameters()).dtype)).float().log_softmax(1)

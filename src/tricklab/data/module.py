@@ -108,8 +108,10 @@ class ImageData(pl.LightningDataModule):
             UserError: there is no step between them.
         """
         steps = [to_steps(duration, length) for duration in (begin, end)]
+        steps[0] = min(steps[0], length.steps - 1) if str(begin).endswith("%") and begin != "100%" else steps[0]
         if not 0 <= steps[0] < steps[1] <= length.steps:
-            raise UserError(f"mixup.begin={begin} mixup.end={end} of {length.steps} steps; allowed: begin before end")
+            said = f"mixup.begin={begin} mixup.end={end} are the steps {steps[0]} and {steps[1]}"
+            raise UserError(f"{said}; allowed: the one before the other, in 0 to {length.steps}")
         first, last = (divmod(step, length.epoch) for step in steps)
         self.mixing = (first[0], first[1] * accumulate), (last[0], last[1] * accumulate)
 
@@ -138,11 +140,14 @@ class ImageData(pl.LightningDataModule):
         return Batches((*self.train, self.lasting), order, start, self.batch_size, length, rank, ranks)
 
     def val_dataloader(self) -> list[Batches]:
-        """Validation, and a fixed part of training without augmentation and mixing."""
-        return [self._in_order(self.val, self.val_rows), self._in_order(self.train, self.clean_rows)]
+        """Validation, and a fixed part of training without augmentation and mixing, labels as they are learned."""
+        part, rows = self.trainer.limit_val_batches, len(self.clean_rows)
+        few = max(1, int(rows * part / self.trainer.world_size)) if isinstance(part, float) else rows
+        clean = self._in_order(self.train, self.clean_rows, min(self.batch_size, few))  # `part` of them is one at least
+        return [self._in_order(self.val, self.val_rows, self.batch_size), clean]
 
     def test_dataloader(self) -> Batches:
-        return self._in_order(self.source.test, torch.arange(len(self.source.test.labels)))
+        return self._in_order(self.source.test, torch.arange(len(self.source.test.labels)), self.batch_size)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if not self.trainer.training:
@@ -173,10 +178,10 @@ class ImageData(pl.LightningDataModule):
             return images, targets
         return self.mixup(images, targets, generator(self.seed, "mix", *place, rank))
 
-    def _in_order(self, data: Labelled, rows: Tensor) -> Batches:
+    def _in_order(self, data: Labelled, rows: Tensor, batch_size: int) -> Batches:
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        length = math.ceil(len(rows) / (self.batch_size * ranks))
-        return Batches(data, lambda epoch: rows, lambda: (0, 0), self.batch_size, length, rank, ranks)
+        length = math.ceil(len(rows) / (batch_size * ranks))
+        return Batches(data, lambda epoch: rows, lambda: (0, 0), batch_size, length, rank, ranks)
 
     def _place(self) -> tuple[int, int]:
         """Epoch, and batch of this epoch, that the trainer is at."""
