@@ -184,6 +184,7 @@ def test_an_edit_during_a_sweep_is_noticed(tmp_path):
     assert "conf/ was changed after this sweep had begun" in out
 
 
+@pytest.mark.slow
 def test_a_job_has_its_time(train, tmp_path):
     done = train("-m", "model=mlp", "trainer.max_epochs=3000", "job_timeout=3", "seed=0,1", "slots=2", "name=timed")
     assert done.returncode == 1
