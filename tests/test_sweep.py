@@ -66,6 +66,8 @@ def test_jobs_are_single_runs_and_run_once(train, tmp_path):
     dry = train("-m", *words, "mixup=off,on,cutmix", "dry=true")
     assert dry.stdout.startswith("3 jobs, 2 done")
     assert dry.stdout.count("python train.py") == 1
+    assert "logger.wandb.group" not in dry.stdout
+    assert " logger.wandb.group=mine" in train("-m", *words, "logger=wandb", "seed=0,1", "name=mine", "dry=true").stdout
     assert "mixup=cutmix" in dry.stdout
     again = train("-m", *words, "mixup=off,on")
     assert again.stdout.startswith("2 jobs, 2 done, 1 at a time")

@@ -1,5 +1,6 @@
 """What can be seen to be wrong in a composed config, before a folder is made or torch is imported."""
 
+import functools
 import math
 import os
 from collections.abc import Iterator
@@ -95,7 +96,7 @@ def check(config: DictConfig) -> None:
         group, _, option = override.partition("=")
         if option.startswith("[") and "." not in group and group not in SEVERAL_OPTIONS:
             raise UserError(f"{override}; allowed: one option of {group}")
-    reference = leaves(defaults(config))
+    reference = defaults(config)
     added = [o.lstrip("+").split("=")[0] for o in config.hydra.overrides.task if o.startswith("+")]
     if config.model.get("freeze") and not config.model.get("weights"):
         raise UserError(f"model.freeze={config.model.freeze} would keep random weights; allowed: with model.weights")
@@ -155,20 +156,25 @@ def fits(value: Any, default: Any) -> bool:
     return type(value) is type(default)
 
 
-def defaults(config: DictConfig) -> DictConfig:
-    """Merge the files of the chosen options as they are: without experiment, debug and single values."""
-    loader = GlobalHydra.instance().config_loader()
-    overrides = [*config.hydra.overrides.hydra, *config.hydra.overrides.task]
-    files = loader.compute_defaults_list(config.hydra.job.config_name, overrides, RunMode.RUN).defaults
-    folders = [Path(source.path) for source in config.hydra.runtime.config_sources if source.schema == "file"]
+def defaults(config: DictConfig) -> Leaves:
+    """Return the values of the chosen options as their files have them: without experiment, debug and single values."""
+    chosen = config.hydra.runtime.choices
+    words = [word for word in config.hydra.overrides.task if word.lstrip("+~").split("=")[0] in chosen]
+    folders = [source.path for source in config.hydra.runtime.config_sources if source.schema == "file"]
+    return merge_files(config.hydra.job.config_name, (*config.hydra.overrides.hydra, *words), tuple(folders))
+
+
+@functools.cache
+def merge_files(name: str, words: tuple[str, ...], folders: tuple[str, ...]) -> Leaves:
+    files = GlobalHydra.instance().config_loader().compute_defaults_list(name, list(words), RunMode.RUN).defaults
     merged: Any = OmegaConf.create()
     for file in files:
         if not str(file.config_path).startswith(("hydra/", "experiment/", "debug/")):
-            path = next(p for p in (f / f"{file.config_path}.yaml" for f in folders) if p.is_file())
+            path = next(p for p in (Path(f) / f"{file.config_path}.yaml" for f in folders) if p.is_file())
             content = cast(DictConfig, OmegaConf.load(path))
             content.pop("defaults", None)
             merged = OmegaConf.merge(merged, {file.package: content} if file.package else content)
-    return cast(DictConfig, merged)
+    return leaves(cast(DictConfig, merged))
 
 
 def leaves(config: DictConfig) -> Leaves:

@@ -130,7 +130,7 @@ class ImageClassifier(pl.LightningModule):
         self.set_rates(optimizer)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         with torch.no_grad():
-            for group in optimizer.param_groups:
+            for group in optimizer.param_groups if self.projections else ():
                 own = {id(p) for p in group["params"] if group["lr"] > 0}  # at 0 it is frozen
                 for project in self.projections:
                     if weights := [w for w in project.weights if id(w) in own]:

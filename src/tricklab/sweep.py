@@ -39,6 +39,8 @@ class Job:
         self.hash, self.limit = config_hash(task(config)), config.job_timeout
         self.folder = root / config.hydra.sweep.subdir
         self.command = [*self.words, f"hydra.run.dir='{self.folder}'", "resume=auto"]
+        if "wandb" in config.logger and not config.logger.wandb.group:
+            self.command.append(f"logger.wandb.group={root.name}")
 
     @property
     def result(self) -> dict[str, Any]:
