@@ -4,18 +4,22 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tricklab import cli
+from tricklab import cli, sweep
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float:
-    from tricklab import experiment  # takes seconds, so not before the options are known to be right
-
     run = HydraConfig.get()
+    folder, words = Path(run.runtime.output_dir), list(run.overrides.task)
     with cli.one_line():
-        return experiment.run(cfg, Path(run.runtime.output_dir), list(run.overrides.task), run.runtime.choices)
+        if run.mode == RunMode.MULTIRUN:  # a launcher of Hydra's plugins has placed the job here
+            return sweep.be_placed(cfg, folder, words)
+        from tricklab import experiment  # takes seconds, so not before the options are known to be right
+
+        return experiment.run(cfg, folder, words, run.runtime.choices)
 
 
 if __name__ == "__main__":

@@ -84,6 +84,21 @@ def test_a_failed_job_ends_neither_the_others_nor_with_0(train, tmp_path):
     assert sorted(result(f)["status"] for f in jobs(tmp_path / "sweeps" / "part").values()) == ["done", "failed"]
 
 
+def test_another_launcher_runs_the_same_jobs(train, tmp_path):
+    words = ("-m", *SHORT, "seed=0,1", "name=any", "trainer.log_every_n_steps=1")
+    ours = train(*words)
+    theirs = train(*words, "hydra/launcher=basic", "hydra.sweep.dir=theirs")
+    assert (ours.returncode, theirs.returncode) == (0, 0), theirs.stderr
+    for folder in jobs(tmp_path / "sweeps" / "any").values():
+        assert (folder / "metrics.csv").read_text() == (tmp_path / "theirs" / folder.name / "metrics.csv").read_text()
+        done = (tmp_path / "theirs" / folder.name / "result.json").stat().st_mtime_ns
+        assert train(*words, "hydra/launcher=basic", "hydra.sweep.dir=theirs").returncode == 0
+        assert (tmp_path / "theirs" / folder.name / "result.json").stat().st_mtime_ns == done
+    wrong = train("-m", *SHORT, "model.dropout=0.1,1.5", "hydra/launcher=basic", "hydra.sweep.dir=wrong")
+    assert wrong.returncode == 1
+    assert "model.dropout=1.5; allowed: 0 to 1" in wrong.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -7,6 +7,7 @@ import runpy
 import select
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -38,19 +39,46 @@ class Job:
             raise UserError(f"{' '.join(self.words)}: {error}") from None
         self.hash, self.limit = config_hash(task(config)), config.job_timeout
         self.folder = root / config.hydra.sweep.subdir
-        self.command = [*self.words, f"hydra.run.dir='{self.folder}'", "resume=auto"]
+        self.command = command(self.words, self.folder)
         if "wandb" in config.logger and not config.logger.wandb.group:
             self.command.append(f"logger.wandb.group={root.name}")
 
     @property
     def result(self) -> dict[str, Any]:
-        """What the job has left: its result, or the last line of its log."""
-        try:
-            return dict(json.loads((self.folder / "result.json").read_text("utf-8")))
-        except (OSError, ValueError):
-            log = self.folder / "job.log"
-            last = log.read_text("utf-8", "replace").strip().rpartition("\n")[2] if log.exists() else "not started"
-            return {"status": "killed" if log.exists() else "open", "reason": last, "objective": None}
+        return read_result(self.folder)
+
+
+def command(words: Sequence[str], folder: Path) -> list[str]:
+    """Return the words of a single run that is a job in this folder, begun or gone on with."""
+    return [*words, f"hydra.run.dir='{folder}'", "resume=auto"]
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Read what a job has left: its result, or the last line of its log."""
+    try:
+        return dict(json.loads((folder / "result.json").read_text("utf-8")))
+    except (OSError, ValueError):
+        log = folder / "job.log"
+        last = log.read_text("utf-8", "replace").strip().rpartition("\n")[2] if log.exists() else "not started"
+        return {"status": "killed" if log.exists() else "open", "reason": last, "objective": None}
+
+
+def be_placed(cfg: DictConfig, folder: Path, words: Sequence[str]) -> float:
+    """Run a job that another launcher has placed here, as a child of this process, unless it is done already.
+
+    Raises:
+        UserError: it is not done after that.
+    """
+    if read_result(folder)["status"] != "done":
+        (folder / "result.json").unlink(missing_ok=True)
+        environment = os.environ | {HASH: config_hash(task(cfg))}
+        with (folder / "job.log").open("a") as log:
+            job = [sys.executable, str(TRAIN), *command(words, folder)]
+            subprocess.run(job, stdout=log, stderr=subprocess.STDOUT, env=environment, timeout=cfg.job_timeout)
+    result = read_result(folder)
+    if result["status"] != "done":
+        raise UserError(f"{result['status']}: {result['reason']}; see {folder}/job.log")
+    return float(result["objective"])
 
 
 class Sweep:
