@@ -182,13 +182,14 @@ def test_the_ladder_rises():
     assert list(configure("augment=[erase,crop]").augment) == ["erase", "crop"]  # in this order
 
 
-def test_what_an_augmentation_refuses_is_said_before_training(run):
+def test_what_an_augmentation_refuses_is_said_before_training(run, capsys):
     for words, says in (
         (("augment=randaugment", "data=fake", "data.channels=4"), "do not take 4 channels; allowed: 1, 3"),
         (("augment=crop", "augment.crop.padding=9"), r"augment.crop.padding=9 of images of 8 x 8"),
     ):
         with pytest.raises(UserError, match=says):
             run("debug=batch", *words)
+        assert "steps" not in capsys.readouterr().out
 
 
 def test_numbers_are_the_same_in_any_precision():

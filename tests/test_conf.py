@@ -56,6 +56,13 @@ def test_the_check_takes_it_as_it_is(group, option):
     compose_each([f"{group}={option}"])
 
 
+@pytest.mark.parametrize(
+    "words", [["penalty=[l1,l2]", "penalty.l1.strength=1"], ["augment=[light,erase]", "penalty=[]"]]
+)
+def test_the_check_takes_several_options(words):
+    compose_each(words)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
 def test_yaml_says_what_it_is_and_quotes_on_and_off(path):
     text = path.read_text("utf-8")

@@ -158,7 +158,7 @@ def fits(value: Any, default: Any) -> bool:
 
 def defaults(config: DictConfig) -> Leaves:
     """Return the values of the chosen options as their files have them: without experiment, debug and single values."""
-    chosen = config.hydra.runtime.choices
+    chosen = {*config.hydra.runtime.choices, *SEVERAL_OPTIONS}  # Hydra leaves out groups with several options
     words = [word for word in config.hydra.overrides.task if word.lstrip("+~").split("=")[0] in chosen]
     folders = [source.path for source in config.hydra.runtime.config_sources if source.schema == "file"]
     return merge_files(config.hydra.job.config_name, (*config.hydra.overrides.hydra, *words), tuple(folders))
