@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from tricklab import cli
 from tricklab.errors import UserError, nearest
-from tricklab.resume import VOLATILE
+from tricklab.resume import VOLATILE, read_result
 
 Table = list[list[str]]
 
@@ -43,7 +43,7 @@ class Summary(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Of two configurations, seed by seed: its summary, p of Student's paired t-test, and what says of it."""
+    """Of two configurations, seed by seed: its summary, and p of Student's paired t-test."""
 
     summary: Summary
     p: float
@@ -77,20 +77,13 @@ def read_jobs(folder: Path) -> list[Job]:
         listed = json.loads((folder / "sweep.json").read_text("utf-8"))["jobs"]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: no sweep.json there; allowed: the folder of a sweep ({error})") from None
-    return [Job(folder / job["folder"], split(job["overrides"]), read(folder / job["folder"])) for job in listed]
+    return [Job(folder / job["folder"], split(job["overrides"]), read_result(folder / job["folder"])) for job in listed]
 
 
 def split(words: Sequence[str]) -> dict[str, str]:
     """Return the words that say what is computed, by key."""
     parts = (word.lstrip("+").partition("=") for word in words)
     return {key: value for key, _, value in parts if key not in VOLATILE and not key.startswith("hydra")}
-
-
-def read(folder: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads((folder / "result.json").read_text("utf-8")))
-    except (OSError, ValueError):
-        return {}
 
 
 def report(jobs: list[Job], metric: str, baseline: str, incomplete: bool) -> tuple[str, Table]:

@@ -9,7 +9,6 @@ status is done, failed, interrupted, unfinished (killed) or running. What is unf
 status=unfinished asks for it, what is running never.
 """
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from omegaconf import OmegaConf
 from tricklab import cli
 from tricklab.check import leaves
 from tricklab.errors import UserError, nearest
-from tricklab.resume import find_runs, status
+from tricklab.resume import find_runs, read_result, status
 
 MISSING = object()
 STATUSES = ("done", "failed", "interrupted", "unfinished", "running")
@@ -63,8 +62,7 @@ def fits(fact: Any, value: str) -> bool:
 
 def line(folder: Path) -> str:
     """Describe a run: how it ended, accuracy on validation and test, seconds, folder."""
-    path = folder / "result.json"
-    result: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    result = read_result(folder)
     told = [f"{result.get('metrics', {}).get(f'{part}/acc', float('nan')):.4f}" for part in ("val", "test")]
     return f"{status(folder):11}  val {told[0]:6}  test {told[1]:6}  {result.get('seconds') or 0:8.1f} s  {folder}"
 

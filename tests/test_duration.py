@@ -63,3 +63,11 @@ def test_run_length_is_lightnings_and_is_what_happens(run):
         assert len(rates) == expected.steps
         assert done.column("step")[-1] == expected.steps
         assert math.isfinite(done.result["objective"])
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [("99%", 9), ("90%", 9), ("96%", 9), ("100%", 10), ("1%", 1), ("10it", 10), ("3ep", 15), ("0", 0)],
+)
+def test_a_part_is_not_rounded_to_the_whole(duration, steps):
+    assert to_steps(duration, Length(10, 5), most=9) == steps

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from torch import nn
+from torch import Tensor, nn
 
-from tricklab.build import build, build_each
+from tricklab.build import build, build_each, without
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile
@@ -42,17 +42,17 @@ def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[Im
 
 def build_data(cfg: DictConfig) -> ImageData:
     """Build the data with their augmentation and mixing."""
-    mixup = build(DictConfig({key: value for key, value in cfg.mixup.items() if key not in WINDOW}))
+    mixup = build(without(cfg.mixup, *WINDOW))
     data: ImageData = build(cfg.data, seed=cfg.seed, augment=build_each(cfg.augment), mixup=mixup)
     return data
 
 
 def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     """Build Lightning's trainer with callbacks and loggers; `metrics.csv` is written whatever they are."""
-    options = {key: value for key, value in cfg.trainer.items() if key not in NOT_TRAINER}
+    options = without(cfg.trainer, *NOT_TRAINER)
     loggers = [MetricsFile(str(folder)), *build_each(cfg.logger, save_dir=str(folder)).values()]
     callbacks = list(build_each(cfg.callbacks).values())
-    trainer: pl.Trainer = build(DictConfig(options), callbacks=callbacks, logger=loggers, default_root_dir=str(folder))
+    trainer: pl.Trainer = build(options, callbacks=callbacks, logger=loggers, default_root_dir=str(folder))
     return trainer
 
 
@@ -62,15 +62,14 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
     Raises:
         UserError: an optimizer that does not take its arguments or has no momentum to move.
     """
-    optimizer = build(DictConfig({key: value for key, value in cfg.optimizer.items() if key != "lr_per"}), lr=plan.lr)
+    optimizer = build(without(cfg.optimizer, "lr_per"), lr=plan.lr)
     try:
         made = optimizer(parameter_groups(net))  # Lightning makes another, when it is too late for a plain answer
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer: {error}") from error
-    if plan.multiplier.momentum and not {"momentum", "betas"} & made.defaults.keys():
-        raise UserError(f"scheduler={cfg.scheduler._target_}: {cfg.optimizer._target_} has no momentum to move")
-    if plan.multiplier.momentum and not made.defaults.get("momentum", 1):
-        raise UserError("optimizer.momentum=0 with a scheduler that moves it; allowed: more than 0")
+    if plan.multiplier.momentum and not (made.defaults.get("momentum") or "betas" in made.defaults):
+        said = f"scheduler={cfg.scheduler._target_}: {cfg.optimizer._target_} has no momentum to move"
+        raise UserError(f"{said}; allowed: optimizer.momentum of more than 0, or betas")
     mixing = getattr(data.mixup, "func", data.mixup) is not identity
     return ImageClassifier(
         net,
@@ -92,13 +91,13 @@ def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
     Raises:
         UserError: it does not take probabilities, as mixing and smoothing make them; weights that are none.
     """
-    options = {key: value for key, value in cfg.items() if key != "weight"}
+    options: dict[str, Tensor] = {}
     if (weight := cfg.get("weight")) is not None:
         plain = all(isinstance(w, int | float) and 0 <= w < math.inf for w in weight)
         if len(weight) != classes or not plain or not sum(weight):
             raise UserError(f"loss.weight={weight}; allowed: {classes} numbers of 0 or more, not all of them 0")
         options["weight"] = torch.tensor(weight, dtype=torch.float)
-    loss: nn.Module = build(DictConfig(options, flags={"allow_objects": True}))
+    loss: nn.Module = build(without(cfg, "weight"), **options)
     try:
         loss(torch.zeros(2, classes), torch.full((2, classes), 1 / classes))
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -115,7 +114,7 @@ def build_penalties(cfg: DictConfig, net: nn.Module) -> dict[str, Penalty]:
     """
     penalties = {}
     for name, node in cfg.items():
-        act = build(DictConfig({key: value for key, value in node.items() if key != "only"}))
+        act = build(without(node, "only"))
         try:
             penalties[str(name)] = Penalty(act, find_weights(net, node.get("only")))
         except UserError as error:

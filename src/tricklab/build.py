@@ -35,6 +35,11 @@ def build_each(config: DictConfig, **options: Any) -> dict[str, Any]:
     return {str(name): build(node, **options) for name, node in config.items()}
 
 
+def without(config: DictConfig, *keys: str) -> DictConfig:
+    """Leave out the keys that stand with an option but are not its arguments."""
+    return DictConfig({key: value for key, value in config.items() if key not in keys})
+
+
 def targets(node: Any) -> Iterator[str]:
     """Find every `_target_` in a nested config."""
     if isinstance(node, dict):

@@ -77,7 +77,7 @@ def refuse(config: DictConfig, folder: Path) -> None:
     """End the process with one line if anything is wrong; Hydra swallows any other exception of a callback."""
     try:
         check(config)
-        if os.environ.get(HASH, config_hash(task(config))) != config_hash(task(config)):
+        if (planned := os.environ.get(HASH)) and planned != config_hash(task(config)):
             raise UserError("conf/ was changed after this sweep had begun; give its command again")
         if "LOCAL_RANK" not in os.environ:  # a DDP child shares the folder of its parent
             check_folder(folder, config)

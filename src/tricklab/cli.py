@@ -23,7 +23,6 @@ CONF = Path(__file__).parents[2] / "conf"
 NOT_IN_NAME = re.compile(  # or elsewhere in it
     r"(data|model|seed|name|tags|resume|slots|dry|job_timeout|data\.root|data\.num_workers)=|logger|hydra"
 )
-SWEPT = re.compile(r"^[^'\"\[{(]*=.*(,|range\(|interval\(|choice\(|glob\()(?![^\[]*\])")  # a word with several values
 
 
 def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
@@ -144,10 +143,13 @@ def sweep_name(*, _root_: DictConfig) -> str:
 
     So a grid that grows stays in its folder.
     """
-    swept = [word.partition("=")[0] for word in sys.argv[1:] if SWEPT.search(word)]
-    given = [word for word in sys.argv[1:] if "=" in word and not SWEPT.search(word) and not NOT_IN_NAME.match(word)]
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    parsed = OverridesParser.create().parse_overrides(words)
+    swept = {o.get_key_element() for o in parsed if o.is_sweep_override()}
+    given = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
+    given = [word for word in given if not NOT_IN_NAME.match(word.lstrip("+~"))]
     choices = _root_.hydra.runtime.choices
-    parts = [_root_.name] if _root_.name else [choices.data, choices.model, *sorted(given), "by", *sorted(set(swept))]
+    parts = [_root_.name] if _root_.name else [choices.data, choices.model, *sorted(given), "by", *sorted(swept)]
     return "_".join(slug(part) for part in parts)[:120]
 
 

@@ -62,8 +62,13 @@ def parse(duration: int | float | str) -> tuple[float, str]:
     raise UserError(f"{duration!r} is not a duration; allowed: {ALLOWED}")
 
 
-def to_steps(duration: int | float | str, length: Length) -> int:
-    """Optimizer steps in `duration`, rounded to the nearest; whatever is not 0 lasts at least one step."""
+def to_steps(duration: int | float | str, length: Length, most: int | None = None) -> int:
+    """Optimizer steps in `duration`, rounded to the nearest; whatever is not 0 lasts at least one step.
+
+    A part of the run, as 90%, is not rounded to more than `most`; other durations are as they are.
+    """
     number, unit = parse(duration)
-    steps = number * {"it": 1.0, "ep": float(length.epoch), "%": length.steps / 100}[unit]
-    return max(1, round(steps)) if number > 0 else 0
+    steps = max(1, round(number * {"it": 1.0, "ep": float(length.epoch), "%": length.steps / 100}[unit]))
+    if unit == "%" and number < 100 and most is not None:
+        steps = min(steps, most)
+    return steps if number > 0 else 0

@@ -5,6 +5,9 @@ mixed. Any batch size will do, 1 and odd ones included. `per`: one lam for the "
 is mixed with `probability`.
 """
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,29 +21,33 @@ def identity(images: Tensor, targets: Tensor, generator: torch.Generator) -> Mix
     return images, targets
 
 
-def mixup(
-    images: Tensor,
-    targets: Tensor,
-    generator: torch.Generator,
-    alpha: float,
-    per: str = "batch",
-    probability: float = 1.0,
-) -> Mixed:
+def mixing(mix: Callable[..., Mixed]) -> Callable[..., Mixed]:
+    """Turn `mix(images, targets, partner, lam, generator)` into a function that draws partner and lam itself."""
+
+    @functools.wraps(mix)
+    def build(
+        images: Tensor,
+        targets: Tensor,
+        generator: torch.Generator,
+        alpha: float,
+        per: str = "batch",
+        probability: float = 1.0,
+    ) -> Mixed:
+        partner, lam = draw(len(images), generator, alpha, per, probability)
+        return mix(images, targets, partner, lam, generator)
+
+    return build
+
+
+@mixing
+def mixup(images: Tensor, targets: Tensor, partner: Tensor, lam: Tensor, generator: torch.Generator) -> Mixed:
     """X = lam x_i + (1 - lam) x_j, y likewise; lam ~ Beta(alpha, alpha). mixup, arXiv 1710.09412."""
-    partner, lam = draw(len(images), generator, alpha, per, probability)
     return blend(images, partner, lam), blend(targets, partner, lam)
 
 
-def cutmix(
-    images: Tensor,
-    targets: Tensor,
-    generator: torch.Generator,
-    alpha: float,
-    per: str = "batch",
-    probability: float = 1.0,
-) -> Mixed:
+@mixing
+def cutmix(images: Tensor, targets: Tensor, partner: Tensor, lam: Tensor, generator: torch.Generator) -> Mixed:
     """Paste a box of x_j into x_i; targets are weighted by the area really pasted. CutMix, arXiv 1905.04899."""
-    partner, lam = draw(len(images), generator, alpha, per, probability)
     pasted = draw_boxes(images.shape[2], images.shape[3], lam, generator)  # [1 or B, 1, H, W]
     mixed = torch.where(pasted.to(images.device), images[partner.to(images.device)], images)
     return mixed, blend(targets, partner, 1 - pasted.double().mean((1, 2, 3)))
@@ -59,9 +66,8 @@ def alternate(
     blended = mixup(images, targets, generator, alpha, per, probability)
     pasted = cutmix(images, targets, generator, cutmix_alpha, per, probability)
     heads = (torch.rand(len(images) if per == "image" else 1, generator=generator) < 0.5).to(images.device)
-    return torch.where(heads[:, None, None, None], pasted[0], blended[0]), torch.where(
-        heads[:, None], pasted[1], blended[1]
-    )
+    mixed = torch.where(heads[:, None, None, None], pasted[0], blended[0])
+    return mixed, torch.where(heads[:, None], pasted[1], blended[1])
 
 
 def draw(images: int, generator: torch.Generator, alpha: float, per: str, probability: float) -> Mixed:

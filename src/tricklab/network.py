@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tricklab.build import build
+from tricklab.build import build, without
 from tricklab.data.batches import Images
 from tricklab.errors import UserError
 from tricklab.model import AUXILIARY, find_head, find_timm, find_torchvision
@@ -34,9 +34,8 @@ def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.
         UserError: a network that does not turn these images into a logit for each class.
     """
     seed_default(cfg.seed, "init")
-    options = DictConfig({key: value for key, value in cfg.model.items() if key not in NOT_NET})
     try:
-        net: nn.Module = build(options)(shape[0], classes).eval()
+        net: nn.Module = build(without(cfg.model, *NOT_NET))(shape[0], classes).eval()
         with torch.no_grad():
             logits = net(torch.zeros(2, *shape))  # lazy layers count their inputs here
     except UserError:

@@ -57,11 +57,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def status(folder: Path) -> str:
     """Return how a run ended, or "running"; "unfinished" is one that was killed."""
+    result = read_result(folder)
+    return str(result["status"]) if result else "unfinished" if lock_run(folder) else "running"
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Read the `result.json` of a run; nothing where there is none, or not a whole one."""
     try:
-        return str(json.loads((folder / "result.json").read_text("utf-8"))["status"])
+        return dict(json.loads((folder / "result.json").read_text("utf-8")))
     except (OSError, ValueError):
-        lock = lock_run(folder)
-        return "unfinished" if lock else "running"
+        return {}
 
 
 def lock_run(folder: Path) -> Any:

@@ -67,9 +67,7 @@ def schedule(decay: Callable[..., float], momentum: Callable[..., float] | None 
 
 
 def _steps(option: str, duration: Duration, length: Length, least: int, most: int) -> int:
-    steps = to_steps(duration, length)
-    if str(duration).endswith("%") and float(str(duration)[:-1]) < 100:
-        steps = min(steps, most)  # however it is rounded, a part is not the whole
+    steps = to_steps(duration, length, most)
     if not least <= steps <= most:
         raise UserError(f"scheduler.{option}={duration} is {steps} steps; allowed: {least} to {most}")
     return steps

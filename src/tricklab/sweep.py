@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from tricklab.check import check
 from tricklab.errors import UserError
-from tricklab.resume import HASH, config_hash, lock_run, task, write_whole
+from tricklab.resume import HASH, config_hash, lock_run, read_result, task, write_whole
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -45,7 +45,7 @@ class Job:
 
     @property
     def result(self) -> dict[str, Any]:
-        return read_result(self.folder)
+        return what_is_left(self.folder)
 
 
 def command(words: Sequence[str], folder: Path) -> list[str]:
@@ -53,14 +53,12 @@ def command(words: Sequence[str], folder: Path) -> list[str]:
     return [*words, f"hydra.run.dir='{folder}'", "resume=auto"]
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    """Read what a job has left: its result, or the last line of its log."""
-    try:
-        return dict(json.loads((folder / "result.json").read_text("utf-8")))
-    except (OSError, ValueError):
-        log = folder / "job.log"
-        last = log.read_text("utf-8", "replace").strip().rpartition("\n")[2] if log.exists() else "not started"
-        return {"status": "killed" if log.exists() else "open", "reason": last, "objective": None}
+def what_is_left(folder: Path) -> dict[str, Any]:
+    """Return what a job has left: its result, or the last line of its log."""
+    log = folder / "job.log"
+    last = log.read_text("utf-8", "replace").strip().rpartition("\n")[2] if log.exists() else "not started"
+    killed = {"status": "killed" if log.exists() else "open", "reason": last, "objective": None}
+    return read_result(folder) or killed
 
 
 def be_placed(cfg: DictConfig, folder: Path, words: Sequence[str]) -> float:
@@ -69,13 +67,13 @@ def be_placed(cfg: DictConfig, folder: Path, words: Sequence[str]) -> float:
     Raises:
         UserError: it is not done after that.
     """
-    if read_result(folder)["status"] != "done":
+    if what_is_left(folder)["status"] != "done":
         (folder / "result.json").unlink(missing_ok=True)
         environment = os.environ | {HASH: config_hash(task(cfg))}
         with (folder / "job.log").open("a") as log:
             job = [sys.executable, str(TRAIN), *command(words, folder)]
             subprocess.run(job, stdout=log, stderr=subprocess.STDOUT, env=environment, timeout=cfg.job_timeout)
-    result = read_result(folder)
+    result = what_is_left(folder)
     if result["status"] != "done":
         raise UserError(f"{result['status']}: {result['reason']}; see {folder}/job.log")
     return float(result["objective"])

@@ -107,8 +107,7 @@ class ImageData(pl.LightningDataModule):
         Raises:
             UserError: there is no step between them.
         """
-        steps = [to_steps(duration, length) for duration in (begin, end)]
-        steps[0] = min(steps[0], length.steps - 1) if str(begin).endswith("%") and begin != "100%" else steps[0]
+        steps = to_steps(begin, length, most=length.steps - 1), to_steps(end, length)
         if not 0 <= steps[0] < steps[1] <= length.steps:
             said = f"mixup.begin={begin} mixup.end={end} are the steps {steps[0]} and {steps[1]}"
             raise UserError(f"{said}; allowed: the one before the other, in 0 to {length.steps}")
