@@ -7,16 +7,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tricklab import cli, sweep
+from tricklab import cli, process
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
-def main(cfg: DictConfig) -> float:
+def main(cfg: DictConfig) -> float | None:
     run = HydraConfig.get()
     folder, words = Path(run.runtime.output_dir), list(run.overrides.task)
     with cli.one_line():
-        if run.mode == RunMode.MULTIRUN:  # a launcher of Hydra's plugins has placed the job here
-            return sweep.be_placed(cfg, folder, words)
+        if run.mode == RunMode.MULTIRUN:  # a launcher other than the local one has placed the job here
+            return process.be_placed(words, folder, cfg)
         from tricklab import experiment  # takes seconds, so not before the options are known to be right
 
         return experiment.run(cfg, folder, words, run.runtime.choices)

@@ -52,7 +52,7 @@ def test_jobs_are_single_runs_and_run_once(train, tmp_path):
     first = train("-m", *words, "mixup=off,on", "slots=2")
     assert first.returncode == 0, first.stderr
     folder = tmp_path / "sweeps" / "digits_mlp_trainer.log_every_n_steps-1_trainer.max_epochs-1_by_mixup"
-    assert first.stdout.startswith(f"2 jobs, 0 done, 2 at a time, in {folder}")
+    assert first.stdout.startswith(f"2 jobs, 0 done, in {folder}")
     assert "2 of 2 jobs done" in first.stdout
     assert "2 of 2: done 0." in first.stdout
     for n, mixup in enumerate(("off", "on")):
@@ -70,7 +70,7 @@ def test_jobs_are_single_runs_and_run_once(train, tmp_path):
     assert " logger.wandb.group=mine" in train("-m", *words, "logger=wandb", "seed=0,1", "name=mine", "dry=true").stdout
     assert "mixup=cutmix" in dry.stdout
     again = train("-m", *words, "mixup=off,on")
-    assert again.stdout.startswith("2 jobs, 2 done, 1 at a time")
+    assert again.stdout.startswith("2 jobs, 2 done")
     assert [(f / "result.json").stat().st_mtime_ns for f in jobs(folder).values()] == times
 
 
@@ -80,7 +80,6 @@ def test_a_failed_job_ends_neither_the_others_nor_with_0(train, tmp_path):
     assert "1 of 2 jobs done" in done.stdout
     assert "failed: UserError: 1 training images" in done.stdout
     assert "the same command again goes on with these: python train.py -m model=mlp" in done.stdout
-    assert done.stderr.splitlines()[-1].startswith("error: not all jobs are done")
     assert sorted(result(f)["status"] for f in jobs(tmp_path / "sweeps" / "part").values()) == ["done", "failed"]
 
 

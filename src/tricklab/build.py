@@ -6,7 +6,6 @@ from typing import Any
 from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from tricklab.errors import UserError
 
@@ -25,6 +24,8 @@ def build(config: DictConfig, *args: Any, **options: Any) -> Any:
     try:
         return instantiate(config, *args, _convert_="all", **options)
     except InstantiationException as error:
+        from pytorch_lightning.utilities.exceptions import MisconfigurationException  # takes seconds
+
         if isinstance(error.__cause__, TypeError | ValueError | MisconfigurationException):
             raise UserError(str(error.__cause__)) from error
         raise error.__cause__ or error from None

@@ -35,11 +35,11 @@ FROM_0 = (
 )
 FROM_1 = (
     *("slots", "job_timeout", "batch_size", "lr_per", "test_images", "channels", "height", "width"),
-    *("accumulate_grad_batches", "mult"),
+    *("accumulate_grad_batches", "mult", "trials", "replicates", "rounds", "batch"),
 )
 TYPES: dict[str, type] = {  # of what is null by default
     **dict.fromkeys(("name", "weights", "entity", "group", "notes", "profiler", "only"), str),
-    **dict.fromkeys(("lr_per", "folds", "slots", "job_timeout"), int),
+    **dict.fromkeys(("lr_per", "folds", "slots", "job_timeout", "batch"), int),
     "weight": list,
 }
 NULLABLE = ("resize",)
@@ -53,7 +53,7 @@ RANGES = {  # by the last word of a key: lowest and highest
     **dict.fromkeys(SHARES, (0, 1)),
     **dict.fromkeys((*FROM_0, "norm", "mistakes", "power"), (0, math.inf)),
     **dict.fromkeys((*FROM_1, "log_every_n_steps"), (1, math.inf)),
-    **dict.fromkeys(("images", "classes"), (2, math.inf)),
+    **dict.fromkeys(("images", "classes", "factor"), (2, math.inf)),
     **dict.fromkeys(("gamma", "start", "warmup_share"), (1e-6, 1)),  # a rate of 0 would be a step without a step
     **dict.fromkeys(("momentum_low", "momentum_high"), (0, 0.999)),
     **dict.fromkeys(("degrees", "shear"), (0, 180)),

@@ -5,23 +5,26 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from tricklab.errors import UserError, nearest
+from tricklab.process import visible_devices
 from tricklab.resume import config_hash, run_folder, task
 
 CONF = Path(__file__).parents[2] / "conf"
 NOT_IN_NAME = re.compile(  # or elsewhere in it
-    r"(data|model|seed|name|tags|resume|slots|dry|job_timeout|data\.root|data\.num_workers)=|logger|hydra"
+    r"(data|model|sweep|sweep\..*|seed|name|tags|resume|slots|dry|job_timeout|data\.root|data\.num_workers)=|logger|hydra"
 )
 
 
@@ -31,6 +34,7 @@ def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
         print(help_text or list_words())
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own pages and exits
+    warnings.filterwarnings("ignore", "\n'hydra/launcher/ray' is validated")  # its plugin has one of that name
     with one_line():
         main()
 
@@ -48,20 +52,32 @@ def compose_each(overrides: list[str]) -> dict[str, DictConfig]:
 
     parsed = OverridesParser.create().parse_overrides(overrides)
     swept = [o.get_key_element() for o in parsed if o.is_sweep_override()]
-    values = [
-        [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
-        if o.is_sweep_override()
-        else [str(o.input_line)]
-        for o in parsed
-    ]
     configs = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for words in map(list, itertools.product(*values)):
+        for words in combine(parsed):
             config = compose("train", words, return_hydra_config=True)
             check(config)
             told = [word for word in words if word.split("=")[0] in swept]
             configs[" ".join(told) or f"scheduler={config.hydra.runtime.choices.scheduler}"] = config
     return configs
+
+
+def combine(words: Sequence[Override]) -> list[list[str]]:
+    """Return every combination of the values that words have with commas.
+
+    Raises:
+        UserError: an interval, which has no values to go through.
+    """
+    for word in words:
+        if word.is_sweep_override() and not word.is_discrete_sweep():
+            raise UserError(f"{word.input_line}; allowed: values with commas, or with sweep=optuna an interval")
+    values = [
+        [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
+        if o.is_sweep_override()
+        else [str(o.input_line)]
+        for o in words
+    ]
+    return [list(combination) for combination in itertools.product(*values)]
 
 
 @contextmanager
@@ -160,4 +176,5 @@ def slug(text: Any) -> str:
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
 OmegaConf.register_new_resolver("config_hash", lambda *, _root_: config_hash(task(_root_)), replace=True)
+OmegaConf.register_new_resolver("gpus_a_job", lambda: min(1, len(visible_devices())), replace=True)
 OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)

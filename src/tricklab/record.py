@@ -2,11 +2,13 @@
 
 import json
 import math
+import os
 import platform
 import shlex
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,8 @@ class Record:
             "config_hash": config_hash(self.config),
             "overrides": list(overrides),
             "devices": [],
+            "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "started": datetime.now(UTC).isoformat(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
             "git": git_state(Path(__file__).parent),
         }

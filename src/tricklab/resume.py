@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 VOLATILE = (  # not part of what is computed
-    *("hydra", "resume", "name", "tags", "logger", "slots", "dry", "job_timeout", "data.num_workers"),
+    *("hydra", "sweep", "resume", "name", "tags", "logger", "slots", "dry", "job_timeout", "data.num_workers"),
 )
 HASH = "PLANNED_CONFIG_HASH"  # in the environment of a sweep's job: that of the config it was planned with
 FACTS = ("choices", "dataset")  # what a run adds to its config.yaml

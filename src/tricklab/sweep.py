@@ -1,217 +1,123 @@
-"""A sweep on one machine: each job is one command that can be given again, run in a process of its own."""
+"""How a sweep chooses its runs: all of a grid, the best of a grid in rounds, or trials that Optuna proposes."""
 
-import json
-import multiprocessing
-import os
-import runpy
-import select
+import math
 import shlex
-import signal
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from multiprocessing.context import ForkServerContext
-from pathlib import Path
-from queue import Queue
+from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import DictConfig
+from hydra.core.override_parser.types import IntervalSweep, Override
 
-from tricklab.check import check
+from tricklab.cli import combine, unknown
 from tricklab.errors import UserError
-from tricklab.resume import HASH, config_hash, lock_run, read_result, task, write_whole
-
-TRAIN = Path(__file__).parents[2] / "train.py"
-
-
-class Job:
-    """A combination of words, and the folder that follows from its config."""
-
-    def __init__(self, words: Sequence[str], load: Callable[[list[str]], DictConfig], root: Path):
-        self.words = list(words)
-        try:
-            config = load(self.words)
-            check(config)
-        except UserError as error:
-            raise UserError(f"{' '.join(self.words)}: {error}") from None
-        self.hash, self.limit = config_hash(task(config)), config.job_timeout
-        self.folder = root / config.hydra.sweep.subdir
-        self.command = command(self.words, self.folder)
-        if "wandb" in config.logger and not config.logger.wandb.group:
-            self.command.append(f"logger.wandb.group={root.name}")
-
-    @property
-    def result(self) -> dict[str, Any]:
-        return what_is_left(self.folder)
+from tricklab.jobs import Job, Jobs
+from tricklab.process import slots
 
 
-def command(words: Sequence[str], folder: Path) -> list[str]:
-    """Return the words of a single run that is a job in this folder, begun or gone on with."""
-    return [*words, f"hydra.run.dir='{folder}'", "resume=auto"]
+def grid(words: Sequence[Override], jobs: Jobs) -> None:
+    """Run every combination of the values of `words`."""
+    jobs.run(combine(words))
 
 
-def what_is_left(folder: Path) -> dict[str, Any]:
-    """Return what a job has left: its result, or the last line of its log."""
-    log = folder / "job.log"
-    last = log.read_text("utf-8", "replace").strip().rpartition("\n")[2] if log.exists() else "not started"
-    killed = {"status": "killed" if log.exists() else "open", "reason": last, "objective": None}
-    return read_result(folder) or killed
+def halving(words: Sequence[Override], jobs: Jobs, factor: int, rounds: int) -> None:
+    """Run a grid for a part of the epochs, one of `factor` configurations for `factor` times as many, up to all.
 
-
-def be_placed(cfg: DictConfig, folder: Path, words: Sequence[str]) -> float:
-    """Run a job that another launcher has placed here, as a child of this process, unless it is done already.
+    A configuration is judged by its mean over the seeds, the schedule is that of the full run, and what goes on is the
+    same run as one that was never stopped. (Successive halving, Jamieson and Talwalkar, arXiv 1502.07943.)
 
     Raises:
-        UserError: it is not done after that.
+        UserError: the length of a run is not a number of epochs, or is swept over.
     """
-    if what_is_left(folder)["status"] != "done":
-        (folder / "result.json").unlink(missing_ok=True)
-        environment = os.environ | {HASH: config_hash(task(cfg))}
-        with (folder / "job.log").open("a") as log:
-            job = [sys.executable, str(TRAIN), *command(words, folder)]
-            subprocess.run(job, stdout=log, stderr=subprocess.STDOUT, env=environment, timeout=cfg.job_timeout)
-    result = what_is_left(folder)
-    if result["status"] != "done":
-        raise UserError(f"{result['status']}: {result['reason']}; see {folder}/job.log")
-    return float(result["objective"])
+    trainer = jobs.config.trainer
+    if trainer.max_steps > 0 or any(word.is_sweep_override() and "trainer.max" in word.key_or_group for word in words):
+        raise UserError("sweep=halving counts whole epochs; allowed: one trainer.max_epochs, no trainer.max_steps")
+    every = trainer.check_val_every_n_epoch
+    left = combine(words)
+    for n in range(rounds - 1, -1, -1):
+        until = math.ceil(trainer.max_epochs / factor**n / every) * every if n else 0
+        done = jobs.run(left, until, f"round {rounds - n} of {rounds}, {until or 'all'} epochs: ")
+        left = best(left, [job.value for job in done], factor if n else len(left))
+    print(f"best: python train.py {shlex.join(left[0])}")
 
 
-class Sweep:
-    """The jobs of one command, so many at a time as there are slots.
+def best(combinations: list[list[str]], values: Sequence[float | None], factor: int) -> list[list[str]]:
+    """Return one of `factor` configurations, with all their seeds: those with the highest mean."""
+    cells: dict[tuple[str, ...], list[float]] = {}
+    for words, value in zip(combinations, values, strict=True):
+        cells.setdefault(without_seed(words), []).append(-math.inf if value is None else value)
+    ranked = sorted(cells, key=lambda words: -math.fsum(cells[words]) / len(cells[words]))  # a tie: the first
+    kept = ranked[: math.ceil(len(ranked) / factor)]
+    return [words for words in combinations if without_seed(words) in kept]
+
+
+def without_seed(words: Sequence[str]) -> tuple[str, ...]:
+    return tuple(word for word in words if not word.startswith("seed="))
+
+
+def optuna(
+    words: Sequence[Override],
+    jobs: Jobs,
+    trials: int,
+    replicates: int,
+    objectives: Sequence[str],
+    batch: int | None,
+    seed: int,
+) -> None:
+    """Run trials that Optuna's TPE proposes, each with `replicates` seeds, and say which was best.
+
+    Nothing is stored: the same command proposes the same trials, and those that are done return at once.
 
     Raises:
-        UserError: another process is at the same sweep.
+        UserError: a seed is searched for, or Optuna is missing.
     """
-
-    def __init__(self, config: DictConfig, folder: Path, jobs: Sequence[Job]):
-        self.folder, self.jobs = folder, jobs
-        self.left = [job for job in jobs if job.result["status"] != "done"]
-        devices = visible_devices()
-        self.slots = int(config.slots or len(devices) or 1)
-        self.threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // self.slots)
-        self.free: Queue[str] = Queue()
-        for slot in range(self.slots):
-            self.free.put(devices[slot % len(devices)] if devices else "")
-        self.processes: dict[str, Any] = {}
-        self.ended, self.started = 0, time.time()
-
-    def outline(self) -> str:
-        """Say what there is to do."""
-        done = len(self.jobs) - len(self.left)
-        return f"{len(self.jobs)} jobs, {done} done, {self.slots} at a time, in {self.folder}"
-
-    def run(self) -> None:
-        """Run what is not done yet, and say how it went."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = lock_run(self.folder)
-        if not lock:
-            raise UserError(f"the sweep in {self.folder} is running; wait for it, or choose another hydra.sweep.dir")
-        self.write_list()
-        print(self.outline())
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tricklab.experiment"])
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-        pool = ThreadPoolExecutor(self.slots)
-        try:
-            list(pool.map(lambda job: self.run_one(job, context), self.left))
-        except KeyboardInterrupt:
-            raise SystemExit(128 + signal.SIGINT) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            self.stop()
-            pool.shutdown()
-            self.summarise()
-            lock.close()
-
-    def run_one(self, job: Job, context: ForkServerContext) -> None:
-        """Start a job on a free device, wait for its end and say how it ended."""
-        device, started = self.free.get(), time.time()
-        job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / "result.json").unlink(missing_ok=True)
-        place = (job.folder, device, self.threads, job.hash, os.getpid())
-        process = context.Process(target=work, args=(job.command, *place))
-        self.processes[job.hash] = process
-        process.start()
-        process.join(job.limit)
-        if process.is_alive():
-            end(process, signal.SIGKILL)
-        self.free.put(device)
-        self.ended += 1
-        left = (time.time() - self.started) / self.ended * (len(self.left) - self.ended)
-        said = f"{job.result['status']} {job.result['objective'] or ''}".strip()
-        seconds = f"{time.time() - started:.1f} s, {left:.0f} s left"
-        print(f"{self.ended} of {len(self.left)}: {said}, {seconds}: {' '.join(job.words)}", flush=True)
-
-    def stop(self) -> None:
-        """End the jobs that are still at work: they may save, then they are killed."""
-        alive = [process for process in self.processes.values() if process.is_alive()]
-        for process in alive:
-            end(process, signal.SIGTERM)
-        for process in alive:
-            process.join(20)
-            end(process, signal.SIGKILL)
-
-    def summarise(self) -> None:
-        """Say how many are done, why the others are not, and how to go on."""
-        bad = [job for job in self.jobs if job.result["status"] != "done"]
-        print(f"{len(self.jobs) - len(bad)} of {len(self.jobs)} jobs done, in {self.folder}")
-        for job in bad:
-            print(f"  {job.result['status']}: {job.result['reason']}: {' '.join(job.words)}; see {job.folder}/job.log")
-        if bad:
-            print(f"  the same command again goes on with these: python train.py {shlex.join(sys.argv[1:])}")
-
-    def write_list(self) -> None:
-        """Write `sweep.json`: the jobs of the command, since other folders may lie beside theirs."""
-        jobs = [{"folder": job.folder.name, "overrides": job.words} for job in self.jobs]
-        text = json.dumps({"command": sys.argv[1:], "jobs": jobs}, indent=2, ensure_ascii=False)
-        write_whole(self.folder / "sweep.json", text + "\n")
-
-
-def visible_devices() -> list[str]:
-    """Name the GPUs that jobs may use, without torch."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
-    return [str(n) for n, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
-
-
-def work(command: list[str], folder: Path, device: str, threads: int, planned: str, driver: int) -> None:
-    """Be `python train.py COMMAND`, in a process that has torch imported already."""
-    os.setsid()  # a group of its own, so that all it starts can be ended with it
-    threading.Thread(target=end_with, args=(driver,), daemon=True).start()
-    with (folder / "job.log").open("a") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    os.environ.update({"CUDA_VISIBLE_DEVICES": device, "OMP_NUM_THREADS": str(threads), HASH: planned})
-    import torch
-
-    torch.set_num_threads(threads)
-    sys.argv = [str(TRAIN), *command]
-    runpy.run_path(str(TRAIN), run_name="__main__")
-
-
-def end_with(driver: int) -> None:
-    """Wait for the end of the process that started the sweep, then end this one and all that it started."""
-    if hasattr(os, "pidfd_open"):
-        select.select([os.pidfd_open(driver)], [], [])
-    else:  # macOS
-        while is_alive(driver):
-            time.sleep(1)
-    os.killpg(0, signal.SIGKILL)
-
-
-def is_alive(process: int) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        import optuna
+    except ImportError as error:
+        raise UserError("sweep=optuna needs optuna: pip install 'tricklab[optuna]'") from error
+    searched = {str(word.key_or_group): word for word in words if word.is_sweep_override()}
+    if "seed" in searched or not searched:
+        said = searched["seed"].input_line if searched else "no values to choose from"
+        raise UserError(f"sweep=optuna, {said}; allowed: values of other keys, and sweep.replicates for seeds")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    directions: Any = ["maximize" if "acc" in name else "minimize" for name in objectives]
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), directions=directions)
+    space = {key: distribution(word) for key, word in searched.items()}
+    fixed = [str(word.input_line) for word in words if not word.is_sweep_override()]
+    seeds = range(jobs.config.seed, jobs.config.seed + replicates)
+    for first in range(0, trials, batch or slots(jobs.config)):
+        asked = [study.ask(space) for _ in range(min(batch or slots(jobs.config), trials - first))]
+        words_of = [[*without_seed(fixed), *(f"{k}={short(v)}" for k, v in trial.params.items())] for trial in asked]
+        what = f"trials {first + 1} to {first + len(asked)} of {trials}: "
+        done = jobs.run([[*words, f"seed={n}"] for words in words_of for n in seeds], what=what)
+        for i, trial in enumerate(asked):
+            values = means(done[i * replicates : (i + 1) * replicates], objectives)
+            trial.set_user_attr("words", words_of[i])
+            study.tell(trial, values, None if values else optuna.trial.TrialState.FAIL)
+    for found in study.best_trials:
+        said = ", ".join(f"{name} {value:.4f}" for name, value in zip(objectives, found.values, strict=True))
+        print(f"best: {said}: python train.py {shlex.join(found.user_attrs['words'])}")
 
 
-def end(process: Any, by: signal.Signals) -> None:
-    try:
-        os.killpg(process.pid, by)
-    except (ProcessLookupError, PermissionError):
-        process.kill()
+def means(replicates: Sequence[Job], objectives: Sequence[str]) -> list[float] | None:
+    """Return the means of results over replicates; None if one of these has failed."""
+    results = [job.result["metrics"] for job in replicates if job.value is not None]
+    if len(results) < len(replicates):
+        return None
+    for name in objectives:
+        if name not in results[0]:
+            raise UserError(unknown(f"sweep.objectives={name}", name, results[0]))
+    return [math.fsum(result[name] for result in results) / len(results) for name in objectives]
+
+
+def short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def distribution(word: Override) -> Any:
+    """Return what Optuna draws the values of a word from."""
+    from optuna import distributions as d
+
+    sweep: Any = word.value()
+    if not isinstance(sweep, IntervalSweep):
+        return d.CategoricalDistribution([str(value) for value in word.sweep_string_iterator()])
+    of: Any = d.IntDistribution if isinstance(sweep.start, int) and isinstance(sweep.end, int) else d.FloatDistribution
+    return of(sweep.start, sweep.end, log="log" in sweep.tags)

@@ -1,0 +1,59 @@
+"""Hydra takes plugins from this namespace alone; what these do stands in `tricklab`."""
+
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
+from hydra.errors import InstantiationException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+from tricklab.errors import UserError
+
+
+class LocalLauncher(Launcher):
+    """Runs jobs in processes of their own on this machine, as many at a time as there are slots."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.config = config
+
+    def launch(self, job_overrides: Sequence[Any], initial_job_idx: int) -> Sequence[JobReturn]:
+        from tricklab.process import Slots  # Hydra imports this module at every start
+
+        Slots(self.config).run([job.command for job in job_overrides])
+        return []
+
+
+class Search(Sweeper):
+    """Runs the jobs that the option of the group `sweep` asks for, on the launcher that was chosen."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        from tricklab.jobs import Jobs
+
+        try:
+            launcher = Plugins.instance().instantiate_launcher(
+                config=config, hydra_context=hydra_context, task_function=task_function
+            )
+        except InstantiationException as error:
+            name = config.hydra.runtime.choices["hydra/launcher"]
+            raise UserError(f"hydra/launcher={name}: {error}; to install: pip install 'tricklab[{name}]'") from error
+        self.jobs = Jobs(config, hydra_context.config_loader, launcher)
+
+    def sweep(self, arguments: list[str]) -> None:
+        from tricklab.build import build
+
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        try:
+            build(self.jobs.config.sweep)(OverridesParser.create().parse_overrides(arguments), self.jobs)
+        except KeyboardInterrupt:
+            raise SystemExit(128 + signal.SIGINT) from None
+        finally:
+            all_done = not self.jobs.lock or self.jobs.summarise()
+        if not all_done:
+            raise SystemExit(1)

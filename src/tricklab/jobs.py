@@ -1,0 +1,180 @@
+"""The jobs of a sweep: composed and checked before the first one starts, run where they are not done, summed up."""
+
+import copy
+import csv
+import functools
+import json
+import re
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig
+
+from tricklab.check import check
+from tricklab.errors import UserError
+from tricklab.process import Command, last_line
+from tricklab.resume import config_hash, lock_run, read_result, task, write_whole
+
+OF_SWEEP = re.compile(r"(sweep|slots|dry)[=.]")  # words that are not for its jobs
+
+
+class Job(list[str]):
+    """A run of a sweep: what launchers of Hydra take, a list of words; and what follows from its config.
+
+    Args:
+        words: those of the user.
+        config: composed of them.
+        root: the folder of the sweep.
+        until: the epochs after which it may stop; 0 for all.
+    """
+
+    def __init__(self, words: Sequence[str], config: DictConfig, root: Path, until: int = 0):
+        self.words = [word for word in words if not OF_SWEEP.match(word)]
+        self.until, self.folder = until, root / config.hydra.sweep.subdir
+        added = []
+        if until:
+            config.stop_after = f"{until}ep"
+            added.append(f"stop_after={until}ep")
+        if "wandb" in config.logger and not config.logger.wandb.group:
+            added.append(f"logger.wandb.group={root.name}")
+        planned = config_hash(task(config))
+        self.command = Command([*self.words, *added], self.folder, planned, config.job_timeout)
+        super().__init__([*self.command.words, f"hydra.sweep.dir='{root}'", f"hydra.sweep.subdir='{self.folder.name}'"])
+
+    def __str__(self) -> str:
+        return " ".join(self.words)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What it has left; without a `result.json` it was killed, or not begun."""
+        if result := read_result(self.folder):
+            return result
+        begun = (self.folder / "job.log").exists()
+        return {"status": "killed" if begun else "open", "reason": last_line(self.folder), "objective": None}
+
+    @property
+    def value(self) -> float | None:
+        """The best accuracy on validation of its epochs until it may stop; None if it has not come there."""
+        result = self.result
+        stopped = {word for word in result.get("overrides", ()) if word.startswith("stop_after=")} - {*self.words}
+        if result["status"] == "done" and not stopped:
+            return float(result["objective"])
+        return best_until(self.folder / "metrics.csv", self.until) if self.until else None
+
+
+def best_until(metrics: Path, epochs: int) -> float | None:
+    """Return the best val/acc of the first epochs; None if there are fewer."""
+    try:
+        with metrics.open(newline="") as file:
+            found = [(int(row["epoch"]), float(row["val/acc"])) for row in csv.DictReader(file) if row.get("val/acc")]
+    except (OSError, ValueError, KeyError):
+        return None
+    whole = any(epoch >= epochs - 1 for epoch, _ in found)
+    return max(accuracy for epoch, accuracy in found if epoch < epochs) if whole else None
+
+
+class Jobs:
+    """The jobs of one command, in the folder of the sweep.
+
+    Args:
+        config: of the command, without what is swept.
+        loader: Hydra's, which composes.
+        launcher: runs what is not done.
+    """
+
+    def __init__(self, config: DictConfig, loader: ConfigLoader, launcher: Launcher):
+        self.config, self.loader, self.launcher = config, loader, launcher
+        self.folder = Path(config.hydra.sweep.dir).absolute()
+        self.all: dict[Path, Job] = {}
+        self.lock: Any = None
+        self.compose = functools.cache(lambda words: loader.load_sweep_config(config, list(words)))
+
+    def run(self, combinations: Sequence[Sequence[str]], until: int = 0, what: str = "") -> list[Job]:
+        """Run a job for each combination of words, to its end or for so many epochs, if it is not done.
+
+        Raises:
+            UserError: a combination is wrong, or another process is at the same sweep.
+        """
+        jobs = [self.plan(words, until) for words in combinations]
+        left = [job for job in {job.folder: job for job in jobs}.values() if job.value is None]
+        self.all |= {job.folder: job for job in jobs}
+        print(f"{what}{len(jobs)} job{'s' * (len(jobs) != 1)}, {len(jobs) - len(left)} done, in {self.folder}", flush=True)
+        if self.config.dry:
+            for job in left:
+                print(f"  python train.py {shlex.join(job.command.line)}")
+            raise SystemExit(0)  # what comes next may depend on the results
+        if left:
+            self.begin()
+            self.launch(left)
+        return jobs
+
+    def plan(self, words: Sequence[str], until: int) -> Job:
+        """Compose a config, which takes a tenth of a second, so once for all that differ in values alone; check it."""
+        parsed = OverridesParser.create().parse_overrides(list(words))
+        values = [o for o in parsed if str(o.input_line)[0] not in "+~" and not self.is_group(o.key_or_group)]
+        lines = {o.input_line for o in values}
+        config = copy.deepcopy(self.compose(tuple(word for word in words if word not in lines)))
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        config.hydra.overrides.task = list(words)
+        try:
+            check(config)
+        except UserError as error:
+            raise UserError(f"{' '.join(words)}: {error}") from None
+        return Job(words, config, self.folder, until)
+
+    @functools.cache  # noqa: B019 -- there is one object in a process
+    def is_group(self, key: str) -> bool:
+        return bool(self.loader.get_group_options(key))
+
+    def begin(self) -> None:
+        """Take the folder, and write `sweep.json`: the jobs of the command, since others may lie beside theirs."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lock = self.lock or lock_run(self.folder)
+        if not self.lock:
+            raise UserError(f"the sweep in {self.folder} is running; wait for it, or choose another hydra.sweep.dir")
+        jobs = [{"folder": job.folder.name, "overrides": job.words} for job in self.all.values()]
+        text = json.dumps({"command": sys.argv[1:], "jobs": jobs}, indent=2, ensure_ascii=False)
+        write_whole(self.folder / "sweep.json", text + "\n")
+
+    def launch(self, jobs: list[Job]) -> None:
+        """Have the jobs run, and say of each how it ended when it does."""
+        for job in jobs:
+            (job.folder / "result.json").unlink(missing_ok=True)
+        over = threading.Event()
+        follower = threading.Thread(target=self.follow, args=(jobs, over))
+        follower.start()
+        try:
+            self.launcher.launch(jobs, initial_job_idx=len(self.all) - len(jobs))
+        finally:
+            over.set()
+            follower.join()
+
+    def follow(self, jobs: list[Job], over: threading.Event) -> None:
+        started, waiting = time.time(), list(jobs)
+        while waiting and not over.is_set():
+            over.wait(0.2)
+            for job in [job for job in waiting if (job.folder / "result.json").exists()]:
+                waiting.remove(job)
+                n, result = len(jobs) - len(waiting), job.result
+                left = (time.time() - started) / n * len(waiting)
+                said = result["status"] if job.value is None else f"done {job.value:.4f}"
+                print(f"{n} of {len(jobs)}: {said}, {result['seconds']:.1f} s, {left:.0f} s left: {job}", flush=True)
+
+    def summarise(self) -> bool:
+        """Say how many are done, why the others are not, and how to go on; return whether all are done."""
+        bad = [job for job in self.all.values() if job.value is None]
+        print(f"{len(self.all) - len(bad)} of {len(self.all)} jobs done, in {self.folder}")
+        for job in bad:
+            print(f"  {job.result['status']}: {job.result['reason']}: {job}; see {job.folder}/job.log")
+        if bad:
+            print(f"  the same command again goes on with these: python train.py {shlex.join(sys.argv[1:])}")
+        return not bad

@@ -1,0 +1,166 @@
+"""A job of a sweep in a process of its own, on a device of its own; it ends with the process that started it."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import runpy
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from tricklab.resume import HASH, config_hash, read_result, task, write_whole
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+
+
+class Command(NamedTuple):
+    """A single run that is a job of a sweep.
+
+    `planned` is the hash of its config, which must still be that when it starts; `limit` its time in seconds.
+    """
+
+    words: list[str]
+    folder: Path
+    planned: str
+    limit: float | None
+
+    @property
+    def line(self) -> list[str]:
+        """What follows after `python train.py`, to begin it or go on with it."""
+        return [*self.words, f"hydra.run.dir='{self.folder}'", "resume=auto"]
+
+
+class Slots:
+    """Runs so many jobs at a time as there are slots, each slot with its device."""
+
+    def __init__(self, config: DictConfig):
+        devices = visible_devices()
+        self.number = slots(config)
+        self.threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // self.number)
+        self.free: Queue[str] = Queue()
+        for slot in range(self.number):
+            self.free.put(devices[slot % len(devices)] if devices else "")
+        self.processes: list[Any] = []
+
+    def run(self, jobs: Sequence[Command]) -> None:
+        """Run the jobs; if this is interrupted, end those at work: they may save, then they are killed."""
+        pool = ThreadPoolExecutor(self.number)
+        try:
+            list(pool.map(self.run_one, jobs))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            alive = [process for process in self.processes if process.is_alive()]
+            for process in alive:
+                end(process, signal.SIGTERM)
+            for process in alive:
+                process.join(20)
+                end(process, signal.SIGKILL)
+            pool.shutdown()
+
+    def run_one(self, job: Command) -> None:
+        device = self.free.get()
+        run_job(job, device, self.threads, self.processes)
+        self.free.put(device)
+
+
+def run_job(job: Command, device: str, threads: int, processes: list[Any]) -> None:
+    """Run a job in a new process, which stands in `processes`, and wait for its end; it leaves a result in any case."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tricklab.experiment"])
+    started = time.time()
+    with contextlib.suppress(OSError):  # a full disk is the misfortune of this job alone
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / "result.json").unlink(missing_ok=True)
+        process = context.Process(target=work, args=(job, device, threads, os.getpid()))
+        processes.append(process)
+        process.start()
+        process.join(job.limit)
+        late = process.is_alive()
+        end(process, signal.SIGKILL)
+        process.join()
+        if not read_result(job.folder):
+            code = f"exit code {process.exitcode}: {last_line(job.folder)}"
+            facts: dict[str, Any] = {"metrics": {}, "objective": None, "seconds": round(time.time() - started, 3)}
+            left = {"status": "killed", "reason": f"longer than job_timeout={job.limit}" if late else code, **facts}
+            write_whole(job.folder / "result.json", json.dumps(left, indent=2))
+
+
+def last_line(folder: Path) -> str:
+    """Return the last line of a job's log."""
+    try:
+        return (folder / "job.log").read_text("utf-8", "replace").strip().rpartition("\n")[2]
+    except OSError:
+        return "no job.log"
+
+
+def be_placed(words: Sequence[str], folder: Path, cfg: DictConfig) -> float | None:
+    """Run a job that a launcher of Hydra's plugins has placed here, unless it is done; return its objective."""
+    if read_result(folder).get("status") != "done":
+        job = Command(list(words), folder, config_hash(task(cfg)), cfg.job_timeout)
+        run_job(job, ",".join(visible_devices()), int(os.environ.get("OMP_NUM_THREADS", 0)), [])
+    return read_result(folder).get("objective")
+
+
+def slots(config: DictConfig) -> int:
+    """Return how many jobs run at a time: `slots`, or one for each GPU."""
+    return int(config.slots or len(visible_devices()) or 1)
+
+
+def visible_devices() -> list[str]:
+    """Name the GPUs that jobs may use, without torch."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
+    return [str(n) for n, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+
+
+def work(job: Command, device: str, threads: int, driver: int) -> None:
+    """Be `python train.py` with the words of a job, in a process that has torch imported already."""
+    os.setsid()  # a group of its own, so that all it starts can be ended with it
+    threading.Thread(target=end_with, args=(driver,), daemon=True).start()
+    signal.signal(signal.SIGUSR2, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))  # SLURM's, near the end
+    with (job.folder / "job.log").open("a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    os.environ.update({"CUDA_VISIBLE_DEVICES": device, HASH: job.planned})
+    import torch
+
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # for further processes; for this one it comes too late
+        torch.set_num_threads(threads)
+    sys.argv = [str(TRAIN), *job.line]
+    runpy.run_path(str(TRAIN), run_name="__main__")
+
+
+def end_with(driver: int) -> None:
+    """Wait for the end of the process that started the job, then end this one and all that it started."""
+    if hasattr(os, "pidfd_open"):
+        select.select([os.pidfd_open(driver)], [], [])
+    else:  # macOS
+        while is_alive(driver):
+            time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def end(process: Any, by: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, by)
+    except (ProcessLookupError, PermissionError):
+        process.kill()
