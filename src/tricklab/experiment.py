@@ -74,7 +74,7 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     plan = make_plan(cfg, data, trainer.world_size)
     module = build_module(cfg, data, net, plan)
     record.describe(data.facts)
-    outline(net, len(data.train_rows), plan.last_step)
+    outline(net, len(data.train_rows), plan)
     go_on(cast(MetricsFile, trainer.logger), last, plan)
     record.train()
 
@@ -127,12 +127,14 @@ def hush() -> None:
 
 
 @rank_zero_only
-def outline(net: nn.Module, images: int, steps: int) -> None:
-    """Print the first line of a run, and what is known to harm it."""
+def outline(net: nn.Module, images: int, plan: Plan) -> None:
+    """Print the first lines of a run, and what is known to harm it."""
     if early := find_dropout(net):
         why = "its statistics are of other units than those it meets in evaluation (arXiv 1801.05134)"
         print(f"warning: dropout in layer {', '.join(early)} stands before a batch norm: {why}", file=sys.stderr)
-    print(f"{sum(p.numel() for p in net.parameters()):,} parameters, {images:,} training images, {steps:,} steps")
+    print(f"{sum(p.numel() for p in net.parameters()):,} parameters, {images:,} training images, {plan.last_step:,} steps")
+    if plan.of_step:
+        print(f"{plan.of_step}; the rate of {plan.lr:g} is that of such a step")
 
 
 @rank_zero_only

@@ -1,6 +1,7 @@
 """The network in training and evaluation."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tricklab.data.batches import Batch
+from tricklab.errors import UserError
 from tricklab.optimizer import parameter_groups
 from tricklab.penalty import Penalty, find_weights, weight_facts
 from tricklab.randomness import seed_default
@@ -113,8 +115,10 @@ class ImageClassifier(pl.LightningModule):
         if self.global_step % self.log_every == 0:
             gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
             values = {"train/grad_norm": float(nn.utils.get_total_norm(gradients))}
-            for name in self.window[0]:
-                values[name] = float(torch.stack([batch[name] for batch in self.window]).mean())
+            means = torch.stack([torch.stack(list(batch.values())) for batch in self.window]).mean(0)
+            if self.trainer.world_size > 1:
+                means = self.trainer.strategy.reduce(means, reduce_op="mean")
+            values |= zip(self.window[0], means.tolist(), strict=True)
             rates = {"lr": optimizer.param_groups[0]["lr"]}
             if self.body_multiplier:
                 rates["lr_body"] = optimizer.param_groups[2]["lr"]
@@ -124,7 +128,13 @@ class ImageClassifier(pl.LightningModule):
             if self.terms or self.projections:
                 values |= weight_facts(self.weights)
             self.record(rates | values, self.global_step)
+            if not math.isfinite(values["train/loss"]):
+                self._refuse(f"train/loss={values['train/loss']}, gradient norm {values['train/grad_norm']:g}")
         self.window.clear()
+
+    def _refuse(self, what: str) -> None:
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        raise UserError(f"step {self.global_step}: {what}, lr {lr:g}; try a lower optimizer.lr or a gradient_clip_val")
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         self.set_rates(optimizer)
@@ -154,6 +164,8 @@ class ImageClassifier(pl.LightningModule):
         if self.trainer.sanity_checking:
             return
         self._finish_evaluation("val/{}", "train/{}_clean")
+        if not math.isfinite(self.results["val/loss"]):  # before a checkpoint is written
+            self._refuse(f"val/loss={self.results['val/loss']}")
         if isinstance(self.multiplier, Plateau) and not self.extra_validation:
             self.multiplier.observe(self.results["val/loss"])
         shown = {key: torch.tensor(value) for key, value in self.results.items() if key.startswith("val/")}

@@ -15,7 +15,8 @@ from tricklab.scheduler import Curve, Multiplier
 class Plan(NamedTuple):
     """The first rate, by what it is multiplied at each step, and the step after which training ends.
 
-    `body_multiplier` is that of all but the classifier, or None where it is the same.
+    `body_multiplier` is that of all but the classifier, or None where it is the same; `of_step` says how many images
+    a step has, if it is not a single batch.
     """
 
     length: Length
@@ -23,6 +24,7 @@ class Plan(NamedTuple):
     multiplier: Multiplier
     body_multiplier: Curve | None
     last_step: int
+    of_step: str
 
 
 def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
@@ -45,7 +47,10 @@ def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
     body = for_body(cfg.model, multiplier, length)
     if "end" in cfg.mixup:
         data.mix_between(cfg.mixup.begin, cfg.mixup.end, length, t.accumulate_grad_batches)
-    return Plan(length, scale_lr(cfg, ranks), multiplier, body, min(stop, length.steps))
+    several = t.accumulate_grad_batches * ranks
+    product = f"{data.batch_size} x {ranks} processes x {t.accumulate_grad_batches} accumulated"
+    of_step = f"{data.batch_size * several} images a step ({product})" if several > 1 else ""
+    return Plan(length, scale_lr(cfg, ranks), multiplier, body, min(stop, length.steps), of_step)
 
 
 def scale_lr(cfg: DictConfig, ranks: int) -> float:

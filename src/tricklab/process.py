@@ -131,6 +131,7 @@ def work(job: Command, device: str, threads: int, driver: int) -> None:
     with (job.folder / "job.log").open("a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    os.environ.pop("SLURM_NTASKS", None)  # or Lightning would leave it to SLURM to start the processes of trainer=ddp
     os.environ.update({"CUDA_VISIBLE_DEVICES": device, HASH: job.planned})
     import torch
 

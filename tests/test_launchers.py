@@ -1,0 +1,98 @@
+"""The launchers of Hydra's plugins: real trainings through Ray, through submitit, and through a SLURM of a few lines."""
+
+import datetime
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+WORDS = ("-m", "model=mlp", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
+RAY = ("hydra/launcher=ray", "hydra.launcher.ray.init.num_gpus=4", "hydra.launcher.ray.init.num_cpus=8")
+SBATCH = """#!{python}
+import os, pathlib, re, subprocess, sys
+script = pathlib.Path(sys.argv[1])
+(pathlib.Path(__file__).parent / "submitted.sh").write_text(script.read_text())
+n = int(re.search(r"--array=0-([0-9]+)", script.read_text())[1]) + 1
+for i in range(n):
+    env = os.environ | dict(
+        SLURM_JOB_ID=f"{{7 + i}}", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID=str(i), SLURM_NTASKS="1",
+        SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NODEID="0", SLURM_JOB_NUM_NODES="1", SLURM_JOB_NODELIST="here",
+        SLURM_NODELIST="here",
+    )
+    subprocess.Popen(["bash", script], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+print("Submitted batch job 7")
+"""
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do if [[ $1 == --output || $1 == --error ]]; then shift; fi; shift; done
+exec "$@"
+"""
+
+
+def results(sweep: Path):
+    """The results of a sweep by the names of its jobs."""
+    listed = json.loads((sweep / "sweep.json").read_text())["jobs"]
+    return {job["folder"]: json.loads((sweep / job["folder"] / "result.json").read_text()) for job in listed}
+
+
+def together(jobs: list) -> int:
+    """The most jobs that ran at a time."""
+    starts = [datetime.datetime.fromisoformat(job["started"]).timestamp() for job in jobs]
+    spans = [(start, start + job["seconds"]) for start, job in zip(starts, jobs)]
+    return max(sum(low <= start < high for low, high in spans) for start in starts)
+
+
+@pytest.mark.parametrize(("share", "most"), [(1, 1), (0.5, 2)])
+def test_ray_gives_each_job_a_device(train, tmp_path, share, most):
+    done = train(*WORDS, "seed=range(8)", "name=s", *RAY, f"hydra.launcher.ray.remote.num_gpus={share}")
+    assert done.returncode == 0, done.stderr
+    assert "8 of 8 jobs done" in done.stdout
+    devices = {}
+    for result in results(tmp_path / "sweeps" / "s").values():
+        devices.setdefault(result["cuda_visible_devices"], []).append(result)
+    assert devices.keys() <= set("0123")
+    assert len(devices) == 4 if share == 1 else len(devices) > 1
+    assert max(map(together, devices.values())) == most
+    again = train(*WORDS, "seed=range(8)", "name=s", *RAY)
+    assert (again.returncode, again.stdout.splitlines()) == (0, [f"8 jobs, 8 done, in {tmp_path}/sweeps/s"])
+
+
+def test_submitit_runs_the_same_jobs(train, tmp_path):
+    assert train(*WORDS, "seed=0,1", "name=ours").returncode == 0
+    done = train(*WORDS, "seed=0,1", "name=theirs", "hydra/launcher=submitit_local")
+    assert done.returncode == 0, done.stderr
+    ours, theirs = (sorted((tmp_path / "sweeps" / name).glob("*/metrics.csv")) for name in ("ours", "theirs"))
+    assert len(ours) == 2
+    assert [path.read_text() for path in ours] == [path.read_text() for path in theirs]
+
+
+def test_slurm_gets_an_array_of_jobs(train, tmp_path, monkeypatch):
+    for name, text in {
+        "sbatch": SBATCH.format(python=sys.executable),
+        "srun": SRUN,
+        "sacct": "#!/bin/bash\necho 'JobID|State'; echo '7_0|COMPLETED'; echo '7_1|COMPLETED'\n",
+        "scancel": "#!/bin/bash\n",
+    }.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    slurm = ("hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=90")
+    done = train(*WORDS, "seed=0,1", "name=s", *slurm)
+    script = (tmp_path / "bin" / "submitted.sh").read_text()
+    print(script)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 jobs done" in done.stdout
+    lines = {line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")}
+    assert lines >= {
+        *("array=0-1%2", "partition=gpu", "time=90", "nodes=1", "ntasks-per-node=1"),
+        *("gpus-per-node=1", "cpus-per-task=4", "mem=16GB", "signal=USR2@120"),
+    }
+    assert "submitit.core._submit" in script
+    for result in results(tmp_path / "sweeps" / "s").values():
+        assert result["status"] == "done"
