@@ -3,7 +3,7 @@
 python scripts/report.py sweeps/NAME [metric=test/acc] [baseline="mixup=off"] [incomplete=true]
     metric      any of result.json's; the baseline is the first configuration unless it is named
     incomplete  compare also where the baseline lacks a seed, on those that both have
-    writes report.md and report.csv into the folder
+    writes report.md, report.csv and report.html, a page with pictures, into the folder
 """
 
 import csv
@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import page
+from page import Run, Section, Table
+
 from tricklab import cli
 from tricklab.errors import UserError, nearest
 from tricklab.resume import VOLATILE, read_result
-
-Table = list[list[str]]
 
 
 class Job(NamedTuple):
@@ -30,7 +31,18 @@ class Job(NamedTuple):
 
     @property
     def status(self) -> str:
+        if self.stopped:
+            return "stopped"
         return str(self.result.get("status", "missing"))
+
+    @property
+    def stopped(self) -> str:
+        """The word by which sweep=halving has ended it early."""
+        early = [word for word in self.result.get("overrides", []) if word.startswith("stop_after=")]
+        return early[-1] if early and "stop_after" not in self.words else ""
+
+
+Cells = dict[str, dict[str, Job]]  # by configuration and seed
 
 
 class Summary(NamedTuple):
@@ -55,15 +67,20 @@ def main() -> None:
     options = {"metric": "test/acc", "baseline": "", "incomplete": "false"}
     if wrong := given.keys() - options.keys():
         raise UserError(cli.unknown(min(wrong), min(wrong), options))
-    options |= given
+    metric, baseline, incomplete = (options | given).values()
     if not folders:
         raise UserError("no folder; allowed: that of a sweep, as sweeps/NAME")
-    for name in folders:
-        jobs = read_jobs(Path(name))
-        text, rows = report(jobs, options["metric"], options["baseline"], options["incomplete"] == "true")
-        (Path(name) / "report.md").write_text(text, "utf-8")
-        with (Path(name) / "report.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
+    for folder in map(Path, folders):
+        jobs = read_jobs(folder)
+        varied, cells = arrange(jobs)
+        effects = {key: effect(key, jobs, metric) for key in varied}
+        sections = report(cells, effects if len(varied) > 1 else {}, metric, baseline, incomplete == "true")
+        text = page.markdown(metric, sections)
+        (folder / "report.md").write_text(text, "utf-8")
+        with (folder / "report.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(sections[0].body)
+        drawn = page.pictures({label: read_runs(cell) for label, cell in cells.items()}, effects, metric)
+        (folder / "report.html").write_text(page.html(f"{folder.resolve().name}: {metric}", sections, drawn), "utf-8")
         print(text, end="")
 
 
@@ -86,25 +103,32 @@ def split(words: Sequence[str]) -> dict[str, str]:
     return {key: value for key, _, value in parts if key not in VOLATILE and not key.startswith("hydra")}
 
 
-def report(jobs: list[Job], metric: str, baseline: str, incomplete: bool) -> tuple[str, Table]:
-    """Make the text and the rows of a report."""
+def arrange(jobs: list[Job]) -> tuple[list[str], Cells]:
+    """Return the keys that vary, and the jobs by configuration and seed."""
     varied = [k for k in jobs[0].words if k != "seed" and len({job.words.get(k) for job in jobs}) > 1]
-    cells: dict[str, dict[str, Job]] = {}
+    cells: Cells = {}
     for job in jobs:
         label = " ".join(f"{key}={job.words.get(key)}" for key in varied) or "all"
         cells.setdefault(label, {})[job.words.get("seed", "0")] = job
+    return varied, cells
+
+
+def report(
+    cells: Cells, effects: dict[str, dict[str, Summary]], metric: str, baseline: str, incomplete: bool
+) -> list[Section]:
+    """Make the sections of a report."""
     values = {label: of_seeds(cell, metric) for label, cell in cells.items()}
     base = baseline or next(iter(cells))
     if base not in cells:
         raise UserError(f"baseline={base}; allowed: {', '.join(cells)}.{nearest(base, cells)}")
     header = ["configuration", "n", "mean", "sd", "95 % interval", "seconds"]
-    rows = [header, *(row(label, values[label], cells[label]) for label in cells)]
-    parts = [f"# {metric}", markdown(rows)]
+    sections = [Section("", [header, *(row(label, values[label], cells[label]) for label in cells)])]
     if len(cells) > 1:
-        parts += [f"## Differences to {base}", markdown(compare(values, base, incomplete, cells))]
-    parts += [f"## Effect of {key}\n\n{markdown(effect(key, jobs, metric))}" for key in varied if len(varied) > 1]
-    parts += [best(values, cells), *unfinished(jobs)]
-    return "\n\n".join(part for part in parts if part) + "\n", rows
+        sections.append(Section(f"Differences to {base}", compare(values, base, incomplete, cells)))
+    for key, of_value in effects.items():
+        rows = [[value, str(s.n), number(s.mean), interval(s.mean, s.half)] for value, s in of_value.items()]
+        sections.append(Section(f"Effect of {key}", [["value", "n", "mean", "95 % interval"], *rows]))
+    return [*sections, *best(values, cells), *unfinished([job for cell in cells.values() for job in cell.values()])]
 
 
 def of_seeds(cell: dict[str, Job], metric: str) -> dict[str, float]:
@@ -164,9 +188,7 @@ def needed(summary: Summary) -> int:
     return max(3, math.ceil(7.85 * (summary.deviation / summary.mean) ** 2)) if summary.mean else 0
 
 
-def compare(
-    values: dict[str, dict[str, float]], base: str, incomplete: bool, cells: dict[str, dict[str, Job]]
-) -> Table:
+def compare(values: dict[str, dict[str, float]], base: str, incomplete: bool, cells: Cells) -> Table:
     """Compare every configuration with the baseline; without all seeds of both only if `incomplete`."""
     others = [label for label in cells if label != base]
     found = {label: paired(values[label], values[base]) for label in others}
@@ -189,41 +211,48 @@ def compare(
     return rows
 
 
-def effect(key: str, jobs: list[Job], metric: str) -> Table:
+def effect(key: str, jobs: list[Job], metric: str) -> dict[str, Summary]:
     """Average over all else, for each value of a key."""
-    rows = [["value", "n", "mean", "95 % interval"]]
-    for value in dict.fromkeys(job.words.get(key, "") for job in jobs):
-        of_value = {str(i): job for i, job in enumerate(jobs) if job.words.get(key, "") == value}
-        n, mean, _, half = summarise(list(of_seeds(of_value, metric).values()))
-        rows.append([value, str(n), number(mean), interval(mean, half)])
-    return rows
+    of_value: dict[str, dict[str, Job]] = {}
+    for i, job in enumerate(jobs):
+        of_value.setdefault(job.words.get(key, ""), {})[str(i)] = job
+    return {value: summarise(list(of_seeds(cell, metric).values())) for value, cell in of_value.items()}
 
 
-def best(values: dict[str, dict[str, float]], cells: dict[str, dict[str, Job]]) -> str:
+def best(values: dict[str, dict[str, float]], cells: Cells) -> list[Section]:
     """Name the configuration with the highest validation accuracy, and the command that runs it again."""
     scored = {label: of_seeds(cells[label], "val/acc") for label in cells if values[label]}
     if not scored:
-        return ""
+        return []
     first = max(scored, key=lambda label: summarise(list(scored[label].values())).mean)
     job = next(iter(cells[first].values()))
     words = " ".join(f"{key}={value}" for key, value in job.words.items() if key != "seed")
-    seeds = ",".join(cells[first])
-    return f"Best on validation: {first}\n\n    python train.py -m {words} seed={seeds}"
+    command = f"python train.py -m {words} seed={','.join(cells[first])}"
+    return [Section(f"Best on validation: {first}", command)]
 
 
-def unfinished(jobs: list[Job]) -> list[str]:
+def unfinished(jobs: list[Job]) -> list[Section]:
     """List what is not done, and why."""
-    lines = [
-        f"- {j.status}: {j.result.get('reason') or 'no result'}: {j.folder.name}" for j in jobs if j.status != "done"
+    rows = [
+        [j.status, j.stopped or " ".join(str(j.result.get("reason") or "no result").split()), j.folder.name]
+        for j in jobs
+        if j.status != "done"
     ]
-    return ["## Not done", "\n".join(lines)] if lines else []
+    return [Section("Not done", [["status", "reason", "folder"], *rows])] if rows else []
 
 
-def markdown(rows: Table) -> str:
-    """Lay out rows as a Markdown table that can be read as it is."""
-    widths = [max(len(line[i]) for line in rows) for i in range(len(rows[0]))]
-    lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in rows]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+def read_runs(cell: dict[str, Job]) -> list[Run]:
+    """Read the results of the seeds that are done, and what was logged on the way."""
+    done = [job for job in cell.values() if job.status == "done"]
+    return [(job.result["metrics"], read_columns(job.folder / "metrics.csv")) for job in done]
+
+
+def read_columns(path: Path) -> list[dict[str, float]]:
+    try:
+        with path.open(newline="") as file:
+            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    except (OSError, ValueError):
+        return []
 
 
 def number(value: float, sign: str = "") -> str:

@@ -146,6 +146,7 @@ def train(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Said]:
     """Run a script in this process, as if from the command line in another working directory."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
 
     def script(name: str, *arguments: str) -> Said:
         monkeypatch.setattr(sys, "argv", [name, *arguments])

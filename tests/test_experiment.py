@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -6,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import yaml
-from conftest import ONE_BATCH, configure
+from conftest import ONE_BATCH, Run, configure
 
 from tricklab.build import build, check_target
 from tricklab.callbacks import BestCheckpoint, rank
@@ -16,7 +17,7 @@ from tricklab.logger import MetricsFile
 from tricklab.module import ImageClassifier
 from tricklab.network import build_net
 from tricklab.randomness import derive
-from tricklab.record import git_state, uncommitted
+from tricklab.record import Record, git_state, uncommitted
 from tricklab.resume import config_hash
 
 SHORT = ("model=mlp", "trainer.log_every_n_steps=1")
@@ -49,8 +50,10 @@ def test_what_a_run_leaves(run):
         "train/acc",
         "val/loss",
         "val/acc",
+        "val/ece",
         "train/loss_clean",
         "train/acc_clean",
+        "train/ece_clean",
     ]
 
 
@@ -76,10 +79,26 @@ def test_a_loss_that_is_no_number_is_the_worst_and_never_json():
     assert rank({"val/acc": 0.2, "val/loss": nan}) > rank({"val/acc": 0.1, "val/loss": 0.0})
 
 
-def test_result_has_null_for_no_number(run):
-    metrics = run("model=mlp", "optimizer.lr=1e20", "trainer.max_epochs=1").result["metrics"]
-    assert metrics["test/loss"] is None
-    assert metrics["test/acc"] >= 0
+@pytest.mark.parametrize(
+    ("every", "says"),
+    [
+        (2, r"step [024]: train/loss=(nan|inf), gradient norm nan, lr 1e\+20"),
+        (99, r"step 11: val/loss=nan, lr 1e\+20"),
+    ],
+)
+def test_no_number_ends_the_run_and_is_no_checkpoint(run, tmp_path, every, says):
+    with pytest.raises(UserError, match=says):
+        run("model=mlp", "optimizer.lr=1e20", "trainer.max_epochs=2", f"trainer.log_every_n_steps={every}")
+    assert re.match(f"UserError: {says}", Run(tmp_path / "run").result["reason"])
+    assert Run(tmp_path / "run").result["status"] == "failed"
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_result_has_null_for_no_number(tmp_path):
+    record = Record(configure(), tmp_path / "run")
+    record.start()
+    record.finish("done", metrics={"test/loss": float("nan"), "test/acc": 0.5})
+    assert Run(tmp_path / "run").result["metrics"] == {"test/loss": None, "test/acc": 0.5}
 
 
 def test_equal_accuracy_goes_to_the_lower_loss():

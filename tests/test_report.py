@@ -1,14 +1,18 @@
 """The report of a sweep, from folders in any state, and its statistics."""
 
 import csv
+import html.parser
 import json
+import re
 import runpy
+import sys
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from scipy import stats
 
+sys.path.insert(0, str(ROOT / "scripts"))  # as Python does for a script
 REPORT = runpy.run_path(str(ROOT / "scripts" / "report.py"))
 
 
@@ -99,8 +103,55 @@ def test_what_is_missing_is_said_and_not_judged(sweep, script):
     verdicts = [row[5] for row in tables(said)["Differences to mixup=off"][1:]]
     assert verdicts[0].startswith("can't tell; some")
     assert verdicts[1] == "too few seeds, or no spread"
-    assert said.count("- failed: boom: mixup=cutmix") == 2
-    assert said.count("- missing: no result: mixup=on_1") == 1
+    assert tables(said)["Not done"][1:] == [
+        ["missing", "no result", "mixup=on_1"],
+        ["failed", "boom", "mixup=cutmix_0"],
+        ["failed", "boom", "mixup=cutmix_1"],
+    ]
+
+
+def test_what_halving_has_stopped_is_not_compared(sweep, script):
+    folder = sweep({"mixup=off": [0.90, 0.91], "mixup=on": [0.95, 0.96]})
+    for path in folder.glob("mixup=on_*/result.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"overrides": ["mixup=on", "stop_after=2ep"]}))
+    found = tables(script("report.py", str(folder)).stdout)
+    assert [row[1] for row in found["test/acc"][1:]] == ["2 of 2", "0 of 2"]
+    assert found["Not done"][1:] == [[*("stopped", "stop_after=2ep"), f"mixup=on_{n}"] for n in (0, 1)]
+
+
+def test_the_page_holds_all_and_needs_nothing(sweep, script):
+    """Tables, four pictures, no link to anywhere; names from a config are text."""
+    bad = "<script>alert(1)</script>"
+    folder = sweep({f"tag={bad}": [0.90, 0.91], "tag=b": [0.92, 0.94]})
+    for n, path in enumerate(sorted(folder.glob("tag*"))):
+        for file in path.glob("**/result.json"):
+            result = json.loads(file.read_text())
+            file.write_text(json.dumps(result | {"metrics": result["metrics"] | {"test/ece": 0.01 * n}}))
+            (file.parent / "metrics.csv").write_text(
+                f"epoch,step,lr,val/acc\n0,5,0.1,\n0,9,,0.{5 + n}\n1,19,,0.{6 + n}\n"
+            )
+    assert script("report.py", str(folder)).returncode == 0
+    text = (folder / "report.html").read_text("utf-8")
+    assert bad not in text
+    assert "&lt;script&gt;alert(1)" in text
+    assert text.count("<svg") == 4
+    assert 'name="viewport"' in text
+    assert "0.9050" in text
+    assert "python train.py -m model=mlp tag=b seed=0,1" in text
+    addresses = set(re.findall(r"https?://[^\s\"'<)]+", text))
+    assert all(
+        a.startswith(("http://www.w3.org/", "http://purl.org", "http://creativecommons.org", "https://matplotlib.org"))
+        for a in addresses
+    )
+    html.parser.HTMLParser().feed(text)
+
+
+def test_one_configuration_with_nothing_done(sweep, script):
+    folder = sweep({"mixup=off": ["boom", None]})
+    said = script("report.py", str(folder))
+    assert said.returncode == 0
+    assert tables(said.stdout)["test/acc"][1][1] == "0 of 2"
+    assert "<svg" not in (folder / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(

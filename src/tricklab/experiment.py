@@ -132,7 +132,9 @@ def outline(net: nn.Module, images: int, plan: Plan) -> None:
     if early := find_dropout(net):
         why = "its statistics are of other units than those it meets in evaluation (arXiv 1801.05134)"
         print(f"warning: dropout in layer {', '.join(early)} stands before a batch norm: {why}", file=sys.stderr)
-    print(f"{sum(p.numel() for p in net.parameters()):,} parameters, {images:,} training images, {plan.last_step:,} steps")
+    print(
+        f"{sum(p.numel() for p in net.parameters()):,} parameters, {images:,} training images, {plan.last_step:,} steps"
+    )
     if plan.of_step:
         print(f"{plan.of_step}; the rate of {plan.lr:g} is that of such a step")
 

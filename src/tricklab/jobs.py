@@ -107,7 +107,8 @@ class Jobs:
         jobs = [self.plan(words, until) for words in combinations]
         left = [job for job in {job.folder: job for job in jobs}.values() if job.value is None]
         self.all |= {job.folder: job for job in jobs}
-        print(f"{what}{len(jobs)} job{'s' * (len(jobs) != 1)}, {len(jobs) - len(left)} done, in {self.folder}", flush=True)
+        number = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
+        print(f"{what}{number}, {len(jobs) - len(left)} done, in {self.folder}", flush=True)
         if self.config.dry:
             for job in left:
                 print(f"  python train.py {shlex.join(job.command.line)}")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tricklab.calibration import gaps
 from tricklab.data.batches import Batch
 from tricklab.errors import UserError
 from tricklab.optimizer import parameter_groups
@@ -184,11 +185,13 @@ class ImageClassifier(pl.LightningModule):
             batches = [(logits, labels) for n, logits, labels in self.evaluated if n == part]
             self.logits, self.labels = (torch.cat(tensors).cpu() for tensors in zip(*batches, strict=True))
             values = measure(self.logits, self.labels)
-            sums = torch.stack([*values.values(), torch.ones(len(self.labels))]).double().sum(1)
+            sums = torch.stack([torch.ones(len(self.labels)), *values.values()]).double().sum(1)
+            sums = torch.cat([sums, gaps(self.logits, self.labels)])
             if self.trainer.world_size > 1:
                 sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
-            means = zip(values, (sums / sums[-1]).tolist(), strict=False)
-            self.results = {name.format(value): mean for value, mean in means} | self.results
+            (_, *means), gap = (sums / sums[0]).split([len(values) + 1, len(sums) - len(values) - 1])
+            found = dict(zip(values, map(float, means), strict=True)) | {"ece": float(gap.abs().sum())}
+            self.results = {name.format(value): mean for value, mean in found.items()} | self.results
         self.evaluated.clear()
         self.record(self.results, self.global_step)
 

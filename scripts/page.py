@@ -1,0 +1,137 @@
+"""How scripts/report.py lays out what it has found: as Markdown, and as one HTML page that needs nothing else."""
+
+import io
+import math
+from collections.abc import Callable
+from html import escape
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Table = list[list[str]]
+Run = tuple[dict[str, float], list[dict[str, float]]]  # results, and rows of metrics.csv
+
+SHOWN = 8  # configurations in a picture
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; color: #222; }
+h1 { font-size: 1.3rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; overflow-wrap: anywhere; margin-top: 2rem; }
+div { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
+th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid #ddd; } th { border-bottom: 2px solid #888; }
+pre { background: #f4f4f4; padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
+svg { width: 100%; height: auto; }
+"""
+
+
+class Section(NamedTuple):
+    """A heading, or none, and a table whose first row is its head, or a command."""
+
+    heading: str
+    body: Table | str
+
+
+def markdown(title: str, sections: list[Section]) -> str:
+    """Lay out a report so that it can be read as it is."""
+    parts = [f"# {title}"]
+    for heading, body in sections:
+        parts += [f"## {heading}"] * bool(heading)
+        parts.append(f"    {body}" if isinstance(body, str) else table(body))
+    return "\n\n".join(parts) + "\n"
+
+
+def table(rows: Table) -> str:
+    widths = [max(len(line[i]) for line in rows) for i in range(len(rows[0]))]
+    lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+
+
+def html(title: str, sections: list[Section], pictures: list[str]) -> str:
+    """Lay out a report as a page; all text is escaped, pictures are SVG."""
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
+    parts = [f"<h1>{escape(title)}</h1>", html_section(sections[0]), "<main>", *pictures, "</main>"]
+    parts += map(html_section, sections[1:])
+    return "\n".join([f"<!doctype html><html lang=en><head>{head}</head><body>", *parts, "</body></html>\n"])
+
+
+def html_section(section: Section) -> str:
+    heading = f"<h2>{escape(section.heading)}</h2>" if section.heading else ""
+    if isinstance(section.body, str):
+        return f"{heading}<pre>{escape(section.body)}</pre>"
+    rows = [
+        "".join(f"<{cell}>{escape(text)}</{cell}>" for text in line)
+        for cell, line in zip(["th", *["td"] * len(section.body)], section.body, strict=False)
+    ]
+    return f"{heading}<div><table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table></div>"
+
+
+def pictures(configurations: dict[str, list[Run]], effects: dict[str, dict[str, Any]], metric: str) -> list[str]:
+    """Draw the effects, and of the best configurations the curves, accuracy against calibration and the rates.
+
+    `effects` holds, for each value of a key, a mean and half the width of its interval.
+    """
+    found = {label: runs for label, runs in configurations.items() if runs}
+    scores = {label: np.mean([results["val/acc"] for results, _ in runs]) for label, runs in found.items()}
+    shown = {label: found[label] for label in sorted(found, key=lambda label: -scores[label])[:SHOWN]}
+    best = f", best {SHOWN} of {len(found)}" if len(found) > SHOWN else ""
+    drawn: dict[str, Callable[[Any], None]] = {
+        f"accuracy on validation, mean ± sd over seeds{best}": lambda axes: draw_curves(axes, shown),
+        f"{metric}, mean and 95 % interval over all else": lambda axes: draw_effects(axes, effects),
+        f"accuracy against calibration error on the test set{best}": lambda axes: draw_calibration(axes, shown),
+        f"learning rate{best}": lambda axes: draw_rates(axes, shown),
+    }
+    return [picture(title, draw) for title, draw in drawn.items()] if shown else []
+
+
+def picture(title: str, draw: Callable[[Any], None]) -> str:
+    """Return a picture as an SVG element that keeps its text as text."""
+    from matplotlib import pyplot
+
+    with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}):
+        figure, axes = pyplot.subplots(figsize=(5, 3.6), layout="constrained")
+        draw(axes)
+        axes.set_title(title, fontsize=9)
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[1]:
+            figure.legend(loc="outside lower left", fontsize=7, frameon=False)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", metadata={"Date": None})
+        pyplot.close(figure)
+    return file.getvalue()[file.getvalue().index("<svg") :]
+
+
+def draw_curves(axes: Any, configurations: dict[str, list[Run]]) -> None:
+    for label, runs in configurations.items():
+        of_epoch: dict[float, list[float]] = {}
+        for row in [row for _, rows in runs for row in rows if "val/acc" in row]:
+            of_epoch.setdefault(row["epoch"] + 1, []).append(row["val/acc"])
+        epochs = sorted(of_epoch)
+        means = np.array([np.mean(of_epoch[epoch]) for epoch in epochs])
+        spread = np.array([np.std(of_epoch[epoch], ddof=min(1, len(of_epoch[epoch]) - 1)) for epoch in epochs])
+        axes.plot(epochs, means, label=label)
+        axes.fill_between(epochs, means - spread, means + spread, alpha=0.2)
+    axes.set_xlabel("epoch")
+
+
+def draw_effects(axes: Any, effects: dict[str, dict[str, Any]]) -> None:
+    for n, (key, of_value) in enumerate(effects.items()):
+        known = {f"{key}={value}": summary for value, summary in of_value.items() if summary.n}
+        halves = [0.0 if math.isnan(summary.half) else summary.half for summary in known.values()]
+        means = [summary.mean for summary in known.values()]
+        axes.errorbar(means, list(known), xerr=halves, fmt="o", capsize=3, color=f"C{n}")
+    axes.invert_yaxis()
+
+
+def draw_calibration(axes: Any, configurations: dict[str, list[Run]]) -> None:
+    for label, runs in configurations.items():
+        points = [(result["test/ece"], result["test/acc"]) for result, _ in runs if "test/ece" in result]
+        axes.plot([ece for ece, _ in points], [acc for _, acc in points], "o", alpha=0.6, label=label)
+    axes.set_xlabel("expected calibration error (lower is better)")
+    axes.set_ylabel("accuracy")
+
+
+def draw_rates(axes: Any, configurations: dict[str, list[Run]]) -> None:
+    for label, runs in configurations.items():
+        points = [(row["step"], row["lr"]) for row in runs[0][1] if "lr" in row]
+        axes.plot([step for step, _ in points], [lr for _, lr in points], label=label)
+    axes.set_xlabel("optimizer step")
