@@ -14,11 +14,14 @@ Run = tuple[dict[str, float], list[dict[str, float]]]  # results, and rows of me
 SHOWN = 8  # configurations in a picture
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; color: #222; }
-h1 { font-size: 1.3rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; overflow-wrap: anywhere; margin-top: 2rem; }
+h1 { font-size: 1.3rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; overflow-wrap: anywhere; margin-top: 2rem; }
 div { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
 th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid #ddd; } th { border-bottom: 2px solid #888; }
+td + td, th + th { white-space: nowrap; }
 pre { background: #f4f4f4; padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
+main { margin: 1.5rem 0; }
 svg { width: 100%; height: auto; }
 """
 
@@ -93,7 +96,7 @@ def picture(title: str, draw: Callable[[Any], None]) -> str:
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[1]:
-            figure.legend(loc="outside lower left", fontsize=7, frameon=False)
+            figure.legend(loc="outside lower left", fontsize=8, frameon=False)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None})
         pyplot.close(figure)

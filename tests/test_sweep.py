@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -67,7 +68,9 @@ def test_jobs_are_single_runs_and_run_once(train, tmp_path):
     assert dry.stdout.startswith("3 jobs, 2 done")
     assert dry.stdout.count("python train.py") == 1
     assert "logger.wandb.group" not in dry.stdout
-    assert " logger.wandb.group=mine" in train("-m", *words, "logger=wandb", "seed=0,1", "name=mine", "dry=true").stdout
+    named = train("-m", *words, "logger=wandb", "mixup=off,on", "name=mine", "dry=true").stdout
+    assert named.count(" logger.wandb.group=mine") == 2
+    assert "logger.wandb.name='\"'\"'mixup=on'\"'\"'" in named
     assert "mixup=cutmix" in dry.stdout
     again = train("-m", *words, "mixup=off,on")
     assert again.stdout.startswith("2 jobs, 2 done")
@@ -205,3 +208,85 @@ def test_a_job_has_its_time(train, tmp_path):
     done = train("-m", "model=mlp", "trainer.max_epochs=3000", "job_timeout=3", "seed=0,1", "slots=2", "name=timed")
     assert done.returncode == 1
     assert "0 of 2 jobs done" in done.stdout
+
+
+FAULTS = {
+    "wild": "optimizer: {lr: 1.0e+20}",
+    "raise": "data: {train_size: 1}",
+    "missing": "data: {root: /nowhere}\ndefaults: [{override /data: mnist}]",
+    "hang": "trainer: {max_epochs: 100000}",
+    "kill": "trainer: {max_epochs: 100001}",
+    "full": "trainer: {max_epochs: 2}",
+}
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the project with an experiment for each fault; returns how to run it."""
+    for part in ("src", "conf"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    shutil.copy(ROOT / "train.py", tmp_path)
+    for name, content in FAULTS.items():
+        (tmp_path / "conf" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{content}\n")
+    for n in range(6):
+        (tmp_path / "conf" / "experiment" / f"fine{n}.yaml").write_text(
+            f"# @package _global_\ntrainer: {{max_epochs: {n + 1}}}\n"
+        )
+
+    def sweep(*words):
+        env = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "https_proxy": "http://127.0.0.1:9"}
+        names = ",".join([*FAULTS, *(f"fine{n}" for n in range(6))])
+        command = [
+            sys.executable,
+            "train.py",
+            "-m",
+            "model=mlp",
+            f"experiment={names}",
+            "name=twelve",
+            "slots=2",
+            "job_timeout=40",
+        ]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*command, *words], cwd=tmp_path, env=env, **pipes)
+
+    return sweep
+
+
+@pytest.mark.slow
+def test_of_twelve_jobs_six_die(copy, tmp_path):
+    planned, _ = copy("dry=true").communicate()
+    folders = {
+        line.split("experiment=")[1].split()[0]: Path(re.search(r"hydra.run.dir=(\S+)", line)[1])
+        for line in planned.splitlines()[1:]
+    }
+    folders["full"].mkdir(parents=True)
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folders["full"]], capture_output=True
+    ).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        process = copy()
+        while not (folders["kill"] / "checkpoints" / "last.ckpt").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        os.killpg(holder(folders["kill"]), signal.SIGKILL)
+        out, _ = process.communicate()
+        assert process.returncode == 1
+        assert "6 of 12 jobs done" in out
+        for name, reason in {
+            "wild": "failed: UserError: step 10: train/loss=nan",
+            "raise": "failed: UserError: 1 training images",
+            "missing": "failed: UserError: data.root=/nowhere: no MNIST there",
+            "hang": "killed: longer than job_timeout=40",
+            "kill": "killed: exit code -9",
+            "full": "No space left on device",
+        }.items():
+            line = next(line for line in out.splitlines() if line.startswith("  ") and f"experiment={name} " in line)
+            assert reason in line
+        done = {name: (folder / "result.json").stat().st_mtime_ns for name, folder in folders.items() if "fine" in name}
+        planned, _ = copy("dry=true").communicate()
+        assert planned.startswith("12 jobs, 6 done")
+        assert {line.split("experiment=")[1].split()[0] for line in planned.splitlines()[1:]} == FAULTS.keys()
+    finally:
+        subprocess.run(["umount", folders["full"]])
+    assert done == {name: (folders[name] / "result.json").stat().st_mtime_ns for name in done}

@@ -51,13 +51,12 @@ def compose_each(overrides: list[str]) -> dict[str, DictConfig]:
     from tricklab.check import check  # which needs this module
 
     parsed = OverridesParser.create().parse_overrides(overrides)
-    swept = [o.get_key_element() for o in parsed if o.is_sweep_override()]
     configs = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for words in combine(parsed):
             config = compose("train", words, return_hydra_config=True)
             check(config)
-            told = [word for word in words if word.split("=")[0] in swept]
+            told = [word for word in words if word.split("=")[0] in swept(parsed)]
             configs[" ".join(told) or f"scheduler={config.hydra.runtime.choices.scheduler}"] = config
     return configs
 
@@ -147,11 +146,15 @@ def unknown(what: str, word: str, allowed: Iterable[str]) -> str:
 
 
 def run_name(*, _root_: DictConfig) -> str:
-    """Name a run by `name`, or by its data, model and further overrides; and by its seed."""
+    """Name a run by `name`, or by its options; and by its seed."""
+    return f"{slug(_root_.name)}_seed-{_root_.seed}" if _root_.name else job_name(_root_=_root_)
+
+
+def job_name(*, _root_: DictConfig) -> str:
+    """Name a run by its data, model and further overrides, and by its seed."""
     choices, overrides = _root_.hydra.runtime.choices, _root_.hydra.overrides.task
     given = [o for o in overrides if not NOT_IN_NAME.match(o.lstrip("+~"))]
-    parts = [_root_.name] if _root_.name else [choices.data, choices.model, *sorted(given)]
-    return f"{'_'.join(map(slug, parts))[:120]}_seed-{_root_.seed}"
+    return f"{'_'.join(map(slug, [choices.data, choices.model, *sorted(given)]))[:120]}_seed-{_root_.seed}"
 
 
 def sweep_name(*, _root_: DictConfig) -> str:
@@ -159,14 +162,22 @@ def sweep_name(*, _root_: DictConfig) -> str:
 
     So a grid that grows stays in its folder.
     """
-    words = [word for word in sys.argv[1:] if not word.startswith("-")]
-    parsed = OverridesParser.create().parse_overrides(words)
-    swept = {o.get_key_element() for o in parsed if o.is_sweep_override()}
-    given = [str(o.input_line) for o in parsed if not o.is_sweep_override()]
-    given = [word for word in given if not NOT_IN_NAME.match(word.lstrip("+~"))]
+    words = given()
+    fixed = [str(o.input_line) for o in words if not o.is_sweep_override()]
+    fixed = [word for word in fixed if not NOT_IN_NAME.match(word.lstrip("+~"))]
     choices = _root_.hydra.runtime.choices
-    parts = [_root_.name] if _root_.name else [choices.data, choices.model, *sorted(given), "by", *sorted(swept)]
-    return "_".join(slug(part) for part in parts)[:120]
+    parts = [choices.data, choices.model, *sorted(fixed), "by", *sorted(swept(words))]
+    return slug(_root_.name) if _root_.name else "_".join(map(slug, parts))[:120]
+
+
+def given() -> list[Override]:
+    """Return the overrides of the command line."""
+    return OverridesParser.create().parse_overrides([word for word in sys.argv[1:] if not word.startswith("-")])
+
+
+def swept(words: Iterable[Override]) -> set[str]:
+    """Return the keys that have several values."""
+    return {o.get_key_element() for o in words if o.is_sweep_override()}
 
 
 def slug(text: Any) -> str:
@@ -174,6 +185,7 @@ def slug(text: Any) -> str:
 
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("job_name", job_name, replace=True)
 OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
 OmegaConf.register_new_resolver("config_hash", lambda *, _root_: config_hash(task(_root_)), replace=True)
 OmegaConf.register_new_resolver("gpus_a_job", lambda: min(1, len(visible_devices())), replace=True)

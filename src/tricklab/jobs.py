@@ -20,8 +20,9 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from tricklab.check import check
+from tricklab.cli import given, swept
 from tricklab.errors import UserError
-from tricklab.process import Command, last_line
+from tricklab.process import Command, last_line, quoted
 from tricklab.resume import config_hash, lock_run, read_result, task, write_whole
 
 OF_SWEEP = re.compile(r"(sweep|slots|dry)[=.]")  # words that are not for its jobs
@@ -44,11 +45,13 @@ class Job(list[str]):
         if until:
             config.stop_after = f"{until}ep"
             added.append(f"stop_after={until}ep")
-        if "wandb" in config.logger and not config.logger.wandb.group:
-            added.append(f"logger.wandb.group={root.name}")
+        if "wandb" in config.logger:
+            varied = " ".join(word for word in self.words if word.split("=")[0] in {"seed", *swept(given())})
+            added += [f"logger.wandb.group={config.logger.wandb.group or root.name}", f"logger.wandb.name='{varied}'"]
         planned = config_hash(task(config))
         self.command = Command([*self.words, *added], self.folder, planned, config.job_timeout)
-        super().__init__([*self.command.words, f"hydra.sweep.dir='{root}'", f"hydra.sweep.subdir='{self.folder.name}'"])
+        placed = [f"hydra.sweep.dir={quoted(root)}", f"hydra.sweep.subdir={quoted(self.folder.name)}"]
+        super().__init__([*self.command.words, *placed])
 
     def __str__(self) -> str:
         return " ".join(self.words)
@@ -105,16 +108,17 @@ class Jobs:
             UserError: a combination is wrong, or another process is at the same sweep.
         """
         jobs = [self.plan(words, until) for words in combinations]
-        left = [job for job in {job.folder: job for job in jobs}.values() if job.value is None]
-        self.all |= {job.folder: job for job in jobs}
-        number = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
-        print(f"{what}{number}, {len(jobs) - len(left)} done, in {self.folder}", flush=True)
+        unique = {job.folder: job for job in jobs}
+        left = [job for job in unique.values() if job.value is None]
+        number = "1 job" if len(unique) == 1 else f"{len(unique)} jobs"
+        print(f"{what}{number}, {len(unique) - len(left)} done, in {self.folder}", flush=True)
         if self.config.dry:
             for job in left:
                 print(f"  python train.py {shlex.join(job.command.line)}")
             raise SystemExit(0)  # what comes next may depend on the results
+        self.all |= unique
+        self.begin()
         if left:
-            self.begin()
             self.launch(left)
         return jobs
 
@@ -175,7 +179,8 @@ class Jobs:
         bad = [job for job in self.all.values() if job.value is None]
         print(f"{len(self.all) - len(bad)} of {len(self.all)} jobs done, in {self.folder}")
         for job in bad:
-            print(f"  {job.result['status']}: {job.result['reason']}: {job}; see {job.folder}/job.log")
+            reason = " ".join(str(job.result["reason"]).split())
+            print(f"  {job.result['status']}: {reason}: {job}; see {job.folder}/job.log")
         if bad:
             print(f"  the same command again goes on with these: python train.py {shlex.join(sys.argv[1:])}")
         return not bad

@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import select
 import signal
@@ -37,7 +38,7 @@ class Command(NamedTuple):
     @property
     def line(self) -> list[str]:
         """What follows after `python train.py`, to begin it or go on with it."""
-        return [*self.words, f"hydra.run.dir='{self.folder}'", "resume=auto"]
+        return [*self.words, f"hydra.run.dir={quoted(self.folder)}", "resume=auto"]
 
 
 class Slots:
@@ -93,6 +94,11 @@ def run_job(job: Command, device: str, threads: int, processes: list[Any]) -> No
             facts: dict[str, Any] = {"metrics": {}, "objective": None, "seconds": round(time.time() - started, 3)}
             left = {"status": "killed", "reason": f"longer than job_timeout={job.limit}" if late else code, **facts}
             write_whole(job.folder / "result.json", json.dumps(left, indent=2))
+
+
+def quoted(path: Path | str) -> str:
+    """Quote a path for Hydra, if it needs that."""
+    return str(path) if re.fullmatch(r"[\w./-]+", str(path), re.ASCII) else f"'{path}'"
 
 
 def last_line(folder: Path) -> str:
