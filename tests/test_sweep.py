@@ -1,292 +1,253 @@
-"""A sweep through the command line: what it runs, what it leaves, and what happens when something dies."""
+"""How a sweep chooses: with made-up results, so that what should be chosen is known; and with real runs."""
 
+import itertools
 import json
+import math
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import ROOT, configure
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from tricklab.cli import sweep_name
-from tricklab.resume import config_hash, task
-
-SHORT = ("model=mlp", "trainer.max_epochs=1")
-LONG = ("model=mlp", "trainer.max_epochs=300", "name=long", "slots=2")
+from tricklab import sweep
+from tricklab.errors import UserError
 
 
-def jobs(folder: Path) -> dict[str, Path]:
-    """The folders of a sweep by their words."""
-    listed = json.loads((folder / "sweep.json").read_text("utf-8"))["jobs"]
-    return {" ".join(job["overrides"]): folder / job["folder"] for job in listed}
+class Jobs:
+    """Stands for the jobs of a sweep: `measure` makes the results of a job from its words and epochs, or None."""
+
+    def __init__(self, measure, *words):
+        self.config, self.measure, self.ran = configure(*words), measure, []
+
+    def run(self, combinations, until=0, what=""):
+        self.ran.append((until, [" ".join(words) for words in combinations]))
+        found = [self.measure(dict(word.split("=") for word in words), until) for words in combinations]
+        return [SimpleNamespace(value=m and m["val/acc"], result={"metrics": m}) for m in found]
 
 
-def result(folder: Path):
-    return json.loads((folder / "result.json").read_text("utf-8"))
+def parse(*words):
+    return OverridesParser.create().parse_overrides(list(words))
 
 
-def test_the_name_of_a_sweep_stays_when_its_grid_grows(monkeypatch):
-    def name(*words):
-        monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words])
-        return sweep_name(_root_=configure("model=mlp", *(w for w in words if w.startswith("name=")), hydra=True))
-
-    assert name("model=mlp", "seed=0,1", "optimizer.lr=0.1") == "digits_mlp_optimizer.lr-0.1_by_seed"
-    assert name("seed=range(3)", "optimizer.lr=0.1", "model=mlp", "slots=2") == "digits_mlp_optimizer.lr-0.1_by_seed"
-    assert name("mixup=on,off", "penalty=[l1,l2]", "seed=1") == "digits_mlp_penalty-l1-l2_by_mixup"
-    assert name("seed=0,1", "name=mine") == "mine"
-
-
-def test_the_hash_of_a_job_is_that_of_what_it_computes():
-    same = ("name=a", "tags=[b]", "slots=3", "dry=true", "job_timeout=9", "logger=tensorboard", "resume=auto")
-    plain, other = (config_hash(task(configure(*words, hydra=True))) for words in ((), ("seed=1",)))
-    assert plain != other
-    assert all(config_hash(task(configure(word, hydra=True))) == plain for word in same)
+def test_a_grid_is_all_combinations():
+    jobs = Jobs(lambda words, until: {"val/acc": 1.0})
+    sweep.grid(parse("model=mlp", "mixup=off,on", "seed=range(2)", "augment=[flip,crop]"), jobs)
+    assert jobs.ran == [
+        (0, [f"model=mlp mixup={m} seed={s} augment=[flip,crop]" for m in ("off", "on") for s in (0, 1)])
+    ]
+    with pytest.raises(UserError, match=r"optimizer.lr=interval\(0,1\); allowed: values with commas"):
+        sweep.grid(parse("optimizer.lr=interval(0,1)"), jobs)
 
 
-def test_jobs_are_single_runs_and_run_once(train, tmp_path):
-    words = (*SHORT, "trainer.log_every_n_steps=1")
-    first = train("-m", *words, "mixup=off,on", "slots=2")
-    assert first.returncode == 0, first.stderr
-    folder = tmp_path / "sweeps" / "digits_mlp_trainer.log_every_n_steps-1_trainer.max_epochs-1_by_mixup"
-    assert first.stdout.startswith(f"2 jobs, 0 done, in {folder}")
-    assert "2 of 2 jobs done" in first.stdout
-    assert "2 of 2: done 0." in first.stdout
-    for n, mixup in enumerate(("off", "on")):
-        single = train(*SHORT, f"mixup={mixup}", "trainer.log_every_n_steps=1", f"hydra.run.dir={n}")
-        assert single.returncode == 0
-        job = next(f for words, f in jobs(folder).items() if f"mixup={mixup}" in words)
-        assert (job / "metrics.csv").read_text() == (tmp_path / str(n) / "metrics.csv").read_text()
-        assert result(job)["config_hash"] == result(tmp_path / str(n))["config_hash"] == job.name[-12:]
-        assert "test accuracy" in (job / "job.log").read_text()
-    times = [(f / "result.json").stat().st_mtime_ns for f in jobs(folder).values()]
-    dry = train("-m", *words, "mixup=off,on,cutmix", "dry=true")
-    assert dry.stdout.startswith("3 jobs, 2 done")
-    assert dry.stdout.count("python train.py") == 1
-    assert "logger.wandb.group" not in dry.stdout
-    named = train("-m", *words, "logger=wandb", "mixup=off,on", "name=mine", "dry=true").stdout
-    assert named.count(" logger.wandb.group=mine") == 2
-    assert "logger.wandb.name='\"'\"'mixup=on'\"'\"'" in named
-    assert "mixup=cutmix" in dry.stdout
-    again = train("-m", *words, "mixup=off,on")
-    assert again.stdout.startswith("2 jobs, 2 done")
-    assert [(f / "result.json").stat().st_mtime_ns for f in jobs(folder).values()] == times
+def learn(words, until):
+    """Rates from 1 to 9, of which 5 is best, and the more so the longer it trains; a seed shifts all alike."""
+    return {"val/acc": 1 - abs(int(words["lr"]) - 5) / 10 * (1 + until / 100) + int(words["seed"]) / 100}
 
 
-def test_a_failed_job_ends_neither_the_others_nor_with_0(train, tmp_path):
-    done = train("-m", *SHORT, "data.train_size=1,50", "name=part")
-    assert done.returncode == 1
-    assert "1 of 2 jobs done" in done.stdout
-    assert "failed: UserError: 1 training images" in done.stdout
-    assert "the same command again goes on with these: python train.py -m model=mlp" in done.stdout
-    assert sorted(result(f)["status"] for f in jobs(tmp_path / "sweeps" / "part").values()) == ["done", "failed"]
+def test_halving_keeps_the_best_with_all_their_seeds():
+    jobs = Jobs(learn, "trainer.max_epochs=18")
+    sweep.halving(parse("lr=range(1,10)", "seed=0,1"), jobs, factor=3, rounds=3)
+    assert [until for until, _ in jobs.ran] == [2, 6, 0]
+    assert [len(words) for _, words in jobs.ran] == [18, 6, 2]
+    assert jobs.ran[1][1] == [f"lr={lr} seed={s}" for lr in (4, 5, 6) for s in (0, 1)]
+    assert jobs.ran[2][1] == ["lr=5 seed=0", "lr=5 seed=1"]
 
 
-def test_another_launcher_runs_the_same_jobs(train, tmp_path):
-    words = ("-m", *SHORT, "seed=0,1", "name=any", "trainer.log_every_n_steps=1")
-    ours = train(*words)
-    theirs = train(*words, "hydra/launcher=basic", "hydra.sweep.dir=theirs")
-    assert (ours.returncode, theirs.returncode) == (0, 0), theirs.stderr
-    for folder in jobs(tmp_path / "sweeps" / "any").values():
-        assert (folder / "metrics.csv").read_text() == (tmp_path / "theirs" / folder.name / "metrics.csv").read_text()
-        done = (tmp_path / "theirs" / folder.name / "result.json").stat().st_mtime_ns
-        assert train(*words, "hydra/launcher=basic", "hydra.sweep.dir=theirs").returncode == 0
-        assert (tmp_path / "theirs" / folder.name / "result.json").stat().st_mtime_ns == done
-    wrong = train("-m", *SHORT, "model.dropout=0.1,1.5", "hydra/launcher=basic", "hydra.sweep.dir=wrong")
-    assert wrong.returncode == 1
-    assert "model.dropout=1.5; allowed: 0 to 1" in wrong.stderr
+def test_halving_drops_what_fails_and_validates_where_it_stops(capsys):
+    jobs = Jobs(lambda words, until: None if words["lr"] == "5" and words["seed"] == "1" else learn(words, until))
+    jobs.config.trainer.max_epochs, jobs.config.trainer.check_val_every_n_epoch = 10, 4
+    sweep.halving(parse("lr=4,5,7", "seed=0,1"), jobs, factor=2, rounds=2)
+    assert [until for until, _ in jobs.ran] == [8, 0]
+    assert {word.split()[0] for word in jobs.ran[1][1]} == {"lr=4", "lr=7"}
+    assert "lr=4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [("trainer.max_epochs=1,2",), ("trainer.max_steps=3",), ("trainer.max_steps=3,4",)])
+def test_halving_counts_epochs(words):
+    jobs = Jobs(learn, *(word for word in words if "," not in word))
+    with pytest.raises(UserError, match="counts whole epochs"):
+        sweep.halving(parse(*words), jobs, factor=3, rounds=3)
+
+
+def search(jobs, *words, trials=12, replicates=1, objectives=("val/acc",), batch=3, seed=0):
+    sweep.optuna(parse(*words), jobs, trials, replicates, objectives, batch, seed)
+    return [words for _, batch in jobs.ran for words in batch]
+
+
+def quadratic(words, until):
+    return {"val/acc": 1 - (math.log10(float(words["lr"])) + 1) ** 2, "val/ece": float(words["lr"])}
+
+
+SPACE = ("model=mlp", "lr=tag(log,interval(0.001,10))", "depth=int(interval(1,4))", "mixup=off,on")
+
+
+def test_optuna_proposes_the_same_again_and_comes_near(capsys):
+    first, again, other = (search(Jobs(quadratic), *SPACE, trials=30, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+    assert len(first) == 30
+    parts = [dict(word.split("=") for word in words.split()) for words in first]
+    assert all(part["model"] == "mlp" and part["seed"] == "0" and part["mixup"] in ("off", "on") for part in parts)
+    assert {part["depth"] for part in parts} == set("1234")
+    rates = sorted(float(part["lr"]) for part in parts)
+    assert 0.001 <= rates[0] < 0.01 < 1 < rates[-1] <= 10  # by their logarithm
+    assert max(quadratic(part, 0)["val/acc"] for part in parts) > 0.95
+    said = capsys.readouterr().out.split("best: ")[1]
+    assert max(quadratic(part, 0)["val/acc"] for part in parts) == pytest.approx(float(said.split()[1][:-1]), abs=1e-4)
+
+
+def test_optuna_takes_the_mean_of_replicates(capsys):
+    """The seeds follow on the one that is given, and half of the difference between them is what counts."""
+    jobs = Jobs(
+        lambda words, until: {"val/acc": {"off": 0.5, "on": 0.6}[words["mixup"]] * int(words["seed"])}, "seed=3"
+    )
+    ran = search(jobs, "seed=3", "mixup=off,on", trials=4, replicates=2, batch=1)
+    assert all(words.endswith(f"seed={3 + i % 2}") for i, words in enumerate(ran))
+    assert "best: val/acc 2.1000: python train.py mixup=on" in capsys.readouterr().out
+
+
+def test_optuna_with_two_objectives_and_failures(capsys):
+    """Accuracy is maximised, calibration error minimised; a trial of which a replicate failed is none."""
+    jobs = Jobs(lambda words, until: None if float(words["lr"]) > 0.3 else quadratic(words, until))
+    search(jobs, *SPACE, trials=12, objectives=("val/acc", "val/ece"))
+    said = [line.split(": python")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("best")]
+    front = sorted(tuple(float(part.split()[1]) for part in line[6:].split(", ")) for line in said)
+    assert len(front) > 1
+    assert all(a[1] <= b[1] for a, b in itertools.pairwise(front))  # more accuracy only for more error
+    search(Jobs(lambda words, until: None), *SPACE)
+    assert "best" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("seed=0,1", "mixup=on,of"), "mixup=of does not exist"),
-        (("seed=0,1", "model.dropout=0.1,1.5"), "model.dropout=1.5: model.dropout=1.5; allowed: 0 to 1"),
-        (("seed=0,1", "resume=auto"), "resume=auto -m; allowed: none"),
-        (("seed=0,1", "slots=0"), "slots=0; allowed: 1 or more"),
+        (("seed=0,1", "mixup=off,on"), "sweep=optuna, seed=0,1; allowed: values of other keys, and sweep.replicates"),
+        (("mixup=on",), "sweep=optuna, no values to choose from"),
     ],
 )
-def test_one_wrong_job_is_named_before_the_first(train, tmp_path, words, says):
-    done = train("-m", *SHORT, *words)
-    assert done.returncode == 1
-    assert says in done.stderr
-    assert "jobs" not in done.stdout
-    assert not list(tmp_path.rglob("result.json"))
+def test_optuna_needs_something_to_search(words, says):
+    with pytest.raises(UserError, match=says):
+        search(Jobs(quadratic), *words)
 
 
-def start(tmp_path: Path, *words: str) -> "subprocess.Popen[str]":
-    """Start a sweep that takes long, and wait until its jobs train."""
-    command, since = [sys.executable, str(ROOT / "train.py"), "-m", *LONG, *words], time.time()
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    while sum(p.stat().st_mtime > since for p in tmp_path.glob("sweeps/long/*/checkpoints/last.ckpt")) < 2:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-    return process
+def test_an_objective_is_a_result():
+    with pytest.raises(UserError, match=r"sweep.objectives=val/ac does not exist; allowed: val/acc, val/ece. Did you"):
+        search(Jobs(quadratic), *SPACE, objectives=("val/ac",))
 
 
-def holder(folder: Path) -> int:
-    """The process that holds the lock of a run."""
-    inode = os.stat(folder / ".lock").st_ino
-    with open("/proc/locks") as file:
-        return next(int(line.split()[4]) for line in file if line.split()[5].endswith(f":{inode}"))
-
-
-def alive(process: int) -> bool:
-    return Path(f"/proc/{process}").exists() and "Z" not in Path(f"/proc/{process}/stat").read_text().split()[2]
+def sweep_of(folder: Path):
+    listed = json.loads((folder / "sweep.json").read_text("utf-8"))["jobs"]
+    return {" ".join(job["overrides"]): folder / job["folder"] for job in listed}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs /proc")
-def test_what_dies_and_what_goes_on(train, tmp_path):
-    """A killed job leaves the other alone; Ctrl-C ends all and can be gone on from; so can the death of the driver."""
-    sweep = tmp_path / "sweeps" / "long"
-    process = start(tmp_path, "seed=0,1")
-    one, other = jobs(sweep).values()
-    os.killpg(holder(one), signal.SIGKILL)
-    out, _ = process.communicate()
-    assert process.returncode == 1
-    assert "1 of 2 jobs done" in out
-    assert "killed: " in out
-    assert result(other)["status"] == "done"
-
-    process = start(tmp_path, "seed=0,2")
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate()
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    assert out.count("interrupted: SIGTERM") == 2
-
-    process = start(tmp_path, "seed=0,2")
-    workers = [holder(folder) for folder in jobs(sweep).values()]
-    process.kill()
-    process.communicate()
-    deadline = time.time() + 5
-    while any(map(alive, workers)) and time.time() < deadline:
-        time.sleep(0.05)
-    assert not any(map(alive, workers))
-
-    last = train("-m", *LONG, "seed=0,1,2")
-    assert last.returncode == 0, last.stdout
-    assert last.stdout.startswith("3 jobs, 1 done")
-    train(*LONG, "seed=0", "hydra.run.dir=whole")
-    assert (one / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
-
-
-@pytest.mark.slow
-def test_an_edit_during_a_sweep_is_noticed(tmp_path):
-    for part in ("src", "conf"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
-    shutil.copy(ROOT / "train.py", tmp_path)
-    command = [sys.executable, "train.py", "-m", "model=mlp", "trainer.max_epochs=100", "seed=0,1", "name=edited"]
-    env = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    while not list(tmp_path.glob("sweeps/edited/*/checkpoints/last.ckpt")):
-        time.sleep(0.05)
-    path = tmp_path / "conf" / "optimizer" / "sgd.yaml"
-    path.write_text(path.read_text("utf-8").replace("lr: 0.1", "lr: 0.2"), "utf-8")
-    out, _ = process.communicate()
-    assert process.returncode == 1
-    assert "1 of 2 jobs done" in out
-    assert "conf/ was changed after this sweep had begun" in out
-
-
-@pytest.mark.slow
-def test_a_job_has_its_time(train, tmp_path):
-    done = train("-m", "model=mlp", "trainer.max_epochs=3000", "job_timeout=3", "seed=0,1", "slots=2", "name=timed")
-    assert done.returncode == 1
-    assert "0 of 2 jobs done" in done.stdout
-
-
-FAULTS = {
-    "wild": "optimizer: {lr: 1.0e+20}",
-    "raise": "data: {train_size: 1}",
-    "missing": "data: {root: /nowhere}\ndefaults: [{override /data: mnist}]",
-    "hang": "trainer: {max_epochs: 100000}",
-    "kill": "trainer: {max_epochs: 100001}",
-    "full": "trainer: {max_epochs: 2}",
-}
-
-
-@pytest.fixture
-def copy(tmp_path):
-    """A copy of the project with an experiment for each fault; returns how to run it."""
-    for part in ("src", "conf"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
-    shutil.copy(ROOT / "train.py", tmp_path)
-    for name, content in FAULTS.items():
-        (tmp_path / "conf" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{content}\n")
-    for n in range(6):
-        (tmp_path / "conf" / "experiment" / f"fine{n}.yaml").write_text(
-            f"# @package _global_\ntrainer: {{max_epochs: {n + 1}}}\n"
+def test_halving_finds_the_best_of_the_grid_at_a_third_of_its_epochs(train, tmp_path):
+    """And what survives is the run that was never stopped, to the last bit."""
+    rates = "optimizer.lr=1e-6,1e-5,3e-5,1e-4,3e-4,1e-3,3e-3,0.1,1"
+    grid = ("-m", "model=mlp", "trainer.max_epochs=9", "data.val_size=500", rates, "seed=0,1", "slots=2")
+    done = train(*grid, "sweep=halving", "hydra.sweep.dir=halved")
+    assert done.returncode == 0, done.stdout
+    rounds = [line.split(":")[1].split(",")[0] for line in done.stdout.splitlines() if line.startswith("round")]
+    assert rounds == [" 18 jobs", " 6 jobs", " 2 jobs"]
+    assert train(*grid, "hydra.sweep.dir=whole").returncode == 0
+    halved, whole = sweep_of(tmp_path / "halved"), sweep_of(tmp_path / "whole")
+    values = {words: json.loads((folder / "result.json").read_text())["objective"] for words, folder in whole.items()}
+    best = max(values, key=lambda words: values[words[:-1] + "0"] + values[words[:-1] + "1"])[: -len(" seed=0")]
+    assert f"best: python train.py {best}\n" in done.stdout
+    epochs = [
+        max(int(line.split(",")[0]) for line in (folder / "metrics.csv").read_text().splitlines()[1:]) + 1
+        for folder in halved.values()
+    ]
+    assert sum(epochs) == 42 <= 18 * 9 / 3
+    for words in (f"{best} seed=0", f"{best} seed=1"):
+        assert (halved[words] / "metrics.csv").read_bytes() == (whole[words] / "metrics.csv").read_bytes()
+        ours, theirs = (
+            torch.load(f[words] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for f in (halved, whole)
         )
-
-    def sweep(*words):
-        env = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "https_proxy": "http://127.0.0.1:9"}
-        names = ",".join([*FAULTS, *(f"fine{n}" for n in range(6))])
-        command = [
-            sys.executable,
-            "train.py",
-            "-m",
-            "model=mlp",
-            f"experiment={names}",
-            "name=twelve",
-            "slots=2",
-            "job_timeout=40",
-        ]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([*command, *words], cwd=tmp_path, env=env, **pipes)
-
-    return sweep
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    again = train(*grid, "sweep=halving", "hydra.sweep.dir=halved").stdout
+    assert [line.split(",")[1:3] for line in again.splitlines() if line.startswith("round")] == [
+        [" 1 epochs: 18 jobs", " 18 done"],
+        [" 3 epochs: 6 jobs", " 6 done"],
+        [" all epochs: 2 jobs", " 2 done"],
+    ]
+    assert " 18 jobs, 18 done" in train(*grid, "sweep=halving", "hydra.sweep.dir=whole").stdout  # they are in the grid
 
 
 @pytest.mark.slow
-def test_of_twelve_jobs_six_die(copy, tmp_path):
-    planned, _ = copy("dry=true").communicate()
-    folders = {
-        line.split("experiment=")[1].split()[0]: Path(re.search(r"hydra.run.dir=(\S+)", line)[1])
-        for line in planned.splitlines()[1:]
-    }
-    folders["full"].mkdir(parents=True)
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folders["full"]], capture_output=True
-    ).returncode:
-        pytest.skip("needs the right to mount a small disk")
-    try:
-        process = copy()
-        while not (folders["kill"] / "checkpoints" / "last.ckpt").exists():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.1)
-        os.killpg(holder(folders["kill"]), signal.SIGKILL)
-        out, _ = process.communicate()
-        assert process.returncode == 1
-        assert "6 of 12 jobs done" in out
-        for name, reason in {
-            "wild": "failed: UserError: step 10: train/loss=nan",
-            "raise": "failed: UserError: 1 training images",
-            "missing": "failed: UserError: data.root=/nowhere: no MNIST there",
-            "hang": "killed: longer than job_timeout=40",
-            "kill": "killed: exit code -9",
-            "full": "No space left on device",
-        }.items():
-            line = next(line for line in out.splitlines() if line.startswith("  ") and f"experiment={name} " in line)
-            assert reason in line
-        done = {name: (folder / "result.json").stat().st_mtime_ns for name, folder in folders.items() if "fine" in name}
-        planned, _ = copy("dry=true").communicate()
-        assert planned.startswith("12 jobs, 6 done")
-        assert {line.split("experiment=")[1].split()[0] for line in planned.splitlines()[1:]} == FAULTS.keys()
-    finally:
-        subprocess.run(["umount", folders["full"]])
-    assert done == {name: (folders[name] / "result.json").stat().st_mtime_ns for name in done}
+def test_optuna_killed_and_run_again_ends_with_the_same_best(train, tmp_path):
+    words = (
+        "-m",
+        "model=mlp",
+        "trainer.max_epochs=2",
+        "optimizer.lr=tag(log,interval(0.001,1))",
+        "mixup=off,on",
+        "slots=2",
+        "sweep=optuna",
+        "sweep.trials=6",
+        "sweep.objectives=[val/acc,val/ece]",
+    )
+    whole = train(*words, "hydra.sweep.dir=whole")
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *words, "hydra.sweep.dir=killed"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+    )
+    while len(list(tmp_path.glob("killed/*/result.json"))) < 3:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {path: os.stat(path).st_mtime_ns for path in tmp_path.glob("killed/*/result.json")}
+    again = train(*words, "hydra.sweep.dir=killed")
+    assert again.returncode == 0
+    assert {path: os.stat(path).st_mtime_ns for path in done} == done
+    assert [line for line in whole.stdout.splitlines() if line.startswith("best")] == [
+        line for line in again.stdout.splitlines() if line.startswith("best")
+    ]
+    assert sweep_of(tmp_path / "whole").keys() == sweep_of(tmp_path / "killed").keys()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "extra",
+    [
+        (),
+        ("hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2"),
+        ("sweep=optuna", "sweep.trials=4", "sweep.batch=2"),
+    ],
+)
+def test_two_processes_in_a_sweep_are_one_with_the_double_batch(train, tmp_path, extra):
+    words = ("model=mlp", "model.batch_norm=false", "trainer.max_epochs=2", "trainer.accelerator=cpu")
+    two = train(
+        "-m",
+        *words,
+        "data.batch_size=64",
+        "trainer=ddp",
+        "trainer.devices=2",
+        "optimizer.lr=0.05,0.1",
+        "name=two",
+        *extra,
+    )
+    assert two.returncode == 0, two.stdout + two.stderr
+    folders = sweep_of(tmp_path / "sweeps" / "two").values()
+    assert len(folders) == 2
+    for folder in folders:
+        result = json.loads((folder / "result.json").read_text())
+        assert result["devices"] == ["cpu", "cpu"]
+        lr = next(word for word in result["overrides"] if word.startswith("optimizer.lr"))
+        assert train(*words, "data.batch_size=128", lr, f"hydra.run.dir=one{lr[13:]}").returncode == 0
+        a, b = (
+            torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+            for f in (folder, tmp_path / f"one{lr[13:]}")
+        )
+        assert all(torch.allclose(a[key], b[key], rtol=0, atol=1e-6) for key in a)
+    assert len([f for f in (tmp_path / "sweeps" / "two").iterdir() if f.is_dir() and f.name[0] != "."]) == 2

@@ -25,7 +25,10 @@ from tricklab.errors import UserError
 from tricklab.process import Command, last_line, quoted
 from tricklab.resume import config_hash, lock_run, read_result, task, write_whole
 
-OF_SWEEP = re.compile(r"(sweep|slots|dry)[=.]")  # words that are not for its jobs
+
+def of_job(words: Sequence[str]) -> list[str]:
+    """Leave out the words that are the sweep's alone."""
+    return [word for word in words if not re.match(r"(sweep|slots|dry)[=.]", word)]
 
 
 class Job(list[str]):
@@ -39,7 +42,7 @@ class Job(list[str]):
     """
 
     def __init__(self, words: Sequence[str], config: DictConfig, root: Path, until: int = 0):
-        self.words = [word for word in words if not OF_SWEEP.match(word)]
+        self.words = of_job(words)
         self.until, self.folder = until, root / config.hydra.sweep.subdir
         added = []
         if until:

@@ -9,7 +9,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 
 from tricklab.cli import combine, unknown
 from tricklab.errors import UserError
-from tricklab.jobs import Job, Jobs
+from tricklab.jobs import Job, Jobs, of_job
 from tricklab.process import slots
 
 
@@ -36,7 +36,7 @@ def halving(words: Sequence[Override], jobs: Jobs, factor: int, rounds: int) -> 
         until = math.ceil(trainer.max_epochs / factor**n / every) * every if n else 0
         done = jobs.run(left, until, f"round {rounds - n} of {rounds}, {until or 'all'} epochs: ")
         left = best(left, [job.value for job in done], factor if n else len(left))
-    print(f"best: python train.py {shlex.join(left[0])}")
+    print(f"best: python train.py {shlex.join(without_seed(of_job(left[0])))}")
 
 
 def best(combinations: list[list[str]], values: Sequence[float | None], factor: int) -> list[list[str]]:
@@ -81,7 +81,7 @@ def optuna(
     directions: Any = ["maximize" if "acc" in name else "minimize" for name in objectives]
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), directions=directions)
     space = {key: distribution(word) for key, word in searched.items()}
-    fixed = [str(word.input_line) for word in words if not word.is_sweep_override()]
+    fixed = of_job([str(word.input_line) for word in words if not word.is_sweep_override()])
     seeds = range(jobs.config.seed, jobs.config.seed + replicates)
     for first in range(0, trials, batch or slots(jobs.config)):
         asked = [study.ask(space) for _ in range(min(batch or slots(jobs.config), trials - first))]

@@ -1,0 +1,292 @@
+"""A sweep through the command line: what it runs, what it leaves, and what happens when something dies."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, configure
+
+from tricklab.cli import sweep_name
+from tricklab.resume import config_hash, task
+
+SHORT = ("model=mlp", "trainer.max_epochs=1")
+LONG = ("model=mlp", "trainer.max_epochs=300", "name=long", "slots=2")
+
+
+def jobs(folder: Path) -> dict[str, Path]:
+    """The folders of a sweep by their words."""
+    listed = json.loads((folder / "sweep.json").read_text("utf-8"))["jobs"]
+    return {" ".join(job["overrides"]): folder / job["folder"] for job in listed}
+
+
+def result(folder: Path):
+    return json.loads((folder / "result.json").read_text("utf-8"))
+
+
+def test_the_name_of_a_sweep_stays_when_its_grid_grows(monkeypatch):
+    def name(*words):
+        monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words])
+        return sweep_name(_root_=configure("model=mlp", *(w for w in words if w.startswith("name=")), hydra=True))
+
+    assert name("model=mlp", "seed=0,1", "optimizer.lr=0.1") == "digits_mlp_optimizer.lr-0.1_by_seed"
+    assert name("seed=range(3)", "optimizer.lr=0.1", "model=mlp", "slots=2") == "digits_mlp_optimizer.lr-0.1_by_seed"
+    assert name("mixup=on,off", "penalty=[l1,l2]", "seed=1") == "digits_mlp_penalty-l1-l2_by_mixup"
+    assert name("seed=0,1", "name=mine") == "mine"
+
+
+def test_the_hash_of_a_job_is_that_of_what_it_computes():
+    same = ("name=a", "tags=[b]", "slots=3", "dry=true", "job_timeout=9", "logger=tensorboard", "resume=auto")
+    plain, other = (config_hash(task(configure(*words, hydra=True))) for words in ((), ("seed=1",)))
+    assert plain != other
+    assert all(config_hash(task(configure(word, hydra=True))) == plain for word in same)
+
+
+def test_jobs_are_single_runs_and_run_once(train, tmp_path):
+    words = (*SHORT, "trainer.log_every_n_steps=1")
+    first = train("-m", *words, "mixup=off,on", "slots=2")
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / "sweeps" / "digits_mlp_trainer.log_every_n_steps-1_trainer.max_epochs-1_by_mixup"
+    assert first.stdout.startswith(f"2 jobs, 0 done, in {folder}")
+    assert "2 of 2 jobs done" in first.stdout
+    assert "2 of 2: done 0." in first.stdout
+    for n, mixup in enumerate(("off", "on")):
+        single = train(*SHORT, f"mixup={mixup}", "trainer.log_every_n_steps=1", f"hydra.run.dir={n}")
+        assert single.returncode == 0
+        job = next(f for words, f in jobs(folder).items() if f"mixup={mixup}" in words)
+        assert (job / "metrics.csv").read_text() == (tmp_path / str(n) / "metrics.csv").read_text()
+        assert result(job)["config_hash"] == result(tmp_path / str(n))["config_hash"] == job.name[-12:]
+        assert "test accuracy" in (job / "job.log").read_text()
+    times = [(f / "result.json").stat().st_mtime_ns for f in jobs(folder).values()]
+    dry = train("-m", *words, "mixup=off,on,cutmix", "dry=true")
+    assert dry.stdout.startswith("3 jobs, 2 done")
+    assert dry.stdout.count("python train.py") == 1
+    assert "logger.wandb.group" not in dry.stdout
+    named = train("-m", *words, "logger=wandb", "mixup=off,on", "name=mine", "dry=true").stdout
+    assert named.count(" logger.wandb.group=mine") == 2
+    assert "logger.wandb.name='\"'\"'mixup=on'\"'\"'" in named
+    assert "mixup=cutmix" in dry.stdout
+    again = train("-m", *words, "mixup=off,on")
+    assert again.stdout.startswith("2 jobs, 2 done")
+    assert [(f / "result.json").stat().st_mtime_ns for f in jobs(folder).values()] == times
+
+
+def test_a_failed_job_ends_neither_the_others_nor_with_0(train, tmp_path):
+    done = train("-m", *SHORT, "data.train_size=1,50", "name=part")
+    assert done.returncode == 1
+    assert "1 of 2 jobs done" in done.stdout
+    assert "failed: UserError: 1 training images" in done.stdout
+    assert "the same command again goes on with these: python train.py -m model=mlp" in done.stdout
+    assert sorted(result(f)["status"] for f in jobs(tmp_path / "sweeps" / "part").values()) == ["done", "failed"]
+
+
+def test_another_launcher_runs_the_same_jobs(train, tmp_path):
+    words = ("-m", *SHORT, "seed=0,1", "name=any", "trainer.log_every_n_steps=1")
+    ours = train(*words)
+    theirs = train(*words, "hydra/launcher=basic", "hydra.sweep.dir=theirs")
+    assert (ours.returncode, theirs.returncode) == (0, 0), theirs.stderr
+    for folder in jobs(tmp_path / "sweeps" / "any").values():
+        assert (folder / "metrics.csv").read_text() == (tmp_path / "theirs" / folder.name / "metrics.csv").read_text()
+        done = (tmp_path / "theirs" / folder.name / "result.json").stat().st_mtime_ns
+        assert train(*words, "hydra/launcher=basic", "hydra.sweep.dir=theirs").returncode == 0
+        assert (tmp_path / "theirs" / folder.name / "result.json").stat().st_mtime_ns == done
+    wrong = train("-m", *SHORT, "model.dropout=0.1,1.5", "hydra/launcher=basic", "hydra.sweep.dir=wrong")
+    assert wrong.returncode == 1
+    assert "model.dropout=1.5; allowed: 0 to 1" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("seed=0,1", "mixup=on,of"), "mixup=of does not exist"),
+        (("seed=0,1", "model.dropout=0.1,1.5"), "model.dropout=1.5: model.dropout=1.5; allowed: 0 to 1"),
+        (("seed=0,1", "resume=auto"), "resume=auto -m; allowed: none"),
+        (("seed=0,1", "slots=0"), "slots=0; allowed: 1 or more"),
+    ],
+)
+def test_one_wrong_job_is_named_before_the_first(train, tmp_path, words, says):
+    done = train("-m", *SHORT, *words)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert "jobs" not in done.stdout
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def start(tmp_path: Path, *words: str) -> "subprocess.Popen[str]":
+    """Start a sweep that takes long, and wait until its jobs train."""
+    command, since = [sys.executable, str(ROOT / "train.py"), "-m", *LONG, *words], time.time()
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    while sum(p.stat().st_mtime > since for p in tmp_path.glob("sweeps/long/*/checkpoints/last.ckpt")) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return process
+
+
+def holder(folder: Path) -> int:
+    """The process that holds the lock of a run."""
+    inode = os.stat(folder / ".lock").st_ino
+    with open("/proc/locks") as file:
+        return next(int(line.split()[4]) for line in file if line.split()[5].endswith(f":{inode}"))
+
+
+def alive(process: int) -> bool:
+    return Path(f"/proc/{process}").exists() and "Z" not in Path(f"/proc/{process}/stat").read_text().split()[2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs /proc")
+def test_what_dies_and_what_goes_on(train, tmp_path):
+    """A killed job leaves the other alone; Ctrl-C ends all and can be gone on from; so can the death of the driver."""
+    sweep = tmp_path / "sweeps" / "long"
+    process = start(tmp_path, "seed=0,1")
+    one, other = jobs(sweep).values()
+    os.killpg(holder(one), signal.SIGKILL)
+    out, _ = process.communicate()
+    assert process.returncode == 1
+    assert "1 of 2 jobs done" in out
+    assert "killed: " in out
+    assert result(other)["status"] == "done"
+
+    process = start(tmp_path, "seed=0,2")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert out.count("interrupted: SIGTERM") == 2
+
+    process = start(tmp_path, "seed=0,2")
+    workers = [holder(folder) for folder in jobs(sweep).values()]
+    process.kill()
+    process.communicate()
+    deadline = time.time() + 5
+    while any(map(alive, workers)) and time.time() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, workers))
+
+    last = train("-m", *LONG, "seed=0,1,2")
+    assert last.returncode == 0, last.stdout
+    assert last.stdout.startswith("3 jobs, 1 done")
+    train(*LONG, "seed=0", "hydra.run.dir=whole")
+    assert (one / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+
+
+@pytest.mark.slow
+def test_an_edit_during_a_sweep_is_noticed(tmp_path):
+    for part in ("src", "conf"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    shutil.copy(ROOT / "train.py", tmp_path)
+    command = [sys.executable, "train.py", "-m", "model=mlp", "trainer.max_epochs=100", "seed=0,1", "name=edited"]
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not list(tmp_path.glob("sweeps/edited/*/checkpoints/last.ckpt")):
+        time.sleep(0.05)
+    path = tmp_path / "conf" / "optimizer" / "sgd.yaml"
+    path.write_text(path.read_text("utf-8").replace("lr: 0.1", "lr: 0.2"), "utf-8")
+    out, _ = process.communicate()
+    assert process.returncode == 1
+    assert "1 of 2 jobs done" in out
+    assert "conf/ was changed after this sweep had begun" in out
+
+
+@pytest.mark.slow
+def test_a_job_has_its_time(train, tmp_path):
+    done = train("-m", "model=mlp", "trainer.max_epochs=3000", "job_timeout=3", "seed=0,1", "slots=2", "name=timed")
+    assert done.returncode == 1
+    assert "0 of 2 jobs done" in done.stdout
+
+
+FAULTS = {
+    "wild": "optimizer: {lr: 1.0e+20}",
+    "raise": "data: {train_size: 1}",
+    "missing": "data: {root: /nowhere}\ndefaults: [{override /data: mnist}]",
+    "hang": "trainer: {max_epochs: 100000}",
+    "kill": "trainer: {max_epochs: 100001}",
+    "full": "trainer: {max_epochs: 2}",
+}
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the project with an experiment for each fault; returns how to run it."""
+    for part in ("src", "conf"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    shutil.copy(ROOT / "train.py", tmp_path)
+    for name, content in FAULTS.items():
+        (tmp_path / "conf" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{content}\n")
+    for n in range(6):
+        (tmp_path / "conf" / "experiment" / f"fine{n}.yaml").write_text(
+            f"# @package _global_\ntrainer: {{max_epochs: {n + 1}}}\n"
+        )
+
+    def sweep(*words):
+        env = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "https_proxy": "http://127.0.0.1:9"}
+        names = ",".join([*FAULTS, *(f"fine{n}" for n in range(6))])
+        command = [
+            sys.executable,
+            "train.py",
+            "-m",
+            "model=mlp",
+            f"experiment={names}",
+            "name=twelve",
+            "slots=2",
+            "job_timeout=40",
+        ]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*command, *words], cwd=tmp_path, env=env, **pipes)
+
+    return sweep
+
+
+@pytest.mark.slow
+def test_of_twelve_jobs_six_die(copy, tmp_path):
+    planned, _ = copy("dry=true").communicate()
+    folders = {
+        line.split("experiment=")[1].split()[0]: Path(re.search(r"hydra.run.dir=(\S+)", line)[1])
+        for line in planned.splitlines()[1:]
+    }
+    folders["full"].mkdir(parents=True)
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", folders["full"]], capture_output=True
+    ).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        process = copy()
+        while not (folders["kill"] / "checkpoints" / "last.ckpt").exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.1)
+        os.killpg(holder(folders["kill"]), signal.SIGKILL)
+        out, _ = process.communicate()
+        assert process.returncode == 1
+        assert "6 of 12 jobs done" in out
+        for name, reason in {
+            "wild": "failed: UserError: step 10: train/loss=nan",
+            "raise": "failed: UserError: 1 training images",
+            "missing": "failed: UserError: data.root=/nowhere: no MNIST there",
+            "hang": "killed: longer than job_timeout=40",
+            "kill": "killed: exit code -9",
+            "full": "No space left on device",
+        }.items():
+            line = next(line for line in out.splitlines() if line.startswith("  ") and f"experiment={name} " in line)
+            assert reason in line
+        done = {name: (folder / "result.json").stat().st_mtime_ns for name, folder in folders.items() if "fine" in name}
+        planned, _ = copy("dry=true").communicate()
+        assert planned.startswith("12 jobs, 6 done")
+        assert {line.split("experiment=")[1].split()[0] for line in planned.splitlines()[1:]} == FAULTS.keys()
+    finally:
+        subprocess.run(["umount", folders["full"]])
+    assert done == {name: (folders[name] / "result.json").stat().st_mtime_ns for name in done}
