@@ -101,6 +101,19 @@ def test_another_launcher_runs_the_same_jobs(train, tmp_path):
     assert "model.dropout=1.5; allowed: 0 to 1" in wrong.stderr
 
 
+def test_processes_started_together_share_a_folder(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    done = train(*SHORT)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: what torchrun or srun starts together shares a folder; allowed: with hydra.run.dir=FOLDER\n",
+    )
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("choices: {}")
+    monkeypatch.setenv("RANK", "0")
+    assert "hydra.run.dir=run holds a run already" in train(*SHORT, "hydra.run.dir=run").stderr
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

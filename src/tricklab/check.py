@@ -79,7 +79,10 @@ def refuse(config: DictConfig, folder: Path) -> None:
         check(config)
         if (planned := os.environ.get(HASH)) and planned != config_hash(task(config)):
             raise UserError("conf/ was changed after this sweep had begun; give its command again")
-        if "LOCAL_RANK" not in os.environ:  # a DDP child shares the folder of its parent
+        together = "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
+        if together and not any(word.startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra):
+            raise UserError("what torchrun or srun starts together shares a folder; allowed: with hydra.run.dir=FOLDER")
+        if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
             check_folder(folder, config)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
