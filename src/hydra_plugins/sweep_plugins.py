@@ -1,5 +1,6 @@
 """Hydra takes plugins from this namespace alone; what these do stands in `tricklab`."""
 
+import functools
 import signal
 import sys
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ class Search(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from tricklab.jobs import Jobs
+        from tricklab.process import run_apart
 
         try:
             launcher = Plugins.instance().instantiate_launcher(
@@ -43,7 +45,9 @@ class Search(Sweeper):
         except InstantiationException as error:
             name = config.hydra.runtime.choices["hydra/launcher"]
             raise UserError(f"hydra/launcher={name}: {error}; to install: pip install 'tricklab[{name}]'") from error
-        self.jobs = Jobs(config, hydra_context.config_loader, launcher)
+        launch = functools.partial(launcher.launch, initial_job_idx=0)
+        apart = launch if isinstance(launcher, LocalLauncher) else lambda jobs: run_apart(lambda: launch(jobs))
+        self.jobs = Jobs(config, hydra_context.config_loader, apart)
 
     def sweep(self, arguments: list[str]) -> None:
         from tricklab.build import build

@@ -9,14 +9,13 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from tricklab.check import check
@@ -94,11 +93,11 @@ class Jobs:
     Args:
         config: of the command, without what is swept.
         loader: Hydra's, which composes.
-        launcher: runs what is not done.
+        launch: runs jobs.
     """
 
-    def __init__(self, config: DictConfig, loader: ConfigLoader, launcher: Launcher):
-        self.config, self.loader, self.launcher = config, loader, launcher
+    def __init__(self, config: DictConfig, loader: ConfigLoader, launch: Callable[[list[Job]], object]):
+        self.config, self.loader, self.launch = config, loader, launch
         self.folder = Path(config.hydra.sweep.dir).absolute()
         self.all: dict[Path, Job] = {}
         self.lock: Any = None
@@ -122,7 +121,7 @@ class Jobs:
         self.all |= unique
         self.begin()
         if left:
-            self.launch(left)
+            self.run_left(left)
         return jobs
 
     def plan(self, words: Sequence[str], until: int) -> Job:
@@ -153,7 +152,7 @@ class Jobs:
         text = json.dumps({"command": sys.argv[1:], "jobs": jobs}, indent=2, ensure_ascii=False)
         write_whole(self.folder / "sweep.json", text + "\n")
 
-    def launch(self, jobs: list[Job]) -> None:
+    def run_left(self, jobs: list[Job]) -> None:
         """Have the jobs run, and say of each how it ended when it does."""
         for job in jobs:
             (job.folder / "result.json").unlink(missing_ok=True)
@@ -161,7 +160,7 @@ class Jobs:
         follower = threading.Thread(target=self.follow, args=(jobs, over))
         follower.start()
         try:
-            self.launcher.launch(jobs, initial_job_idx=len(self.all) - len(jobs))
+            self.launch(jobs)
         finally:
             over.set()
             follower.join()

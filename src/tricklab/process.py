@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -60,12 +60,7 @@ class Slots:
             list(pool.map(self.run_one, jobs))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            alive = [process for process in self.processes if process.is_alive()]
-            for process in alive:
-                end(process, signal.SIGTERM)
-            for process in alive:
-                process.join(20)
-                end(process, signal.SIGKILL)
+            stop(self.processes)
             pool.shutdown()
 
     def run_one(self, job: Command) -> None:
@@ -107,6 +102,36 @@ def last_line(folder: Path) -> str:
         return (folder / "job.log").read_text("utf-8", "replace").strip().rpartition("\n")[2]
     except OSError:
         return "no job.log"
+
+
+def stop(processes: Sequence[Any]) -> None:
+    """End processes that are still at work: they may save, then they are killed."""
+    alive = [process for process in processes if process.is_alive()]
+    for process in alive:
+        end(process, signal.SIGTERM)
+    for process in alive:
+        process.join(20)
+        end(process, signal.SIGKILL)
+
+
+def run_apart(run: Callable[[], object]) -> None:
+    """Call `run` in a process of its own, which ends with this one, as does all that it starts.
+
+    Ray needs that: when it dies it ends the process that started it, with exit code 0.
+    """
+
+    def be_apart(driver: int) -> None:
+        os.setsid()
+        threading.Thread(target=end_with, args=(driver,), daemon=True).start()
+        run()
+
+    process = multiprocessing.get_context("fork").Process(target=be_apart, args=(os.getpid(),))
+    process.start()
+    try:
+        process.join()
+    finally:
+        stop([process])
+        end(process, signal.SIGKILL)  # what it has left behind
 
 
 def be_placed(words: Sequence[str], folder: Path, cfg: DictConfig) -> float | None:
