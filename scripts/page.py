@@ -43,6 +43,7 @@ def markdown(title: str, sections: list[Section]) -> str:
 
 
 def table(rows: Table) -> str:
+    rows = [[text.replace("|", "\\|") for text in line] for line in rows]
     widths = [max(len(line[i]) for line in rows) for i in range(len(rows[0]))]
     lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
@@ -73,17 +74,19 @@ def pictures(configurations: dict[str, list[Run]], effects: dict[str, dict[str, 
 
     `effects` holds, for each value of a key, a mean and half the width of its interval.
     """
-    found = {label: runs for label, runs in configurations.items() if runs}
-    scores = {label: np.mean([results["val/acc"] for results, _ in runs]) for label, runs in found.items()}
+    found = {label.replace("$", r"\$"): runs for label, runs in configurations.items() if runs}
+    scores = {label: np.mean([results.get("val/acc") or 0.0 for results, _ in runs]) for label, runs in found.items()}
     shown = {label: found[label] for label in sorted(found, key=lambda label: -scores[label])[:SHOWN]}
     best = f", best {SHOWN} of {len(found)}" if len(found) > SHOWN else ""
-    drawn: dict[str, Callable[[Any], None]] = {
-        f"accuracy on validation, mean ± sd over seeds{best}": lambda axes: draw_curves(axes, shown),
-        f"{metric}, mean and 95 % interval over all else": lambda axes: draw_effects(axes, effects),
-        f"accuracy against calibration error on the test set{best}": lambda axes: draw_calibration(axes, shown),
-        f"learning rate{best}": lambda axes: draw_rates(axes, shown),
-    }
-    return [picture(title, draw) for title, draw in drawn.items()] if shown else []
+    drawn: list[tuple[str, Callable[[Any], None]]] = [
+        (f"accuracy on validation, mean ± sd over seeds{best}", lambda axes: draw_curves(axes, shown)),
+        (f"accuracy against calibration error on the test set{best}", lambda axes: draw_calibration(axes, shown)),
+        (f"learning rate{best}", lambda axes: draw_rates(axes, shown)),
+    ]
+    if effects:
+        said = f"{metric}, mean and 95 % interval over all else"
+        drawn.insert(1, (said, lambda axes: draw_effects(axes, effects)))
+    return [picture(title, draw) for title, draw in drawn] if shown else []
 
 
 def picture(title: str, draw: Callable[[Any], None]) -> str:

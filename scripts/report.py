@@ -9,6 +9,7 @@ python scripts/report.py sweeps/NAME [metric=test/acc] [baseline="mixup=off"] [i
 import csv
 import json
 import math
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,13 +21,15 @@ from page import Run, Section, Table
 from tricklab import cli
 from tricklab.errors import UserError, nearest
 from tricklab.resume import VOLATILE, read_result
+from tricklab.sweep import REPLICATES
 
 
 class Job(NamedTuple):
-    """A job as its folder tells it: its words by key, how it ended, and its result."""
+    """A job as its folder tells it: its words by key, all of them as they were given, and its result."""
 
     folder: Path
     words: dict[str, str]
+    overrides: list[str]
     result: dict[str, Any]
 
     @property
@@ -34,6 +37,15 @@ class Job(NamedTuple):
         if self.stopped:
             return "stopped"
         return str(self.result.get("status", "missing"))
+
+    @property
+    def replicate(self) -> str:
+        """What it shares with a job of another configuration."""
+        return ", ".join(self.words.get(key, "0") for key in REPLICATES if key in self.words or key == "seed")
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        return dict(self.result.get("metrics") or {})
 
     @property
     def stopped(self) -> str:
@@ -72,8 +84,10 @@ def main() -> None:
         raise UserError("no folder; allowed: that of a sweep, as sweeps/NAME")
     for folder in map(Path, folders):
         jobs = read_jobs(folder)
+        check_metric(jobs, metric)
         varied, cells = arrange(jobs)
-        effects = {key: effect(key, jobs, metric) for key in varied}
+        whole = all(job.status == "done" for job in jobs)  # or the values of a key would differ in all else
+        effects = {key: effect(key, jobs, metric) for key in varied if whole}
         sections = report(cells, effects if len(varied) > 1 else {}, metric, baseline, incomplete == "true")
         text = page.markdown(metric, sections)
         (folder / "report.md").write_text(text, "utf-8")
@@ -92,9 +106,12 @@ def read_jobs(folder: Path) -> list[Job]:
     """
     try:
         listed = json.loads((folder / "sweep.json").read_text("utf-8"))["jobs"]
-    except (OSError, ValueError, KeyError) as error:
+        jobs = [(folder / str(job["folder"]), list(job["overrides"])) for job in listed]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: no sweep.json there; allowed: the folder of a sweep ({error})") from None
-    return [Job(folder / job["folder"], split(job["overrides"]), read_result(folder / job["folder"])) for job in listed]
+    if not jobs:
+        raise UserError(f"{folder}: no jobs in sweep.json")
+    return [Job(path, split(words), words, read_result(path)) for path, words in jobs]
 
 
 def split(words: Sequence[str]) -> dict[str, str]:
@@ -105,11 +122,11 @@ def split(words: Sequence[str]) -> dict[str, str]:
 
 def arrange(jobs: list[Job]) -> tuple[list[str], Cells]:
     """Return the keys that vary, and the jobs by configuration and seed."""
-    varied = [k for k in jobs[0].words if k != "seed" and len({job.words.get(k) for job in jobs}) > 1]
+    varied = [k for k in jobs[0].words if k not in REPLICATES and len({job.words.get(k) for job in jobs}) > 1]
     cells: Cells = {}
     for job in jobs:
         label = " ".join(f"{key}={job.words.get(key)}" for key in varied) or "all"
-        cells.setdefault(label, {})[job.words.get("seed", "0")] = job
+        cells.setdefault(label, {})[job.replicate] = job
     return varied, cells
 
 
@@ -132,16 +149,20 @@ def report(
 
 
 def of_seeds(cell: dict[str, Job], metric: str) -> dict[str, float]:
-    """Return the metric of each seed that is done.
+    """Return the metric of each seed that is done."""
+    done = {seed: job.metrics for seed, job in cell.items() if job.status == "done"}
+    return {seed: metrics[metric] for seed, metrics in done.items() if metrics.get(metric) is not None}
+
+
+def check_metric(jobs: list[Job], metric: str) -> None:
+    """Refuse a metric that no result has.
 
     Raises:
-        UserError: a metric that the results do not have.
+        UserError: as said.
     """
-    done = {seed: job.result["metrics"] for seed, job in cell.items() if job.status == "done"}
-    for metrics in done.values():
-        if metric not in metrics:
-            raise UserError(cli.unknown(f"metric={metric}", metric, metrics))
-    return {seed: metrics[metric] for seed, metrics in done.items() if metrics[metric] is not None}
+    known = {name for job in jobs for name in job.metrics}
+    if known and metric not in known:
+        raise UserError(cli.unknown(f"metric={metric}", metric, known))
 
 
 def summarise(values: Sequence[float]) -> Summary:
@@ -157,7 +178,7 @@ def summarise(values: Sequence[float]) -> Summary:
 
 def row(label: str, values: dict[str, float], cell: dict[str, Job]) -> list[str]:
     n, mean, deviation, half = summarise(list(values.values()))
-    seconds = [job.result["seconds"] for job in cell.values() if job.status == "done"]
+    seconds = [job.result.get("seconds") or 0.0 for job in cell.values() if job.status == "done"]
     took = f"{math.fsum(seconds) / len(seconds):.1f}" if seconds else ""
     return [label, f"{n} of {len(cell)}", number(mean), number(deviation), interval(mean, half), took]
 
@@ -168,7 +189,7 @@ def paired(ours: dict[str, float], theirs: dict[str, float]) -> Difference:
 
     summary = summarise([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
     if not summary.deviation > 0:  # equal differences, or less than two
-        return Difference(summary, 1.0 if summary.mean == 0 else math.nan)
+        return Difference(summary, 1.0 if summary.mean == 0 and summary.n > 1 else math.nan)
     t = summary.mean / (summary.deviation / math.sqrt(summary.n))
     return Difference(summary, float(2 * stats.t.sf(abs(t), summary.n - 1)))
 
@@ -221,14 +242,17 @@ def effect(key: str, jobs: list[Job], metric: str) -> dict[str, Summary]:
 
 def best(values: dict[str, dict[str, float]], cells: Cells) -> list[Section]:
     """Name the configuration with the highest validation accuracy, and the command that runs it again."""
-    scored = {label: of_seeds(cells[label], "val/acc") for label in cells if values[label]}
-    if not scored:
+    most = max(map(len, values.values()))
+    scored = {label: of_seeds(cells[label], "val/acc") for label in cells if len(values[label]) == most > 0}
+    if not any(scored.values()):
         return []
     first = max(scored, key=lambda label: summarise(list(scored[label].values())).mean)
-    job = next(iter(cells[first].values()))
-    words = " ".join(f"{key}={value}" for key, value in job.words.items() if key != "seed")
-    command = f"python train.py -m {words} seed={','.join(cells[first])}"
-    return [Section(f"Best on validation: {first}", command)]
+    jobs = list(cells[first].values())
+    words = [word for word in jobs[0].overrides if word.lstrip("+").split("=")[0] in jobs[0].words.keys() - REPLICATES]
+    for key in REPLICATES:
+        if several := dict.fromkeys(job.words[key] for job in jobs if key in job.words):
+            words.append(f"{key}={','.join(several)}")
+    return [Section(f"Best on validation: {first}", f"python train.py -m {shlex.join(words)}")]
 
 
 def unfinished(jobs: list[Job]) -> list[Section]:
@@ -244,14 +268,14 @@ def unfinished(jobs: list[Job]) -> list[Section]:
 def read_runs(cell: dict[str, Job]) -> list[Run]:
     """Read the results of the seeds that are done, and what was logged on the way."""
     done = [job for job in cell.values() if job.status == "done"]
-    return [(job.result["metrics"], read_columns(job.folder / "metrics.csv")) for job in done]
+    return [(job.metrics, read_columns(job.folder / "metrics.csv")) for job in done]
 
 
 def read_columns(path: Path) -> list[dict[str, float]]:
     try:
         with path.open(newline="") as file:
             return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return []
 
 

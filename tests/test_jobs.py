@@ -174,6 +174,8 @@ def test_what_dies_and_what_goes_on(train, tmp_path):
     assert result(other)["status"] == "done"
 
     process = start(tmp_path, "seed=0,2")
+    other = train("-m", *LONG, "seed=0,2,3")
+    assert (other.returncode, other.stderr.split(";")[0]) == (1, f"error: the sweep in {sweep} is running")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert process.returncode == 130
@@ -194,6 +196,58 @@ def test_what_dies_and_what_goes_on(train, tmp_path):
     assert last.stdout.startswith("3 jobs, 1 done")
     train(*LONG, "seed=0", "hydra.run.dir=whole")
     assert (one / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", [0.0, 1.0, 3.0])
+def test_ctrl_c_while_the_first_jobs_start(tmp_path, wait):
+    command = [sys.executable, str(ROOT / "train.py"), "-m", *LONG, "trainer.max_epochs=100000", "seed=0,1,2"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout.readline().startswith("3 jobs, 0 done")
+    time.sleep(wait)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "0 of 3 jobs done" in out
+
+
+@pytest.mark.slow
+def test_files_are_closed_after_each_job(train, tmp_path):
+    """So that a sweep may have more jobs than a process has files."""
+    with_few = ("bash", "-c", 'ulimit -n 40; exec "$@"', "-")
+    command = [
+        *with_few,
+        sys.executable,
+        str(ROOT / "train.py"),
+        "-m",
+        *SHORT,
+        "stop_after=1it",
+        "seed=range(18)",
+        "slots=2",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert "18 of 18 jobs done" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["it's", "a b, c", "ü", "x" * 200])
+def test_any_folder_will_do(train, tmp_path, name):
+    quoted = name.replace("'", "\\'")
+    folder = f"hydra.sweep.dir='{quoted}'" if len(name) < 200 else f"name={name}"
+    done = train("-m", *SHORT, "mixup=off,on", "logger=wandb", folder, "stop_after=1it")
+    assert "2 of 2 jobs done" in done.stdout, done.stdout + done.stderr
+
+
+def test_two_runs_in_one_folder_are_refused(train):
+    done = train("-m", *SHORT, "seed=0,1", "hydra.sweep.subdir=same")
+    assert done.returncode == 1
+    assert "have one folder; allowed: hydra.sweep.subdir by run" in done.stderr
 
 
 @pytest.mark.slow
@@ -248,26 +302,34 @@ def copy(tmp_path):
 
     def sweep(*words):
         env = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "https_proxy": "http://127.0.0.1:9"}
-        names = ",".join([*FAULTS, *(f"fine{n}" for n in range(6))])
-        command = [
-            sys.executable,
-            "train.py",
-            "-m",
-            "model=mlp",
-            f"experiment={names}",
-            "name=twelve",
-            "slots=2",
-            "job_timeout=40",
-        ]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([*command, *words], cwd=tmp_path, env=env, **pipes)
+        return subprocess.Popen([sys.executable, "train.py", "-m", "model=mlp", *words], cwd=tmp_path, env=env, **pipes)
 
     return sweep
 
 
+def test_an_edit_touches_the_jobs_that_it_changes(copy, tmp_path):
+    def planned(*words):
+        out, wrong = copy(*words, "dry=true").communicate()
+        assert not wrong
+        return [line.split("hydra.run.dir=")[1].split()[0] for line in out.splitlines()[1:]]
+
+    grid = ("mixup=off,on,cutmix", "seed=0,1")
+    before = planned(*grid)
+    path = tmp_path / "conf" / "mixup" / "on.yaml"
+    path.write_text(re.sub("alpha: .*", "alpha: 0.7", path.read_text()))
+    after = planned(*grid)
+    assert [a == b for a, b in zip(before, after)] == [True, True, False, False, True, True]
+    path = tmp_path / "conf" / "train.yaml"
+    path.write_text(path.read_text().replace("stop_after: null", "stop_after: 1ep"))
+    assert not set(planned(*grid)) & {*before, *after}
+
+
 @pytest.mark.slow
 def test_of_twelve_jobs_six_die(copy, tmp_path):
-    planned, _ = copy("dry=true").communicate()
+    names = ",".join([*FAULTS, *(f"fine{n}" for n in range(6))])
+    twelve = (f"experiment={names}", "name=twelve", "slots=2", "job_timeout=40")
+    planned, _ = copy(*twelve, "dry=true").communicate()
     folders = {
         line.split("experiment=")[1].split()[0]: Path(re.search(r"hydra.run.dir=(\S+)", line)[1])
         for line in planned.splitlines()[1:]
@@ -278,7 +340,7 @@ def test_of_twelve_jobs_six_die(copy, tmp_path):
     ).returncode:
         pytest.skip("needs the right to mount a small disk")
     try:
-        process = copy()
+        process = copy(*twelve)
         while not (folders["kill"] / "checkpoints" / "last.ckpt").exists():
             assert process.poll() is None, process.communicate()
             time.sleep(0.1)
@@ -297,7 +359,7 @@ def test_of_twelve_jobs_six_die(copy, tmp_path):
             line = next(line for line in out.splitlines() if line.startswith("  ") and f"experiment={name} " in line)
             assert reason in line
         done = {name: (folder / "result.json").stat().st_mtime_ns for name, folder in folders.items() if "fine" in name}
-        planned, _ = copy("dry=true").communicate()
+        planned, _ = copy(*twelve, "dry=true").communicate()
         assert planned.startswith("12 jobs, 6 done")
         assert {line.split("experiment=")[1].split()[0] for line in planned.splitlines()[1:]} == FAULTS.keys()
     finally:

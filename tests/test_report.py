@@ -209,3 +209,35 @@ def test_the_seeds_that_would_be_needed_are_about_enough():
     assert n == 32
     found = [stats.ttest_1samp(random.normal(0.5, 1.0, size=n), 0).pvalue < 0.05 for _ in range(2000)]
     assert np.mean(found) == pytest.approx(0.79, abs=0.04)
+
+
+def test_what_is_broken_or_odd_is_no_obstacle(sweep, script):
+    """Labels with marks of Markdown and formulas; results without a metric or a dict; a garbled metrics.csv."""
+    folder = sweep({r"tag=a|b": [0.9, 0.91], r"tag=$\x$": [0.92, 0.93], "tag=c": [0.94, 0.95]})
+    paths = sorted(folder.glob("tag=*/result.json"))
+    paths[0].write_text("[1]")
+    (paths[1].parent / "metrics.csv").write_text("epoch,val/acc\n0,1,2,3\n")
+    broken = json.loads(paths[2].read_text())
+    paths[2].write_text(json.dumps(broken | {"metrics": {"test/acc": 0.9, "val/acc": None}}))
+    said = script("report.py", str(folder))
+    assert said.returncode == 0, said.stderr
+    assert r"tag=a\|b" in said.stdout
+    assert "metric=test/x does not exist" in script("report.py", str(folder), "metric=test/x").stderr
+    for text in ("[]", '{"jobs": []}', '{"jobs": [{}]}'):
+        (folder / "sweep.json").write_text(text)
+        said = script("report.py", str(folder))
+        assert (said.returncode, len(said.stderr.splitlines())) == (1, 1)
+
+
+def test_effects_need_every_job(sweep, script):
+    """Or a value that lacks its hard half would look better than it is."""
+    cells = {f"a={a} b={b}": [0.9 - 0.3 * (b == 2), None if (a, b) == (2, 2) else 0.5] for a in (1, 2) for b in (1, 2)}
+    said = script("report.py", str(sweep(cells))).stdout
+    assert "Effect of" not in said
+
+
+def test_folds_are_replicates_and_the_command_is_that_of_the_sweep(sweep, script):
+    folder = sweep({"+note=a data.fold=0": [0.9], "+note=a data.fold=1": [0.8], "+note=c data.fold=0": [0.7]})
+    said = script("report.py", str(folder)).stdout
+    assert [row[:2] for row in tables(said)["test/acc"][1:]] == [["note=a", "2 of 2"], ["note=c", "1 of 1"]]
+    assert "python train.py -m model=mlp +note=a seed=0 data.fold=0,1\n" in said

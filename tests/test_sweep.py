@@ -18,13 +18,25 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tricklab import sweep
 from tricklab.errors import UserError
+from tricklab.jobs import Length
 
 
 class Jobs:
     """Stands for the jobs of a sweep: `measure` makes the results of a job from its words and epochs, or None."""
 
     def __init__(self, measure, *words):
-        self.config, self.measure, self.ran = configure(*words), measure, []
+        self.config, self.measure, self.ran, self.planned = configure(*words), measure, [], []
+
+    def plan(self, words):
+        self.planned.append(" ".join(words))
+        given = {word.split("=")[0]: word.split("=")[1] for word in words}
+        trainer = self.config.trainer
+        epochs = int(given.get("trainer.max_epochs", trainer.max_epochs))
+        steps = int(given.get("trainer.max_steps", trainer.max_steps))
+        stop = given.get("stop_after")
+        return SimpleNamespace(
+            length=Length(epochs, steps, trainer.check_val_every_n_epoch, stop, "callbacks" in given)
+        )
 
     def run(self, combinations, until=0, what=""):
         self.ran.append((until, [" ".join(words) for words in combinations]))
@@ -56,7 +68,7 @@ def test_halving_keeps_the_best_with_all_their_seeds():
     sweep.halving(parse("lr=range(1,10)", "seed=0,1"), jobs, factor=3, rounds=3)
     assert [until for until, _ in jobs.ran] == [2, 6, 0]
     assert [len(words) for _, words in jobs.ran] == [18, 6, 2]
-    assert jobs.ran[1][1] == [f"lr={lr} seed={s}" for lr in (4, 5, 6) for s in (0, 1)]
+    assert jobs.ran[1][1] == [f"lr={lr} seed={s}" for lr in (5, 4, 6) for s in (0, 1)]
     assert jobs.ran[2][1] == ["lr=5 seed=0", "lr=5 seed=1"]
 
 
@@ -69,11 +81,38 @@ def test_halving_drops_what_fails_and_validates_where_it_stops(capsys):
     assert "lr=4" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", [("trainer.max_epochs=1,2",), ("trainer.max_steps=3",), ("trainer.max_steps=3,4",)])
-def test_halving_counts_epochs(words):
-    jobs = Jobs(learn, *(word for word in words if "," not in word))
-    with pytest.raises(UserError, match="counts whole epochs"):
-        sweep.halving(parse(*words), jobs, factor=3, rounds=3)
+@pytest.mark.parametrize(
+    "word",
+    [
+        "trainer.max_epochs=1,2",
+        "trainer.max_steps=3",
+        "trainer.max_steps=3,4",
+        "stop_after=2ep",
+        "callbacks=early_stopping",
+    ],
+)
+def test_halving_counts_epochs(word):
+    jobs = Jobs(learn)
+    with pytest.raises(UserError, match="ends runs after whole epochs itself; allowed: one"):
+        sweep.halving(parse(word), jobs, factor=3, rounds=3)
+    assert not jobs.ran
+
+
+def test_halving_has_no_round_without_training_and_stops_when_all_fail(capsys):
+    jobs = Jobs(learn, "trainer.max_epochs=2")
+    sweep.halving(parse("lr=1,4,5,9", "seed=0"), jobs, factor=3, rounds=4)
+    assert [(until, len(words)) for until, words in jobs.ran] == [(1, 4), (0, 2)]
+    jobs = Jobs(lambda words, until: None)
+    capsys.readouterr()
+    sweep.halving(parse("lr=1,4", "seed=0"), jobs, factor=3, rounds=3)
+    assert len(jobs.ran) == 1
+    assert "best" not in capsys.readouterr().out
+
+
+def test_halving_keeps_folds_together():
+    jobs = Jobs(lambda words, until: {"val/acc": int(words["data.fold"]) + int(words["lr"])}, "trainer.max_epochs=9")
+    sweep.halving(parse("lr=1,2", "data.fold=0,1,2"), jobs, factor=2, rounds=2)
+    assert jobs.ran[1][1] == [f"lr=2 data.fold={n}" for n in (0, 1, 2)]
 
 
 def search(jobs, *words, trials=12, replicates=1, objectives=("val/acc",), batch=3, seed=0):
@@ -110,7 +149,7 @@ def test_optuna_takes_the_mean_of_replicates(capsys):
     )
     ran = search(jobs, "seed=3", "mixup=off,on", trials=4, replicates=2, batch=1)
     assert all(words.endswith(f"seed={3 + i % 2}") for i, words in enumerate(ran))
-    assert "best: val/acc 2.1000: python train.py mixup=on" in capsys.readouterr().out
+    assert "best: val/acc 2.1000: python train.py -m mixup=on seed=3,4" in capsys.readouterr().out
 
 
 def test_optuna_with_two_objectives_and_failures(capsys):
@@ -121,6 +160,7 @@ def test_optuna_with_two_objectives_and_failures(capsys):
     front = sorted(tuple(float(part.split()[1]) for part in line[6:].split(", ")) for line in said)
     assert len(front) > 1
     assert all(a[1] <= b[1] for a, b in itertools.pairwise(front))  # more accuracy only for more error
+    assert len(set(said)) == len(said)
     search(Jobs(lambda words, until: None), *SPACE)
     assert "best" not in capsys.readouterr().out
 
@@ -129,7 +169,10 @@ def test_optuna_with_two_objectives_and_failures(capsys):
     ("words", "says"),
     [
         (("seed=0,1", "mixup=off,on"), "sweep=optuna, seed=0,1; allowed: values of other keys, and sweep.replicates"),
+        (("data.fold=0,1", "mixup=off,on"), "sweep=optuna, data.fold=0,1; allowed"),
         (("mixup=on",), "sweep=optuna, no values to choose from"),
+        (("lr=interval(0.1,0.01)",), r"lr=interval\(0.1,0.01\): "),
+        (("lr=tag(log,interval(0,1))",), r"lr=tag\(log,interval\(0,1\)\): "),
     ],
 )
 def test_optuna_needs_something_to_search(words, says):
@@ -137,9 +180,20 @@ def test_optuna_needs_something_to_search(words, says):
         search(Jobs(quadratic), *words)
 
 
-def test_an_objective_is_a_result():
-    with pytest.raises(UserError, match=r"sweep.objectives=val/ac does not exist; allowed: val/acc, val/ece. Did you"):
-        search(Jobs(quadratic), *SPACE, objectives=("val/ac",))
+@pytest.mark.parametrize("names", [(), ("val/ac",), ("val/acc", "test/acc")])
+def test_an_objective_is_a_result_of_validation(names):
+    jobs = Jobs(quadratic)
+    with pytest.raises(UserError, match=r"sweep.objectives=.*; allowed: one or more of val/acc, val/loss, val/ece"):
+        search(jobs, *SPACE, objectives=names)
+    assert not jobs.ran
+
+
+def test_all_that_optuna_may_choose_is_checked_first():
+    jobs = Jobs(quadratic)
+    search(jobs, "depth=int(interval(1,4))", "lr=tag(log,interval(0.01,1))", "net=a,b,c", "tag=x", trials=1)
+    assert jobs.planned == [
+        f"tag=x depth={d} lr={lr} net={net}" for d, lr, net in ((1, "0.01", "a"), (4, "1", "b"), (1, "0.01", "c"))
+    ]
 
 
 def sweep_of(folder: Path):
@@ -154,7 +208,7 @@ def test_halving_finds_the_best_of_the_grid_at_a_third_of_its_epochs(train, tmp_
     grid = ("-m", "model=mlp", "trainer.max_epochs=9", "data.val_size=500", rates, "seed=0,1", "slots=2")
     done = train(*grid, "sweep=halving", "hydra.sweep.dir=halved")
     assert done.returncode == 0, done.stdout
-    rounds = [line.split(":")[1].split(",")[0] for line in done.stdout.splitlines() if line.startswith("round")]
+    rounds = [line.split(":")[1].split(",")[0] for line in done.stdout.splitlines() if " of 9 epochs" in line]
     assert rounds == [" 18 jobs", " 6 jobs", " 2 jobs"]
     assert train(*grid, "hydra.sweep.dir=whole").returncode == 0
     halved, whole = sweep_of(tmp_path / "halved"), sweep_of(tmp_path / "whole")
@@ -173,11 +227,8 @@ def test_halving_finds_the_best_of_the_grid_at_a_third_of_its_epochs(train, tmp_
         )
         assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     again = train(*grid, "sweep=halving", "hydra.sweep.dir=halved").stdout
-    assert [line.split(",")[1:3] for line in again.splitlines() if line.startswith("round")] == [
-        [" 1 epochs: 18 jobs", " 18 done"],
-        [" 3 epochs: 6 jobs", " 6 done"],
-        [" all epochs: 2 jobs", " 2 done"],
-    ]
+    rounds = [line.split(": ")[1].split(", in")[0] for line in again.splitlines() if " of 9 epochs" in line]
+    assert rounds == ["18 jobs, 18 done", "6 jobs, 6 done", "2 jobs, 2 done"]
     assert " 18 jobs, 18 done" in train(*grid, "sweep=halving", "hydra.sweep.dir=whole").stdout  # they are in the grid
 
 

@@ -39,7 +39,7 @@ FROM_1 = (
 )
 TYPES: dict[str, type] = {  # of what is null by default
     **dict.fromkeys(("name", "weights", "entity", "group", "notes", "profiler", "only"), str),
-    **dict.fromkeys(("lr_per", "folds", "slots", "job_timeout", "batch"), int),
+    **dict.fromkeys(("lr_per", "folds", "slots", "job_timeout"), int),
     "weight": list,
 }
 NULLABLE = ("resize",)

@@ -167,7 +167,8 @@ def sweep_name(*, _root_: DictConfig) -> str:
     fixed = [word for word in fixed if not NOT_IN_NAME.match(word.lstrip("+~"))]
     choices = _root_.hydra.runtime.choices
     parts = [choices.data, choices.model, *sorted(fixed), "by", *sorted(swept(words))]
-    return slug(_root_.name) if _root_.name else "_".join(map(slug, parts))[:120]
+    name = slug(_root_.name) if _root_.name else "_".join(map(slug, parts))
+    return name if len(name) <= 120 else f"{name[:107]}_{config_hash({'name': name})}"
 
 
 def given() -> list[Override]:
@@ -181,7 +182,7 @@ def swept(words: Iterable[Override]) -> set[str]:
 
 
 def slug(text: Any) -> str:
-    return re.sub(r"[^A-Za-z0-9._]+", "-", str(text)).strip("-.")
+    return re.sub(r"[^A-Za-z0-9._]+", "-", str(text)).strip("-.") or "_"
 
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)

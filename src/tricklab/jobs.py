@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
@@ -30,6 +30,16 @@ def of_job(words: Sequence[str]) -> list[str]:
     return [word for word in words if not re.match(r"(sweep|slots|dry)[=.]", word)]
 
 
+class Length(NamedTuple):
+    """What says how long a run is."""
+
+    epochs: int
+    steps: int
+    every: int
+    stop_after: str | None
+    early: bool
+
+
 class Job(list[str]):
     """A run of a sweep: what launchers of Hydra take, a list of words; and what follows from its config.
 
@@ -43,13 +53,20 @@ class Job(list[str]):
     def __init__(self, words: Sequence[str], config: DictConfig, root: Path, until: int = 0):
         self.words = of_job(words)
         self.until, self.folder = until, root / config.hydra.sweep.subdir
+        trainer, early = config.trainer, "early_stopping" in config.callbacks
+        self.length = Length(
+            trainer.max_epochs, trainer.max_steps, trainer.check_val_every_n_epoch, config.stop_after, early
+        )
         added = []
         if until:
             config.stop_after = f"{until}ep"
             added.append(f"stop_after={until}ep")
         if "wandb" in config.logger:
             varied = " ".join(word for word in self.words if word.split("=")[0] in {"seed", *swept(given())})
-            added += [f"logger.wandb.group={config.logger.wandb.group or root.name}", f"logger.wandb.name='{varied}'"]
+            added += [
+                f"logger.wandb.group={quoted(config.logger.wandb.group or root.name)}",
+                f"logger.wandb.name={quoted(varied)}",
+            ]
         planned = config_hash(task(config))
         self.command = Command([*self.words, *added], self.folder, planned, config.job_timeout)
         placed = [f"hydra.sweep.dir={quoted(root)}", f"hydra.sweep.subdir={quoted(self.folder.name)}"]
@@ -69,11 +86,11 @@ class Job(list[str]):
     @property
     def value(self) -> float | None:
         """The best accuracy on validation of its epochs until it may stop; None if it has not come there."""
+        if self.until:
+            return best_until(self.folder / "metrics.csv", self.until)
         result = self.result
         stopped = {word for word in result.get("overrides", ()) if word.startswith("stop_after=")} - {*self.words}
-        if result["status"] == "done" and not stopped:
-            return float(result["objective"])
-        return best_until(self.folder / "metrics.csv", self.until) if self.until else None
+        return result.get("objective") if result["status"] == "done" and not stopped else None
 
 
 def best_until(metrics: Path, epochs: int) -> float | None:
@@ -111,6 +128,11 @@ class Jobs:
         """
         jobs = [self.plan(words, until) for words in combinations]
         unique = {job.folder: job for job in jobs}
+        for job in jobs:
+            if job.command.planned != unique[job.folder].command.planned:
+                raise UserError(f"{job} and {unique[job.folder]} have one folder; allowed: hydra.sweep.subdir by run")
+        if not self.config.dry:
+            self.take()
         left = [job for job in unique.values() if job.value is None]
         number = "1 job" if len(unique) == 1 else f"{len(unique)} jobs"
         print(f"{what}{number}, {len(unique) - len(left)} done, in {self.folder}", flush=True)
@@ -119,12 +141,12 @@ class Jobs:
                 print(f"  python train.py {shlex.join(job.command.line)}")
             raise SystemExit(0)  # what comes next may depend on the results
         self.all |= unique
-        self.begin()
+        self.write_list()
         if left:
             self.run_left(left)
         return jobs
 
-    def plan(self, words: Sequence[str], until: int) -> Job:
+    def plan(self, words: Sequence[str], until: int = 0) -> Job:
         """Compose a config, which takes a tenth of a second, so once for all that differ in values alone; check it."""
         parsed = OverridesParser.create().parse_overrides(list(words))
         values = [o for o in parsed if str(o.input_line)[0] not in "+~" and not self.is_group(o.key_or_group)]
@@ -142,12 +164,15 @@ class Jobs:
     def is_group(self, key: str) -> bool:
         return bool(self.loader.get_group_options(key))
 
-    def begin(self) -> None:
-        """Take the folder, and write `sweep.json`: the jobs of the command, since others may lie beside theirs."""
+    def take(self) -> None:
+        """Hold the folder, so that no other process runs the same jobs."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = self.lock or lock_run(self.folder)
         if not self.lock:
             raise UserError(f"the sweep in {self.folder} is running; wait for it, or choose another hydra.sweep.dir")
+
+    def write_list(self) -> None:
+        """Write `sweep.json`: the jobs of the command, since other folders may lie beside theirs."""
         jobs = [{"folder": job.folder.name, "overrides": job.words} for job in self.all.values()]
         text = json.dumps({"command": sys.argv[1:], "jobs": jobs}, indent=2, ensure_ascii=False)
         write_whole(self.folder / "sweep.json", text + "\n")
@@ -155,7 +180,8 @@ class Jobs:
     def run_left(self, jobs: list[Job]) -> None:
         """Have the jobs run, and say of each how it ended when it does."""
         for job in jobs:
-            (job.folder / "result.json").unlink(missing_ok=True)
+            if job.result["status"] == "done":  # for fewer epochs
+                (job.folder / "result.json").unlink()
         over = threading.Event()
         follower = threading.Thread(target=self.follow, args=(jobs, over))
         follower.start()
@@ -167,14 +193,16 @@ class Jobs:
 
     def follow(self, jobs: list[Job], over: threading.Event) -> None:
         started, waiting = time.time(), list(jobs)
-        while waiting and not over.is_set():
-            over.wait(0.2)
-            for job in [job for job in waiting if (job.folder / "result.json").exists()]:
+        while waiting:
+            last = over.wait(0.2)
+            for job in [job for job in waiting if written(job.folder / "result.json") > started]:
                 waiting.remove(job)
                 n, result = len(jobs) - len(waiting), job.result
                 left = (time.time() - started) / n * len(waiting)
                 said = result["status"] if job.value is None else f"done {job.value:.4f}"
                 print(f"{n} of {len(jobs)}: {said}, {result['seconds']:.1f} s, {left:.0f} s left: {job}", flush=True)
+            if last:
+                return
 
     def summarise(self) -> bool:
         """Say how many are done, why the others are not, and how to go on; return whether all are done."""
@@ -186,3 +214,11 @@ class Jobs:
         if bad:
             print(f"  the same command again goes on with these: python train.py {shlex.join(sys.argv[1:])}")
         return not bad
+
+
+def written(path: Path) -> float:
+    """Return when a file was written last; 0 if there is none."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -52,29 +52,40 @@ class Slots:
         for slot in range(self.number):
             self.free.put(devices[slot % len(devices)] if devices else "")
         self.processes: list[Any] = []
+        self.over = False
 
     def run(self, jobs: Sequence[Command]) -> None:
-        """Run the jobs; if this is interrupted, end those at work: they may save, then they are killed."""
+        """Run the jobs; if this is interrupted, end those at work: they may save, for 20 s, then they are killed."""
         pool = ThreadPoolExecutor(self.number)
+        running = [pool.submit(self.run_one, job) for job in jobs]
         try:
-            list(pool.map(self.run_one, jobs))
+            for job in running:
+                job.result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            stop(self.processes)
+            self.over, told, started = True, set(), time.time()
+            while not all(job.done() for job in running):
+                late = time.time() - started > 20
+                for process in [p for p in self.processes if p.is_alive() and (late or p.pid not in told)]:
+                    end(process, signal.SIGKILL if late else signal.SIGTERM)
+                    told.add(process.pid)
+                time.sleep(0.1)
             pool.shutdown()
 
     def run_one(self, job: Command) -> None:
         device = self.free.get()
-        run_job(job, device, self.threads, self.processes)
-        self.free.put(device)
+        try:
+            if not self.over:
+                run_job(job, device, self.threads, self.processes)
+        finally:
+            self.free.put(device)
 
 
 def run_job(job: Command, device: str, threads: int, processes: list[Any]) -> None:
-    """Run a job in a new process, which stands in `processes`, and wait for its end; it leaves a result in any case."""
+    """Run a job in a new process, which stands in `processes` until its end; it leaves a result in any case."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tricklab.experiment"])
     started = time.time()
-    with contextlib.suppress(OSError):  # a full disk is the misfortune of this job alone
+    try:
         job.folder.mkdir(parents=True, exist_ok=True)
         (job.folder / "result.json").unlink(missing_ok=True)
         process = context.Process(target=work, args=(job, device, threads, os.getpid()))
@@ -84,16 +95,20 @@ def run_job(job: Command, device: str, threads: int, processes: list[Any]) -> No
         late = process.is_alive()
         end(process, signal.SIGKILL)
         process.join()
+        processes.remove(process)
         if not read_result(job.folder):
             code = f"exit code {process.exitcode}: {last_line(job.folder)}"
             facts: dict[str, Any] = {"metrics": {}, "objective": None, "seconds": round(time.time() - started, 3)}
             left = {"status": "killed", "reason": f"longer than job_timeout={job.limit}" if late else code, **facts}
             write_whole(job.folder / "result.json", json.dumps(left, indent=2))
+    except (OSError, EOFError) as error:  # a full disk is the misfortune of this job alone
+        print(f"{job.folder}: {error}", file=sys.stderr)
 
 
-def quoted(path: Path | str) -> str:
-    """Quote a path for Hydra, if it needs that."""
-    return str(path) if re.fullmatch(r"[\w./-]+", str(path), re.ASCII) else f"'{path}'"
+def quoted(value: Any) -> str:
+    """Quote a value for Hydra, if it needs that."""
+    text = re.sub(r"(\\+)(?='|$)", r"\1\1", str(value)).replace("'", "\\'")
+    return text if re.fullmatch(r"[\w./-]+", text, re.ASCII) else f"'{text}'"
 
 
 def last_line(folder: Path) -> str:
@@ -102,16 +117,6 @@ def last_line(folder: Path) -> str:
         return (folder / "job.log").read_text("utf-8", "replace").strip().rpartition("\n")[2]
     except OSError:
         return "no job.log"
-
-
-def stop(processes: Sequence[Any]) -> None:
-    """End processes that are still at work: they may save, then they are killed."""
-    alive = [process for process in processes if process.is_alive()]
-    for process in alive:
-        end(process, signal.SIGTERM)
-    for process in alive:
-        process.join(20)
-        end(process, signal.SIGKILL)
 
 
 def run_apart(run: Callable[[], object]) -> None:
@@ -130,8 +135,9 @@ def run_apart(run: Callable[[], object]) -> None:
     try:
         process.join()
     finally:
-        stop([process])
-        end(process, signal.SIGKILL)  # what it has left behind
+        end(process, signal.SIGTERM)
+        process.join(20)
+        end(process, signal.SIGKILL)  # and what it has left behind
 
 
 def be_placed(words: Sequence[str], folder: Path, cfg: DictConfig) -> float | None:
@@ -176,7 +182,8 @@ def work(job: Command, device: str, threads: int, driver: int) -> None:
 def end_with(driver: int) -> None:
     """Wait for the end of the process that started the job, then end this one and all that it started."""
     if hasattr(os, "pidfd_open"):
-        select.select([os.pidfd_open(driver)], [], [])
+        with contextlib.suppress(ProcessLookupError):  # it is dead already
+            select.select([os.pidfd_open(driver)], [], [])
     else:  # macOS
         while is_alive(driver):
             time.sleep(1)

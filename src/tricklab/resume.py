@@ -64,9 +64,10 @@ def status(folder: Path) -> str:
 def read_result(folder: Path) -> dict[str, Any]:
     """Read the `result.json` of a run; nothing where there is none, or not a whole one."""
     try:
-        return dict(json.loads((folder / "result.json").read_text("utf-8")))
+        result = json.loads((folder / "result.json").read_text("utf-8"))
     except (OSError, ValueError):
         return {}
+    return result if isinstance(result, dict) and "status" in result else {}
 
 
 def lock_run(folder: Path) -> Any:

@@ -7,10 +7,12 @@ from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
 
-from tricklab.cli import combine, unknown
+from tricklab.cli import combine
 from tricklab.errors import UserError
 from tricklab.jobs import Job, Jobs, of_job
-from tricklab.process import slots
+
+REPLICATES = ("seed", "data.fold")  # of one configuration
+OBJECTIVES = ("val/acc", "val/loss", "val/ece", "val/acc_top5")
 
 
 def grid(words: Sequence[Override], jobs: Jobs) -> None:
@@ -25,32 +27,37 @@ def halving(words: Sequence[Override], jobs: Jobs, factor: int, rounds: int) -> 
     same run as one that was never stopped. (Successive halving, Jamieson and Talwalkar, arXiv 1502.07943.)
 
     Raises:
-        UserError: the length of a run is not a number of epochs, or is swept over.
+        UserError: the runs differ in length, or do not count epochs alone.
     """
-    trainer = jobs.config.trainer
-    if trainer.max_steps > 0 or any(word.is_sweep_override() and "trainer.max" in word.key_or_group for word in words):
-        raise UserError("sweep=halving counts whole epochs; allowed: one trainer.max_epochs, no trainer.max_steps")
-    every = trainer.check_val_every_n_epoch
     left = combine(words)
-    for n in range(rounds - 1, -1, -1):
-        until = math.ceil(trainer.max_epochs / factor**n / every) * every if n else 0
-        done = jobs.run(left, until, f"round {rounds - n} of {rounds}, {until or 'all'} epochs: ")
-        left = best(left, [job.value for job in done], factor if n else len(left))
+    (epochs, steps, every, stop_after, early), *others = {jobs.plan(combination).length for combination in left}
+    if others or steps > 0 or stop_after or early:
+        says = "one trainer.max_epochs, no trainer.max_steps, no stop_after, no callbacks=early_stopping"
+        raise UserError(f"sweep=halving ends runs after whole epochs itself; allowed: {says}")
+    ends = {math.ceil(epochs / factor**n / every) * every for n in range(1, rounds)}
+    for until in [*sorted(end for end in ends if end < epochs), 0]:
+        done = jobs.run(left, until, f"{until or epochs} of {epochs} epochs: ")
+        left = best(left, [job.value for job in done], factor if until else len(left))
+        if not left:
+            return
     print(f"best: python train.py {shlex.join(without_seed(of_job(left[0])))}")
 
 
 def best(combinations: list[list[str]], values: Sequence[float | None], factor: int) -> list[list[str]]:
-    """Return one of `factor` configurations, with all their seeds: those with the highest mean."""
+    """Return one of `factor` configurations, with all their seeds: those with the highest mean, if all were done."""
     cells: dict[tuple[str, ...], list[float]] = {}
     for words, value in zip(combinations, values, strict=True):
         cells.setdefault(without_seed(words), []).append(-math.inf if value is None else value)
-    ranked = sorted(cells, key=lambda words: -math.fsum(cells[words]) / len(cells[words]))  # a tie: the first
-    kept = ranked[: math.ceil(len(ranked) / factor)]
-    return [words for words in combinations if without_seed(words) in kept]
+    means = {words: math.fsum(cell) / len(cell) for words, cell in cells.items()}
+    ranked = sorted(means, key=lambda words: -means[words])[: math.ceil(len(means) / factor)]  # a tie: the first
+    return [
+        words for kept in ranked if means[kept] > -math.inf for words in combinations if without_seed(words) == kept
+    ]
 
 
 def without_seed(words: Sequence[str]) -> tuple[str, ...]:
-    return tuple(word for word in words if not word.startswith("seed="))
+    """Return what is one configuration over its seeds, or over its folds."""
+    return tuple(word for word in words if word.lstrip("+").split("=")[0] not in REPLICATES)
 
 
 def optuna(
@@ -59,42 +66,68 @@ def optuna(
     trials: int,
     replicates: int,
     objectives: Sequence[str],
-    batch: int | None,
+    batch: int,
     seed: int,
 ) -> None:
     """Run trials that Optuna's TPE proposes, each with `replicates` seeds, and say which was best.
 
-    Nothing is stored: the same command proposes the same trials, and those that are done return at once.
+    Nothing is stored: the same command proposes the same trials as long as their results are the same, and those that
+    are done return at once.
 
     Raises:
-        UserError: a seed is searched for, or Optuna is missing.
+        UserError: a seed is searched for, a value or an objective is not allowed, or Optuna is missing.
     """
-    try:
-        import optuna
-    except ImportError as error:
-        raise UserError("sweep=optuna needs optuna: pip install 'tricklab[optuna]'") from error
-    searched = {str(word.key_or_group): word for word in words if word.is_sweep_override()}
-    if "seed" in searched or not searched:
-        said = searched["seed"].input_line if searched else "no values to choose from"
-        raise UserError(f"sweep=optuna, {said}; allowed: values of other keys, and sweep.replicates for seeds")
+    space = make_space(words)
+    from optuna.trial import TrialState
+
+    if not objectives or not set(objectives) <= set(OBJECTIVES):
+        raise UserError(f"sweep.objectives={list(objectives)}; allowed: one or more of {', '.join(OBJECTIVES)}")
+    given = [str(word.input_line) for word in words if not word.is_sweep_override()]
+    for combination in samples(space):
+        jobs.plan([*given, *combination])
+    study = make_study(objectives, seed)
+    fixed, seeds = without_seed(of_job(given)), range(jobs.config.seed, jobs.config.seed + replicates)
+    for first in range(0, trials, batch):
+        asked = [study.ask(space) for _ in range(min(batch, trials - first))]
+        chosen = [[*fixed, *(f"{key}={short(value)}" for key, value in trial.params.items())] for trial in asked]
+        what = f"trials {first + 1} to {first + len(asked)} of {trials}: "
+        done = jobs.run([[*words, f"seed={n}"] for words in chosen for n in seeds], what=what)
+        for i, trial in enumerate(asked):
+            trial.set_user_attr("words", [*chosen[i], f"seed={','.join(map(str, seeds))}"])
+            values = means(done[i * replicates : (i + 1) * replicates], objectives)
+            study.tell(trial, values, None if values else TrialState.FAIL)
+    for found in {shlex.join(trial.user_attrs["words"]): trial for trial in study.best_trials}.items():
+        said = ", ".join(f"{name} {value:.4f}" for name, value in zip(objectives, found[1].values, strict=True))
+        print(f"best: {said}: python train.py {'-m ' * (replicates > 1)}{found[0]}")
+
+
+def make_study(objectives: Sequence[str], seed: int) -> Any:
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions: Any = ["maximize" if "acc" in name else "minimize" for name in objectives]
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), directions=directions)
-    space = {key: distribution(word) for key, word in searched.items()}
-    fixed = of_job([str(word.input_line) for word in words if not word.is_sweep_override()])
-    seeds = range(jobs.config.seed, jobs.config.seed + replicates)
-    for first in range(0, trials, batch or slots(jobs.config)):
-        asked = [study.ask(space) for _ in range(min(batch or slots(jobs.config), trials - first))]
-        words_of = [[*without_seed(fixed), *(f"{k}={short(v)}" for k, v in trial.params.items())] for trial in asked]
-        what = f"trials {first + 1} to {first + len(asked)} of {trials}: "
-        done = jobs.run([[*words, f"seed={n}"] for words in words_of for n in seeds], what=what)
-        for i, trial in enumerate(asked):
-            values = means(done[i * replicates : (i + 1) * replicates], objectives)
-            trial.set_user_attr("words", words_of[i])
-            study.tell(trial, values, None if values else optuna.trial.TrialState.FAIL)
-    for found in study.best_trials:
-        said = ", ".join(f"{name} {value:.4f}" for name, value in zip(objectives, found.values, strict=True))
-        print(f"best: {said}: python train.py {shlex.join(found.user_attrs['words'])}")
+    return optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), directions=directions)
+
+
+def make_space(words: Sequence[Override]) -> dict[str, Any]:
+    """Return what Optuna draws the values of each word from that has several."""
+    searched = {str(word.key_or_group): word for word in words if word.is_sweep_override()}
+    if not searched or searched.keys() & set(REPLICATES):
+        said = next(
+            (word.input_line for key, word in searched.items() if key in REPLICATES), "no values to choose from"
+        )
+        raise UserError(f"sweep=optuna, {said}; allowed: values of other keys, and sweep.replicates for seeds")
+    try:
+        return {key: distribution(word) for key, word in searched.items()}
+    except ImportError as error:
+        raise UserError("sweep=optuna needs optuna: pip install 'tricklab[optuna]'") from error
+
+
+def samples(space: dict[str, Any]) -> list[list[str]]:
+    """Return words in which each choice and each end of an interval occurs, to be checked before anything runs."""
+    ends = {key: getattr(of, "choices", None) or (of.low, of.high) for key, of in space.items()}
+    longest = max(map(len, ends.values()))
+    return [[f"{key}={short(values[i % len(values)])}" for key, values in ends.items()] for i in range(longest)]
 
 
 def means(replicates: Sequence[Job], objectives: Sequence[str]) -> list[float] | None:
@@ -102,9 +135,8 @@ def means(replicates: Sequence[Job], objectives: Sequence[str]) -> list[float] |
     results = [job.result["metrics"] for job in replicates if job.value is not None]
     if len(results) < len(replicates):
         return None
-    for name in objectives:
-        if name not in results[0]:
-            raise UserError(unknown(f"sweep.objectives={name}", name, results[0]))
+    if missing := [name for name in objectives if name not in results[0]]:
+        raise UserError(f"sweep.objectives={missing}: there is none below 20 classes")
     return [math.fsum(result[name] for result in results) / len(results) for name in objectives]
 
 
@@ -120,4 +152,7 @@ def distribution(word: Override) -> Any:
     if not isinstance(sweep, IntervalSweep):
         return d.CategoricalDistribution([str(value) for value in word.sweep_string_iterator()])
     of: Any = d.IntDistribution if isinstance(sweep.start, int) and isinstance(sweep.end, int) else d.FloatDistribution
-    return of(sweep.start, sweep.end, log="log" in sweep.tags)
+    try:
+        return of(sweep.start, sweep.end, log="log" in sweep.tags)
+    except ValueError as error:
+        raise UserError(f"{word.input_line}: {error}") from error
