@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 WORDS = ("-m", "model=mlp", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
 RAY = ("hydra/launcher=ray", "hydra.launcher.ray.init.num_gpus=4", "hydra.launcher.ray.init.num_cpus=8")
 SBATCH = """#!{python}
@@ -46,6 +44,29 @@ def together(jobs: list) -> int:
     return max(sum(low <= start < high for low, high in spans) for start in starts)
 
 
+WITHOUT = """
+import runpy, sys
+for name in ("hydra_plugins.hydra_ray_launcher", "hydra_plugins.hydra_submitit_launcher", "optuna"):
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("word", "needs"),
+    [
+        ("hydra/launcher=ray", "a plugin: pip install 'tricklab[ray]'"),
+        ("hydra/launcher=slurm", "a plugin: pip install 'tricklab[slurm]'"),
+        ("sweep=optuna", "optuna: pip install 'tricklab[optuna]'"),
+    ],
+)
+def test_what_is_not_installed_is_named(train, word, needs):
+    done = train("-m", "mixup=off,on", word, python=("-c", WITHOUT))
+    assert (done.returncode, done.stderr) == (1, f"error: {word} needs {needs}\n")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("share", "most"), [(1, 1), (0.5, 2)])
 def test_ray_gives_each_job_a_device(train, tmp_path, share, most):
     done = train(*WORDS, "seed=range(8)", "name=s", *RAY, f"hydra.launcher.ray.remote.num_gpus={share}")
@@ -62,6 +83,7 @@ def test_ray_gives_each_job_a_device(train, tmp_path, share, most):
     assert "Ray" not in again.stdout
 
 
+@pytest.mark.slow
 def test_submitit_runs_the_same_jobs(train, tmp_path):
     assert train(*WORDS, "seed=0,1", "name=ours").returncode == 0
     done = train(*WORDS, "seed=0,1", "name=theirs", "hydra/launcher=submitit_local")
@@ -71,6 +93,7 @@ def test_submitit_runs_the_same_jobs(train, tmp_path):
     assert [path.read_text() for path in ours] == [path.read_text() for path in theirs]
 
 
+@pytest.mark.slow
 def test_slurm_gets_an_array_of_jobs(train, tmp_path, monkeypatch):
     for name, text in {
         "sbatch": SBATCH.format(python=sys.executable),

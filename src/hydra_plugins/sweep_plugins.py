@@ -9,7 +9,6 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
-from hydra.errors import InstantiationException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -42,9 +41,9 @@ class Search(Sweeper):
             launcher = Plugins.instance().instantiate_launcher(
                 config=config, hydra_context=hydra_context, task_function=task_function
             )
-        except InstantiationException as error:
+        except RuntimeError as error:  # it knows no such plugin
             name = config.hydra.runtime.choices["hydra/launcher"]
-            raise UserError(f"hydra/launcher={name}: {error}; to install: pip install 'tricklab[{name}]'") from error
+            raise UserError(f"hydra/launcher={name} needs a plugin: pip install 'tricklab[{name}]'") from error
         launch = functools.partial(launcher.launch, initial_job_idx=0)
         apart = launch if isinstance(launcher, LocalLauncher) else lambda jobs: run_apart(lambda: launch(jobs))
         self.jobs = Jobs(config, hydra_context.config_loader, apart)

@@ -109,11 +109,13 @@ def list_words(conf: Path = CONF) -> str:
     lines = ["python train.py [GROUP=OPTION] [KEY=VALUE] ...    (* is the default)"]
     train = OmegaConf.load(conf / "train.yaml")
     defaults = {k: v for entry in train.defaults if isinstance(entry, DictConfig) for k, v in entry.items()}
-    for group in sorted(path for path in conf.iterdir() if path.is_dir() and path.name != "hydra"):
-        lines += ["", group.name]
+    groups = sorted(path for path in conf.iterdir() if path.is_dir() and path.name != "hydra")
+    for group in [*groups, conf / "hydra" / "launcher"]:
+        name = group.relative_to(conf).as_posix()
+        lines += ["", name]
         for option in options(group):
-            star = "*" if defaults.get(group.name) == option else " "
-            lines.append(f" {star}{group.name}={option}".ljust(30) + description(group / f"{option}.yaml"))
+            star = "*" if option in (defaults.get(name), defaults.get(f"override {name}")) else " "
+            lines.append(f" {star}{name}={option}".ljust(30) + description(group / f"{option}.yaml"))
     keys = {str(k): "null" if v is None else v for k, v in train.items() if k not in ("defaults", "hydra") and v != {}}
     lines += ["", "keys", *(f"  {key}={value}" for key, value in keys.items())]
     lines += ["", "python train.py --cfg job    every key of the chosen options with its value"]
