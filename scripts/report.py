@@ -89,6 +89,7 @@ def main() -> None:
         whole = all(job.status == "done" for job in jobs)  # or the values of a key would differ in all else
         effects = {key: effect(key, jobs, metric) for key in varied if whole}
         sections = report(cells, effects if len(varied) > 1 else {}, metric, baseline, incomplete == "true")
+        sections += left_out(folder, jobs)
         text = page.markdown(metric, sections)
         (folder / "report.md").write_text(text, "utf-8")
         with (folder / "report.csv").open("w", newline="", encoding="utf-8") as file:
@@ -145,7 +146,7 @@ def report(
     for key, of_value in effects.items():
         rows = [[value, str(s.n), number(s.mean), interval(s.mean, s.half)] for value, s in of_value.items()]
         sections.append(Section(f"Effect of {key}", [["value", "n", "mean", "95 % interval"], *rows]))
-    return [*sections, *best(values, cells), *unfinished([job for cell in cells.values() for job in cell.values()])]
+    return [*sections, *best(values, cells)]
 
 
 def of_seeds(cell: dict[str, Job], metric: str) -> dict[str, float]:
@@ -255,14 +256,16 @@ def best(values: dict[str, dict[str, float]], cells: Cells) -> list[Section]:
     return [Section(f"Best on validation: {first}", f"python train.py -m {shlex.join(words)}")]
 
 
-def unfinished(jobs: list[Job]) -> list[Section]:
-    """List what is not done, and why."""
+def left_out(folder: Path, jobs: list[Job]) -> list[Section]:
+    """List what is not done, and why; and other runs in the folder, of an earlier command or config."""
     rows = [
         [j.status, j.stopped or " ".join(str(j.result.get("reason") or "no result").split()), j.folder.name]
         for j in jobs
         if j.status != "done"
     ]
-    return [Section("Not done", [["status", "reason", "folder"], *rows])] if rows else []
+    others = {path.parent.name for path in folder.glob("*/result.json")} - {job.folder.name for job in jobs}
+    rows += [["stale", "not of the last command or config", name] for name in sorted(others)]
+    return [Section("Left out", [["status", "reason", "folder"], *rows])] if rows else []
 
 
 def read_runs(cell: dict[str, Job]) -> list[Run]:

@@ -46,7 +46,7 @@ class Slots:
 
     def __init__(self, config: DictConfig):
         devices = visible_devices()
-        self.number = slots(config)
+        self.number = int(config.slots or len(devices) or 1)
         self.threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // self.number)
         self.free: Queue[str] = Queue()
         for slot in range(self.number):
@@ -146,11 +146,6 @@ def be_placed(words: Sequence[str], folder: Path, cfg: DictConfig) -> float | No
         job = Command(list(words), folder, config_hash(task(cfg)), cfg.job_timeout)
         run_job(job, ",".join(visible_devices()), int(os.environ.get("OMP_NUM_THREADS", 0)), [])
     return read_result(folder).get("objective")
-
-
-def slots(config: DictConfig) -> int:
-    """Return how many jobs run at a time: `slots`, or one for each GPU."""
-    return int(config.slots or len(visible_devices()) or 1)
 
 
 def visible_devices() -> list[str]:
