@@ -280,7 +280,7 @@ def test_a_job_has_its_time(train, tmp_path):
 FAULTS = {
     "wild": "optimizer: {lr: 1.0e+20}",
     "raise": "data: {train_size: 1}",
-    "missing": "data: {root: /nowhere}\ndefaults: [{override /data: mnist}]",
+    "missing": "data: {root: nowhere}\ndefaults: [{override /data: mnist}]",
     "hang": "trainer: {max_epochs: 100000}",
     "kill": "trainer: {max_epochs: 100001}",
     "full": "trainer: {max_epochs: 2}",
@@ -351,7 +351,7 @@ def test_of_twelve_jobs_six_die(copy, tmp_path):
         for name, reason in {
             "wild": "failed: UserError: step 10: train/loss=nan",
             "raise": "failed: UserError: 1 training images",
-            "missing": "failed: UserError: data.root=/nowhere: no MNIST there",
+            "missing": "failed: UserError: data.root=nowhere: no MNIST there",
             "hang": "killed: longer than job_timeout=40",
             "kill": "killed: exit code -9",
             "full": "No space left on device",
