@@ -86,6 +86,13 @@ def test_a_failed_job_ends_neither_the_others_nor_with_0(train, tmp_path):
     assert sorted(result(f)["status"] for f in jobs(tmp_path / "sweeps" / "part").values()) == ["done", "failed"]
 
 
+def test_each_slot_has_a_device(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
+    assert train("-m", *SHORT, "seed=range(4)", "trainer.accelerator=cpu", "name=placed").returncode == 0
+    results = [result(folder) for folder in jobs(tmp_path / "sweeps" / "placed").values()]
+    assert {found["cuda_visible_devices"] for found in results} == {"5", "GPU-7"}
+
+
 def test_another_launcher_runs_the_same_jobs(train, tmp_path):
     words = ("-m", *SHORT, "seed=0,1", "name=any", "trainer.log_every_n_steps=1")
     ours = train(*words)
