@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from tricklab.build import build, build_each, without
+from tricklab.callbacks import NoProfiler
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile
@@ -30,8 +31,9 @@ def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[Im
     weights = None if begun else read_weights(cfg.model)
     images = read_images({"dataset": record.dataset}) if begun else weights and weights.images
     data = build_data(cfg)
+    first = data.train.images.index_select(0, torch.arange(2))
     for change in data.augment.values():
-        change(data.train.images[:2], Rand(generator(0, "try"), 2))  # so that what it refuses is said now
+        change(first, Rand(generator(0, "try"), 2))  # so that what it refuses is said now
     if images:
         data.adapt(images)
     net = build_net(cfg, data.shape, len(data.classes))
@@ -52,7 +54,9 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     options = without(cfg.trainer, *NOT_TRAINER)
     loggers = [MetricsFile(str(folder)), *build_each(cfg.logger, save_dir=str(folder)).values()]
     callbacks = list(build_each(cfg.callbacks).values())
-    trainer: pl.Trainer = build(options, callbacks=callbacks, logger=loggers, default_root_dir=str(folder))
+    profiler = options.pop("profiler") or NoProfiler()
+    places = {"logger": loggers, "default_root_dir": str(folder)}
+    trainer: pl.Trainer = build(options, callbacks=callbacks, profiler=profiler, **places)
     return trainer
 
 

@@ -31,7 +31,7 @@ SHARES = (
 )
 FROM_0 = (
     *("val_size", "train_size", "alpha", "cutmix_alpha", "strength", "lr", "body_lr", "weight_decay"),
-    *("patience", "padding", "operations", "seed"),
+    *("patience", "padding", "operations", "seed", "num_workers"),
 )
 FROM_1 = (
     *("slots", "job_timeout", "batch_size", "lr_per", "test_images", "channels", "height", "width"),
@@ -39,7 +39,7 @@ FROM_1 = (
 )
 TYPES: dict[str, type] = {  # of what is null by default
     **dict.fromkeys(("name", "weights", "entity", "group", "notes", "profiler", "only"), str),
-    **dict.fromkeys(("lr_per", "folds", "slots", "job_timeout"), int),
+    **dict.fromkeys(("lr_per", "folds", "slots", "job_timeout", "num_workers"), int),
     "weight": list,
 }
 NULLABLE = ("resize",)

@@ -24,7 +24,7 @@ from tricklab.resume import config_hash, run_folder, task
 
 CONF = Path(__file__).parents[2] / "conf"
 NOT_IN_NAME = re.compile(  # or elsewhere in it
-    r"(data|model|sweep|sweep\..*|seed|name|tags|resume|slots|dry|job_timeout|data\.root|data\.num_workers)=|logger|hydra"
+    r"(data|model|sweep|sweep\..*|seed|name|tags|resume|slots|dry|job_timeout|data\.root|data\.num_workers|data\.cache)=|logger|hydra"
 )
 
 

@@ -1,6 +1,7 @@
 """Where the numbers of a run go, besides Lightning's own loggers."""
 
 import csv
+import math
 import os
 import secrets
 import sys
@@ -11,6 +12,8 @@ import torch
 from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
+
+from tricklab.data.batches import Files
 
 
 class MetricsFile(Logger):
@@ -105,10 +108,10 @@ class Wandb(WandbLogger):
             self.experiment.log_artifact(best, name=f"best-{self.version}", type="model")
 
     @rank_zero_only
-    def show(self, logits: Tensor, labels: Tensor, images: Tensor, classes: list[str]) -> None:
+    def show(self, logits: Tensor, labels: Tensor, images: Tensor | Files, classes: list[str]) -> None:
         """Show what was asked for about the test: logits [N, K] of images [N, C, H, W] with their labels [N].
 
-        With several processes these are the images of the first.
+        With several processes they are of every so manieth image, those of the first.
         """
         import wandb
 
@@ -120,7 +123,9 @@ class Wandb(WandbLogger):
         rows = wrong.argsort(descending=True)[: min(self.mistakes, int((wrong > 0).sum()))].tolist()
         said = [f"{classes[predicted[i]]} ({confidence[i]:.2f}), but is {classes[labels[i]]}" for i in rows]
         if rows:
-            self.log_image("test/mistakes", [images[i].permute(1, 2, 0).squeeze(2).numpy() for i in rows], caption=said)
+            every = math.ceil(images.shape[0] / len(labels))
+            pixels = images.index_select(0, torch.tensor(rows, device=images.device) * every).permute(0, 2, 3, 1).cpu()
+            self.log_image("test/mistakes", [image.squeeze(2).numpy() for image in pixels], caption=said)
 
 
 @rank_zero_only

@@ -49,7 +49,7 @@ def mixup(images: Tensor, targets: Tensor, partner: Tensor, lam: Tensor, generat
 def cutmix(images: Tensor, targets: Tensor, partner: Tensor, lam: Tensor, generator: torch.Generator) -> Mixed:
     """Paste a box of x_j into x_i; targets are weighted by the area really pasted. CutMix, arXiv 1905.04899."""
     pasted = draw_boxes(images.shape[2], images.shape[3], lam, generator)  # [1 or B, 1, H, W]
-    mixed = torch.where(pasted.to(images.device), images[partner.to(images.device)], images)
+    mixed = torch.where(pasted.to(images.device), images.index_select(0, partner.to(images.device)), images)
     return mixed, blend(targets, partner, 1 - pasted.double().mean((1, 2, 3)))
 
 
@@ -98,4 +98,4 @@ def draw_boxes(height: int, width: int, lam: Tensor, generator: torch.Generator)
 def blend(values: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
     """Return lam values + (1 - lam) values[partner], with a lam [1] for all or one [B] for each."""
     own, other = (x.float().view(-1, *[1] * (values.ndim - 1)).to(values.device) for x in (lam, 1 - lam))
-    return own * values + other * values[partner.to(values.device)]
+    return own * values + other * values.index_select(0, partner.to(values.device))

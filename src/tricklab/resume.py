@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 VOLATILE = (  # not part of what is computed
     *("hydra", "sweep", "resume", "name", "tags", "logger", "slots", "dry", "job_timeout", "data.num_workers"),
+    "data.cache",
 )
 HASH = "PLANNED_CONFIG_HASH"  # in the environment of a sweep's job: that of the config it was planned with
 FACTS = ("choices", "dataset")  # what a run adds to its config.yaml

@@ -1,19 +1,49 @@
-"""Images in memory, the batches they are read in, and what makes a network's input of them."""
+"""Images, the batches they are read in, and what makes a network's input of them."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tricklab.data.files import decode
+from tricklab.errors import UserError
+
 Batch = tuple[Tensor, ...]
+
+
+class Files:
+    """Images in files: like a tensor, uint8 [N, C, H, W], that decodes the rows which are selected.
+
+    Batches of them are decoded by so many `workers`, on which nothing else depends.
+
+    Raises:
+        UserError: an image that can't be decoded, or is not of the size of the first.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, paths: list[Path], resize: int | None, mode: str, workers: int = 0):
+        self.paths, self.mode, self.workers, self.size = paths, mode, workers, (resize, resize) if resize else None
+        self.shape = (len(paths), *self.decode(0).shape)
+
+    def decode(self, row: int) -> Tensor:
+        return decode(self.paths[row], self.size, self.mode)
+
+    def index_select(self, dim: int, rows: Tensor) -> Tensor:
+        images = [self.decode(row) for row in rows.tolist()]
+        if (mixed := next((i for i, image in enumerate(images) if image.shape != self.shape[1:]), None)) is not None:
+            of = f"{self.paths[int(rows[mixed])]} is not the size of {self.paths[0]}"
+            raise UserError(f"{of}; data.resize=32 makes them equal")
+        return torch.stack(images)
 
 
 class Labelled(NamedTuple):
     """Images, uint8 [N, C, H, W], and their labels, int64 [N]."""
 
-    images: Tensor
+    images: Tensor | Files
     labels: Tensor
 
 
@@ -34,6 +64,16 @@ class Source(NamedTuple):
     val: Labelled | None = None
 
 
+class Rows:
+    """Tensors [N, ...] of which so many rows are taken at once."""
+
+    def __init__(self, data: tuple[Tensor | Files, ...]):
+        self.data = data
+
+    def __getitem__(self, rows: Tensor) -> Batch:
+        return tuple(part.index_select(0, rows) for part in self.data)  # part[rows] takes ten times as long
+
+
 class Batches:
     """Batches by one gather each of tensors [N, ...]. Without state: asked to, it starts at any batch of any epoch.
 
@@ -43,7 +83,7 @@ class Batches:
 
     def __init__(
         self,
-        data: Batch,
+        data: tuple[Tensor | Files, ...],
         order: Callable[[int], Tensor],
         start: Callable[[], tuple[int, int]],
         batch_size: int,
@@ -51,7 +91,8 @@ class Batches:
         rank: int = 0,
         ranks: int = 1,
     ):
-        self.data, self.order, self.start = data, order, start
+        self.rows, self.order, self.start = Rows(data), order, start
+        self.workers = data[0].workers if isinstance(data[0], Files) else 0
         self.global_batch, self.length, self.rank, self.ranks = batch_size * ranks, length, rank, ranks
 
     def __len__(self) -> int:
@@ -59,10 +100,22 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = self.start()
-        blocks = self.order(epoch).split(self.global_batch)
-        for block in blocks[first : self.length]:
-            rows = block[self.rank :: self.ranks]
-            yield tuple(part[rows] for part in self.data)
+        blocks = self.order(epoch).to(self.rows.data[0].device).split(self.global_batch)[first : self.length]
+        rows = [block[self.rank :: self.ranks] for block in blocks]
+        return decoded(self.rows, rows, self.workers) if self.workers else map(self.rows.__getitem__, rows)
+
+
+def decoded(data: Rows, rows: list[Tensor], workers: int) -> Iterator[Batch]:
+    """Take the rows of each batch in processes of their own, some batches ahead.
+
+    Raises:
+        UserError: what one of them met.
+    """
+    options: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}  # the default one stays as it is
+    try:
+        yield from torch.utils.data.DataLoader(data, batch_size=None, sampler=rows, **options)  # type: ignore[arg-type]
+    except UserError as error:  # with the traceback of the worker
+        raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
 
 
 class Preparation(nn.Module):
@@ -86,19 +139,19 @@ class Preparation(nn.Module):
         images = images.float()
         if list(images.shape[2:]) != self.size:
             images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
-        return images * self.scale + self.shift
+        return (images * self.scale).add_(self.shift)
 
 
-def moments(images: Tensor, rows: Tensor) -> tuple[list[float], list[float]]:
+def moments(images: Tensor | Files, rows: Tensor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel over images[rows], for pixels in 0 .. 1.
 
     The sums are integers, hence exact. A channel without any contrast gets the deviation of one grey level.
     """
     total = squares = torch.zeros(images.shape[1], dtype=torch.long)
-    for part in rows.split(4096):
-        pixels = images[part].int()
+    for (part,) in Batches((images,), lambda epoch: rows, lambda: (0, 0), 4096, len(rows)):
+        pixels = part.int()
         total, squares = total + pixels.sum((0, 2, 3)), squares + pixels.square().sum((0, 2, 3))
-    n = len(rows) * images[0, 0].numel()
+    n = len(rows) * images.shape[2] * images.shape[3]
     mean = total.double() / n
     std = (squares.double() / n - mean.square()).clamp(min=0).sqrt().clamp(min=1.0)
     return (mean / 255).tolist(), (std / 255).tolist()

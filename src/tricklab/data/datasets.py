@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from tricklab.data.batches import Labelled, Source
-from tricklab.data.files import read_classes, read_images
+from tricklab.data.batches import Files, Labelled, Source
+from tricklab.data.cache import count_cores, kept
+from tricklab.data.files import find_images, read_classes
 from tricklab.data.module import ImageData
 from tricklab.data.published import read_cifar, read_mnist
 from tricklab.data.split import count, stratified_order
@@ -37,7 +39,8 @@ def digits() -> Source:
 
     bunch = load_digits()
     images = torch.from_numpy(bunch.images * 255 / 16).round().to(torch.uint8)[:, None]  # pixels were 0 .. 16
-    train, test = set_apart(Labelled(images, torch.from_numpy(bunch.target).long()), 0.2)
+    labels = torch.from_numpy(bunch.target).long()
+    train, test = (Labelled(images[rows], labels[rows]) for rows in set_apart(labels, 0.2))
     return Source(train, test, [str(name) for name in bunch.target_names])
 
 
@@ -68,11 +71,19 @@ def cifar100(root: str) -> Source:
 
 
 @dataset
-def folder(root: str, resize: int | None = 32, mode: str = "RGB", test_size: int | float = 0.2) -> Source:
+def folder(
+    root: str,
+    resize: int | None = 32,
+    mode: str = "RGB",
+    test_size: int | float = 0.2,
+    cache: str = "memory",
+    num_workers: int | None = None,
+) -> Source:
     """Any tree of class folders: `root/train/CLASS/...`, `val` and `test` beside `train` or not; or `root/CLASS/...`.
 
     Without a test folder a fixed stratified part of training, `test_size`, is the test set. Images are cut to a
     square about the middle and resized to `resize` pixels; None leaves them as they are. `mode`: RGB, or L (grey).
+    They are decoded by `num_workers` processes and kept in `cache`, see `tricklab.data.cache`.
 
     Raises:
         UserError: no images, a class that training does not have, a file that can't be decoded, mixed sizes.
@@ -80,14 +91,19 @@ def folder(root: str, resize: int | None = 32, mode: str = "RGB", test_size: int
     top = Path(root).expanduser()
     split = (top / "train").is_dir()
     classes = read_classes(top / "train" if split else top)
-    train = read_images(top / "train" if split else top, classes, resize, mode)
-    if len(present := set(train.labels.tolist())) < max(len(classes), 2):
+    found = {"train": find_images(top / "train" if split else top, classes)}
+    if len(present := set(found["train"][1])) < max(len(classes), 2):
         empty = [name for label, name in enumerate(classes) if label not in present]
         raise UserError(f"data.root={root}: 2 classes or more, each with images; without: {', '.join(empty) or 'none'}")
-    parts = {p: read_images(top / p, classes, resize, mode) for p in ("val", "test") if split and (top / p).is_dir()}
-    if "test" not in parts:
-        train, parts["test"] = set_apart(train, test_size)
-    return Source(train, parts["test"], classes, parts.get("val"))
+    found |= {part: find_images(top / part, classes) for part in ("val", "test") if split and (top / part).is_dir()}
+    if "test" not in found:
+        paths, labels = found["train"]
+        for part, rows in zip(("train", "test"), set_apart(torch.tensor(labels), test_size), strict=True):
+            found[part] = [paths[i] for i in rows], [labels[i] for i in rows]
+    workers = count_cores() if num_workers is None else num_workers
+    files = {part: Files(paths, resize, mode, workers) for part, (paths, _) in found.items()}
+    parts = {part: Labelled(kept(files[part], cache), torch.tensor(labels)) for part, (_, labels) in found.items()}
+    return Source(parts["train"], parts["test"], classes, parts.get("val"))
 
 
 @dataset
@@ -106,9 +122,8 @@ def fake(images: int, test_images: int, channels: int, height: int, width: int, 
     return Source(draw(images), draw(test_images), [str(k) for k in range(classes)])
 
 
-def set_apart(data: Labelled, test_size: int | float) -> tuple[Labelled, Labelled]:
-    """Split off a stratified test set, the same whatever the seed of the run."""
-    order = stratified_order(data.labels, 0, "test")
+def set_apart(labels: Tensor, test_size: int | float) -> tuple[Tensor, Tensor]:
+    """Return the rows of training and of a stratified test set, the same whatever the seed of the run."""
+    order = stratified_order(labels, 0, "test")
     size = count(test_size, len(order) - 1, "data.test_size")
-    test, train = order[:size].sort().values, order[size:].sort().values
-    return Labelled(data.images[train], data.labels[train]), Labelled(data.images[test], data.labels[test])
+    return order[size:].sort().values, order[:size].sort().values

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from tricklab.data.batches import Labelled
 from tricklab.errors import UserError
 
 
@@ -21,21 +19,15 @@ def read_classes(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def read_images(root: Path, classes: Sequence[str], resize: int | None, mode: str) -> Labelled:
-    """Decode all images below `root/CLASS`, on all cores."""
+def find_images(root: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
+    """Return the images below `root/CLASS`, and the label of each."""
     unknown = set(read_classes(root)) - set(classes)
     if unknown:
         raise UserError(f"{root} has the class {min(unknown)!r}, which the training folder does not have")
     files = [(path, label) for label, name in enumerate(classes) for path in image_files(root / name)]
     if not files:
         raise UserError(f"{root} has no image in its class folders")
-    with ThreadPoolExecutor() as pool:
-        size = (resize, resize) if resize else None
-        images = list(pool.map(lambda file: decode(file[0], size, mode), files))
-    mixed = next((i for i, image in enumerate(images) if image.shape != images[0].shape), None)
-    if mixed is not None:
-        raise UserError(f"{files[mixed][0]} is not the size of {files[0][0]}; data.resize=32 makes them equal")
-    return Labelled(torch.stack(images), torch.tensor([label for _, label in files]))
+    return [path for path, _ in files], [label for _, label in files]
 
 
 def image_files(root: Path) -> list[Path]:

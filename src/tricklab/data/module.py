@@ -1,16 +1,15 @@
 """From images in memory to batches that are ready for the network."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from tricklab.data.batches import Batch, Batches, Images, Labelled, Preparation, Source, moments
+from tricklab.data.batches import Batch, Batches, Files, Images, Labelled, Preparation, Source, moments
 from tricklab.data.split import corrupt, count, nth_fold, stratified_order
 from tricklab.duration import Length, count_batches, to_steps
 from tricklab.errors import UserError
@@ -18,6 +17,7 @@ from tricklab.mixup import Mixed, identity
 from tricklab.randomness import Rand, generator
 
 Place = tuple[float, int]  # an epoch, and a batch in it
+FOR_MOMENTS = 100_000  # training images whose mean and deviation are taken, at most
 CLEAN = 2000  # training images that are also evaluated as they are, at most
 
 
@@ -84,10 +84,11 @@ class ImageData(pl.LightningDataModule):
         noisy = labels.clone()
         noisy[train] = corrupt(labels[train], label_noise, len(self.classes), seed)
         self.train = Labelled(images, noisy)
+        self.one_hot = torch.eye(len(self.classes))
         self.lasting = torch.rand(len(labels), generator=generator(seed, "lasting"))
         self.clean_rows = train[stratified_order(labels[train], split_seed, "clean")[:CLEAN]]
         channels, height, width = images.shape[1:]
-        self.adapt(Images((channels, height, width), *moments(images, train)))
+        self.adapt(Images((channels, height, width), *moments(images, train[:FOR_MOMENTS])))
 
     def adapt(self, images: Images) -> None:
         """Make batches of what a network takes.
@@ -122,7 +123,13 @@ class ImageData(pl.LightningDataModule):
         return {"classes": self.classes, **size, "mean": self.mean, "std": self.std}
 
     def setup(self, stage: str) -> None:
-        self.prepare.to(self.trainer.strategy.root_device)
+        """Move what each step needs to the device; all images too, where they fit into half of what a GPU has free."""
+        device = self.trainer.strategy.root_device
+        self.prepare, self.one_hot = self.prepare.to(device), self.one_hot.to(device)
+        parts = [self.train, self.val, self.source.test]
+        if device.type == "cuda" and fit(parts, torch.cuda.mem_get_info(device)[0] / 2):
+            self.train, self.val, test = moved(parts, device)
+            self.source, self.lasting = self.source._replace(test=test), self.lasting.to(device)
 
     def train_dataloader(self) -> Batches:
         return self.training_batches(self._place, self.trainer.global_rank, self.trainer.world_size)
@@ -172,7 +179,7 @@ class ImageData(pl.LightningDataModule):
             source = generator(self.seed, f"augment {name}", *place, device=images.device)
             images = change(images, Rand(source, in_global_batch, rank, ranks, place[0], lasting))
         images = self.prepare(images)
-        targets = F.one_hot(labels, len(self.classes)).float()  # [B, K]
+        targets = self.one_hot.index_select(0, labels)  # [B, K]
         if not self.mixing[0] <= place < self.mixing[1]:
             return images, targets
         return self.mixup(images, targets, generator(self.seed, "mix", *place, rank))
@@ -185,3 +192,15 @@ class ImageData(pl.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         """Epoch, and batch of this epoch, that the trainer is at."""
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def fit(parts: Sequence[Labelled], memory: float) -> bool:
+    """Whether their images are no files, and take no more than so many bytes."""
+    images = {id(part.images): part.images for part in parts}.values()
+    return not any(isinstance(i, Files) for i in images) and sum(math.prod(i.shape) for i in images) <= memory
+
+
+def moved(parts: Sequence[Labelled], device: torch.device) -> list[Labelled]:
+    """Return them on a device; what several share is there once."""
+    there = {id(tensor): tensor.to(device) for part in parts for tensor in part if isinstance(tensor, Tensor)}
+    return [Labelled(*(there[id(tensor)] for tensor in part)) for part in parts]

@@ -1,0 +1,247 @@
+"""Measure what comfort costs here: this project beside a plain PyTorch loop and the usual DataLoader.
+
+python scripts/benchmark.py [steps] [start] [growth] [--threads 2] [--repeats 7] [--json FILE]
+
+steps   images/s of a dense and a convolutional network: all take turns; evaluation and its checkpoint are not counted
+start   seconds until the first step of `python train.py`, and for a checkpoint
+growth  images/s and peak memory with 2, 60 and 600 thousand images
+"""
+
+import argparse
+import contextlib
+import functools
+import io
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from tricklab import cli
+
+FLOOR = 60_000  # images/s of the plain loop with the dense network, batches of 128, on two quiet cores
+GREY = ["data=fake", "data.channels=1", "data.height=28", "data.width=28", "data.test_images=100"]
+NETS = {"mlp": ["model=mlp", "model.widths=[64,128,64]"], "convnet": ["model=convnet"]}
+CASES = {("mlp", 128): 800, ("mlp", 512): 250, ("convnet", 128): 30}  # steps a turn
+IMAGES, PENALTIES = ["augment=[crop,flip,erase]", "mixup=on"], ["penalty=[l1,l2]"]
+EVERYTHING = [*IMAGES, *PENALTIES, "scheduler=cosine", "scheduler.warmup=10%", "loss=smooth", "model.dropout=0.1"]
+OURS = {"defaults": [], "defaults, l1 + l2": PENALTIES, "defaults, augmented and mixed": IMAGES}
+OURS |= {"everything on": EVERYTHING, "defaults, channels last": ["trainer.channels_last=true"]}
+OURS |= {"defaults, channels last, bfloat16": ["trainer.channels_last=true", "trainer.precision=bf16-mixed"]}
+OURS |= {"defaults, compiled": ["trainer.compile=true"]}
+SIZES = (2_000, 60_000, 600_000)
+WARM = 10  # steps of a turn that are not counted
+
+
+def main() -> None:
+    parts: dict[str, Callable[..., dict[str, Any]]] = {"steps": steps, "start": start, "growth": growth}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all unless said")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if wrong := set(options.parts) - {*parts}:
+        parser.error(f"{', '.join(wrong)} is no part; allowed: {', '.join(parts)}")
+    sys.argv = sys.argv[:1]  # the names of folders are made of the rest
+    found = {part: parts[part](options.threads, options.repeats) for part in options.parts or parts}
+    if options.json:
+        options.json.write_text(json.dumps({"threads": options.threads, **found}, indent=2) + "\n")
+
+
+def apart(measure: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a process of its own, which has done nothing else yet."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, arguments)
+
+
+def steps(threads: int, repeats: int) -> dict[str, Any]:
+    """Print the median speed of each, and the median of its share of the plain loop's speed in the same round."""
+    found = {}
+    for case in CASES:
+        print(f"\n{case[0]}, batches of {case[1]}, {threads} threads {'images/s':>30}   of the plain loop")
+        rounds = apart(take_turns, *case, threads, repeats)
+        for name in rounds[0]:
+            speed, share = (median(r[name] / (r["plain loop"] if of else 1) for r in rounds) for of in (False, True))
+            found[f"{case[0]} {case[1]}: {name}"] = {"images_per_second": speed, "share": share}
+            print(f"  {name:48}{speed:10,.0f}   {share:.3f}")
+        if case == ("mlp", 128) and (fastest := max(r["plain loop"] for r in rounds)) < FLOOR:
+            print(f"  the plain loop reached {fastest:,.0f} at best: no quiet machine, where it is {FLOOR:,} or more")
+    return found
+
+
+def take_turns(net: str, batch: int, threads: int, repeats: int) -> list[dict[str, float]]:
+    """Return the images/s of each in each round, after one that is not counted."""
+    import torch
+
+    torch.set_num_threads(threads)
+    words = [*GREY, "data.images=30000", "data.val_size=100", *NETS[net], f"data.batch_size={batch}"]
+    turns: dict[str, Callable[[int], float]] = {
+        "plain loop": lambda n: plain_loop(words, n),
+        "plain loop, DataLoader, 0 workers": lambda n: plain_loop(words, n // 8, 0),
+        "plain loop, DataLoader, 2 workers": lambda n: plain_loop(words, n // 8, 2),
+    }
+    turns |= {name: functools.partial(ours, [*words, *more]) for name, more in OURS.items()}
+    return [{name: turn(CASES[net, batch]) for name, turn in turns.items()} for _ in range(repeats + 1)][1:]
+
+
+def plain_loop(words: Sequence[str], steps: int, workers: int | None = None) -> float:
+    """Train without any framework: on one tensor of uint8, or by a DataLoader with transforms for each image."""
+    import torch
+
+    from tricklab.network import build_net
+
+    config, data = prepared(tuple(words))
+    net = build_net(config, data.shape, len(data.classes)).train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=True)
+    batches = gathered(data, steps + WARM) if workers is None else loaded(data, steps + WARM, workers)
+    for step, (images, labels) in enumerate(batches):
+        if step == WARM:
+            began = time.perf_counter()
+        loss = torch.nn.functional.cross_entropy(net(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return steps * data.batch_size / (time.perf_counter() - began)
+
+
+def gathered(data: Any, steps: int) -> Any:
+    """Yield normalised batches by one gather of uint8 each."""
+    import torch
+
+    images, labels = data.source.train
+    for _ in range(steps):
+        rows = torch.randint(len(labels), (data.batch_size,))
+        yield (images[rows].float() / 255 - data.mean[0]) / data.std[0], labels[rows]
+
+
+def loaded(data: Any, steps: int, workers: int) -> Any:
+    """Yield normalised batches as most do: a dataset of single pictures, transforms, a DataLoader."""
+    import torch
+    from torchvision.transforms import v2
+
+    transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)])
+    pictures = [v2.functional.to_pil_image(image) for image in data.source.train.images[: steps * data.batch_size]]
+    labels = data.source.train.labels.tolist()
+    each = [*zip(pictures, labels, strict=False)] * (steps * data.batch_size // len(pictures) + 1)
+
+    class Pictures(torch.utils.data.Dataset[Any]):
+        def __len__(self) -> int:
+            return steps * data.batch_size
+
+        def __getitem__(self, row: int) -> Any:
+            return transform(each[row][0]), each[row][1]
+
+    return torch.utils.data.DataLoader(Pictures(), data.batch_size, shuffle=True, num_workers=workers)
+
+
+def ours(words: Sequence[str], steps: int) -> float:
+    """Train as `python train.py` does, files, checkpoints and progress bar included."""
+    clock = fit(*prepared((*words, f"stop_after={steps + WARM}it", "trainer.max_epochs=1000")))
+    return steps * clock.images / clock.seconds
+
+
+@functools.cache
+def prepared(words: tuple[str, ...]) -> tuple[Any, Any]:
+    """Return the config and the data of these words, the same ones each time."""
+    from tricklab.assemble import build_data
+
+    (config,) = cli.compose_each(list(words)).values()
+    return config, build_data(config)
+
+
+def fit(config: Any, data: Any) -> Any:
+    """Train in a temporary folder; return a clock with `first`, when the first step ended, and what it measured."""
+    import pytorch_lightning as pl
+
+    from tricklab.assemble import build_module, build_trainer
+    from tricklab.experiment import hush
+    from tricklab.network import build_net
+    from tricklab.plan import make_plan
+
+    class Clock(pl.Callback):
+        """Seconds of training after the first steps; it stands still in evaluation."""
+
+        images, checkpoint = data.batch_size, 0.0
+
+        def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+            if trainer.global_step in (1, WARM):
+                self.seconds, self.first = 0.0, getattr(self, "first", time.perf_counter())
+                self.on_validation_end()
+
+        def on_validation_start(self, *rest: Any) -> None:
+            self.seconds += time.perf_counter() - self.since
+
+        def on_validation_end(self, *rest: Any) -> None:
+            self.since = time.perf_counter()
+
+    hush()
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        trainer = build_trainer(config, Path(folder))
+        trainer.callbacks.insert(0, clock)  # type: ignore[attr-defined]
+        plan = make_plan(config, data, trainer.world_size)
+        net = build_net(config, data.shape, len(data.classes))
+        trainer.fit(build_module(config, data, net, plan), datamodule=data)
+        began = time.perf_counter()
+        trainer.save_checkpoint(Path(folder) / "again.ckpt")
+        clock.checkpoint = time.perf_counter() - began
+    return clock
+
+
+def start(threads: int, repeats: int) -> dict[str, Any]:
+    """Print the median seconds of each stage of a run on digits, each time in a new process."""
+    runs = [apart(stages, threads) for _ in range(repeats)]
+    found = {stage: median(run[stage] for run in runs) for stage in runs[0]}
+    print("\npython train.py, on digits")
+    for stage, seconds in found.items():
+        print(f"  {stage:48}{seconds:10.3f} s")
+    return found
+
+
+def stages(threads: int) -> dict[str, float]:
+    began = time.perf_counter()
+    (config,) = cli.compose_each(["stop_after=1it"]).values()
+    composed = time.perf_counter()
+    import torch
+
+    from tricklab import assemble, experiment  # noqa: F401
+
+    torch.set_num_threads(threads)
+    imported = time.perf_counter()
+    clock = fit(config, assemble.build_data(config))
+    stages = {"to compose the config": composed - began, "to import the rest": imported - composed}
+    return stages | {
+        "from there to the end of the first step": clock.first - imported,
+        "a checkpoint": clock.checkpoint,
+    }
+
+
+def growth(threads: int, repeats: int) -> dict[str, Any]:
+    """Print images/s, in turns, and the peak memory of a process that has trained on so many images, in GB."""
+    speeds = apart(grown, tuple(SIZES), threads, repeats)
+    found = {}
+    print(f"\nmlp, batches of 128 {'images/s':>42}    peak memory")
+    for size in SIZES:
+        speed, memory = median(r[size] for r in speeds[0]), apart(grown, (size,), threads, 0)[1]
+        found[str(size)] = {"images_per_second": speed, "peak_gb": memory, "data_gb": size * 784 / 1e9}
+        print(f"  {f'{size:,} images of {size * 784 / 1e9:.3f} GB':48}{speed:10,.0f}   {memory:.2f} GB")
+    return found
+
+
+def grown(sizes: tuple[int, ...], threads: int, repeats: int) -> tuple[list[dict[int, float]], float]:
+    import torch
+
+    torch.set_num_threads(threads)
+    words = {size: [*GREY, f"data.images={size}", "data.val_size=100", *NETS["mlp"]] for size in sizes}
+    rounds = [{size: ours(words[size], CASES["mlp", 128]) for size in sizes} for _ in range(repeats + 1)]
+    return rounds[1:], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+if __name__ == "__main__":
+    cli.launch(main, __doc__)
