@@ -31,7 +31,7 @@ def imported(trace: str, module: str) -> bool:
             1,
             "model.dropuot does not exist; allowed: body_lr, depth, dropout, freeze, input_dropout, spatial_dropout, weights, widths. Did you mean 'dropout'?",
         ),
-        (["experiment=fashion_fats"], 1, "Did you mean 'fashion_fast'?"),
+        (["experiment=fashion-92"], 1, "Did you mean 'fashion_92'?"),
         (
             ["penalty=[l1,l3]"],
             1,
@@ -167,7 +167,7 @@ def test_every_range_is_held(word):
 )
 def test_what_is_right_is_let_through(right):
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        check(compose("train", [right, "experiment=fashion_best"], return_hydra_config=True))
+        check(compose("train", [right, "experiment=fashion_94"], return_hydra_config=True))
 
 
 def test_a_folder_that_can_not_be_written(train, tmp_path, monkeypatch):
