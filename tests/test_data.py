@@ -7,20 +7,21 @@ import torch
 from conftest import configure, write_cifar, write_mnist
 from PIL import Image
 
-from tricklab.augment import crop
+from tricklab.augment import affine, crop, erase, flip
 from tricklab.build import build
 from tricklab.data.batches import moments
 from tricklab.data.files import decode
+from tricklab.data.module import fit, moved
 from tricklab.data.split import corrupt, stratified_order
 from tricklab.errors import UserError
-from tricklab.mixup import mixup
+from tricklab.mixup import cutmix, mixup
 
 
 def data(*overrides, **options):
     return build(configure("data=fake", "data.images=100", "data.test_images=20", *overrides).data, **options)
 
 
-def at(module, epoch=0, batch=0, rank=0, ranks=1):
+def at(module, epoch=0, batch=0, rank=0, ranks=1, device="cpu"):
     """Give a data module a trainer that is at this place."""
     progress = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=batch)))
     module.trainer = SimpleNamespace(
@@ -30,7 +31,7 @@ def at(module, epoch=0, batch=0, rank=0, ranks=1):
         global_rank=rank,
         world_size=ranks,
         limit_val_batches=1.0,
-        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        strategy=SimpleNamespace(root_device=torch.device(device)),
     )
     module.setup("fit")
     return module
@@ -98,6 +99,21 @@ def test_wrong_labels_are_uniform_over_the_others():
 def test_sizes_that_do_not_exist(wrong):
     with pytest.raises(UserError, match=wrong.replace(".", r"\.")):
         data(wrong)
+
+
+def test_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    source, bunch = build(configure("data=digits").data).source, load_digits()
+    ours = sorted(
+        zip(
+            torch.cat([source.train.images, source.test.images]).flatten(1).tolist(),
+            [*source.train.labels, *source.test.labels],
+        )
+    )
+    theirs = sorted(zip((bunch.images.reshape(-1, 64) * 255 / 16).round().astype(int).tolist(), bunch.target.tolist()))
+    assert ours == theirs
+    assert source.classes == [str(name) for name in bunch.target_names]
 
 
 def test_digits_has_one_test_set():
@@ -264,11 +280,13 @@ def test_folder_of_one_size_stays_as_it_is_and_mixed_sizes_are_named(tree):
         build(configure(*options).data)
 
 
-def test_a_file_that_is_no_image_is_named(tree):
+def test_a_file_that_is_no_image_is_named(tree, monkeypatch):
     root = tree({"train": 3})
     (root / "train" / "cat" / "x.png").write_bytes(b"not an image")
-    with pytest.raises(UserError, match=r"x\.png can't be decoded"):
-        build(configure("data=folder", f"data.root='{root}'").data)
+    monkeypatch.setattr("tricklab.data.cache.BLOCK", 2)
+    for workers in (0, 2):
+        with pytest.raises(UserError, match=r"^[^\n]*x\.png can't be decoded[^\n]*$"):
+            build(configure("data=folder", f"data.root='{root}'", f"data.num_workers={workers}").data)
 
 
 def test_hidden_files_are_no_images_and_each_class_needs_one(tree):
@@ -282,6 +300,74 @@ def test_hidden_files_are_no_images_and_each_class_needs_one(tree):
     (root / "train" / "emu").mkdir()
     with pytest.raises(UserError, match="without: emu"):
         build(configure("data=folder", f"data.root='{root}'").data)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("cache", ["memory", "none", "kept"])
+def test_neither_cache_nor_workers_change_a_batch(tree, tmp_path, monkeypatch, cache, workers):
+    monkeypatch.setattr("tricklab.data.cache.BLOCK", 8)
+    words = ["data=folder", f"data.root='{tree({'train': 20, 'test': 3})}'", "data.batch_size=8"]
+    cache = cache if cache != "kept" else f"'{tmp_path / 'kept'}'"
+    one = build(configure(*words, "data.num_workers=0").data)
+    other = build(configure(*words, f"data.cache={cache}", f"data.num_workers={workers}").data)
+    before = torch.get_rng_state()
+    for read in (lambda m: at(m, epoch=1, batch=1).train_dataloader(), lambda m: at(m).test_dataloader()):
+        for ours, theirs in zip(read(one), read(other), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (one.mean, one.std) == (other.mean, other.std)
+
+
+def test_a_cache_is_read_until_the_files_change(tree, tmp_path, monkeypatch):
+    root, decoded = tree({"train": 4, "test": 2}), []
+    monkeypatch.setattr("tricklab.data.batches.decode", lambda path, *rest: decoded.append(path) or decode(path, *rest))
+    words = ["data=folder", f"data.root='{root}'", f"data.cache='{tmp_path / 'kept'}'", "data.num_workers=0"]
+    build(configure(*words).data)
+    assert set(decoded) == set(root.rglob("*.png"))
+    decoded.clear()
+    build(configure(*words).data)
+    assert len(decoded) == 2  # the first of each part, for the size
+    Image.new("RGB", (12, 12)).save(root / "test" / "cat" / "0.png")
+    changed = build(configure(*words).data)
+    assert changed.source.test.images[0].max() == 0
+    assert len(list((tmp_path / "kept").iterdir())) == 3  # and no half-written one
+
+
+def test_images_that_do_not_fit_into_memory(tree, monkeypatch):
+    monkeypatch.setattr("os.sysconf", lambda name: 1)
+    with pytest.raises(
+        UserError, match=r"data\.cache=memory: 3 images take 0\.0 GB, there are 0\.0 GB.*data\.cache=none"
+    ):
+        build(configure("data=folder", f"data.root='{tree({'train': 3})}'", "data.test_size=3").data)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("mixing", [mixup, cutmix])
+def test_gpu_holds_the_images_and_no_step_waits_for_it(mixing):
+    changes = {"crop": crop, "flip": flip, "affine": affine, "erase": erase}
+    module = data(augment=changes, mixup=lambda x, y, g: mixing(x, y, g, alpha=1.0))
+    batch = next(iter(at(module, device="cuda").train_dataloader()))
+    assert module.val.images is module.train.images
+    assert all(part.is_cuda for part in batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        images, targets = module.on_after_batch_transfer(batch, 0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert images.is_cuda
+    assert targets.is_cuda
+
+
+def test_images_go_to_a_device_where_they_fit():
+    module = data()
+    parts = [module.train, module.val, module.source.test]
+    size = 120 * 3 * 32 * 32  # training and validation share theirs
+    assert fit(parts, size)
+    assert not fit(parts, size - 1)
+    train, val, test = moved(parts, torch.device("meta"))
+    assert train.images is val.images
+    assert all(tensor.is_meta for part in (train, val, test) for tensor in part)
 
 
 def test_test_folder_with_another_class(tree):

@@ -63,6 +63,14 @@ def test_mlp_widths_and_input_dropout():
     assert model[1].p == 0.2
 
 
+def test_an_early_pool_halves_after_the_first_convolution_of_each_width():
+    late, early = net("model=convnet"), net("model=convnet", "model.pool_early=true")
+    assert sum(p.numel() for p in late.parameters()) == sum(p.numel() for p in early.parameters())
+    for built, expected in ((late, ["conv", "conv", "pool"] * 3), (early, ["conv", "pool", "conv"] * 3)):
+        kinds = {nn.Conv2d: "conv", nn.MaxPool2d: "pool"}
+        assert [kinds[type(layer)] for layer in built if type(layer) in kinds] == expected
+
+
 def test_a_wrong_depth_is_one_line():
     with pytest.raises(UserError, match=r"model\.depth=19; allowed: 6n \+ 2"):
         net("model=resnet", "model.depth=19")

@@ -27,12 +27,25 @@ def test_terms_and_gradients():
     assert torch.allclose(gradient, 0.1 * weight)
 
 
+def test_terms_of_many_weights_are_those_of_autograd():
+    """Each once or several times, with weights of their own, whatever factor follows."""
+    weights = [torch.randn(shape, requires_grad=True) for shape in [(4, 3), (2, 4), (8, 2, 3, 3)]]
+    weights[2].data = weights[2].data.to(memory_format=torch.channels_last)
+    given = [*weights, weights[0]]
+    plain = {l1: sum(w.abs().sum() for w in given), l2: sum(w.square().sum() for w in given) / 2}
+    for term, expected in plain.items():
+        ours = 3 * term(given, 0.1) ** 2
+        assert torch.isclose(ours, 3 * (0.1 * expected) ** 2)
+        for a, b in zip(torch.autograd.grad(ours, weights), torch.autograd.grad(3 * (0.1 * expected) ** 2, weights)):
+            assert torch.allclose(a, b)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_terms_are_summed_in_float32(dtype):
     """In half precision the sum of 100,000 ones would overflow, or stop to grow at 256."""
     weight = torch.ones(1000, 100, dtype=dtype)
     assert l1([weight], 1.0).item() == 100_000
-    assert l2([weight], 1.0).item() == 50_000
+    assert l2([weight], 1.0).item() == pytest.approx(50_000, rel=1e-6)
 
 
 def test_l2_is_weight_decay_under_sgd_and_not_under_adamw():

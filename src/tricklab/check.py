@@ -110,6 +110,10 @@ def check(config: DictConfig) -> None:
         raise UserError(
             "penalty=l1_prox with callbacks=ema: an average of weights is hardly ever 0; allowed: one of them"
         )
+    trainer, fused = config.trainer, config.optimizer.get("fused")
+    if fused and trainer.precision in ("16-mixed", 16, "16") and trainer.gradient_clip_val:
+        said = f"trainer.precision={trainer.precision} trainer.gradient_clip_val={trainer.gradient_clip_val}"
+        raise UserError(f"{said}: a fused step unscales gradients itself; allowed: with optimizer.fused=false")
     for key, value in leaves(config).items():
         if key not in reference and not any(key == a or key.startswith(f"{a}.") for a in added):
             parent = key.rpartition(".")[0]

@@ -49,7 +49,7 @@ def mixup(images: Tensor, targets: Tensor, partner: Tensor, lam: Tensor, generat
 def cutmix(images: Tensor, targets: Tensor, partner: Tensor, lam: Tensor, generator: torch.Generator) -> Mixed:
     """Paste a box of x_j into x_i; targets are weighted by the area really pasted. CutMix, arXiv 1905.04899."""
     pasted = draw_boxes(images.shape[2], images.shape[3], lam, generator)  # [1 or B, 1, H, W]
-    mixed = torch.where(pasted.to(images.device), images.index_select(0, partner.to(images.device)), images)
+    mixed = torch.where(there(pasted, images), pick(images, partner), images)
     return mixed, blend(targets, partner, 1 - pasted.double().mean((1, 2, 3)))
 
 
@@ -65,7 +65,7 @@ def alternate(
     """Throw a coin between mixup with `alpha` and cutmix with `cutmix_alpha`."""
     blended = mixup(images, targets, generator, alpha, per, probability)
     pasted = cutmix(images, targets, generator, cutmix_alpha, per, probability)
-    heads = (torch.rand(len(images) if per == "image" else 1, generator=generator) < 0.5).to(images.device)
+    heads = there(torch.rand(len(images) if per == "image" else 1, generator=generator) < 0.5, images)
     mixed = torch.where(heads[:, None, None, None], pasted[0], blended[0])
     return mixed, torch.where(heads[:, None], pasted[1], blended[1])
 
@@ -97,5 +97,15 @@ def draw_boxes(height: int, width: int, lam: Tensor, generator: torch.Generator)
 
 def blend(values: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
     """Return lam values + (1 - lam) values[partner], with a lam [1] for all or one [B] for each."""
-    own, other = (x.float().view(-1, *[1] * (values.ndim - 1)).to(values.device) for x in (lam, 1 - lam))
-    return own * values + other * values.index_select(0, partner.to(values.device))
+    own, other = (there(x.float().view(-1, *[1] * (values.ndim - 1)), values) for x in (lam, 1 - lam))
+    return own * values + other * pick(values, partner)
+
+
+def pick(values: Tensor, rows: Tensor) -> Tensor:
+    """Return values[rows]."""
+    return values.index_select(0, there(rows, values))
+
+
+def there(numbers: Tensor, values: Tensor) -> Tensor:
+    """Send what was drawn to the device of `values`, without a wait for it."""
+    return numbers.to(values.device, non_blocking=True)

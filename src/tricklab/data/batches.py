@@ -102,10 +102,11 @@ class Batches:
         epoch, first = self.start()
         blocks = self.order(epoch).to(self.rows.data[0].device).split(self.global_batch)[first : self.length]
         rows = [block[self.rank :: self.ranks] for block in blocks]
-        return decoded(self.rows, rows, self.workers) if self.workers else map(self.rows.__getitem__, rows)
+        workers = min(self.workers, len(rows)) if len(rows) > 1 else 0
+        return fetched(self.rows, rows, workers) if workers else map(self.rows.__getitem__, rows)
 
 
-def decoded(data: Rows, rows: list[Tensor], workers: int) -> Iterator[Batch]:
+def fetched(data: Rows, rows: list[Tensor], workers: int) -> Iterator[Batch]:
     """Take the rows of each batch in processes of their own, some batches ahead.
 
     Raises:

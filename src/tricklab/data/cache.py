@@ -6,7 +6,9 @@
 """
 
 import hashlib
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,39 +17,55 @@ from torch import Tensor
 from tricklab.data.batches import Batches, Files
 from tricklab.errors import UserError
 
-BLOCK = 256  # images that a worker decodes at once
+BLOCK = 64  # images that a worker decodes at once
 
 
 def kept(files: Files, cache: str) -> Tensor | Files:
-    """Decode all images into what `cache` says.
+    """Decode all images, uint8 [N, C, H, W], into what `cache` says.
 
     Raises:
         UserError: they do not fit.
     """
-    size = files.shape[0] * files.shape[1] * files.shape[2] * files.shape[3]
     if cache == "none":
         return files
     if cache == "memory":
-        if size > (free := os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
-            said = f"data.cache=memory: {files.shape[0]} images take {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-            raise UserError(f"{said}; allowed: a smaller data.resize, data.cache=FOLDER or data.cache=none")
-        return fill(torch.empty(files.shape, dtype=torch.uint8), files)
+        return into_memory(files)
     path = Path(cache).expanduser() / f"{fingerprint(files)}.uint8"
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_suffix(f".{os.getpid()}")
-        fill(torch.from_file(str(beside), shared=True, size=size, dtype=torch.uint8).view(files.shape), files)
-        os.replace(beside, path)
-    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).view(files.shape)
+        write(files, path)
+    return torch.from_file(str(path), shared=False, size=math.prod(files.shape), dtype=torch.uint8).view(files.shape)
 
 
-def fill(images: Tensor, files: Files) -> Tensor:
-    """Decode all files into a tensor, uint8 [N, C, H, W]."""
-    rows = torch.arange(len(images))
-    blocks = Batches((files, rows), lambda epoch: rows, lambda: (0, 0), BLOCK, len(rows))
-    for pixels, places in blocks:
-        images[places] = pixels
+def into_memory(files: Files) -> Tensor:
+    size, memory = math.prod(files.shape), os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        said = f"{files.shape[0]} images take {size / 1e9:.1f} GB, there are {memory / 1e9:.1f} GB"
+        allowed = "a smaller data.resize, data.cache=FOLDER or data.cache=none"
+        raise UserError(f"data.cache=memory: {said}; allowed: {allowed}")
+    images = torch.empty(files.shape, dtype=torch.uint8)
+    for part, pixels in zip(images.split(BLOCK), decoded(files), strict=True):
+        part.copy_(pixels)
     return images
+
+
+def write(files: Files, path: Path) -> None:
+    """Write the pixels of all images one after the other: the whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(f".{os.getpid()}")
+    try:
+        with beside.open("wb") as file:
+            for pixels in decoded(files):
+                file.write(pixels.numpy().tobytes())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def decoded(files: Files) -> Iterator[Tensor]:
+    """Decode blocks of images, in order."""
+    rows = torch.arange(files.shape[0])
+    for (pixels,) in Batches((files,), lambda epoch: rows, lambda: (0, 0), BLOCK, len(rows)):
+        yield pixels
 
 
 def fingerprint(files: Files) -> str:

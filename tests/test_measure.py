@@ -1,0 +1,123 @@
+"""What is measured by scripts/measure.py and scripts/benchmark.py."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import CONF, ROOT, configure
+from torch import nn
+
+from tricklab.data.published import find_mnist
+from tricklab.resume import config_hash, task
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+
+
+def write_result(folder, seed, status="done", accuracy=0.9):
+    folder.mkdir(parents=True)
+    result = {"status": status, "config_hash": f"hash{seed}", "overrides": ["experiment=x", f"seed={seed}"]}
+    result |= {"seconds": 10.0 + seed, "git": {"commit": "0123456789ab"}, "versions": {"torch": "2"}}
+    result |= {"started": "2026-11-25T10:00:00+00:00"}
+    metrics = {"val/acc": accuracy + 0.01, "test/acc": accuracy, "test/loss": 0.5, "test/ece": 0.02}
+    (folder / "result.json").write_text(json.dumps(result | {"metrics": metrics}))
+
+
+def test_rows_of_done_runs_are_kept_and_added_to(scripts, tmp_path):
+    from measure import gather, summary
+
+    file, sweep = tmp_path / "x.csv", tmp_path / "sweep"
+    assert gather(file, sweep) == {}
+    assert not file.exists()
+    write_result(sweep / "a", seed=0, accuracy=0.90)
+    write_result(sweep / "b", seed=1, status="failed")
+    assert set(gather(file, sweep)) == {"hash0"}
+    write_result(tmp_path / "later" / "c", seed=2, accuracy=0.92)
+    rows = gather(file, tmp_path / "later")
+    assert [(row["seed"], row["test/acc"], row["seconds"]) for row in csv.DictReader(file.open())] == [
+        ("0", "0.9", "10.0"),
+        ("2", "0.92", "12.0"),
+    ]
+    said = summary(list(rows.values()), 1.5e12)
+    assert "2 seeds: test/acc 0.9100 ± 0.0141, val/acc 0.9200 ± 0.0141, 11 s a run (10 to 12), 1.5e+12 FLOPs" in said
+
+
+def test_flops_are_those_of_all_steps(scripts):
+    from measure import flops
+
+    forwards = 2 * (64 * 8 + 8 * 10)
+    backwards = 2 * (64 * 8 + 2 * 8 * 10)  # no gradient of the pixels
+    config = configure("model=mlp", "model.widths=[8]", "data.batch_size=100", "trainer.max_epochs=3")
+    assert flops(config) == (forwards + backwards) * 3 * 13 * 100
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["fashion_29"], "experiment=fashion_29 does not exist; allowed: fashion_91, "),
+        ([], "experiment= does not exist"),
+        (["fashion_92", "seeds=0"], "seeds=0; allowed: 1 or more"),
+    ],
+)
+def test_measure_refuses(script, words, says):
+    done = script("measure.py", *words)
+    assert done.returncode == 1
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.csv")), ids=lambda file: file.stem)
+def test_the_rows_beside_a_recipe_are_its_own(file):
+    """Or it computes something else since they were written: then they no longer count, and README's table neither."""
+    rows = list(csv.DictReader(file.open()))
+    seeds = [int(row["seed"]) for row in rows]
+    hashes = {config_hash(task(configure(f"experiment={file.stem}", f"seed={seed}"))) for seed in seeds}
+    assert hashes == {row["config_hash"] for row in rows}
+    assert seeds == list(range(len(seeds)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_mnist(ROOT / "data", "FashionMNIST"), reason="needs a copy of Fashion-MNIST")
+def test_what_has_a_row_is_not_run_again(tmp_path):
+    command = [sys.executable, str(ROOT / "scripts" / "measure.py"), "fashion_91", "seeds=3"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 seeds: test/acc 0.91")
+    assert len(done.stdout.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_all_take_their_turn(scripts, monkeypatch):
+    import benchmark
+
+    monkeypatch.setitem(benchmark.CASES, ("mlp", 128), 16)
+    monkeypatch.delitem(benchmark.OURS, "defaults, compiled")
+    rounds = benchmark.take_turns("mlp", 128, threads=torch.get_num_threads(), repeats=2)
+    assert len(rounds) == 2
+    for speeds in rounds:
+        assert list(speeds)[:3] == [
+            f"plain loop{way}" for way in ("", ", DataLoader, 0 workers", ", DataLoader, 2 workers")
+        ]
+        assert set(benchmark.OURS) <= set(speeds)
+        assert min(speeds.values()) > 0
+
+
+def test_the_plain_loop_trains_the_same_network(scripts, monkeypatch):
+    """It is a floor only if it does the same work: its net, its batches, normalised."""
+    import benchmark
+
+    seen = []
+    monkeypatch.setattr(nn.Flatten, "forward", lambda self, x: seen.append(x) or x.flatten(1))
+    words = (*benchmark.GREY, "data.images=600", "data.val_size=100", *benchmark.NETS["mlp"])
+    ways = [lambda: benchmark.plain_loop(words, 5), lambda: benchmark.plain_loop(words, 5, workers=0)]
+    for train in [*ways, lambda: benchmark.ours(words, 5)]:
+        seen.clear()
+        train()
+        batch = seen[-1] if train in ways else seen[2]  # after those that count the inputs and are evaluated
+        assert batch.shape == (128, 1, 28, 28)
+        assert batch.mean().abs() < 0.1
+        assert (batch.std() - 1).abs() < 0.1
