@@ -10,6 +10,7 @@ growth  images/s and peak memory with 2, 60 and 600 thousand images
 import argparse
 import contextlib
 import functools
+import gc
 import io
 import json
 import multiprocessing
@@ -187,6 +188,7 @@ def fit(config: Any, data: Any) -> Any:
         trainer.callbacks.insert(0, clock)  # type: ignore[attr-defined]
         plan = make_plan(config, data, trainer.world_size)
         net = build_net(config, data.shape, len(data.classes))
+        gc.freeze()
         trainer.fit(build_module(config, data, net, plan), datamodule=data)
         began = time.perf_counter()
         trainer.save_checkpoint(Path(folder) / "again.ckpt")

@@ -74,7 +74,7 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
     if plan.multiplier.momentum and not (made.defaults.get("momentum") or "betas" in made.defaults):
         said = f"scheduler={cfg.scheduler._target_}: {cfg.optimizer._target_} has no momentum to move"
         raise UserError(f"{said}; allowed: optimizer.momentum of more than 0, or betas")
-    mixing = getattr(data.mixup, "func", data.mixup) is not identity
+    mixing = data.mixup is not identity
     return ImageClassifier(
         net,
         loss=build_loss(cfg.loss, len(data.classes)),

@@ -31,7 +31,7 @@ def build(config: DictConfig, *args: Any, **options: Any) -> Any:
             raise UserError(str(error.__cause__)) from error
         raise error.__cause__ or error from None
     if isinstance(made, functools.partial):  # Hydra's own judges its target anew at every call, which takes 0.3 ms
-        return functools.partial(made.func, *made.args, **made.keywords)
+        return functools.partial(made.func, *made.args, **made.keywords) if made.args or made.keywords else made.func
     return made
 
 

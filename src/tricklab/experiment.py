@@ -1,5 +1,6 @@
 """One run from its config: build, train, test, record."""
 
+import gc
 import logging
 import signal
 import sys
@@ -78,6 +79,7 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     go_on(cast(MetricsFile, trainer.logger), last, plan)
     record.train()
 
+    gc.freeze()  # what is there now need not be looked at again
     start = time.time()
     trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
     seconds = time.time() - start

@@ -180,7 +180,7 @@ class ImageData(pl.LightningDataModule):
             images = change(images, Rand(source, in_global_batch, rank, ranks, place[0], lasting))
         images = self.prepare(images)
         targets = self.one_hot.index_select(0, labels)  # [B, K]
-        if not self.mixing[0] <= place < self.mixing[1]:
+        if self.mixup is identity or not self.mixing[0] <= place < self.mixing[1]:
             return images, targets
         return self.mixup(images, targets, generator(self.seed, "mix", *place, rank))
 
