@@ -29,7 +29,7 @@ def imported(trace: str, module: str) -> bool:
         (
             ["model.dropuot=0.1"],
             1,
-            "model.dropuot does not exist; allowed: body_lr, depth, dropout, freeze, input_dropout, spatial_dropout, weights, widths. Did you mean 'dropout'?",
+            "model.dropuot does not exist; allowed: body_lr, depth, dropout, freeze, input_dropout, pool_early, spatial_dropout, weights, widths. Did you mean 'dropout'?",
         ),
         (["experiment=fashion-92"], 1, "Did you mean 'fashion_92'?"),
         (

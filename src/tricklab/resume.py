@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 VOLATILE = (  # not part of what is computed
-    *("hydra", "sweep", "resume", "name", "tags", "logger", "slots", "dry", "job_timeout", "data.num_workers"),
-    "data.cache",
+    *("hydra", "sweep", "resume", "name", "tags", "logger", "slots", "dry", "job_timeout"),
+    *("data.num_workers", "data.cache", "callbacks.progress"),
 )
 HASH = "PLANNED_CONFIG_HASH"  # in the environment of a sweep's job: that of the config it was planned with
 FACTS = ("choices", "dataset")  # what a run adds to its config.yaml
@@ -20,8 +20,11 @@ FACTS = ("choices", "dataset")  # what a run adds to its config.yaml
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Return 12 hex digits that tell apart configs which compute something else."""
-    kept = {key: value for key, value in config.items() if key not in VOLATILE}
-    kept["data"] = {key: value for key, value in kept.get("data", {}).items() if f"data.{key}" not in VOLATILE}
+    kept = {
+        key: {k: v for k, v in value.items() if f"{key}.{k}" not in VOLATILE} if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in VOLATILE
+    }
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

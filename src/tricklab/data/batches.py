@@ -99,11 +99,11 @@ class Batches:
         return self.length
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, first = self.start()
+        epoch, first = self.start()  # not before the first batch is asked for, when the trainer knows its place
         blocks = self.order(epoch).to(self.rows.data[0].device).split(self.global_batch)[first : self.length]
         rows = [block[self.rank :: self.ranks] for block in blocks]
         workers = min(self.workers, len(rows)) if len(rows) > 1 else 0
-        return fetched(self.rows, rows, workers) if workers else map(self.rows.__getitem__, rows)
+        yield from fetched(self.rows, rows, workers) if workers else map(self.rows.__getitem__, rows)
 
 
 def fetched(data: Rows, rows: list[Tensor], workers: int) -> Iterator[Batch]:
