@@ -65,7 +65,11 @@ def imported(trace: str, module: str) -> bool:
         (["scheduler=cosine_restarts", "scheduler.mult=0"], 1, "scheduler.mult=0; allowed: 1 or more"),
         (["data=folder", "data.num_workers=-1"], 1, "data.num_workers=-1; allowed: 0 or more"),
         (["data=folder", "data.cache=null"], 1, "data.cache=None is a NoneType; allowed: str"),
-        (["trainer.precision=16-mixed", "trainer.gradient_clip_val=1"], 1, "allowed: with optimizer.fused=false"),
+        (
+            ["trainer.precision=16-mixed", "trainer.gradient_clip_val=1", "optimizer.fused=true"],
+            1,
+            "allowed: with optimizer.fused=false",
+        ),
         (["model.freeze=1ep"], 1, "model.freeze=1ep would keep random weights; allowed: with model.weights"),
         (["resume=1"], 1, "resume=1; allowed: none, auto"),
     ],
