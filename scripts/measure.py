@@ -52,8 +52,8 @@ def arguments(words: list[str]) -> tuple[str, int, list[str]]:
 
 def gather(file: Path, folder: Path) -> dict[str, Row]:
     """Return the rows of a file by their hash, after those of the runs in a folder that are done were added to it."""
-    with file.open(newline="") if file.is_file() else open("/dev/null") as text:
-        rows = {row["config_hash"]: row for row in csv.DictReader(text)}
+    lines = file.read_text().splitlines() if file.is_file() else []
+    rows = {row["config_hash"]: row for row in csv.DictReader(lines)}
     results = [read_result(run) for run in sorted(folder.glob("*/"))]
     rows = {r["config_hash"]: to_row(r) for r in results if r.get("status") == "done"} | rows
     if rows:

@@ -235,7 +235,7 @@ def test_a_config_can_not_call_anything_else(target):
 
 
 def test_what_is_built_is_called_directly():
-    """Hydra's own partials judge their target at every call, in which a small network's step has half its length."""
+    """Hydra's own partials judge their target at every call, a twentieth of a small network's step."""
     made = build(configure("mixup=on").mixup, probability=0.5)
     assert type(made) is functools.partial
     assert made.func is mixup

@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ONE_BATCH, ROOT
 
 from tricklab.errors import UserError
+from tricklab.logger import Wandb
 
 WANDB = Path(sys.executable).with_name("wandb")
 CURVES = {
@@ -51,6 +53,18 @@ def merged(folder, kind):
 @pytest.fixture
 def offline(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_mistake_is_shown_with_its_own_picture(ranks):
+    """Also where fewer images were evaluated than there are, or every third by this process."""
+    seen, logger = [], Wandb.__new__(Wandb)
+    logger.mistakes, logger.confusion = 5, False
+    logger.log_image = lambda key, images, caption: seen.extend(int(image[0, 0]) for image in images)
+    images = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 1, 2, 2)
+    logits = 5 * torch.eye(2)[[0, 1, 0, 1]]
+    logger.show(logits, torch.tensor([0, 0, 0, 0]), images, ["a", "b"], ranks)
+    assert sorted(seen) == [1 * ranks, 3 * ranks]
 
 
 def test_wandb_holds_all_of_a_run(run, offline):

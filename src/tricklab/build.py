@@ -30,7 +30,7 @@ def build(config: DictConfig, *args: Any, **options: Any) -> Any:
         if isinstance(error.__cause__, TypeError | ValueError | MisconfigurationException):
             raise UserError(str(error.__cause__)) from error
         raise error.__cause__ or error from None
-    if isinstance(made, functools.partial):  # Hydra's own judges its target anew at every call, which takes 0.3 ms
+    if isinstance(made, functools.partial):  # Hydra's own judges its target anew at every call, which takes 0.1 ms
         return functools.partial(made.func, *made.args, **made.keywords) if made.args or made.keywords else made.func
     return made
 

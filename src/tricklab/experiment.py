@@ -94,7 +94,7 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
             logger.conclude(metrics, str(kept))
-            logger.show(module.logits, module.labels, data.source.test.images, data.classes)
+            logger.show(module.logits, module.labels, data.source.test.images, data.classes, trainer.world_size)
     report(metrics, record.result["seconds"], folder)
     return metrics["val/acc"]
 

@@ -1,7 +1,6 @@
 """Where the numbers of a run go, besides Lightning's own loggers."""
 
 import csv
-import math
 import os
 import secrets
 import sys
@@ -108,10 +107,10 @@ class Wandb(WandbLogger):
             self.experiment.log_artifact(best, name=f"best-{self.version}", type="model")
 
     @rank_zero_only
-    def show(self, logits: Tensor, labels: Tensor, images: Tensor | Files, classes: list[str]) -> None:
+    def show(self, logits: Tensor, labels: Tensor, images: Tensor | Files, classes: list[str], ranks: int) -> None:
         """Show what was asked for about the test: logits [N, K] of images [N, C, H, W] with their labels [N].
 
-        With several processes they are of every so manieth image, those of the first.
+        With several `ranks` they are those of the first: every so manieth image.
         """
         import wandb
 
@@ -123,8 +122,7 @@ class Wandb(WandbLogger):
         rows = wrong.argsort(descending=True)[: min(self.mistakes, int((wrong > 0).sum()))].tolist()
         said = [f"{classes[predicted[i]]} ({confidence[i]:.2f}), but is {classes[labels[i]]}" for i in rows]
         if rows:
-            every = math.ceil(images.shape[0] / len(labels))
-            pixels = images.index_select(0, torch.tensor(rows, device=images.device) * every).permute(0, 2, 3, 1).cpu()
+            pixels = images.index_select(0, torch.tensor(rows, device=images.device) * ranks).permute(0, 2, 3, 1).cpu()
             self.log_image("test/mistakes", [image.squeeze(2).numpy() for image in pixels], caption=said)
 
 
