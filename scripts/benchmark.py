@@ -81,7 +81,7 @@ def take_turns(net: str, batch: int, threads: int, repeats: int) -> list[dict[st
     import torch
 
     torch.set_num_threads(threads)
-    words = [*GREY, "data.images=30000", "data.val_size=100", *NETS[net], f"data.batch_size={batch}"]
+    words = [*GREY, "data.images=60000", "data.val_size=100", *NETS[net], f"data.batch_size={batch}"]
     turns: dict[str, Callable[[int], float]] = {
         "plain loop": lambda n: plain_loop(words, n),
         "plain loop, DataLoader, 0 workers": lambda n: plain_loop(words, n // 8, 0),

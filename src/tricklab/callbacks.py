@@ -22,6 +22,8 @@ class BestCheckpoint(ModelCheckpoint):
     `best` holds all results of that evaluation, in double precision.
     """
 
+    state_key = "best"  # Lightning's is made anew from all options, six times a step
+
     def __init__(self, **options: Any):
         super().__init__(monitor="val/acc", mode="max", **options)
         self.best: dict[str, float] = {}
@@ -39,6 +41,12 @@ class BestCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]
         super().load_state_dict(state_dict)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Lightning's, which keeps the newest."""
+
+    state_key = "last"
 
 
 class ProgressBar(RichProgressBar):

@@ -19,13 +19,14 @@ FACTS = ("choices", "dataset")  # what a run adds to its config.yaml
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Return 12 hex digits that tell apart configs which compute something else."""
+    """Return 12 hex digits that tell apart configs which compute something else, whatever the package is called."""
     kept = {
         key: {k: v for k, v in value.items() if f"{key}.{k}" not in VOLATILE} if isinstance(value, dict) else value
         for key, value in config.items()
         if key not in VOLATILE
     }
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    text = json.dumps(kept, sort_keys=True, default=str).replace(f'"{__package__}.', '".')
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def task(config: DictConfig) -> dict[str, Any]:
