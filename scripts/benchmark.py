@@ -1,10 +1,11 @@
 """Measure what comfort costs here: this project beside a plain PyTorch loop and the usual DataLoader.
 
-python scripts/benchmark.py [steps] [start] [growth] [--threads 2] [--repeats 7] [--json FILE]
+python scripts/benchmark.py [steps] [start] [growth] [files] [--threads 2] [--repeats 7] [--json FILE]
 
 steps   images/s of a dense and a convolutional network: all take turns; evaluation and its checkpoint are not counted
 start   seconds until the first step of `python train.py`, and for a checkpoint
 growth  images/s and peak memory with 2, 60 and 600 thousand images
+files   images/s from 60 thousand JPEG files: the first epoch, decoding included, and the later ones
 """
 
 import argparse
@@ -14,11 +15,13 @@ import gc
 import io
 import json
 import multiprocessing
+import random
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,12 +38,13 @@ OURS = {"defaults": [], "defaults, l1 + l2": PENALTIES, "defaults, augmented and
 OURS |= {"everything on": EVERYTHING, "defaults, channels last": ["trainer.channels_last=true"]}
 OURS |= {"defaults, channels last, bfloat16": ["trainer.channels_last=true", "trainer.precision=bf16-mixed"]}
 OURS |= {"defaults, compiled": ["trainer.compile=true"]}
-SIZES = (2_000, 60_000, 600_000)
+SIZES, JPEGS = (2_000, 60_000, 600_000), 60_000
+COLOUR = ["data=fake", "data.channels=3", "data.height=32", "data.width=32"]
 WARM = 10  # steps of a turn that are not counted
 
 
 def main() -> None:
-    parts: dict[str, Callable[..., dict[str, Any]]] = {"steps": steps, "start": start, "growth": growth}
+    parts: dict[str, Callable[..., dict[str, Any]]] = {"steps": steps, "start": start, "growth": growth, "files": files}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all unless said")
     parser.add_argument("--threads", type=int, default=2)
@@ -57,8 +61,8 @@ def main() -> None:
 
 def apart(measure: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a process of its own, which has done nothing else yet."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(measure, arguments)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # whose process may have workers
+        return pool.submit(measure, *arguments).result()
 
 
 def steps(threads: int, repeats: int) -> dict[str, Any]:
@@ -88,11 +92,19 @@ def take_turns(net: str, batch: int, threads: int, repeats: int) -> list[dict[st
         "plain loop, DataLoader, 2 workers": lambda n: plain_loop(words, n // 8, 2),
     }
     turns |= {name: functools.partial(ours, [*words, *more]) for name, more in OURS.items()}
-    return [{name: turn(CASES[net, batch]) for name, turn in turns.items()} for _ in range(repeats + 1)][1:]
+    return [in_any_order(turns, CASES[net, batch]) for _ in range(repeats + 1)][1:]
 
 
-def plain_loop(words: Sequence[str], steps: int, workers: int | None = None) -> float:
-    """Train without any framework: on one tensor of uint8, or by a DataLoader with transforms for each image."""
+def in_any_order(turns: dict[str, Callable[[int], float]], steps: int) -> dict[str, float]:
+    speeds = {name: turns[name](steps) for name in random.sample([*turns], len(turns))}
+    return {name: speeds[name] for name in turns}
+
+
+def plain_loop(words: Sequence[str], steps: int, workers: int | None = None, root: Path | None = None) -> float:
+    """Train without any framework: on one tensor of uint8, or by a DataLoader with transforms for each image.
+
+    Its images are in memory, or else in the class folders of `root`.
+    """
     import torch
 
     from tricklab.network import build_net
@@ -100,7 +112,7 @@ def plain_loop(words: Sequence[str], steps: int, workers: int | None = None) -> 
     config, data = prepared(tuple(words))
     net = build_net(config, data.shape, len(data.classes)).train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=True)
-    batches = gathered(data, steps + WARM) if workers is None else loaded(data, steps + WARM, workers)
+    batches = gathered(data, steps + WARM) if workers is None else loaded(data, steps + WARM, workers, root)
     for step, (images, labels) in enumerate(batches):
         if step == WARM:
             began = time.perf_counter()
@@ -121,12 +133,16 @@ def gathered(data: Any, steps: int) -> Any:
         yield (images[rows].float() / 255 - data.mean[0]) / data.std[0], labels[rows]
 
 
-def loaded(data: Any, steps: int, workers: int) -> Any:
+def loaded(data: Any, steps: int, workers: int, root: Path | None) -> Any:
     """Yield normalised batches as most do: a dataset of single pictures, transforms, a DataLoader."""
     import torch
+    from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
     transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)])
+    if root:
+        folder = ImageFolder(str(root), transform)
+        return torch.utils.data.DataLoader(folder, data.batch_size, shuffle=True, num_workers=workers)
     pictures = [v2.functional.to_pil_image(image) for image in data.source.train.images[: steps * data.batch_size]]
     labels = data.source.train.labels.tolist()
     each = [*zip(pictures, labels, strict=False)] * (steps * data.batch_size // len(pictures) + 1)
@@ -243,6 +259,50 @@ def grown(sizes: tuple[int, ...], threads: int, repeats: int) -> tuple[list[dict
     words = {size: [*GREY, f"data.images={size}", "data.val_size=100", *NETS["mlp"]] for size in sizes}
     rounds = [{size: ours(words[size], CASES["mlp", 128]) for size in sizes} for _ in range(repeats + 1)]
     return rounds[1:], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def files(threads: int, repeats: int) -> dict[str, Any]:
+    """Print the median images/s of each, each time in a new process."""
+    with tempfile.TemporaryDirectory() as root:
+        apart(write_files, Path(root))
+        rounds = [apart(from_files, Path(root), threads) for _ in range(repeats)]
+    found = {name: median(r[name] for r in rounds) for name in rounds[0]}
+    print(f"\nmlp, batches of 128, {JPEGS:,} JPEG files of 3 x 32 x 32, {threads} workers {'images/s':>4}")
+    for name, speed in found.items():
+        print(f"  {name:48}{speed:10,.0f}")
+    return found
+
+
+def write_files(root: Path) -> None:
+    """Write JPEG files of `data=fake`, all but a few of them for training."""
+    from PIL import Image
+
+    _, data = prepared((*COLOUR, f"data.images={JPEGS}", "data.test_images=100"))
+    for part, (images, labels) in (("train", data.source.train), ("test", data.source.test)):
+        for k in data.classes:
+            (root / part / k).mkdir(parents=True)
+        for i, (image, label) in enumerate(zip(images.permute(0, 2, 3, 1).numpy(), labels.tolist(), strict=True)):
+            Image.fromarray(image).save(root / part / data.classes[label] / f"{i}.jpg")
+
+
+def from_files(root: Path, threads: int) -> dict[str, float]:
+    import torch
+
+    torch.set_num_threads(threads)
+    in_memory = ("data.val_size=100", *NETS["mlp"])
+    words = ("data=folder", f"data.root={root}", f"data.num_workers={threads}", *in_memory)
+    from tricklab import assemble  # noqa: F401  # takes seconds
+
+    began = time.perf_counter()
+    images = len(prepared(words)[1].train_rows)
+    decoding = time.perf_counter() - began
+    speed = ours(words, images // 128 - WARM)
+    return {
+        "plain loop, ImageFolder, DataLoader": plain_loop(words, images // 128 - WARM, threads, root / "train"),
+        "ours, first epoch": images / (decoding + images / speed),
+        "ours, later epochs": speed,
+        "ours, never on disk": ours((*COLOUR, f"data.images={JPEGS}", *in_memory), images // 128 - WARM),
+    }
 
 
 if __name__ == "__main__":

@@ -44,8 +44,9 @@ def decode(path: Path, size: tuple[int, int] | None, mode: str) -> Tensor:
     Raises:
         UserError: the file is damaged, or no image.
     """
+    own = Image.registered_extensions().get(path.suffix.lower())
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=sorted(Image.ID, key=lambda name: name != own)) as image:  # its own first
             upright = ImageOps.exif_transpose(_eight_bits(image)).convert(mode)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} can't be decoded: {error}") from error
