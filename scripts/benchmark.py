@@ -20,7 +20,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from statistics import median
@@ -41,10 +41,11 @@ OURS |= {"defaults, compiled": ["trainer.compile=true"]}
 SIZES, JPEGS = (2_000, 60_000, 600_000), 60_000
 COLOUR = ["data=fake", "data.channels=3", "data.height=32", "data.width=32"]
 WARM = 10  # steps of a turn that are not counted
+Tables = dict[str, dict[str, dict[str, float]]]  # by title, row and column
 
 
 def main() -> None:
-    parts: dict[str, Callable[..., dict[str, Any]]] = {"steps": steps, "start": start, "growth": growth, "files": files}
+    parts: dict[str, Callable[[int, int], Tables]] = {"steps": steps, "start": start, "growth": growth, "files": files}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all unless said")
     parser.add_argument("--threads", type=int, default=2)
@@ -54,9 +55,21 @@ def main() -> None:
     if wrong := set(options.parts) - {*parts}:
         parser.error(f"{', '.join(wrong)} is no part; allowed: {', '.join(parts)}")
     sys.argv = sys.argv[:1]  # the names of folders are made of the rest
-    found = {part: parts[part](options.threads, options.repeats) for part in options.parts or parts}
+    print(f"{options.threads} threads, medians of {options.repeats}")
+    found: dict[str, Any] = {"threads": options.threads, "repeats": options.repeats}
+    for part in options.parts or parts:
+        tables = parts[part](options.threads, options.repeats)
+        found |= tables
+        for title in tables:
+            show(title, tables[title])
     if options.json:
-        options.json.write_text(json.dumps({"threads": options.threads, **found}, indent=2) + "\n")
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def show(title: str, rows: dict[str, dict[str, float]]) -> None:
+    print(f"\n{title:55}" + "".join(f"{column:>20}" for column in next(iter(rows.values()))))
+    for name, values in rows.items():
+        print(f"  {name:53}" + "".join(f"{value:20,.{0 if value > 100 else 3}f}" for value in values.values()))
 
 
 def apart(measure: Callable[..., Any], *arguments: Any) -> Any:
@@ -65,19 +78,22 @@ def apart(measure: Callable[..., Any], *arguments: Any) -> Any:
         return pool.submit(measure, *arguments).result()
 
 
-def steps(threads: int, repeats: int) -> dict[str, Any]:
-    """Print the median speed of each, and the median of its share of the plain loop's speed in the same round."""
-    found = {}
-    for case in CASES:
-        print(f"\n{case[0]}, batches of {case[1]}, {threads} threads {'images/s':>30}   of the plain loop")
-        rounds = apart(take_turns, *case, threads, repeats)
-        for name in rounds[0]:
-            speed, share = (median(r[name] / (r["plain loop"] if of else 1) for r in rounds) for of in (False, True))
-            found[f"{case[0]} {case[1]}: {name}"] = {"images_per_second": speed, "share": share}
-            print(f"  {name:48}{speed:10,.0f}   {share:.3f}")
-        if case == ("mlp", 128) and (fastest := max(r["plain loop"] for r in rounds)) < FLOOR:
-            print(f"  the plain loop reached {fastest:,.0f} at best: no quiet machine, where it is {FLOOR:,} or more")
-    return found
+def steps(threads: int, repeats: int) -> Tables:
+    """Return the median speed of each, and the median of its share of the plain loop's speed in the same round."""
+    tables = {}
+    for net, batch in CASES:
+        rounds = apart(take_turns, net, batch, threads, repeats)
+        shares = [{name: speed / speeds["plain loop"] for name, speed in speeds.items()} for speeds in rounds]
+        tables[f"{net}, batches of {batch}"] = columns({"images/s": rounds, "of the plain loop": shares})
+        if (net, batch) == ("mlp", 128) and (fastest := max(r["plain loop"] for r in rounds)) < FLOOR:
+            print(f"no quiet machine: the plain loop reached {fastest:,.0f} images/s at best, not {FLOOR:,}")
+    return tables
+
+
+def columns(found: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Return rows of medians, from the rounds of each column."""
+    names = next(iter(found.values()))[0]
+    return {name: {column: median(r[name] for r in rounds) for column, rounds in found.items()} for name in names}
 
 
 def take_turns(net: str, batch: int, threads: int, repeats: int) -> list[dict[str, float]]:
@@ -95,7 +111,7 @@ def take_turns(net: str, batch: int, threads: int, repeats: int) -> list[dict[st
     return [in_any_order(turns, CASES[net, batch]) for _ in range(repeats + 1)][1:]
 
 
-def in_any_order(turns: dict[str, Callable[[int], float]], steps: int) -> dict[str, float]:
+def in_any_order(turns: Mapping[str, Callable[[int], float]], steps: int) -> dict[str, float]:
     speeds = {name: turns[name](steps) for name in random.sample([*turns], len(turns))}
     return {name: speeds[name] for name in turns}
 
@@ -212,14 +228,9 @@ def fit(config: Any, data: Any) -> Any:
     return clock
 
 
-def start(threads: int, repeats: int) -> dict[str, Any]:
-    """Print the median seconds of each stage of a run on digits, each time in a new process."""
-    runs = [apart(stages, threads) for _ in range(repeats)]
-    found = {stage: median(run[stage] for run in runs) for stage in runs[0]}
-    print("\npython train.py, on digits")
-    for stage, seconds in found.items():
-        print(f"  {stage:48}{seconds:10.3f} s")
-    return found
+def start(threads: int, repeats: int) -> Tables:
+    """Return the median seconds of each stage of a run on digits, each time in a new process."""
+    return {"python train.py, on digits": columns({"seconds": [apart(stages, threads) for _ in range(repeats)]})}
 
 
 def stages(threads: int) -> dict[str, float]:
@@ -234,43 +245,34 @@ def stages(threads: int) -> dict[str, float]:
     imported = time.perf_counter()
     clock = fit(config, assemble.build_data(config))
     stages = {"to compose the config": composed - began, "to import the rest": imported - composed}
-    return stages | {
-        "from there to the end of the first step": clock.first - imported,
-        "a checkpoint": clock.checkpoint,
-    }
+    after = {"from there to the end of the first step": clock.first - imported, "a checkpoint": clock.checkpoint}
+    return stages | after
 
 
-def growth(threads: int, repeats: int) -> dict[str, Any]:
-    """Print images/s, in turns, and the peak memory of a process that has trained on so many images, in GB."""
-    speeds = apart(grown, tuple(SIZES), threads, repeats)
-    found = {}
-    print(f"\nmlp, batches of 128 {'images/s':>42}    peak memory")
-    for size in SIZES:
-        speed, memory = median(r[size] for r in speeds[0]), apart(grown, (size,), threads, 0)[1]
-        found[str(size)] = {"images_per_second": speed, "peak_gb": memory, "data_gb": size * 784 / 1e9}
-        print(f"  {f'{size:,} images of {size * 784 / 1e9:.3f} GB':48}{speed:10,.0f}   {memory:.2f} GB")
-    return found
+def growth(threads: int, repeats: int) -> Tables:
+    """Return images/s, in turns, and the peak memory of a process that has trained on so many images."""
+    rounds = apart(grown, SIZES, threads, repeats)[0]
+    memory = {f"{size:,} images": apart(grown, (size,), threads, 0)[1] for size in SIZES}
+    data = {f"{size:,} images": size * 784 / 1e9 for size in SIZES}
+    return {"mlp, batches of 128": columns({"images/s": rounds, "GB of data": [data], "GB at the peak": [memory]})}
 
 
-def grown(sizes: tuple[int, ...], threads: int, repeats: int) -> tuple[list[dict[int, float]], float]:
+def grown(sizes: tuple[int, ...], threads: int, repeats: int) -> tuple[list[dict[str, float]], float]:
     import torch
 
     torch.set_num_threads(threads)
-    words = {size: [*GREY, f"data.images={size}", "data.val_size=100", *NETS["mlp"]] for size in sizes}
-    rounds = [{size: ours(words[size], CASES["mlp", 128]) for size in sizes} for _ in range(repeats + 1)]
+    words = {f"{size:,} images": [*GREY, f"data.images={size}", "data.val_size=100", *NETS["mlp"]] for size in sizes}
+    turns = {name: functools.partial(ours, more) for name, more in words.items()}
+    rounds = [in_any_order(turns, CASES["mlp", 128]) for _ in range(repeats + 1)]
     return rounds[1:], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
-def files(threads: int, repeats: int) -> dict[str, Any]:
-    """Print the median images/s of each, each time in a new process."""
+def files(threads: int, repeats: int) -> Tables:
+    """Return the median images/s of each, each time in a new process."""
     with tempfile.TemporaryDirectory() as root:
         apart(write_files, Path(root))
         rounds = [apart(from_files, Path(root), threads) for _ in range(repeats)]
-    found = {name: median(r[name] for r in rounds) for name in rounds[0]}
-    print(f"\nmlp, batches of 128, {JPEGS:,} JPEG files of 3 x 32 x 32, {threads} workers {'images/s':>4}")
-    for name, speed in found.items():
-        print(f"  {name:48}{speed:10,.0f}")
-    return found
+    return {f"mlp, batches of 128, {JPEGS:,} JPEG files of 32 x 32, {threads} workers": columns({"images/s": rounds})}
 
 
 def write_files(root: Path) -> None:

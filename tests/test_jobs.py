@@ -219,7 +219,7 @@ def test_ctrl_c_while_the_first_jobs_start(tmp_path, wait):
     assert process.stdout.readline().startswith("3 jobs, 0 done")
     time.sleep(wait)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "0 of 3 jobs done" in out
 

@@ -106,6 +106,30 @@ def test_all_take_their_turn(scripts, monkeypatch):
         assert min(speeds.values()) > 0
 
 
+@pytest.mark.slow
+def test_files_are_read_by_both(scripts, monkeypatch, tmp_path):
+    import benchmark
+
+    monkeypatch.setattr(benchmark, "JPEGS", 3000)
+    benchmark.write_files(tmp_path)
+    assert len(list(tmp_path.glob("train/*/*.jpg"))) == 3000
+    speeds = benchmark.from_files(tmp_path, threads=torch.get_num_threads())
+    assert speeds["ours, first epoch"] < speeds["ours, later epochs"]
+    assert min(speeds.values()) > 0
+
+
+def test_a_table_has_the_medians(scripts, capsys):
+    import benchmark
+
+    rounds = [{"a": 1200.0, "b": 0.5}, {"a": 1100.0, "b": 0.25}, {"a": 9000.0, "b": 0.75}]
+    benchmark.show("speed", benchmark.columns({"images/s": rounds, "share": rounds}))
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
+        ["speed", "images/s", "share"],
+        ["a", "1,200", "1,200"],
+        ["b", "0.500", "0.500"],
+    ]
+
+
 def test_the_plain_loop_trains_the_same_network(scripts, monkeypatch):
     """It is a floor only if it does the same work: its net, its batches, normalised."""
     import benchmark
