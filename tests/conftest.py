@@ -3,8 +3,10 @@
 import csv
 import gzip
 import json
+import logging
 import os
 import runpy
+import signal
 import struct
 import subprocess
 import sys
@@ -132,18 +134,9 @@ def run(tmp_path: Path, environment: None) -> Callable[..., Run]:
 
 
 @pytest.fixture
-def train(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `python train.py` from another working directory."""
-
-    def train(*arguments: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, *python, str(ROOT / "train.py"), *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
-
-    return train
-
-
-@pytest.fixture
-def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+def script(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], environment: None
+) -> Callable[..., Said]:
     """Run a script in this process, as if from the command line in another working directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
@@ -155,11 +148,30 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captur
             runpy.run_path(str(ROOT / "scripts" / name), run_name="__main__")
             code = 0
         except SystemExit as error:
-            code = int(bool(error.code))
-            print(error.code or "", file=sys.stderr)
+            code = error.code if isinstance(error.code, int) else int(bool(error.code))
+            print(error.code if isinstance(error.code, str) else "", file=sys.stderr)
         return Said(code, *capfd.readouterr())
 
     return script
+
+
+@pytest.fixture
+def train(script: Callable[..., Said], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Run `train.py` from another working directory, in this process, which has imported torch; or in a new `python`.
+
+    The jobs of a sweep come from one server for all tests, which has imported it too. Launchers fork, which that server forbids.
+    """
+    handlers, on_end = logging.root.handlers[:], signal.getsignal(signal.SIGTERM)
+
+    def train(*arguments: str, python: tuple[str, ...] = ()) -> Any:
+        if not python and "hydra/launcher=" not in " ".join(arguments):
+            return script("../train.py", *arguments)
+        command = [sys.executable, *python, str(ROOT / "train.py"), *arguments]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+
+    yield train
+    logging.root.handlers[:] = handlers  # Hydra's writes to what is closed by then
+    signal.signal(signal.SIGTERM, on_end)
 
 
 @pytest.fixture

@@ -114,11 +114,12 @@ class Jobs:
     """
 
     def __init__(self, config: DictConfig, loader: ConfigLoader, launch: Callable[[list[Job]], object]):
-        self.config, self.loader, self.launch = config, loader, launch
+        self.config, self.launch = config, launch
         self.folder = Path(config.hydra.sweep.dir).absolute()
         self.all: dict[Path, Job] = {}
         self.lock: Any = None
         self.compose = functools.cache(lambda words: loader.load_sweep_config(config, list(words)))
+        self.is_group = functools.cache(lambda key: bool(loader.get_group_options(key)))
 
     def run(self, combinations: Sequence[Sequence[str]], until: int = 0, what: str = "") -> list[Job]:
         """Run a job for each combination of words, to its end or for so many epochs, if it is not done.
@@ -159,10 +160,6 @@ class Jobs:
         except UserError as error:
             raise UserError(f"{' '.join(words)}: {error}") from None
         return Job(words, config, self.folder, until)
-
-    @functools.cache  # noqa: B019 -- there is one object in a process
-    def is_group(self, key: str) -> bool:
-        return bool(self.loader.get_group_options(key))
 
     def take(self) -> None:
         """Hold the folder, so that no other process runs the same jobs."""
@@ -205,7 +202,10 @@ class Jobs:
                 return
 
     def summarise(self) -> bool:
-        """Say how many are done, why the others are not, and how to go on; return whether all are done."""
+        """Say how many are done, why the others are not, and how to go on; return whether all are done.
+
+        The folder is free after that.
+        """
         bad = [job for job in self.all.values() if job.value is None]
         print(f"{len(self.all) - len(bad)} of {len(self.all)} jobs done, in {self.folder}")
         for job in bad:
@@ -213,6 +213,7 @@ class Jobs:
             print(f"  {job.result['status']}: {reason}: {job}; see {job.folder}/job.log")
         if bad:
             print(f"  the same command again goes on with these: python train.py {shlex.join(sys.argv[1:])}")
+        self.lock.close()
         return not bad
 
 
