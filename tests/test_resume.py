@@ -1,13 +1,18 @@
 """Going on with a run that was stopped."""
 
+import functools
+import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
-from conftest import ONE_BATCH, configure
+from conftest import ONE_BATCH, Run, configure
 
 from tricklab.check import check_folder
 from tricklab.errors import UserError
+from tricklab.module import ImageClassifier
 from tricklab.resume import lock_run, run_folder
 
 TRICKS = (
@@ -46,6 +51,80 @@ def test_a_run_goes_on_as_if_nothing_had_been(run, monkeypatch, tmp_path, step, 
     assert [line.split(",")[0] for line in said] == (
         [f"resume: goes on after step {(step - 1) // 11 * 11}"] if step > 11 else []
     )
+
+
+WINDOWS = (*TRICKS, "trainer.max_epochs=3", "trainer.accumulate_grad_batches=3", "callbacks=ema", "augment=strong")
+WINDOWS = (*WINDOWS, "trainer.log_every_n_steps=3", "resume=auto")  # 11 batches, 4 steps an epoch
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What runs that are stopped must come to, for each schedule."""
+    from tricklab import experiment
+
+    def run_once(scheduler):
+        folder = tmp_path_factory.mktemp(scheduler)
+        experiment.run(configure("trainer.accelerator=cpu", *WINDOWS, f"scheduler={scheduler}"), folder)
+        return Run(folder)
+
+    return functools.cache(run_once)
+
+
+def outcome(done):
+    last = torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return (done.folder / "metrics.csv").read_text(), done.result["metrics"], last["state_dict"], last["global_step"]
+
+
+def assert_same(done, wanted):
+    (*facts, weights, steps), (*wanted_facts, wanted_weights, wanted_steps) = outcome(done), outcome(wanted)
+    assert (facts, steps) == (wanted_facts, wanted_steps)
+    assert all(torch.equal(weights[key], wanted_weights[key]) for key in wanted_weights)
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "plateau"])
+@pytest.mark.parametrize(("batch", "from_step"), [(5, 0), (7, 2), (16, 4), (20, 6), (32, 10)])
+def test_what_was_killed_goes_on_from_the_last_steps_bit_for_bit(
+    run, whole, monkeypatch, capsys, scheduler, batch, from_step
+):
+    words, seen = (*WINDOWS, f"scheduler={scheduler}", "callbacks.last.every_n_steps=2"), []
+    step = ImageClassifier.training_step
+
+    def die(self, *arguments):
+        seen.append(arguments)
+        if len(seen) == batch + 1:
+            raise ArithmeticError
+        return step(self, *arguments)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", die)
+    with pytest.raises(ArithmeticError):
+        run(*words)
+    done = run(*words)
+    assert_same(done, whole(scheduler))
+    assert (f"goes on after step {from_step}," in capsys.readouterr().out) == (from_step > 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize(("batch", "kept"), [(0, 1), (3, 2), (10, 4), (32, 12)])
+def test_a_signal_ends_a_run_after_its_step(run, whole, monkeypatch, tmp_path, number, batch, kept):
+    """10 is the last batch of an epoch, 32 of the run: the validation that is due comes first."""
+    seen, step = [], ImageClassifier.training_step
+
+    def send(self, *arguments):
+        seen.append(arguments)
+        if len(seen) == batch + 1:
+            os.kill(os.getpid(), number)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", send)
+    before = signal.getsignal(number)
+    with pytest.raises(SystemExit) as ended:
+        run(*WINDOWS, "scheduler=cosine")
+    assert ended.value.code == 128 + number
+    assert signal.getsignal(number) == before
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["status"], result["reason"]) == ("interrupted", number.name)
+    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == kept
+    assert_same(run(*WINDOWS, "scheduler=cosine"), whole("cosine"))
 
 
 def test_auto_finds_the_newest_that_is_not_done(run, monkeypatch, tmp_path):
@@ -90,7 +169,7 @@ def test_from_the_command_line(run, train, tmp_path):
 
 
 def test_what_can_not_go_on_leaves_what_there_is(run, script, tmp_path):
-    """A body that has gone missing is not needed; a stop inside an epoch and a run at work are refused."""
+    """A body that has gone missing is not needed; an epoch cut short and a run at work are refused."""
     body = run(*ONE_BATCH, folder="body")
     done = run("stop_after=1ep", "trainer.max_epochs=2", f"model.weights={body.folder}/checkpoints/best.ckpt")
     (body.folder / "checkpoints" / "best.ckpt").unlink()
@@ -103,11 +182,58 @@ def test_what_can_not_go_on_leaves_what_there_is(run, script, tmp_path):
     assert (done.folder / "result.json").read_text() == before
     again = run(*options, "stop_after=16it")
     assert again.column("step")[-1] == 16
-    with pytest.raises(UserError, match="is of step 16, inside an epoch"):
+    with pytest.raises(UserError, match="is of step 16, where an epoch was cut short"):
         run(*options)
     assert again.result["status"] == "done"
     said = script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt")
     assert f"test/acc {again.result['metrics']['test/acc']}\n" in said.stdout
+
+
+def test_a_longer_run_has_its_schedule_planned_again(run, capsys):
+    words = ("model=mlp", "scheduler=linear", "trainer.log_every_n_steps=1")
+    done = run(*words, "trainer.max_epochs=2")
+    longer = configure("trainer.accelerator=cpu", *words, "trainer.max_epochs=4", f"resume={done.folder}", hydra=True)
+    check_folder(done.folder, longer)
+    assert capsys.readouterr().out.endswith("2 epochs become 4, over which the schedule is planned again\n")
+    for shorter in ("trainer.max_epochs=1", "trainer.max_epochs=4 seed=1"):
+        other = configure("trainer.accelerator=cpu", *words, *shorter.split(), f"resume={done.folder}", hydra=True)
+        with pytest.raises(UserError, match=r"trainer\.max_epochs=\d \(was 2\)"):
+            check_folder(done.folder, other)
+    again = run(*words, "trainer.max_epochs=4", f"resume={done.folder}")
+    assert again.column("lr") == [0.1 * (1 - t / 22) for t in range(22)] + [0.1 * (1 - t / 44) for t in range(22, 44)]
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", None])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(run, damage):
+    words = ("model=mlp", "model.dropout=0.1", "trainer.max_epochs=3")
+    whole = run(*words, folder="whole")
+    done = run(*words, "stop_after=2ep")
+    last = done.folder / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-1000] if damage is None else damage)
+    best = last.with_name("best.ckpt")
+    with pytest.raises(UserError, match=rf"last.ckpt is damaged \(.*\); allowed: resume={best}"):
+        run(*words, "resume=auto")
+    assert_same(run(*words, f"resume={best}"), whole)
+
+
+def test_other_data_are_refused(run, tree):
+    root = tree({"": 20}, size=8)
+    words = ("data=folder", f"data.root='{root}'", "data.resize=8", "model=mlp", "trainer.max_epochs=2")
+    run(*words, "stop_after=1ep")
+    image = next(root.rglob("*.png"))
+    shutil.copy(next(path for path in root.rglob("*.png") if path.parent == image.parent and path != image), image)
+    with pytest.raises(UserError, match=r"the data are not those that .*last.ckpt was trained on"):
+        run(*words, "resume=auto")
+
+
+def test_too_little_memory_says_what_to_lower(run, monkeypatch, tmp_path):
+    def too_much(self, *batch):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(ImageClassifier, "training_step", too_much)
+    with pytest.raises(UserError, match=r"data\.batch_size=128 \(CUDA out of memory.*; a lower one takes less"):
+        run(*ONE_BATCH)
+    assert "a lower one takes less" in Run(tmp_path / "run").result["reason"]
 
 
 def test_a_copied_folder_is_a_run_of_its_own(run, tmp_path):

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from tricklab.build import build, build_each, without
-from tricklab.callbacks import NoProfiler
+from tricklab.callbacks import CheckpointFiles, NoProfiler
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile
@@ -55,7 +55,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     loggers = [MetricsFile(str(folder)), *build_each(cfg.logger, save_dir=str(folder)).values()]
     callbacks = list(build_each(cfg.callbacks).values())
     profiler = options.pop("profiler") or NoProfiler()
-    places = {"logger": loggers, "default_root_dir": str(folder)}
+    places = {"logger": loggers, "default_root_dir": str(folder), "plugins": [CheckpointFiles()]}
     trainer: pl.Trainer = build(options, callbacks=callbacks, profiler=profiler, **places)
     return trainer
 

@@ -1,13 +1,22 @@
-"""Callbacks that Lightning does not have."""
+"""Callbacks that Lightning does not have: what is kept of a run, and how it is ended."""
 
 import contextlib
 import math
+import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.profilers import Profiler
 from torch import Tensor
+
+from tricklab.resume import whole
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # SLURM sends one of these before the end
 
 
 def rank(results: dict[str, float]) -> tuple[float, float]:
@@ -44,9 +53,73 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Lightning's, which keeps the newest."""
+    """Keeps the newest: that of each epoch, of every so many steps, and of the step at which a signal ends the run.
+
+    None within the window of an accumulation, and none before a validation that is due: that brings its own.
+    """
 
     state_key = "last"
+
+    def __init__(self, every_n_steps: int | None = None):
+        super().__init__(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+        self.every_n_steps, self.signal = every_n_steps, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        for number in SIGNALS:
+            signal.signal(number, self.note)
+
+    def note(self, number: int, frame: Any) -> None:
+        """Have the run end after the step it is in; at the second signal it ends at once."""
+        self.signal = number
+        signal.signal(number, end_at_once)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.fit_loop._should_accumulate() or trainer.is_last_batch or trainer.global_step >= pl_module.last_step:
+            return
+        end = self.must_end(trainer)
+        if end or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
+            pl_module.look_at_losses()
+            trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+        if end:
+            raise SystemExit(128 + end)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if end := self.must_end(trainer):
+            raise SystemExit(128 + end)
+
+    def must_end(self, trainer: pl.Trainer) -> int:
+        """Return the number of the signal that any process was sent, or 0."""
+        if trainer.world_size == 1:
+            return self.signal
+        return int(
+            trainer.strategy.reduce(torch.tensor(self.signal, device=trainer.strategy.root_device), reduce_op="max")
+        )
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Have signals end what runs here with the exit code 128 + their number, at once where nothing else is said."""
+    before = {number: signal.signal(number, end_at_once) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def end_at_once(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it: Lightning's may come from another file system, in parts."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole(Path(path)) as file:
+            torch.save(checkpoint, file)
 
 
 class ProgressBar(RichProgressBar):

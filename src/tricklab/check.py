@@ -34,12 +34,12 @@ FROM_0 = (
     *("patience", "padding", "operations", "seed", "num_workers"),
 )
 FROM_1 = (
-    *("slots", "job_timeout", "batch_size", "lr_per", "test_images", "channels", "height", "width"),
+    *("slots", "job_timeout", "batch_size", "lr_per", "test_images", "channels", "height", "width", "every_n_steps"),
     *("accumulate_grad_batches", "mult", "trials", "replicates", "rounds", "batch"),
 )
 TYPES: dict[str, type] = {  # of what is null by default
     **dict.fromkeys(("name", "weights", "entity", "group", "notes", "profiler", "only"), str),
-    **dict.fromkeys(("lr_per", "folds", "slots", "job_timeout", "num_workers"), int),
+    **dict.fromkeys(("lr_per", "folds", "slots", "job_timeout", "num_workers", "every_n_steps"), int),
     "weight": list,
 }
 NULLABLE = ("resize",)
@@ -218,7 +218,9 @@ def check_folder(folder: Path, config: DictConfig) -> None:
         raise UserError(f"hydra.run.dir={folder} holds a run already; resume=auto goes on with it, or choose another")
     was, now = leaves(OmegaConf.create(read_config(folder))), leaves(config)
     changed = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
-    changed = [key for key in changed if not {key, key.split(".")[0]} & {*VOLATILE, "stop_after"}]
-    if changed:
+    changed = [key for key in changed if not f"{key}.".startswith(tuple(f"{v}." for v in (*VOLATILE, "stop_after")))]
+    if changed == ["trainer.max_epochs"] and now[changed[0]] > was[changed[0]]:
+        print(f"resume: {was[changed[0]]} epochs become {now[changed[0]]}, over which the schedule is planned again")
+    elif changed:
         said = ", ".join(f"{key}={now.get(key)} (was {was.get(key)})" for key in changed)
         raise UserError(f"resume={config.resume}: {said}; allowed: the options of the run in {folder}")

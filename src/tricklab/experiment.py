@@ -2,6 +2,8 @@
 
 import gc
 import logging
+import pickle
+import re
 import signal
 import sys
 import time
@@ -13,15 +15,16 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
-from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from tricklab.assemble import build_data_and_net, build_module, build_trainer
-from tricklab.callbacks import BestCheckpoint
+from tricklab.callbacks import BestCheckpoint, ended_by_signals
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile, Wandb, close_wandb
 from tricklab.model import find_dropout
+from tricklab.network import UNREADABLE
 from tricklab.plan import Plan, make_plan
 from tricklab.record import Record
 from tricklab.resume import checkpoint
@@ -32,6 +35,7 @@ NOISE = (
     "The number of training batches .* is smaller than the logging interval",
     "Checkpoint directory .* exists and is not empty",
     "It is recommended to use .*sync_dist",  # the value is the same on every rank already
+    "You're resuming from a checkpoint that ended before the epoch",  # our batches begin where they are asked to
 )
 
 
@@ -48,19 +52,19 @@ def run(
     hush()
     record = Record(cfg, folder, overrides, choices)
     try:
-        record.start()
-        objective = _run(cfg, folder, record)
+        with ended_by_signals():
+            record.start()
+            objective = _run(cfg, folder, record)
     except BaseException as error:
-        reason = f"{type(error).__name__}: {error}"
-        if interrupted := isinstance(error, KeyboardInterrupt | SystemExit):  # Lightning turns the one into the other
-            reason = "SIGTERM" if isinstance(error, SIGTERMException) else "Ctrl-C"
+        plain = in_plain_words(error, cfg)
+        status, reason = "failed", f"{type(plain).__name__}: {plain}"
+        if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+            status, reason = "interrupted", signal.Signals(error.code - 128).name
             print(f"interrupted by {reason}; run folder {folder}")
-        record.finish("interrupted" if interrupted else "failed", reason)
+        record.finish(status, reason)
         close_wandb(exit_code=1)
-        if isinstance(error, MisconfigurationException):
-            raise UserError(str(error)) from error
-        if isinstance(error, SIGTERMException):
-            raise SystemExit(128 + signal.SIGTERM) from error
+        if plain is not error:
+            raise plain from error
         raise
     close_wandb(exit_code=0)
     return objective
@@ -68,15 +72,19 @@ def run(
 
 def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     last = checkpoint(str(cfg.resume), folder)
+    begun, before = read_place(last) if last else (0, 0), record.dataset
     data, net = build_data_and_net(cfg, record, begun=last is not None)
     trainer = build_trainer(cfg, folder)
     for logger in trainer.loggers:
         logger.log_hyperparams(record.config | record.origin)
     plan = make_plan(cfg, data, trainer.world_size)
     module = build_module(cfg, data, net, plan)
-    record.describe(data.facts)
+    facts = data.facts
+    if last and before.get("fingerprint", facts["fingerprint"]) != facts["fingerprint"]:
+        raise UserError(f"resume: the data are not those that {last} was trained on; allowed: the same, or a new run")
+    record.describe(facts)
     outline(net, len(data.train_rows), plan)
-    go_on(cast(MetricsFile, trainer.logger), last, plan)
+    go_on(cast(MetricsFile, trainer.logger), last, begun, plan)
     record.train()
 
     gc.freeze()  # what is there now need not be looked at again
@@ -89,8 +97,8 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     trainer.test(module, datamodule=data, verbose=False)
 
     metrics, speed = best.best | module.results, module.images_seen * trainer.world_size / seconds
-    facts = {"metrics": metrics, "objective": metrics["val/acc"], "devices": device_names(trainer)}
-    record.finish("done", None, images_per_second=round(speed, 1), **facts)
+    ended = {"metrics": metrics, "objective": metrics["val/acc"], "devices": device_names(trainer)}
+    record.finish("done", None, images_per_second=round(speed, 1), **ended)
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
             logger.conclude(metrics, str(kept))
@@ -99,18 +107,43 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     return metrics["val/acc"]
 
 
-def go_on(metrics: MetricsFile, last: Path | None, plan: Plan) -> None:
+def in_plain_words(error: BaseException, cfg: DictConfig) -> BaseException:
+    """Return the mistake of the user that an error is, or else itself."""
+    if isinstance(error, MisconfigurationException):
+        return UserError(str(error))
+    if isinstance(error, MemoryError) or re.search("out of memory|(can't|not enough).* memory", str(error)):
+        said = f"out of memory with data.batch_size={cfg.data.batch_size} ({' '.join(str(error).split())[:100]})"
+        return UserError(f"{said}; a lower one takes less, and trainer.accumulate_grad_batches makes up for it")
+    return error
+
+
+def read_place(last: Path) -> tuple[int, int]:
+    """Return the steps and the whole epochs that a checkpoint has behind it.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        there = torch.load(last, weights_only=True)
+        return there["global_step"], there["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    except (*UNREADABLE, LookupError, pickle.UnpicklingError) as error:
+        others = [f"resume={path}" for path in sorted(last.parent.glob("*.ckpt")) if path != last]
+        allowed = ", ".join(others) or "to begin anew in another folder"
+        raise UserError(f"resume: {last} is damaged ({str(error)[:80]}); allowed: {allowed}") from error
+
+
+def go_on(metrics: MetricsFile, last: Path | None, place: tuple[int, int], plan: Plan) -> None:
     """Cut what was logged after the checkpoint that training goes on from, if there is one.
 
     Raises:
-        UserError: it is of the middle of an epoch.
+        UserError: it is of an epoch that `stop_after` has cut short.
     """
-    steps = torch.load(last, weights_only=True)["global_step"] if last else 0
-    if steps % plan.length.epoch:
-        raise UserError(f"resume: {last} is of step {steps}, inside an epoch; allowed: one of the end of an epoch")
+    steps, epochs = place
+    if epochs > steps // plan.length.epoch:
+        raise UserError(f"resume: {last} is of step {steps}, where an epoch was cut short; allowed: one of a whole one")
     metrics.cut(steps)
     if last:
-        rank_zero_only(print)(f"resume: goes on after step {steps}, from {last}")
+        rank_zero_only(print)(f"resume: goes on after step {steps} of {plan.last_step}, from {last}")
 
 
 def device_names(trainer: pl.Trainer) -> list[str]:

@@ -60,6 +60,7 @@ class ImageClassifier(pl.LightningModule):
         self.seed, self.accuracy, self.log_every = seed, accuracy, log_every
         self.weights = find_weights(net)
         self.window: list[dict[str, Tensor]] = []  # the batches of the coming optimizer step
+        self.losses: list[tuple[int, Tensor]] = []  # step and loss of each batch since the last look at them
         self.extra_validation = False  # the coming one, which is due to an end by `last_step` alone
         self.images_seen = 0  # in training, by this process
         self.evaluated: list[tuple[int, Tensor, Tensor]] = []  # part, logits, labels of the running evaluation
@@ -104,6 +105,7 @@ class ImageClassifier(pl.LightningModule):
         self.images_seen += len(images)
         logits = self(images)
         total = loss = self.loss(logits, targets)
+        self.losses.append((self.global_step, loss.detach()))
         penalties = {name: term.act(term.weights) for name, term in self.terms.items()}
         for penalty in penalties.values():
             total = total + penalty
@@ -142,13 +144,24 @@ class ImageClassifier(pl.LightningModule):
             if self.terms or self.projections:
                 values |= weight_facts(self.weights)
             self.record(rates | values, self.global_step)
-            if not math.isfinite(values["train/loss"]):
-                self._refuse(f"train/loss={values['train/loss']}, gradient norm {values['train/grad_norm']:g}")
+            self.look_at_losses(f", gradient norm {values['train/grad_norm']:g}")
         self.window.clear()
 
-    def _refuse(self, what: str) -> None:
-        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        raise UserError(f"step {self.global_step}: {what}, lr {lr:g}; try a lower optimizer.lr or a gradient_clip_val")
+    def look_at_losses(self, facts: str = "") -> None:
+        """End the run with the step of the first loss that is no number; on a GPU a look at each would be a wait."""
+        if not self.losses:
+            return
+        losses = torch.stack([loss for _, loss in self.losses])
+        if self.trainer.world_size > 1:
+            losses = self.trainer.strategy.reduce(losses, reduce_op="sum")
+        for (step, _), loss in zip(self.losses, losses.tolist(), strict=True):
+            if not math.isfinite(loss):
+                self._refuse(step, f"train/loss={loss}{facts}")
+        self.losses.clear()
+
+    def _refuse(self, step: int, what: str) -> None:
+        lr = self.trainer.optimizers[0].defaults["lr"] * self.multiplier(step)
+        raise UserError(f"step {step}: {what}, lr {lr:g}; try a lower optimizer.lr or a gradient_clip_val")
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         self.set_rates(optimizer)
@@ -177,9 +190,10 @@ class ImageClassifier(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         if self.trainer.sanity_checking:
             return
+        self.look_at_losses()
         self._finish_evaluation("val/{}", "train/{}_clean")
         if not math.isfinite(self.results["val/loss"]):  # before a checkpoint is written
-            self._refuse(f"val/loss={self.results['val/loss']}")
+            self._refuse(self.global_step, f"val/loss={self.results['val/loss']}")
         if isinstance(self.multiplier, Plateau) and not self.extra_validation:
             self.multiplier.observe(self.results["val/loss"])
         shown = {key: torch.tensor(value) for key, value in self.results.items() if key.startswith("val/")}

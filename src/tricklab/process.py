@@ -159,7 +159,6 @@ def work(job: Command, device: str, threads: int, driver: int) -> None:
     """Be `python train.py` with the words of a job, in a process that has torch imported already."""
     os.setsid()  # a group of its own, so that all it starts can be ended with it
     threading.Thread(target=end_with, args=(driver,), daemon=True).start()
-    signal.signal(signal.SIGUSR2, lambda number, frame: os.kill(os.getpid(), signal.SIGTERM))  # SLURM's, near the end
     with (job.folder / "job.log").open("a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

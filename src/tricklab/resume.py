@@ -4,15 +4,16 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from omegaconf import DictConfig, OmegaConf
 
 VOLATILE = (  # not part of what is computed
     *("hydra", "sweep", "resume", "name", "tags", "logger", "slots", "dry", "job_timeout"),
-    *("data.num_workers", "data.cache", "callbacks.progress"),
+    *("data.num_workers", "data.cache", "callbacks.progress", "callbacks.last"),
 )
 HASH = "PLANNED_CONFIG_HASH"  # in the environment of a sweep's job: that of the config it was planned with
 FACTS = ("choices", "dataset")  # what a run adds to its config.yaml
@@ -91,11 +92,20 @@ def checkpoint(resume: str, folder: Path) -> Path | None:
     return path if resume != "none" and path.is_file() else None
 
 
-def write_whole(path: Path, text: str) -> None:
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
     """Write beside the target, to the disk, and rename: a reader never sees half a file."""
     beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with beside.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    with whole(path) as file:
+        file.write(text.encode())

@@ -117,6 +117,10 @@ def fetched(data: Rows, rows: list[Tensor], workers: int) -> Iterator[Batch]:
         yield from torch.utils.data.DataLoader(data, batch_size=None, sampler=rows, **options)  # type: ignore[arg-type]
     except UserError as error:  # with the traceback of the worker
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(f"data.num_workers={workers}: one has died ({error}); fewer take less memory") from error
 
 
 class Preparation(nn.Module):

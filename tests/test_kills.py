@@ -1,0 +1,159 @@
+"""Runs that are killed at random moments go on, and end as if nothing had been; `pytest -m kills` does 30 of them."""
+
+import functools
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+import torch
+from conftest import Run
+from PIL import Image
+
+from tricklab.data.datasets import digits
+from tricklab.process import Command, work
+
+WORDS = (
+    *("data=folder", "data.cache=none", "data.mode=L", "model=convnet", "model.dropout=0.2", "model.widths=[8,16]"),
+    *("mixup=on", "augment=[light,alternating_flip]", "callbacks=ema", "scheduler.warmup=2ep"),
+    *("trainer.accelerator=cpu", "trainer.accumulate_grad_batches=3", "trainer.max_epochs=12"),
+    *("trainer.log_every_n_steps=1", "callbacks.last.every_n_steps=7"),
+)
+CASES = [  # schedule, workers, processes
+    ("cosine", 0, 1),
+    ("plateau", 2, 1),
+    ("cosine", 2, 1),
+    ("plateau", 0, 1),
+    ("cosine", 0, 2),
+    ("plateau", 2, 2),
+]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """The digits as files in class folders."""
+    root, source = tmp_path_factory.mktemp("digits"), digits().source
+    for part, (pixels, labels) in (("train", source.train), ("test", source.test)):
+        for i, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
+            (root / part / str(label)).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image[0].numpy()).save(root / part / str(label) / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def start(images):
+    """Start `python train.py` in a process that has torch imported already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tricklab.experiment"])
+
+    def start(folder, case, *more):
+        scheduler, workers, processes = case
+        words = [*WORDS, f"data.root={images}", f"scheduler={scheduler}", f"data.num_workers={workers}", *more]
+        words += ["trainer=ddp", f"trainer.devices={processes}", "trainer.accelerator=cpu"] if processes > 1 else []
+        folder.mkdir(parents=True, exist_ok=True)
+        process = context.Process(target=work, args=(Command(words, folder, "", None), "", 1, os.getpid()))
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """Return what an uninterrupted run leaves, and the seconds from its first logged step to its end."""
+
+    def once(case):
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        process = start(folder, case)
+        while step(folder) < 0:
+            time.sleep(0.01)
+        began = time.time()
+        process.join()
+        return Run(folder), time.time() - began
+
+    return functools.cache(once)
+
+
+def step(folder):
+    """Return the last step that was logged, or -1."""
+    try:
+        return int((folder / "metrics.csv").read_text().rpartition("\n")[0].rpartition("\n")[2].split(",")[1])
+    except (OSError, IndexError, ValueError):
+        return -1
+
+
+def assert_same(folder, wanted):
+    log = (folder / "job.log").read_text()
+    assert json.loads((folder / "result.json").read_text())["status"] == "done", log
+    assert Run(folder).result["metrics"] == wanted.result["metrics"]
+    assert (folder / "metrics.csv").read_text() == (wanted.folder / "metrics.csv").read_text()
+    ours, theirs = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (folder, wanted.folder))
+    assert ours["global_step"] == theirs["global_step"]
+    assert all(torch.equal(ours["state_dict"][key], tensor) for key, tensor in theirs["state_dict"].items())
+
+
+def kill_at_random(start, folder, case, seconds, rng):
+    """Start a run, kill it and all its processes so many seconds after its first step or before; return the step."""
+    process, first = start(folder, case), step(folder)
+    while step(folder) == first and process.is_alive():
+        time.sleep(0.005)
+    process.join(rng.random() * seconds)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.join()
+    for path in folder.glob("checkpoints/*.ckpt"):
+        torch.load(path, weights_only=True)
+    return step(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_six_kills(start, whole, tmp_path, case):
+    kills(start, whole, tmp_path, [case])
+
+
+@pytest.mark.kills
+def test_thirty_kills(start, whole, tmp_path, capsys):
+    steps = kills(start, whole, tmp_path, CASES * 5)
+    with capsys.disabled():
+        print("\nschedule, workers, processes, step of the kill, steps of the run")
+        for case, at, of in steps:
+            print(*case, at, of, sep=", ")
+    assert sum(0 <= at < of for _, at, of in steps) >= 25
+
+
+def kills(start, whole, tmp_path, cases):
+    rng, steps = random.Random(0), []
+    for n, case in enumerate(cases):
+        wanted, seconds = whole(case)
+        folder = tmp_path / str(n)
+        at = kill_at_random(start, folder, case, seconds, rng)
+        start(folder, case).join()
+        assert_same(folder, wanted)
+        steps.append((case, at, int(wanted.column("step")[-1])))
+    return steps
+
+
+@pytest.mark.slow
+def test_two_kills_in_a_row(start, whole, tmp_path):
+    wanted, seconds = whole(CASES[0])
+    for rng in (random.Random(1), random.Random(2)):
+        kill_at_random(start, tmp_path / "run", CASES[0], seconds / 2, rng)
+    start(tmp_path / "run", CASES[0]).join()
+    assert_same(tmp_path / "run", wanted)
+
+
+@pytest.mark.slow
+def test_another_order_is_noticed(start, whole, tmp_path):
+    """Or the comparison would show nothing."""
+    wanted, seconds = whole(CASES[0])
+    folder = tmp_path / "run"
+    kill_at_random(start, folder, CASES[0], seconds / 2, random.Random(0))
+    config = folder / "config.yaml"
+    config.write_text(config.read_text().replace("\nseed: 0\n", "\nseed: 1\n"))
+    start(folder, CASES[0], "seed=1").join()
+    with pytest.raises(AssertionError):
+        assert_same(folder, wanted)
+    assert json.loads((folder / "result.json").read_text())["status"] == "done"
