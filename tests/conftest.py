@@ -89,11 +89,52 @@ def python2_array(array: Any) -> bytes:
 
 
 class Said(NamedTuple):
-    """How a script ended and what it printed."""
+    """How a script ended, what it printed, and the modules that were imported by then, where these are asked for."""
 
     returncode: int
     stdout: str
     stderr: str
+    modules: frozenset[str] = frozenset()
+
+
+ANSWER = """
+import atexit, json, os, runpy, sys
+import tricklab.check, tricklab.cli
+for line in sys.stdin:
+    folder, files, *sys.argv = json.loads(line)
+    if (child := os.fork()) == 0:
+        os.chdir(folder)
+        for number, file in enumerate(files[:2], 1):
+            os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), number)
+        atexit.register(lambda: print(*sys.modules, file=open(files[2], "w")))
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        sys.exit()
+    print(os.waitpid(child, 0)[1] >> 8, flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator["subprocess.Popen[str]"]:
+    """A process that has imported what a command line needs before torch; it forks one for each line."""
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", ANSWER], **pipes) as process:
+        yield process
+        process.stdin.close()  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def answer(server: "subprocess.Popen[str]", tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Run `train.py` from another working directory, in a process that has not imported torch before."""
+
+    def answer(*arguments: str) -> Said:
+        files = [tmp_path_factory.mktemp("said") / name for name in ("out", "err", "modules")]
+        print(json.dumps([str(tmp_path), [*map(str, files)], str(ROOT / "train.py"), *arguments]), file=server.stdin)
+        server.stdin.flush()  # type: ignore[union-attr]
+        code = int(server.stdout.readline())  # type: ignore[union-attr]
+        out, err, modules = (file.read_text("utf-8") for file in files)
+        return Said(code, out, err, frozenset(modules.split()))
+
+    return answer
 
 
 class Run:

@@ -72,19 +72,59 @@ def imported(trace: str, module: str) -> bool:
         ),
         (["model.freeze=1ep"], 1, "model.freeze=1ep would keep random weights; allowed: with model.weights"),
         (["resume=1"], 1, "resume=1; allowed: none, auto"),
+        (["~seed"], 1, "~seed would leave out what is needed; allowed: another value"),
+        (["~optimizer.lr"], 1, "~optimizer.lr would leave out what is needed; allowed: another value"),
+        (["optimizer.lr=${nothing}"], 1, "Interpolation key 'nothing' not found"),
+        (["model=mlp", "model.widths=[a]"], 1, "model.widths=['a']; allowed: a list of int"),
+        (["model.widths=[16,0]"], 1, "model.widths=[16, 0]; allowed: 1 or more"),
+        (["model.widths=64"], 1, "model.widths=64 is a int; allowed: list"),
+        (["optimizer=adamw", "optimizer.betas=[0.9]"], 1, "optimizer.betas=[0.9]; allowed: two numbers"),
+        (["optimizer=adamw", "optimizer.betas=[0.9,1.0]"], 1, "betas=[0.9, 1.0]; allowed: 0 to 0.9999999"),
+        (["optimizer.lr=nan"], 1, "optimizer.lr=nan; allowed: 0 or more"),
+        (["trainer.gradient_clip_val=-1"], 1, "trainer.gradient_clip_val=-1; allowed: 0 or more"),
+        (["trainer.precision=17"], 1, "trainer.precision=17; allowed: 32-true, "),
+        (["trainer.accelerator=gqu"], 1, "trainer.accelerator=gqu; allowed: auto, cpu, gpu, "),
+        (["trainer.max_epochs=1.5"], 1, "trainer.max_epochs=1.5 is a float; allowed: int"),
+        (["stop_after=0ep"], 1, "stop_after=0ep; allowed: more than 0"),
+        (["stop_after=5"], 1, "stop_after=5 is not a duration; allowed: 0, or a number with a unit"),
+        (["scheduler=cosine", "scheduler.warmup=-5ep"], 1, "scheduler.warmup='-5ep' is not a duration"),
+        (["callbacks.last.every_n_steps=0"], 1, "callbacks.last.every_n_steps=0; allowed: 1 or more"),
+        (["callbacks=emma"], 1, "Did you mean 'ema'?"),
+        (["debug=bach"], 1, "Did you mean 'batch'?"),
+        (["sweep=gird"], 1, "sweep=gird does not exist; allowed: grid, halving, optuna. Did you mean 'grid'?"),
+        (["experiment=[fashion_91,fashion_92]"], 1, "allowed: one option of experiment"),
+        (["experiment=fashion_92", "model=mlp"], 1, "model.pool_early does not exist; allowed: batch_norm, "),
+        (["model=[mlp,convnet]"], 1, "model=[mlp,convnet]; allowed: one option of model"),
+        (["+model=mlp"], 1, "Multiple values for model"),
+        (["foo=1"], 1, "foo does not exist; allowed: augment, callbacks, data, "),
+        (["seed=1,2"], 1, "Ambiguous value for argument 'seed=1,2'"),
+        (["seed=-1"], 1, "seed=-1; allowed: 0 or more"),
+        (["seed=a"], 1, "seed='a' is a str; allowed: int"),
+        (["tags=x"], 1, "tags='x' is a str; allowed: list"),
+        (["slots=0"], 1, "slots=0; allowed: 1 or more"),
+        (["data=fake", "data.classes=1"], 1, "data.classes=1; allowed: 2 or more"),
+        (["data.batch_size=${oc.env:HOME}"], 1, "is a str; allowed: int"),
+        (["resume=nowhere"], 1, "resume=nowhere; allowed: none, auto, the folder of a run or a checkpoint in it"),
+        (["hydra.run.dir=/proc/x"], 1, "error: "),
     ],
 )
-def test_answers_without_torch_and_without_a_folder(train, tmp_path, arguments, code, says):
-    done = train(*arguments, python=("-X", "importtime"))
-    trace = done.stderr
-    said = done.stdout + "\n".join(line for line in trace.splitlines() if not line.startswith("import time"))
+def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments, code, says):
+    done = answer(*arguments)
+    said = done.stdout + done.stderr
     assert done.returncode == code
     assert says in said
     assert code == 0 or len(said.splitlines()) == 1
+    assert "hydra" in done.modules
+    assert not {"torch", "pytorch_lightning"} & done.modules
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_heavy_is_imported_at_the_start(train):
+    """Neither by what the server of the test above has imported before."""
+    trace = train("scheduler=cosin", python=("-X", "importtime")).stderr
     assert imported(trace, "hydra")
     assert not imported(trace, "torch")
     assert not imported(trace, "pytorch_lightning")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_lists_every_option_with_a_word_about_it(tmp_path):

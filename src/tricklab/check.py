@@ -11,8 +11,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from tricklab.cli import unknown
+from tricklab.cli import explain, unknown
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest
 from tricklab.resume import HASH, VOLATILE, config_hash, read_config, run_folder, task
@@ -31,11 +32,11 @@ SHARES = (
 )
 FROM_0 = (
     *("val_size", "train_size", "alpha", "cutmix_alpha", "strength", "lr", "body_lr", "weight_decay"),
-    *("patience", "padding", "operations", "seed", "num_workers"),
+    *("patience", "padding", "operations", "seed", "num_workers", "gradient_clip_val"),
 )
 FROM_1 = (
     *("slots", "job_timeout", "batch_size", "lr_per", "test_images", "channels", "height", "width", "every_n_steps"),
-    *("accumulate_grad_batches", "mult", "trials", "replicates", "rounds", "batch"),
+    *("accumulate_grad_batches", "mult", "trials", "replicates", "rounds", "batch", "widths"),
 )
 TYPES: dict[str, type] = {  # of what is null by default
     **dict.fromkeys(("name", "weights", "entity", "group", "notes", "profiler", "only"), str),
@@ -48,14 +49,20 @@ CHOICES = {
     "scheduler.warmup_shape": (*RAMPS, "constant"),
     "mixup.per": ("batch", "image"),
     "data.mode": ("RGB", "L"),
+    "trainer.accelerator": ("auto", "cpu", "gpu", "cuda", "mps", "tpu"),
+    "trainer.precision": (
+        *("32-true", "32", "16-mixed", "16", "bf16-mixed", "bf16", "16-true", "bf16-true", "64-true", "64"),
+        *("transformer-engine", "transformer-engine-float16"),
+    ),
 }
+PAIRS = ("betas",)
 RANGES = {  # by the last word of a key: lowest and highest
     **dict.fromkeys(SHARES, (0, 1)),
     **dict.fromkeys((*FROM_0, "norm", "mistakes", "power"), (0, math.inf)),
     **dict.fromkeys((*FROM_1, "log_every_n_steps"), (1, math.inf)),
     **dict.fromkeys(("images", "classes", "factor"), (2, math.inf)),
     **dict.fromkeys(("gamma", "start", "warmup_share"), (1e-6, 1)),  # a rate of 0 would be a step without a step
-    **dict.fromkeys(("momentum_low", "momentum_high"), (0, 0.999)),
+    **dict.fromkeys(("momentum_low", "momentum_high", "betas"), (0, 0.9999999)),
     **dict.fromkeys(("degrees", "shear"), (0, 180)),
     **{"magnitude": (0, 30), "value": (0, 255)},
     **dict.fromkeys(("limit_val_batches", "limit_test_batches"), (0.001, math.inf)),  # best.ckpt needs validation
@@ -66,14 +73,14 @@ class Check(Callback):
     """Hydra's callback, which runs before the folder of a run is made."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        refuse(config, Path(config.hydra.run.dir))
+        refuse(config)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.resume != "none":
             raise SystemExit(f"error: resume={config.resume} -m; allowed: none, a sweep goes on by itself")
 
 
-def refuse(config: DictConfig, folder: Path) -> None:
+def refuse(config: DictConfig) -> None:
     """End the process with one line if anything is wrong; Hydra swallows any other exception of a callback."""
     try:
         check(config)
@@ -83,9 +90,9 @@ def refuse(config: DictConfig, folder: Path) -> None:
         if together and not any(word.startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra):
             raise UserError("what torchrun or srun starts together shares a folder; allowed: with hydra.run.dir=FOLDER")
         if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
-            check_folder(folder, config)
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+            check_folder(Path(config.hydra.run.dir), config)
+    except (UserError, OmegaConfBaseException) as error:
+        raise SystemExit(f"error: {explain(error)}") from None
 
 
 def check(config: DictConfig) -> None:
@@ -99,6 +106,8 @@ def check(config: DictConfig) -> None:
         group, _, option = override.partition("=")
         if option.startswith("[") and "." not in group and group not in SEVERAL_OPTIONS:
             raise UserError(f"{override}; allowed: one option of {group}")
+        if override.startswith("~") and override[1:].split(".")[0] not in SEVERAL_OPTIONS:
+            raise UserError(f"{override} would leave out what is needed; allowed: another value")
     reference = defaults(config)
     added = [o.lstrip("+").split("=")[0] for o in config.hydra.overrides.task if o.startswith("+")]
     if config.model.get("freeze") and not config.model.get("weights"):
@@ -137,11 +146,16 @@ def check_value(key: str, value: Any, default: Any) -> None:
         check_durations(key, value, several=isinstance(default, list))
     elif not fits(value, default) and key not in SEVERAL_TYPES:
         raise UserError(f"{key}={value!r} is a {type(value).__name__}; allowed: {type(default).__name__}")
-    if key in CHOICES and value not in CHOICES[key]:
+    if key in CHOICES and str(value) not in CHOICES[key]:
         raise UserError(f"{key}={value}; allowed: {', '.join(CHOICES[key])}.{nearest(str(value), CHOICES[key])}")
+    if isinstance(value, list) and default and not all(fits(part, default[0]) for part in value):
+        raise UserError(f"{key}={value}; allowed: a list of {type(default[0]).__name__}")
+    if word in PAIRS and isinstance(value, list) and len(value) != 2:
+        raise UserError(f"{key}={value}; allowed: two numbers")
     low, high = RANGES.get(word, (-math.inf, math.inf))
-    if isinstance(value, int | float) and (not low <= value <= high or math.isinf(value)):
-        raise UserError(f"{key}={value}; allowed: {low} {'or more' if high == math.inf else f'to {high}'}")
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, int | float) and (not low <= number <= high or math.isinf(number)):
+            raise UserError(f"{key}={value}; allowed: {low} {'or more' if high == math.inf else f'to {high}'}")
 
 
 def check_durations(key: str, value: Any, several: bool) -> None:
@@ -149,7 +163,8 @@ def check_durations(key: str, value: Any, several: bool) -> None:
         raise UserError(f"{key}={value}; allowed: {'a list of durations, as [50%,75%]' if several else 'one duration'}")
     for duration in value if several else [value]:
         try:
-            parse(duration)
+            if parse(duration)[0] <= 0 and key == "stop_after":
+                raise UserError(f"{duration}; allowed: more than 0")
         except UserError as error:
             raise UserError(f"{key}={error}") from None
 
