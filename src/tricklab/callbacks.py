@@ -90,12 +90,11 @@ class LastCheckpoint(ModelCheckpoint):
             raise SystemExit(128 + end)
 
     def must_end(self, trainer: pl.Trainer) -> int:
-        """Return the number of the signal that any process was sent, or 0."""
+        """Return the number of the signal that any process was sent, or 0; several wait for each other in every step."""
         if trainer.world_size == 1:
             return self.signal
-        return int(
-            trainer.strategy.reduce(torch.tensor(self.signal, device=trainer.strategy.root_device), reduce_op="max")
-        )
+        told = torch.tensor(self.signal, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(told, reduce_op="max"))
 
 
 @contextlib.contextmanager
