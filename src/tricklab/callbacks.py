@@ -90,7 +90,7 @@ class LastCheckpoint(ModelCheckpoint):
             raise SystemExit(128 + end)
 
     def must_end(self, trainer: pl.Trainer) -> int:
-        """Return the number of the signal that any process was sent, or 0; several wait for each other in every step."""
+        """Return the number of the signal that any process was sent, or 0; several wait for each other every step."""
         if trainer.world_size == 1:
             return self.signal
         told = torch.tensor(self.signal, device=trainer.strategy.root_device)
