@@ -1,8 +1,10 @@
 """A sweep through the command line: what it runs, what it leaves, and what happens when something dies."""
 
 import json
+import multiprocessing
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 from conftest import ROOT, configure
 
 from tricklab.cli import sweep_name
+from tricklab.process import Command, work
 from tricklab.resume import config_hash, task
 
 SHORT = ("model=mlp", "trainer.max_epochs=1")
@@ -249,6 +252,18 @@ def test_any_folder_will_do(train, tmp_path, name):
     folder = f"hydra.sweep.dir='{quoted}'" if len(name) < 200 else f"name={name}"
     done = train("-m", *SHORT, "mixup=off,on", "logger=wandb", folder, "stop_after=1it")
     assert "2 of 2 jobs done" in done.stdout, done.stdout + done.stderr
+
+
+def note_start_method(folder):
+    runpy.run_path = lambda *arguments, **options: (folder / "method").write_text(multiprocessing.get_start_method())
+    work(Command([], folder, "", None), "", 0, os.getppid())
+
+
+def test_workers_of_a_job_start_as_in_any_run(tmp_path):
+    process = multiprocessing.get_context("forkserver").Process(target=note_start_method, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert (tmp_path / "method").read_text() == multiprocessing.get_start_method()
 
 
 def test_two_runs_in_one_folder_are_refused(train):

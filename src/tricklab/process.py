@@ -164,6 +164,7 @@ def work(job: Command, device: str, threads: int, driver: int) -> None:
         os.dup2(log.fileno(), 2)
     os.environ.pop("SLURM_NTASKS", None)  # or Lightning would leave it to SLURM to start the processes of trainer=ddp
     os.environ.update({"CUDA_VISIBLE_DEVICES": device, HASH: job.planned})
+    multiprocessing.set_start_method(None, force=True)  # or a loader's workers would come from a server, seconds later
     import torch
 
     if threads:
