@@ -5,6 +5,7 @@ import gzip
 import json
 import logging
 import os
+import re
 import runpy
 import signal
 import struct
@@ -200,12 +201,13 @@ def script(
 def train(script: Callable[..., Said], tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Run `train.py` from another working directory, in this process, which has imported torch; or in a new `python`.
 
-    The jobs of a sweep come from one server for all tests, which has imported it too. Launchers fork, which that server forbids.
+    The jobs of a sweep come from one server for all tests, which has imported it too. Launchers and DDP get a new one:
+    they start processes themselves.
     """
     handlers, on_end = logging.root.handlers[:], signal.getsignal(signal.SIGTERM)
 
     def train(*arguments: str, python: tuple[str, ...] = ()) -> Any:
-        if not python and "hydra/launcher=" not in " ".join(arguments):
+        if not python and not re.search("hydra/launcher=|trainer=ddp", " ".join(arguments)):
             return script("../train.py", *arguments)
         command = [sys.executable, *python, str(ROOT / "train.py"), *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
