@@ -1,5 +1,6 @@
 """Runs that are killed at random moments go on, and end as if nothing had been; `pytest -m kills` does 30 of them."""
 
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -102,7 +103,8 @@ def kill_at_random(start, folder, case, seconds, rng):
     while step(folder) == first and process.is_alive():
         time.sleep(0.005)
     process.join(rng.random() * seconds)
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+        os.killpg(process.pid, signal.SIGKILL)
     process.join()
     for path in folder.glob("checkpoints/*.ckpt"):
         torch.load(path, weights_only=True)

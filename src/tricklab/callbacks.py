@@ -1,6 +1,7 @@
 """Callbacks that Lightning does not have: what is kept of a run, and how it is ended."""
 
 import contextlib
+import io
 import math
 import signal
 from collections.abc import Iterator
@@ -117,8 +118,10 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        torch.save(checkpoint, content)  # right into a file, it would hide that a disk is full
         with whole(Path(path)) as file:
-            torch.save(checkpoint, file)
+            file.write(content.getbuffer())
 
 
 class ProgressBar(RichProgressBar):
