@@ -143,7 +143,7 @@ def go_on(metrics: MetricsFile, last: Path | None, place: tuple[int, int], plan:
         raise UserError(f"resume: {last} is of step {steps}, where an epoch was cut short; allowed: one of a whole one")
     metrics.cut(steps)
     if last:
-        rank_zero_only(print)(f"resume: goes on after step {steps} of {plan.last_step}, from {last}")
+        rank_zero_only(print)(f"resume: goes on after step {steps}, from {last}")
 
 
 def device_names(trainer: pl.Trainer) -> list[str]:
