@@ -1,3 +1,4 @@
+import os
 import pickle
 from types import SimpleNamespace
 
@@ -300,6 +301,14 @@ def test_hidden_files_are_no_images_and_each_class_needs_one(tree):
     (root / "train" / "emu").mkdir()
     with pytest.raises(UserError, match="without: emu"):
         build(configure("data=folder", f"data.root='{root}'").data)
+
+
+def test_a_worker_that_dies_is_named(tree, monkeypatch):
+    root = tree({"": 90}, size=4)
+    monkeypatch.setattr("tricklab.data.cache.BLOCK", 16)
+    monkeypatch.setattr("tricklab.data.batches.Files.index_select", lambda *arguments: os.kill(os.getpid(), 9))
+    with pytest.raises(UserError, match=r"data\.num_workers=1: one has died \(DataLoader worker .*\); fewer take less"):
+        build(configure("data=folder", f"data.root='{root}'", "data.resize=8", "data.num_workers=1").data)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

@@ -83,6 +83,9 @@ def test_a_loss_that_is_no_number_is_the_worst_and_never_json():
     assert rank({"val/acc": 0.2, "val/loss": nan}) > rank({"val/acc": 0.1, "val/loss": 0.0})
 
 
+NAME = Record.__module__.split(".")[0]
+
+
 @pytest.mark.parametrize("every", [2, 99])
 def test_no_number_ends_the_run_and_is_no_checkpoint(run, tmp_path, every):
     says = r"step 1: train/loss=(nan|inf)" + (", gradient norm nan" if every == 2 else "") + r", lr 1e\+20"
@@ -207,11 +210,15 @@ def test_an_interrupted_run_says_so(run, tmp_path, monkeypatch):
     assert (result["status"], result["reason"]) == ("interrupted", "SIGINT")
 
 
-def test_config_hash_leaves_out_what_changes_no_number():
+def test_config_hash_leaves_out_what_changes_no_number(monkeypatch):
     one = {"seed": 0, "data": {"batch_size": 1, "num_workers": 2}, "name": "a", "tags": [1], "logger": {}}
     same = {"logger": {"x": 1}, "name": "b", "tags": [], "data": {"num_workers": 0, "batch_size": 1}, "seed": 0}
     assert config_hash(one) == config_hash(same)
     assert config_hash(one) != config_hash(one | {"seed": 1})
+    of_package = config_hash({"model": {"_target_": f"{NAME}.model.mlp"}})
+    assert of_package != config_hash({"model": {"_target_": "torch.nn.mlp"}})
+    monkeypatch.setattr(f"{NAME}.resume.__package__", "renamed")
+    assert of_package == config_hash({"model": {"_target_": "renamed.model.mlp"}})
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from conftest import ONE_BATCH, Run, configure
 from tricklab.check import check_folder
 from tricklab.errors import UserError
 from tricklab.module import ImageClassifier
-from tricklab.resume import lock_run, run_folder
+from tricklab.resume import lock_run, run_folder, whole, write_whole
 
 TRICKS = (
     "model=mlp",
@@ -58,7 +58,7 @@ WINDOWS = (*WINDOWS, "trainer.log_every_n_steps=3", "resume=auto")  # 11 batches
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def unstopped(tmp_path_factory):
     """What runs that are stopped must come to, for each schedule."""
     from tricklab import experiment
 
@@ -84,7 +84,7 @@ def assert_same(done, wanted):
 @pytest.mark.parametrize("scheduler", ["cosine", "plateau"])
 @pytest.mark.parametrize(("batch", "from_step"), [(5, 0), (7, 2), (16, 4), (20, 6), (32, 10)])
 def test_what_was_killed_goes_on_from_the_last_steps_bit_for_bit(
-    run, whole, monkeypatch, capsys, scheduler, batch, from_step
+    run, unstopped, monkeypatch, capsys, scheduler, batch, from_step
 ):
     words, seen = (*WINDOWS, f"scheduler={scheduler}", "callbacks.last.every_n_steps=2"), []
     step = ImageClassifier.training_step
@@ -99,13 +99,13 @@ def test_what_was_killed_goes_on_from_the_last_steps_bit_for_bit(
     with pytest.raises(ArithmeticError):
         run(*words)
     done = run(*words)
-    assert_same(done, whole(scheduler))
+    assert_same(done, unstopped(scheduler))
     assert (f"goes on after step {from_step}," in capsys.readouterr().out) == (from_step > 0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 @pytest.mark.parametrize(("batch", "kept"), [(0, 1), (3, 2), (10, 4), (32, 12)])
-def test_a_signal_ends_a_run_after_its_step(run, whole, monkeypatch, tmp_path, number, batch, kept):
+def test_a_signal_ends_a_run_after_its_step(run, unstopped, monkeypatch, tmp_path, number, batch, kept):
     """10 is the last batch of an epoch, 32 of the run: the validation that is due comes first."""
     seen, step = [], ImageClassifier.training_step
 
@@ -124,7 +124,7 @@ def test_a_signal_ends_a_run_after_its_step(run, whole, monkeypatch, tmp_path, n
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["status"], result["reason"]) == ("interrupted", number.name)
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == kept
-    assert_same(run(*WINDOWS, "scheduler=cosine"), whole("cosine"))
+    assert_same(run(*WINDOWS, "scheduler=cosine"), unstopped("cosine"))
 
 
 def test_auto_finds_the_newest_that_is_not_done(run, monkeypatch, tmp_path):
@@ -217,13 +217,34 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(run, damage):
 
 
 def test_other_data_are_refused(run, tree):
+    """Wherever they are kept."""
     root = tree({"": 20}, size=8)
-    words = ("data=folder", f"data.root='{root}'", "data.resize=8", "model=mlp", "trainer.max_epochs=2")
+    words = ("data=folder", f"data.root='{root}'", "data.resize=8", "model=mlp", "trainer.max_epochs=3")
     run(*words, "stop_after=1ep")
-    image = next(root.rglob("*.png"))
-    shutil.copy(next(path for path in root.rglob("*.png") if path.parent == image.parent and path != image), image)
+    run(*words, "stop_after=2ep", "data.cache=none", "data.num_workers=0", "resume=auto")
+    for image in (root / "cat").iterdir():
+        shutil.copy(root / "dog" / "0.png", image)
     with pytest.raises(UserError, match=r"the data are not those that .*last.ckpt was trained on"):
         run(*words, "resume=auto")
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    write_whole(tmp_path / "file", "before")
+
+    def write_half():
+        with whole(tmp_path / "file") as file:
+            file.write(b"half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        write_half()
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("file", "before")]
+
+
+def test_checkpoints_do_not_pass_through_another_folder(run, monkeypatch):
+    """As Lightning's do, whose move from another file system is no rename."""
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    assert run(*ONE_BATCH).result["status"] == "done"
 
 
 def test_too_little_memory_says_what_to_lower(run, monkeypatch, tmp_path):

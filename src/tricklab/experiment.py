@@ -21,9 +21,11 @@ from torch import nn
 
 from tricklab.assemble import build_data_and_net, build_module, build_trainer
 from tricklab.callbacks import BestCheckpoint, ended_by_signals
+from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile, Wandb, close_wandb
 from tricklab.model import find_dropout
+from tricklab.module import ImageClassifier
 from tricklab.network import UNREADABLE
 from tricklab.plan import Plan, make_plan
 from tricklab.record import Record
@@ -72,38 +74,41 @@ def run(
 
 def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     last = checkpoint(str(cfg.resume), folder)
-    begun, before = read_place(last) if last else (0, 0), record.dataset
+    place = read_place(last) if last else (0, 0)
     data, net = build_data_and_net(cfg, record, begun=last is not None)
     trainer = build_trainer(cfg, folder)
     for logger in trainer.loggers:
         logger.log_hyperparams(record.config | record.origin)
     plan = make_plan(cfg, data, trainer.world_size)
     module = build_module(cfg, data, net, plan)
-    facts = data.facts
-    if last and before.get("fingerprint", facts["fingerprint"]) != facts["fingerprint"]:
+    if last and record.dataset.get("fingerprint", data.fingerprint) != data.fingerprint:
         raise UserError(f"resume: the data are not those that {last} was trained on; allowed: the same, or a new run")
-    record.describe(facts)
+    record.describe(data.facts)
     outline(net, len(data.train_rows), plan)
-    go_on(cast(MetricsFile, trainer.logger), last, begun, plan)
+    go_on(cast(MetricsFile, trainer.logger), last, place, plan)
     record.train()
 
     gc.freeze()  # what is there now need not be looked at again
     start = time.time()
     trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
-    seconds = time.time() - start
-    best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
-    kept = folder / "checkpoints" / "best.ckpt"  # the path in a checkpoint is that of where the folder was
+    speed = module.images_seen * trainer.world_size / (time.time() - start)
+    return conclude(trainer, module, data, record, round(speed, 1))
+
+
+def conclude(trainer: pl.Trainer, module: ImageClassifier, data: ImageData, record: Record, speed: float) -> float:
+    """Test the best weights, record the results and show them; return the best accuracy on validation."""
+    kept = record.folder / "checkpoints" / "best.ckpt"  # the path in a checkpoint is that of where the folder was
     module.load_state_dict(torch.load(kept, weights_only=True)["state_dict"])
     trainer.test(module, datamodule=data, verbose=False)
-
-    metrics, speed = best.best | module.results, module.images_seen * trainer.world_size / seconds
-    ended = {"metrics": metrics, "objective": metrics["val/acc"], "devices": device_names(trainer)}
-    record.finish("done", None, images_per_second=round(speed, 1), **ended)
+    best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
+    metrics = best.best | module.results
+    facts = {"metrics": metrics, "objective": metrics["val/acc"], "devices": device_names(trainer)}
+    record.finish("done", None, images_per_second=speed, **facts)
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
             logger.conclude(metrics, str(kept))
             logger.show(module.logits, module.labels, data.source.test.images, data.classes, trainer.world_size)
-    report(metrics, record.result["seconds"], folder)
+    report(metrics, record.result["seconds"], record.folder)
     return metrics["val/acc"]
 
 

@@ -202,10 +202,7 @@ class Jobs:
                 return
 
     def summarise(self) -> bool:
-        """Say how many are done, why the others are not, and how to go on; return whether all are done.
-
-        The folder is free after that.
-        """
+        """Say how many are done, why the others are not, and how to go on; return whether all are done."""
         bad = [job for job in self.all.values() if job.value is None]
         print(f"{len(self.all) - len(bad)} of {len(self.all)} jobs done, in {self.folder}")
         for job in bad:
@@ -213,7 +210,6 @@ class Jobs:
             print(f"  {job.result['status']}: {reason}: {job}; see {job.folder}/job.log")
         if bad:
             print(f"  the same command again goes on with these: python train.py {shlex.join(sys.argv[1:])}")
-        self.lock.close()
         return not bad
 
 
