@@ -15,6 +15,7 @@ SBATCH = """#!{python}
 import os, pathlib, re, subprocess, sys
 script = pathlib.Path(sys.argv[1])
 (pathlib.Path(__file__).parent / "submitted.sh").write_text(script.read_text())
+quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 n = int(re.search(r"--array=0-([0-9]+)", script.read_text())[1]) + 1
 for i in range(n):
     env = os.environ | dict(
@@ -22,8 +23,13 @@ for i in range(n):
         SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NODEID="0", SLURM_JOB_NUM_NODES="1", SLURM_JOB_NODELIST="here",
         SLURM_NODELIST="here",
     )
-    subprocess.Popen(["bash", script], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    ended = pathlib.Path(__file__).parent / f"ended_{{i}}"
+    subprocess.Popen(["bash", "-c", f"bash {{script}}; touch {{ended}}"], env=env, **quiet)
 print("Submitted batch job 7")
+"""
+SACCT = """#!/bin/bash
+echo 'JobID|State'
+for i in 0 1; do if [[ -e $(dirname $0)/ended_$i ]]; then echo "7_$i|COMPLETED"; else echo "7_$i|RUNNING"; fi; done
 """
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do if [[ $1 == --output || $1 == --error ]]; then shift; fi; shift; done
@@ -98,7 +104,7 @@ def test_slurm_gets_an_array_of_jobs(train, tmp_path, monkeypatch):
     for name, text in {
         "sbatch": SBATCH.format(python=sys.executable),
         "srun": SRUN,
-        "sacct": "#!/bin/bash\necho 'JobID|State'; echo '7_0|COMPLETED'; echo '7_1|COMPLETED'\n",
+        "sacct": SACCT,
         "scancel": "#!/bin/bash\n",
     }.items():
         path = tmp_path / "bin" / name

@@ -134,6 +134,7 @@ class Jobs:
                 raise UserError(f"{job} and {unique[job.folder]} have one folder; allowed: hydra.sweep.subdir by run")
         if not self.config.dry:
             self.take()
+        self.all |= unique
         left = [job for job in unique.values() if job.value is None]
         number = "1 job" if len(unique) == 1 else f"{len(unique)} jobs"
         print(f"{what}{number}, {len(unique) - len(left)} done, in {self.folder}", flush=True)
@@ -141,7 +142,6 @@ class Jobs:
             for job in left:
                 print(f"  python train.py {shlex.join(job.command.line)}")
             raise SystemExit(0)  # what comes next may depend on the results
-        self.all |= unique
         self.write_list()
         if left:
             self.run_left(left)
