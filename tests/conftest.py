@@ -11,13 +11,15 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+
+from tricklab.jobs import Composer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test process a core; before torch is imported
 
@@ -32,8 +34,15 @@ ONE_BATCH = (
 
 
 def configure(*overrides: str, hydra: bool = False) -> DictConfig:
+    return compose_whole(overrides, hydra=True) if hydra else compose_once(overrides)
+
+
+def compose_whole(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("train", list(overrides), return_hydra_config=hydra)
+
+
+compose_once = Composer(compose_whole, lambda key: (CONF / key).is_dir())
 
 
 def write_mnist(folder: Path, end: str = "") -> dict[int, Any]:

@@ -103,9 +103,10 @@ def test_another_launcher_runs_the_same_jobs(train, tmp_path):
     assert (ours.returncode, theirs.returncode) == (0, 0), theirs.stderr
     for folder in jobs(tmp_path / "sweeps" / "any").values():
         assert (folder / "metrics.csv").read_text() == (tmp_path / "theirs" / folder.name / "metrics.csv").read_text()
-        done = (tmp_path / "theirs" / folder.name / "result.json").stat().st_mtime_ns
-        assert train(*words, "hydra/launcher=basic", "hydra.sweep.dir=theirs").returncode == 0
-        assert (tmp_path / "theirs" / folder.name / "result.json").stat().st_mtime_ns == done
+    done = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("theirs/*/result.json"))]
+    assert train(*words, "hydra/launcher=basic", "hydra.sweep.dir=theirs").returncode == 0
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("theirs/*/result.json"))] == done
+    assert len(done) == 2
     wrong = train("-m", *SHORT, "model.dropout=0.1,1.5", "hydra/launcher=basic", "hydra.sweep.dir=wrong")
     assert wrong.returncode == 1
     assert "model.dropout=1.5; allowed: 0 to 1" in wrong.stderr

@@ -32,7 +32,8 @@ TUNED = ("trainer.max_epochs=3", "trainer.log_every_n_steps=1", "scheduler=cosin
 
 
 def test_a_body_is_frozen_then_free_at_the_planned_rates(run, body):
-    options = (*TUNED, f"model.weights={body}", "model.freeze=2ep", "model.body_lr=0.1")
+    small = ("data.train_size=352", "data.val_size=100", "data.batch_size=32")
+    options = (*TUNED, *small, f"model.weights={body}", "model.freeze=2ep", "model.body_lr=0.1")
     given, _ = read_state(body)
     frozen, free = (run(*options, f"stop_after={n}ep", folder=str(n)) for n in (2, 3))
     names = [key for key in given if not key.startswith(find_head(build_net(configure(), (1, 28, 28), 10))[0] + ".")]

@@ -103,8 +103,10 @@ def test_what_was_killed_goes_on_from_the_last_steps_bit_for_bit(
     assert (f"goes on after step {from_step}," in capsys.readouterr().out) == (from_step > 0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
-@pytest.mark.parametrize(("batch", "kept"), [(0, 1), (3, 2), (10, 4), (32, 12)])
+@pytest.mark.parametrize(
+    ("number", "batch", "kept"),
+    [(signal.SIGINT, 0, 1), (signal.SIGTERM, 3, 2), (signal.SIGUSR1, 10, 4), (signal.SIGUSR2, 32, 12)],
+)
 def test_a_signal_ends_a_run_after_its_step(run, unstopped, monkeypatch, tmp_path, number, batch, kept):
     """10 is the last batch of an epoch, 32 of the run: the validation that is due comes first."""
     seen, step = [], ImageClassifier.training_step
