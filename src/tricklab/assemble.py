@@ -1,15 +1,18 @@
 """The parts of a run, from its config."""
 
+import copy
 import math
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from tricklab.build import build, build_each, without
 from tricklab.callbacks import CheckpointFiles, NoProfiler
+from tricklab.data.cache import count_cores
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile
@@ -39,7 +42,24 @@ def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[Im
     net = build_net(cfg, data.shape, len(data.classes))
     if weights:
         load_body(net, weights.state)
+        rank_zero_only(print)(f"weights: begins anew from those in {cfg.model.weights}, with a classifier of its own")
+    check_lone_image(net, data)
     return data, net
+
+
+def check_lone_image(net: nn.Module, data: ImageData) -> None:
+    """See that the network can be trained on the smallest batch.
+
+    Raises:
+        UserError: that is one image, of which a batch norm without pixels can take no statistics.
+    """
+    left = 0 if data.drop_last else len(data.train_rows) % data.batch_size
+    if 1 in (left, data.batch_size):
+        try:
+            copy.deepcopy(net)(torch.zeros(1, *data.shape))
+        except ValueError as error:
+            said = f"data.batch_size={data.batch_size} makes a batch of one of {len(data.train_rows)} images"
+            raise UserError(f"{said}: {error}; allowed: another, or data.drop_last=true") from error
 
 
 def build_data(cfg: DictConfig) -> ImageData:
@@ -56,7 +76,13 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     callbacks = list(build_each(cfg.callbacks).values())
     profiler = options.pop("profiler") or NoProfiler()
     places = {"logger": loggers, "default_root_dir": str(folder), "plugins": [CheckpointFiles()]}
-    trainer: pl.Trainer = build(options, callbacks=callbacks, profiler=profiler, **places)
+    try:
+        trainer: pl.Trainer = build(options, callbacks=callbacks, profiler=profiler, **places)
+    except UserError as error:
+        asked = " ".join(f"trainer.{key}={options[key]}" for key in ("accelerator", "devices", "strategy", "precision"))
+        raise UserError(f"{asked}: {error}; allowed: what this machine has, as trainer.accelerator=auto") from error
+    if trainer.world_size > count_cores() and trainer.strategy.root_device.type == "cpu":
+        raise UserError(f"trainer.devices={cfg.trainer.devices}; allowed: 1 to {count_cores()}, a core for each")
     return trainer
 
 

@@ -27,7 +27,7 @@ def build(config: DictConfig, *args: Any, **options: Any) -> Any:
     except InstantiationException as error:
         from pytorch_lightning.utilities.exceptions import MisconfigurationException  # takes seconds
 
-        if isinstance(error.__cause__, TypeError | ValueError | MisconfigurationException):
+        if isinstance(error.__cause__, TypeError | ValueError | ModuleNotFoundError | MisconfigurationException):
             raise UserError(str(error.__cause__)) from error
         raise error.__cause__ or error from None
     if isinstance(made, functools.partial):  # Hydra's own judges its target anew at every call, which takes 0.1 ms

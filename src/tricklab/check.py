@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tricklab.cli import explain, unknown
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest
-from tricklab.resume import HASH, VOLATILE, config_hash, read_config, run_folder, task
+from tricklab.resume import HASH, SECRET, VOLATILE, config_hash, masked, read_config, run_folder, task
 from tricklab.scheduler import DURATIONS as OF_DECAYS
 from tricklab.scheduler import FALLS, RAMPS
 
@@ -106,6 +106,10 @@ def check(config: DictConfig) -> None:
         group, _, option = override.partition("=")
         if option.startswith("[") and "." not in group and group not in SEVERAL_OPTIONS:
             raise UserError(f"{override}; allowed: one option of {group}")
+        if SECRET.search(group) and "${" not in option:
+            raise UserError(
+                f"{group.lstrip('+')}=*** would be written down; allowed: an environment variable, as ${{oc.env:NAME}}"
+            )
         if override.startswith("~") and override[1:].split(".")[0] not in SEVERAL_OPTIONS:
             raise UserError(f"{override} would leave out what is needed; allowed: another value")
     reference = defaults(config)
@@ -127,8 +131,15 @@ def check(config: DictConfig) -> None:
         if key not in reference and not any(key == a or key.startswith(f"{a}.") for a in added):
             parent = key.rpartition(".")[0]
             siblings = [k[len(parent) :].lstrip(".").split(".")[0] for k in reference if k.startswith(parent)]
-            raise UserError(unknown(key, key.rpartition(".")[2], set(siblings)))
+            raise UserError(said_by(key, config) + unknown(key, key.rpartition(".")[2], set(siblings)))
         check_value(key, value, reference.get(key))
+
+
+def said_by(key: str, config: DictConfig) -> str:
+    """Name the experiment that a key comes from, if it is not from the command line."""
+    given = key in {word.lstrip("+").split("=")[0] for word in config.hydra.overrides.task}
+    experiment = config.hydra.runtime.choices.get("experiment")
+    return f"experiment={experiment} with these options: " if experiment and not given else ""
 
 
 def check_value(key: str, value: Any, default: Any) -> None:
@@ -231,7 +242,9 @@ def check_folder(folder: Path, config: DictConfig) -> None:
         return
     if config.resume == "none":
         raise UserError(f"hydra.run.dir={folder} holds a run already; resume=auto goes on with it, or choose another")
-    was, now = leaves(OmegaConf.create(read_config(folder))), leaves(config)
+    was, now = leaves(OmegaConf.create(read_config(folder))), leaves(OmegaConf.create(masked(task(config))))
+    if not was:
+        raise UserError(f"resume={config.resume}: {folder}/config.yaml is damaged; allowed: another hydra.run.dir")
     changed = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
     changed = [key for key in changed if not f"{key}.".startswith(tuple(f"{v}." for v in (*VOLATILE, "stop_after")))]
     if changed == ["trainer.max_epochs"] and now[changed[0]] > was[changed[0]]:

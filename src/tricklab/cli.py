@@ -89,7 +89,8 @@ def one_line() -> Iterator[None]:
     except ValueError as error:
         if not str(error).startswith("Config group override"):  # Hydra's word on GROUP=null
             raise
-        sys.exit(f"error: {error}; allowed: an option of the group, as --help lists them")
+        group = next((word[:-5] for word in sys.argv if word.endswith("=null") and (CONF / word[:-5]).is_dir()), "")
+        sys.exit(f"error: {group}=null; allowed: {', '.join(options(CONF / group))}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 

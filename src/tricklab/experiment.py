@@ -65,6 +65,8 @@ def run(
             print(f"interrupted by {reason}; run folder {folder}")
         record.finish(status, reason)
         close_wandb(exit_code=1)
+        if isinstance(plain, UserError):
+            record.discard()
         if plain is not error:
             raise plain from error
         raise

@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from tricklab.errors import UserError
-from tricklab.resume import config_hash, lock_run, write_whole
+from tricklab.resume import HASH, config_hash, lock_run, masked, write_whole
 
 PACKAGES = ("tricklab", "torch", "pytorch-lightning", "hydra-core", "numpy")
 
@@ -30,8 +31,10 @@ class Record:
     ):
         self.folder, self.started = folder, time.time()
         self.lock: Any = None
+        self.new = all(path.name in (".hydra", "train.log") for path in folder.glob("*")) and HASH not in os.environ
         self.choices = {group: option for group, option in (choices or {}).items() if not group.startswith("hydra/")}
-        self.config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+        self.config: dict[str, Any] = masked(plain)
         self.result: dict[str, Any] = {
             "status": "",
             "reason": None,
@@ -85,7 +88,14 @@ class Record:
     @rank_zero_only
     def train(self) -> None:
         """Remove an earlier result, which no longer holds."""
+        self.new = False
         (self.folder / "result.json").unlink(missing_ok=True)
+
+    @rank_zero_only
+    def discard(self) -> None:
+        """Leave no folder of a run that was refused before it trained; the job of a sweep leaves its result."""
+        if self.new:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     @rank_zero_only
     def finish(self, status: str, reason: str | None = None, **facts: Any) -> None:

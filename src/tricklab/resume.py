@@ -4,26 +4,37 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 VOLATILE = (  # not part of what is computed
     *("hydra", "sweep", "resume", "name", "tags", "logger", "slots", "dry", "job_timeout"),
     *("data.num_workers", "data.cache", "callbacks.progress", "callbacks.last"),
 )
 HASH = "PLANNED_CONFIG_HASH"  # in the environment of a sweep's job: that of the config it was planned with
+SECRET = re.compile(r"(^|[._])(api_?key|token|secret|password|credentials)$", re.IGNORECASE)
 FACTS = ("choices", "dataset")  # what a run adds to its config.yaml
+
+
+def masked(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Put stars for the values of keys that are secrets."""
+    return {
+        key: masked(value) if isinstance(value, Mapping) else "***" if value and SECRET.search(str(key)) else value
+        for key, value in config.items()
+    }
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """Return 12 hex digits that tell apart configs which compute something else, whatever the package is called."""
     kept = {
         key: {k: v for k, v in value.items() if f"{key}.{k}" not in VOLATILE} if isinstance(value, dict) else value
-        for key, value in config.items()
+        for key, value in masked(config).items()
         if key not in VOLATILE
     }
     text = json.dumps(kept, sort_keys=True, default=str).replace(f'"{__package__}.', '".')
@@ -56,9 +67,12 @@ def find_runs(root: Path) -> list[Path]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read the resolved config of a run, without the facts that it added."""
-    config: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))  # type: ignore[assignment]
-    return {key: value for key, value in config.items() if key not in FACTS}
+    """Read the resolved config of a run, without the facts that it added; nothing where it is damaged."""
+    try:
+        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except (OSError, ValueError, YAMLError):
+        return {}
+    return {} if not isinstance(config, dict) else {key: value for key, value in config.items() if key not in FACTS}
 
 
 def status(folder: Path) -> str:

@@ -79,12 +79,14 @@ def folder(
     test_size: int | float = 0.2,
     cache: str = "memory",
     num_workers: int | None = None,
+    skip_damaged: bool = False,
 ) -> Source:
     """Any tree of class folders: `root/train/CLASS/...`, `val` and `test` beside `train` or not; or `root/CLASS/...`.
 
     Without a test folder a fixed stratified part of training, `test_size`, is the test set. Images are cut to a
     square about the middle and resized to `resize` pixels; None leaves them as they are. `mode`: RGB, or L (grey).
-    They are decoded by `num_workers` processes and kept in `cache`, see `tricklab.data.cache`.
+    They are decoded by `num_workers` processes and kept in `cache`, see `tricklab.data.cache`. With `skip_damaged`
+    those that can't be decoded are left out, which takes a look at each.
 
     Raises:
         UserError: no images, a class that training does not have, a file that can't be decoded, mixed sizes.
@@ -92,11 +94,12 @@ def folder(
     top = Path(root).expanduser()
     split = (top / "train").is_dir()
     classes = read_classes(top / "train" if split else top)
-    found = {"train": find_images(top / "train" if split else top, classes)}
+    find = functools.partial(find_images, classes=classes, skip_damaged=skip_damaged)
+    found = {"train": find(top / "train" if split else top)}
     if len(present := set(found["train"][1])) < max(len(classes), 2):
         empty = [name for label, name in enumerate(classes) if label not in present]
         raise UserError(f"data.root={root}: 2 classes or more, each with images; without: {', '.join(empty) or 'none'}")
-    found |= {part: find_images(top / part, classes) for part in ("val", "test") if split and (top / part).is_dir()}
+    found |= {part: find(top / part) for part in ("val", "test") if split and (top / part).is_dir()}
     if "test" not in found:
         paths, labels = found["train"]
         for part, rows in zip(("train", "test"), set_apart(torch.tensor(labels), test_size), strict=True):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,35 @@ def read_classes(root: Path) -> list[str]:
     return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def find_images(root: Path, classes: Sequence[str]) -> tuple[list[Path], list[int]]:
-    """Return the images below `root/CLASS`, and the label of each."""
+def find_images(root: Path, classes: Sequence[str], skip_damaged: bool = False) -> tuple[list[Path], list[int]]:
+    """Return the images below `root/CLASS`, and the label of each; without those that are damaged, if asked to."""
     unknown = set(read_classes(root)) - set(classes)
     if unknown:
         raise UserError(f"{root} has the class {min(unknown)!r}, which the training folder does not have")
     files = [(path, label) for label, name in enumerate(classes) for path in image_files(root / name)]
+    if skip_damaged:
+        files = without_damaged(files)
     if not files:
         raise UserError(f"{root} has no image in its class folders")
     return [path for path, _ in files], [label for _, label in files]
+
+
+def without_damaged(files: list[tuple[Path, int]]) -> list[tuple[Path, int]]:
+    """Leave out what can't be decoded, and say how many that are."""
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda file: damage(file[0]), files))
+    if damages := [said for said in found if said]:
+        print(f"data.skip_damaged: {len(damages)} of {len(files)} images are left out, the first: {damages[0]}")
+    return [file for file, said in zip(files, found, strict=True) if not said]
+
+
+def damage(path: Path) -> str:
+    """Say why an image can't be decoded; nothing if it can."""
+    try:
+        decode(path, None, "RGB")
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def image_files(root: Path) -> list[Path]:
@@ -49,7 +70,7 @@ def decode(path: Path, size: tuple[int, int] | None, mode: str) -> Tensor:
         with Image.open(path, formats=sorted(Image.ID, key=lambda name: name != own)) as image:  # its own first
             upright = ImageOps.exif_transpose(_eight_bits(image)).convert(mode)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} can't be decoded: {error}") from error
+        raise UserError(f"{path} can't be decoded: {error}; data.skip_damaged=true leaves it out") from error
     if size:
         upright = ImageOps.fit(upright, size[::-1], Image.Resampling.BILINEAR)
     pixels = np.asarray(upright)

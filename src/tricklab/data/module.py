@@ -43,7 +43,7 @@ class ImageData(pl.LightningDataModule):
         mixup: `mixup(images, targets, generator)`, see `tricklab.mixup`.
 
     Raises:
-        UserError: a size or a fold that the data do not have.
+        UserError: a size or a fold that the data do not have, or labels without a class.
     """
 
     trainer: pl.Trainer
@@ -69,6 +69,7 @@ class ImageData(pl.LightningDataModule):
         self.augment, self.mixup = augment, mixup
         self.mixing: tuple[Place, Place] = (0, 0), (math.inf, 0)
         images, labels = source.train
+        check_labels(source)
         train = torch.arange(len(labels))
         self.val = source.val or source.train
         if source.val:
@@ -196,6 +197,21 @@ class ImageData(pl.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         """Epoch, and batch of this epoch, that the trainer is at."""
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def check_labels(source: Source) -> None:
+    """See that each label is that of a class, of which there are several.
+
+    Raises:
+        UserError: one is not.
+    """
+    classes = len(source.classes)
+    if classes < 2:
+        raise UserError(f"data: {classes} class ({', '.join(source.classes)}); allowed: 2 or more")
+    for part, data in zip(("training", "test", "validation"), (source.train, source.test, source.val), strict=True):
+        if data and not (len(data.labels) and 0 <= data.labels.min() <= data.labels.max() < classes):
+            said = f"from {data.labels.min()} to {data.labels.max()}" if len(data.labels) else "none"
+            raise UserError(f"data: {part} labels: {said}; allowed: from 0 to {classes - 1}, that of each image")
 
 
 def fit(parts: Sequence[Labelled], memory: float) -> bool:

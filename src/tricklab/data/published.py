@@ -1,5 +1,6 @@
 """The files in which MNIST, Fashion-MNIST and CIFAR are published: local copies, or torchvision's download."""
 
+import contextlib
 import gzip
 import pickle
 import struct
@@ -52,13 +53,18 @@ def download(root: Path, name: str, files: Sequence[str]) -> Path:
     """Let torchvision download `name` to `root`, and return that."""
     from torchvision import datasets  # takes a second
 
+    new = [path for path in (root / name / "raw", root / name, root, *root.parents) if not path.exists()]
     try:
         print(f"downloading {name} to {root}")
         getattr(datasets, name)(str(root), download=True)
         return root
     except Exception as error:  # whatever the network or the disk may answer
-        looked_for = ", ".join(files)
-        raise UserError(f"data.root={root}: no {name} there ({looked_for}), and no download: {error}") from error
+        for path in new:
+            with contextlib.suppress(OSError):  # part of a download is in it
+                path.rmdir()
+        package = " or Debian's package dataset-fashion-mnist" if name == "FashionMNIST" else ""
+        said = f"data.root={root}: no {name} there, and no download ({' '.join(str(error).split())[:200]})"
+        raise UserError(f"{said}; allowed: a folder with {', '.join(files)}{package}") from error
 
 
 def read_idx(folder: Path, name: str) -> Tensor:

@@ -1,0 +1,164 @@
+"""What is seen to be wrong only when data, network or devices are there: one line, and no folder of a run."""
+
+import gzip
+import json
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ONE_BATCH, write_mnist
+from PIL import Image
+
+import tricklab.data.published
+
+CPU = "trainer.accelerator=cpu"
+
+
+def no_network(monkeypatch, folder: Path) -> None:
+    def refuse(root: str, download: bool) -> None:
+        (Path(root) / "FashionMNIST" / "raw").mkdir(parents=True)
+        raise RuntimeError("no route\nto host")
+
+    monkeypatch.setattr("torchvision.datasets.FashionMNIST", refuse)
+    monkeypatch.setattr(tricklab.data.published, "DEBIAN", folder)
+
+
+def damaged_image(path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(path)
+    path.write_bytes(path.read_bytes()[:40])
+
+
+@pytest.fixture
+def there(tmp_path, monkeypatch):
+    """Data of which each is wrong in one way."""
+    monkeypatch.setattr(tricklab.data.published, "DEBIAN", tmp_path)
+    for root, sizes in (("images", (8, 8)), ("mixed", (8, 9)), ("one", (8,))):
+        for name, size in zip(("cat", "dog"), sizes):
+            (tmp_path / root / name).mkdir(parents=True)
+            for i in range(6):
+                Image.new("RGB", (size, 8)).save(tmp_path / root / name / f"{i}.png")
+    (tmp_path / "empty").mkdir()
+    write_mnist(tmp_path / "mnist")
+    labels = bytes([0, 0, 8, 1]) + struct.pack(">I", 40) + bytes([12] * 40)
+    (tmp_path / "mnist" / "train-labels-idx1-ubyte").write_bytes(labels)
+    write_mnist(tmp_path / "cut", ".gz")
+    (tmp_path / "cut" / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"\0\0\x08\3"))
+    return tmp_path
+
+
+BATCH_NORM = "Expected more than 1 value per channel when training, got input size torch.Size([1, 256])"
+ROWS = [
+    (["data=folder", "data.root=none"], "data.root=none is not a folder; allowed: a folder with one folder a class"),
+    (["data=folder", "data.root=empty"], "empty has no image in its class folders"),
+    (["data=folder", "data.root=one"], "data.root=one: 2 classes or more, each with images; without: none"),
+    (
+        ["data=folder", "data.root=mixed", "data.resize=null", "data.num_workers=0"],
+        "mixed/dog/1.png is not the size of mixed/cat/0.png; data.resize=32 makes them equal",
+    ),
+    (
+        ["data=folder", "data.root=images", "data.test_size=0"],
+        "data.test_size=0 of 11 images; allowed: a number from 1 to 11, or a share below 1.0",
+    ),
+    (
+        ["data=mnist", "data.root=mnist"],
+        "data: training labels: from 12 to 12; allowed: from 0 to 9, that of each image",
+    ),
+    (
+        ["data=mnist", "data.root=cut"],
+        "cut/train-images-idx3-ubyte.gz is not an idx file: unpack_from requires a buffer of at least 16 bytes for unpacking 12 bytes at offset 4 (actual buffer size is 4)",
+    ),
+    (["data.val_size=0"], "data.val_size=0 of 1437 images; allowed: a number from 1 to 1437, or a share below 1.0"),
+    (["data.val_size=1.0"], "data.val_size=1.0 of 1437 images; allowed: a number from 1 to 1437, or a share below 1.0"),
+    (
+        ["data.train_size=5000"],
+        "data.train_size=5000 of 1294 images; allowed: a number from 1 to 1294, or a share below 1.0",
+    ),
+    (["data.folds=3", "data.fold=3"], "data.fold=3 data.folds=3; allowed: 2 to 1438 folds, counted from 0"),
+    (
+        ["data.batch_size=2000", "data.drop_last=true"],
+        "1294 training images, data.batch_size=2000, data.drop_last=True, ",
+    ),
+    (
+        ["model=mlp", "data.batch_size=1"],
+        f"data.batch_size=1 makes a batch of one of 1294 images: {BATCH_NORM}; allowed: another, or data.drop_last=true",
+    ),
+    (
+        ["model=mlp", "data.train_size=129"],
+        f"data.batch_size=128 makes a batch of one of 129 images: {BATCH_NORM}; allowed: another, or data.drop_last=true",
+    ),
+    (["loss.weight=[1,2]"], "loss.weight=[1, 2]; allowed: 10 numbers of 0 or more, not all of them 0"),
+    (["model.weights=nowhere"], "model.weights=nowhere is not a file; allowed: null, pretrained, a file with weights"),
+    (["model.weights=mnist/train-labels-idx1-ubyte"], "mnist/train-labels-idx1-ubyte holds no weights: "),
+    (["model=timm", "model.name=resnet8"], "model.name=resnet8; allowed: timm.list_models(). Did you mean 'resnet18'?"),
+    (["trainer.max_epochs=-1"], "1294 training images, data.batch_size=128, data.drop_last=False, "),
+    (["model=resnet", "model.depth=21"], "model: model.depth=21; allowed: "),
+    (["optimizer.momentum=0"], "optimizer: Nesterov momentum requires a momentum and zero dampening"),
+    (["trainer.devices=999"], "trainer.devices=999; allowed: 1 to "),
+    (["trainer.devices=0"], "trainer.accelerator=cpu trainer.devices=0 "),
+    (["trainer.accelerator=tpu"], "trainer.accelerator=tpu trainer.devices="),
+    (["scheduler=cosine", "scheduler.warmup=300ep"], "scheduler.warmup=300ep is 3300 steps; "),
+    (["mixup=on", "mixup.begin=5ep", "mixup.end=5ep"], "mixup.begin=5ep mixup.end=5ep are the steps 55 and 55; "),
+]
+
+
+@pytest.mark.parametrize(("words", "says"), ROWS, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_one_line_and_no_folder(train, there, words, says):
+    before = sorted(there.rglob("*"))
+    done = train(CPU, *words)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {says}")
+    (there / "runs").rmdir()  # it is empty
+    assert sorted(there.rglob("*")) == before
+
+
+def test_no_download_is_said_with_what_was_looked_for(train, tmp_path, monkeypatch):
+    no_network(monkeypatch, tmp_path)
+    done = train(CPU, "data=fashion_mnist", "data.root=new/deep")
+    assert done.stderr == (
+        "error: data.root=new/deep: no FashionMNIST there, and no download (no route to host); allowed: a folder with "
+        "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte "
+        "or Debian's package dataset-fashion-mnist\n"
+    )
+    (tmp_path / "runs").rmdir()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_there_stays(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes").write_text("mine")
+    assert train(CPU, "data.val_size=0", "hydra.run.dir=run").returncode == 1
+    assert (tmp_path / "run" / "notes").read_text() == "mine"
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "failed"
+
+
+def test_a_damaged_image_is_named_or_left_out_and_counted(train, there):
+    damaged_image(there / "images" / "dog" / "x.png")
+    words = (CPU, *ONE_BATCH, "data=folder", "data.root=images", "data.num_workers=0", "model=mlp", "data.batch_size=3")
+    done = train(*words)
+    assert done.stderr.startswith("error: images/dog/x.png can't be decoded: ")
+    assert done.stderr.endswith("; data.skip_damaged=true leaves it out\n")
+    done = train(*words, "data.skip_damaged=true")
+    assert done.returncode == 0
+    assert "data.skip_damaged: 1 of 13 images are left out, the first: images/dog/x.png can't be" in done.stdout
+
+
+def test_a_secret_is_not_written_down(answer, train, tmp_path, monkeypatch):
+    done = answer("+logger.mine.api_key=s3cret")
+    assert (
+        done.stderr
+        == "error: logger.mine.api_key=*** would be written down; allowed: an environment variable, as ${oc.env:NAME}\n"
+    )
+    monkeypatch.setenv("MINE", "s3cret")
+    done = train(CPU, *ONE_BATCH, "model=mlp", "+model.token=${oc.env:MINE}", "+hydra.run.dir=run")
+    assert "s3cret" not in done.stdout + done.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()]
+
+
+def test_a_missing_package_is_named(train, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    assert train(CPU, "model=timm").stderr == "error: model=timm needs timm: pip install 'tricklab[timm]'\n"
+    for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning_fabric.loggers.tensorboard.{name}", False)
+    assert train(CPU, "logger=tensorboard").stderr.startswith("error: Neither `tensorboard` nor `tensorboardX` is")
