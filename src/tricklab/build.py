@@ -1,7 +1,7 @@
 """The one place where a config becomes objects."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -10,15 +10,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from tricklab.errors import UserError
 
-ALLOWED = ("tricklab", "torch.nn", "torch.optim", "pytorch_lightning")  # a fork adds its own packages
+PACKAGES = ("tricklab", "torch", "pytorch_lightning")  # that may be imported; a fork adds its own, here and below
+PARTS = ("augment", "callbacks", "data.datasets", "logger", "mixup", "model", "penalty", "scheduler", "sweep")
+OURS = tuple(f"tricklab.{part}" for part in PARTS)
+HARMLESS = tuple(part for part in OURS if part not in ("tricklab.callbacks", "tricklab.logger"))  # write nothing
+CLASSES = (
+    *("torch.nn.modules", "torch.optim", "pytorch_lightning.trainer"),
+    *("pytorch_lightning.callbacks", "pytorch_lightning.loggers", "pytorch_lightning.profilers"),
+)
 
 
 def build(config: DictConfig, *args: Any, **options: Any) -> Any:
     """Instantiate a config with `_target_`, with further arguments; lists and dicts become plain ones.
 
     Raises:
-        UserError: a target that does not exist or is not of an allowed package. The object itself is judged,
-            since a name may be an alias of anything. Or the arguments do not fit it.
+        UserError: a target that does not exist or is not allowed, see `check_target`; arguments that do not fit it.
     """
     for target in targets(OmegaConf.to_container(config)):
         check_target(target)
@@ -55,16 +61,22 @@ def targets(node: Any) -> Iterator[str]:
             yield from targets(value)
 
 
-def check_target(target: str) -> None:
-    if _allowed(target):
+def check_target(target: str, ours: Sequence[str] = OURS, classes: Sequence[str] = CLASSES) -> None:
+    """Judge what a name stands for, since that may be an alias of anything.
+
+    Functions and classes of `ours` are allowed, and of other packages the `classes` alone: a method may load a pickle.
+
+    Raises:
+        UserError: it does not exist or is not allowed.
+    """
+    if target.startswith(tuple(f"{package}." for package in PACKAGES)):
         try:
-            home = get_object(target).__module__
+            found = get_object(target)
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(f"_target_={target}: {error}") from error
-        if _allowed(str(home)):
+        homes = (*ours, *classes) if isinstance(found, type) else ours
+        home, name = f"{getattr(found, '__module__', '')}.", getattr(found, "__qualname__", ".")
+        if home.startswith(tuple(f"{allowed}." for allowed in homes)) and "." not in name:
             return
-    raise UserError(f"_target_={target} is not allowed; allowed: what is defined in {', '.join(ALLOWED)}")
-
-
-def _allowed(name: str) -> bool:
-    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in ALLOWED)
+    allowed = f"what {', '.join(ours)} define, and classes of {', '.join(classes)}"
+    raise UserError(f"_target_={target} is not allowed; allowed: {allowed}")

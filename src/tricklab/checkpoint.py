@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from tricklab.build import HARMLESS, check_target, targets
 from tricklab.check import check_value
 from tricklab.cli import compose_each, unknown
 from tricklab.data.batches import Images, Preparation
@@ -58,6 +59,8 @@ def read_trained(words: Sequence[str], **allowed: Any) -> Trained:
     images = read_images(config)
     if not images:
         raise UserError(f"ckpt={own['ckpt']} has no config.yaml of its run beside its folder; allowed: one that has")
+    for target in targets(OmegaConf.to_container(OmegaConf.masked_copy(config, ["model", "data"]))):
+        check_target(target, HARMLESS, ["torch.nn.modules"])  # the config may be a stranger's
     change(config, given, [*own, "data", *MAY_CHANGE])
     return Trained(state, config, images, own)
 

@@ -1,0 +1,118 @@
+"""What comes from strangers is data: nothing named in it runs."""
+
+import json
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ONE_BATCH, Run
+from omegaconf import OmegaConf
+
+from tricklab.build import check_target
+from tricklab.errors import UserError
+
+CPU = "trainer.accelerator=cpu"
+MARK = "this-has-run"
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, (MARK,)
+
+
+@pytest.fixture
+def trained(train, tmp_path) -> Run:
+    """A short run in the folder `run`."""
+    assert train(CPU, *ONE_BATCH, "model=mlp", "hydra.run.dir=run").returncode == 0
+    return Run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("../train.py", CPU, "model=mlp", "model.weights=bad/checkpoints/last.ckpt"),
+        ("../train.py", CPU, "model=mlp", "resume=run", *ONE_BATCH),
+        ("evaluate.py", "ckpt=run/checkpoints/last.ckpt"),
+        ("predict.py", "ckpt=run/checkpoints/last.ckpt", "images=run"),
+        ("export.py", "ckpt=run/checkpoints/last.ckpt", "output=out.safetensors"),
+    ],
+    ids=lambda command: " ".join(command[:2]),
+)
+def test_a_checkpoint_with_a_payload(trained, script, tmp_path, command):
+    last = trained.folder / "checkpoints" / "last.ckpt"
+    for place in (last, tmp_path / "bad" / "checkpoints" / "last.ckpt"):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({**torch.load(last, weights_only=True), "extra": Payload()} if place == last else Payload(), place)
+        if place == last:
+            content = place.read_bytes()
+    last.write_bytes(content)
+    done = script(*command)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert not list(tmp_path.rglob(MARK))
+
+
+TARGETS = [
+    {"_target_": "os.mkdir", "path": MARK},
+    {"_target_": "tricklab.record.os.mkdir", "path": MARK},
+    {"_target_": "tricklab.model.nn.modules.module.torch.load", "f": "bad"},
+    {"_target_": "hydra.utils.get_method", "path": "os.mkdir"},
+    {"_target_": "tricklab.build.get_object", "path": "os.mkdir"},
+    {"_target_": "tricklab.record.run_git", "_args_": [".", "-c", f"alias.x=!mkdir {MARK}", "x"]},
+    {"_target_": "tricklab.callbacks.CheckpointFiles.save_checkpoint", "_args_": [None, {}, MARK]},
+    {"_target_": "pytorch_lightning.LightningModule.load_from_checkpoint", "checkpoint_path": "bad"},
+    {"_target_": "torch.hub.load", "_args_": ["a/b", "c"]},
+    {"_target_": "torch.nn.modules.module.Module.register_forward_hook", "hook": None},
+    {"_target_": "functools.partial", "_args_": ["os.mkdir"]},
+    {"_target_": "builtins.eval", "_args_": [f"__import__('os').mkdir('{MARK}')"]},
+    {"_target_": "tricklab.logger.Wandb", "save_dir": MARK},
+]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("target", TARGETS, ids=lambda node: node["_target_"])
+def test_a_config_beside_a_checkpoint_builds_networks_alone(trained, script, tmp_path, target, nested):
+    file = trained.folder / "config.yaml"
+    config = OmegaConf.load(file)
+    config.model = OmegaConf.to_container(config.model) | {"more": [{"deeper": target}]} if nested else target
+    OmegaConf.save(config, file)
+    done = script("evaluate.py", f"ckpt={trained.folder}/checkpoints/last.ckpt")
+    assert done.returncode == 1
+    assert f"_target_={target['_target_']} is not allowed; allowed: what tricklab.augment, " in done.stderr
+    assert not list(tmp_path.rglob(MARK))
+
+
+@pytest.mark.parametrize("target", [t["_target_"] for t in TARGETS if "Wandb" not in t["_target_"]])
+def test_no_config_calls_them(target):
+    with pytest.raises(UserError, match="is not allowed"):
+        check_target(target)
+
+
+def test_an_image_of_2500_million_pixels_is_not_decoded(train, tree):
+    """50,000 x 50,000: a PNG of a few bytes, which would take 7.5 GB."""
+    root = tree({"": 6})
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    (root / "cat" / "bomb.png").write_bytes(content)
+    done = train(CPU, "data=folder", f"data.root='{root}'", "data.num_workers=0")
+    assert done.returncode == 1
+    assert f"{root}/cat/bomb.png can't be decoded: Image size (2500000000 pixels) exceeds limit" in done.stderr
+
+
+def test_a_class_named_like_a_script_is_text(train, script, tree, tmp_path):
+    name = "<script>alert(1)<"
+    root = tree({"": 8}, classes=("cat", name))
+    words = ("-m", CPU, "model=mlp", "stop_after=1it", "data=folder", f"data.root='{root}'", "data.num_workers=0")
+    done = train(*words, "data.batch_size=4", f"+tag='{name}'".replace("+tag", "name"), "seed=0,1", "hydra.sweep.dir=s")
+    assert done.returncode == 0, done.stdout
+    assert name in (next(iter(Path("s").glob("*/config.yaml")))).read_text()
+    assert script("report.py", "s").returncode == 0
+    assert name not in (tmp_path / "s" / "report.html").read_text()
+    assert json.loads(next(iter(Path("s").glob("*/result.json"))).read_text())["status"] == "done"
