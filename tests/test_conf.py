@@ -14,6 +14,7 @@ from tricklab.data.published import find_mnist
 FILES = sorted(CONF.rglob("*.yaml"))
 OPTIONS = [(p.name, o) for p in sorted(CONF.iterdir()) if p.is_dir() and p.name != "hydra" for o in options(p)]
 GROUPS_OF_OURS = ("data", "augment", "mixup", "model", "penalty", "scheduler")
+VARIES: tuple[str, ...] = ()
 OTHER_NAME = {"mixup=on": "mixup", "mixup=off": "identity"}
 
 
@@ -26,6 +27,20 @@ def test_trains_one_batch(group, option, run, tree, tmp_path, monkeypatch):
     assert done.result["metrics"].keys() >= {"val/acc", "val/loss", "test/acc", "test/loss"}
     assert len(done.column("lr")) == 1
     assert (done.folder / "checkpoints" / "best.ckpt").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_the_same_command_twice_gives_the_same_bits(group, option, run, tree, tmp_path, monkeypatch):
+    """On a CPU with one thread; an option for which this can't hold would have to be named in VARIES."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    extra = requirements(group, option, tree, tmp_path)
+    words = (*ONE_BATCH[1:], "stop_after=3it", "model.dropout=0.2" if group != "experiment" else "seed=1")
+    runs = [run(*words, f"{group}={option}", *extra, folder=folder) for folder in ("one", "two")]
+    weights = [torch.load(r.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for r in runs]
+    same = all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+    same &= (runs[0].folder / "metrics.csv").read_text() == (runs[1].folder / "metrics.csv").read_text()
+    assert same == (f"{group}={option}" not in VARIES)
 
 
 def requirements(group: str, option: str, tree, tmp_path: Path) -> list[str]:

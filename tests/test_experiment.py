@@ -1,5 +1,6 @@
 import functools
 import json
+import math
 import os
 import re
 import signal
@@ -94,6 +95,17 @@ def test_no_number_ends_the_run_and_is_no_checkpoint(run, tmp_path, every):
     assert re.match(f"UserError: {says}", Run(tmp_path / "run").result["reason"])
     assert Run(tmp_path / "run").result["status"] == "failed"
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_gradient_that_is_no_number_ends_the_run(run, monkeypatch):
+    """Though the loss is one."""
+
+    def spoil(self):
+        next(self.net.parameters()).grad.fill_(math.inf)
+
+    monkeypatch.setattr(ImageClassifier, "on_after_backward", spoil)
+    with pytest.raises(UserError, match=r"step 0: train/grad_norm=(inf|nan), lr 0\.1; try a lower optimizer\.lr"):
+        run("model=mlp", *ONE_BATCH)
 
 
 def test_a_result_has_null_for_no_number(tmp_path):

@@ -1,13 +1,16 @@
-"""Runs that are killed at random moments go on, and end as if nothing had been; `pytest -m kills` does 30 of them."""
+"""Runs that are killed at any moment go on, and end as if nothing had been; `pytest -m kills` does 30 random ones."""
 
 import contextlib
 import functools
+import itertools
 import json
 import multiprocessing
 import os
+import pkgutil
 import random
 import signal
 import time
+from unittest import mock
 
 import pytest
 import torch
@@ -51,16 +54,35 @@ def start(images):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tricklab.experiment"])
 
-    def start(folder, case, *more):
+    def start(folder, case, *more, until=("", 0)):
         scheduler, workers, processes = case
         words = [*WORDS, f"data.root={images}", f"scheduler={scheduler}", f"data.num_workers={workers}", *more]
         words += ["trainer=ddp", f"trainer.devices={processes}", "trainer.accelerator=cpu"] if processes > 1 else []
         folder.mkdir(parents=True, exist_ok=True)
-        process = context.Process(target=work, args=(Command(words, folder, "", None), "", 1, os.getpid()))
+        process = context.Process(
+            target=work_until, args=(*until, Command(words, folder, "", None), "", 1, os.getpid())
+        )
         process.start()
         return process
 
     return start
+
+
+def work_until(target, number, *arguments):
+    """Be a run, with temporary files on another file system, that is killed where `target` is called so many times."""
+    os.environ["TMPDIR"] = "/dev/shm"
+    if not target:
+        return work(*arguments)
+    real, calls = pkgutil.resolve_name(target), itertools.count(1)
+
+    @functools.wraps(real)
+    def call(*values, **options):
+        if next(calls) == number:
+            os.killpg(0, signal.SIGKILL)
+        return real(*values, **options)
+
+    with mock.patch(target, call):
+        work(*arguments)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +160,28 @@ def kills(start, whole, tmp_path, cases):
         assert_same(folder, wanted)
         steps.append((case, at, int(wanted.column("step")[-1])))
     return steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "number", "at"),
+    [
+        ("tricklab.module.ImageClassifier.training_step", 6, (0, 1)),  # before the first checkpoint
+        ("tricklab.resume.os.fsync", 5, (7, 40)),  # while a checkpoint is written
+        ("tricklab.resume.os.replace", 6, (7, 40)),  # before it is renamed
+        ("tricklab.module.ImageClassifier.validation_step", 40, (15, 16)),
+        ("tricklab.record.Record.finish", 1, (63, 64)),  # after the last step
+    ],
+)
+def test_a_kill_at_the_worst_moment(start, whole, tmp_path, moment, number, at):
+    wanted, _ = whole(CASES[0])
+    process = start(tmp_path / "run", CASES[0], until=(moment, number))
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert at[0] <= step(tmp_path / "run") <= at[1]
+    assert not (tmp_path / "run" / "result.json").exists()
+    start(tmp_path / "run", CASES[0]).join()
+    assert_same(tmp_path / "run", wanted)
 
 
 @pytest.mark.slow

@@ -145,6 +145,9 @@ class ImageClassifier(pl.LightningModule):
                 values |= weight_facts(self.weights)
             self.record(rates | values, self.global_step)
             self.look_at_losses(f", gradient norm {values['train/grad_norm']:g}")
+            scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # which skips such a step
+            if not math.isfinite(values["train/grad_norm"]) and not scaler:
+                self._refuse(self.global_step, f"train/grad_norm={values['train/grad_norm']}")
         self.window.clear()
 
     def look_at_losses(self, facts: str = "") -> None:
