@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tricklab.errors import UserError
 from tricklab.module import ImageClassifier
 from tricklab.resume import lock_run, run_folder, whole, write_whole
 
+APART = ("-X", "utf8")  # a process of its own, which holds no file for longer than it is there
 TRICKS = (
     "model=mlp",
     "model.dropout=0.2",
@@ -274,3 +276,31 @@ def test_another_network_is_another_option(run, tmp_path):
         check_folder(done.folder, cfg)
     same = configure("model=torchvision", *ONE_BATCH, "trainer.accelerator=cpu", "name=other", "resume=auto")
     check_folder(done.folder, same)
+
+
+@pytest.mark.slow
+def test_a_full_disk_leaves_a_run_that_goes_on(train, tmp_path):
+    """And one that can't be written to leaves the run there as it was."""
+    words = ("trainer.accelerator=cpu", "model=mlp", "trainer.max_epochs=3", "callbacks.last.every_n_steps=5")
+    assert train(*words, "hydra.run.dir=whole").returncode == 0
+    size = (tmp_path / "whole" / "checkpoints" / "last.ckpt").stat().st_size
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(2.5 * size)}", "tmpfs", disk]).returncode:
+        pytest.skip("can't mount a small disk")
+    try:
+        done = train(*words, "hydra.run.dir=disk/run", python=APART)
+        assert (done.returncode, done.stderr.splitlines()[-1][:41]) == (1, "error: [Errno 28] No space left on device")
+        for path in (disk / "run" / "checkpoints").iterdir():
+            assert torch.load(path, weights_only=True)["global_step"] >= 5
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        before = {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()}
+        done = train(*words, "hydra.run.dir=disk/run", "resume=auto", python=APART)
+        assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+        assert "can't be written" in done.stderr
+        assert {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()} == before
+        subprocess.run(["mount", "-o", f"remount,rw,size={10 * size}", disk], check=True)
+        assert train(*words, "hydra.run.dir=disk/run", "resume=auto", python=APART).returncode == 0
+        assert (disk / "run" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    finally:
+        subprocess.run(["umount", disk])
