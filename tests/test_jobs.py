@@ -20,7 +20,7 @@ from tricklab.process import Command, work
 from tricklab.resume import config_hash, task
 
 SHORT = ("model=mlp", "trainer.max_epochs=1")
-LONG = ("model=mlp", "trainer.max_epochs=300", "name=long", "slots=2")
+LONG = ("model=mlp", "trainer.max_epochs=120", "name=long", "slots=2")
 
 
 def jobs(folder: Path) -> dict[str, Path]:
@@ -84,7 +84,7 @@ def test_a_failed_job_ends_neither_the_others_nor_with_0(train, tmp_path):
     done = train("-m", *SHORT, "data.train_size=1,50", "name=part")
     assert done.returncode == 1
     assert "1 of 2 jobs done" in done.stdout
-    assert "failed: UserError: 1 training images" in done.stdout
+    assert "failed: UserError: data.batch_size=128 makes a batch of one of 1 images" in done.stdout
     assert "the same command again goes on with these: python train.py -m model=mlp" in done.stdout
     assert sorted(result(f)["status"] for f in jobs(tmp_path / "sweeps" / "part").values()) == ["done", "failed"]
 
@@ -278,7 +278,7 @@ def test_an_edit_during_a_sweep_is_noticed(tmp_path):
     for part in ("src", "conf"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     shutil.copy(ROOT / "train.py", tmp_path)
-    command = [sys.executable, "train.py", "-m", "model=mlp", "trainer.max_epochs=100", "seed=0,1", "name=edited"]
+    command = [sys.executable, "train.py", "-m", "model=mlp", "trainer.max_epochs=40", "seed=0,1", "name=edited"]
     env = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
     process = subprocess.Popen(
         command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -373,7 +373,7 @@ def test_of_twelve_jobs_six_die(copy, tmp_path):
         assert "6 of 12 jobs done" in out
         for name, reason in {
             "wild": "failed: UserError: step 1: train/loss=",
-            "raise": "failed: UserError: 1 training images",
+            "raise": "failed: UserError: data.batch_size=128 makes a batch of one of 1 images",
             "missing": "failed: UserError: data.root=nowhere: no MNIST there",
             "hang": "killed: longer than job_timeout=40",
             "kill": "killed: exit code -9",

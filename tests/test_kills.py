@@ -134,10 +134,10 @@ def kill_at_random(start, folder, case, seconds, rng):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in CASES if not case[1]], ids=lambda case: "-".join(map(str, case)))
-def test_six_kills(start, whole, tmp_path, case):
-    """Of the cases without workers, whose start takes long: two kills each."""
-    kills(start, whole, tmp_path, [case] * 2)
+@pytest.mark.parametrize(("number", "case"), [(3, CASES[0]), (2, CASES[3]), (1, CASES[4])])
+def test_six_kills(start, whole, tmp_path, number, case):
+    """Of the cases without workers, whose start takes long."""
+    kills(start, whole, tmp_path, [case] * number)
 
 
 @pytest.mark.kills

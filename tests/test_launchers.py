@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 WORDS = ("-m", "model=mlp", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
-RAY = ("hydra/launcher=ray", "hydra.launcher.ray.init.num_gpus=4", "hydra.launcher.ray.init.num_cpus=8")
+RAY = ("hydra/launcher=ray", "hydra.launcher.ray.init.num_gpus=2", "hydra.launcher.ray.init.num_cpus=8")
 SBATCH = """#!{python}
 import os, pathlib, re, subprocess, sys
 script = pathlib.Path(sys.argv[1])
@@ -75,17 +75,16 @@ def test_what_is_not_installed_is_named(train, word, needs):
 @pytest.mark.slow
 @pytest.mark.parametrize(("share", "most"), [(1, 1), (0.5, 2)])
 def test_ray_gives_each_job_a_device(train, tmp_path, share, most):
-    done = train(*WORDS, "seed=range(8)", "name=s", *RAY, f"hydra.launcher.ray.remote.num_gpus={share}")
+    done = train(*WORDS, "seed=range(5)", "name=s", *RAY, f"hydra.launcher.ray.remote.num_gpus={share}")
     assert done.returncode == 0, done.stderr
-    assert "8 of 8 jobs done" in done.stdout
+    assert "5 of 5 jobs done" in done.stdout
     devices = {}
     for result in results(tmp_path / "sweeps" / "s").values():
         devices.setdefault(result["cuda_visible_devices"], []).append(result)
-    assert devices.keys() <= set("0123")
-    assert len(devices) == 4 if share == 1 else len(devices) > 1
+    assert devices.keys() == set("01")
     assert max(map(together, devices.values())) == most
-    again = train(*WORDS, "seed=range(8)", "name=s", *RAY)
-    assert (again.returncode, again.stdout.splitlines()[0]) == (0, f"8 jobs, 8 done, in {tmp_path}/sweeps/s")
+    again = train(*WORDS, "seed=range(5)", "name=s", *RAY)
+    assert (again.returncode, again.stdout.splitlines()[0]) == (0, f"5 jobs, 5 done, in {tmp_path}/sweeps/s")
     assert "Ray" not in again.stdout
 
 

@@ -36,7 +36,7 @@ def trained(train, tmp_path) -> Run:
         ("../train.py", CPU, "model=mlp", "model.weights=bad/checkpoints/last.ckpt"),
         ("../train.py", CPU, "model=mlp", "resume=run", *ONE_BATCH),
         ("evaluate.py", "ckpt=run/checkpoints/last.ckpt"),
-        ("predict.py", "ckpt=run/checkpoints/last.ckpt", "images=run"),
+        ("predict.py", "ckpt=run/checkpoints/last.ckpt", "input=run"),
         ("export.py", "ckpt=run/checkpoints/last.ckpt", "output=out.safetensors"),
     ],
     ids=lambda command: " ".join(command[:2]),
