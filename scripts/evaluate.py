@@ -3,6 +3,9 @@
 python scripts/evaluate.py ckpt=RUN/checkpoints/best.ckpt [data=folder data.root=PATH ...]
     mc=16                   Monte-Carlo dropout: 16 views, each with other units dropped
     tta=8 [augment=light]   test-time augmentation: 8 views, augmented as in training or as said
+    resamples=1000          of the images, for the interval of 95 % beside each result; 0: none
+
+Names that end in _t are after the temperature that the checkpoint's validation gave.
 """
 
 import sys
@@ -26,9 +29,9 @@ def main() -> None:
 
     hush()
     mine = [word for word in sys.argv[1:] if word.split("=")[0].split(".")[0] == "augment"]
-    trained = read_trained([word for word in sys.argv[1:] if word not in mine], mc="0", tta="0")
+    trained = read_trained([word for word in sys.argv[1:] if word not in mine], mc="0", tta="0", resamples="1000")
     config, net = trained.config, trained.net()
-    mc, tta = (count_views(name, trained.arguments[name]) for name in ("mc", "tta"))
+    mc, tta, resamples = (count_views(name, trained.arguments[name]) for name in ("mc", "tta", "resamples"))
     if mine:
         config.augment = compose_one(mine).augment
     if (mine and not tta) or (tta and not config.augment) or (mc and tta and mc != tta):
@@ -51,13 +54,27 @@ def main() -> None:
         augment = build_each(config.augment) if tta else {}
         net = views = Averaged(net, prepare, mc or tta, mc > 0, augment, config.seed)
     module = ImageClassifier(net)
+    module.temperature = config.temperature
     trainer.test(module, datamodule=data, verbose=False)
     results = dict(module.results)
+    intervals = bootstrap(module.logits, module.labels, module.temperature, resamples) if resamples else {}
     if mc or tta:
         for name, parts in {"entropy": views.entropy, "mutual_information": views.information}.items():
             results[f"test/{name}"] = torch.cat(parts).double().mean().item()
     for name, value in results.items():
-        print(name, value)
+        print(name, value, *(["({:.4g} to {:.4g})".format(*intervals[name])] if name in intervals else []))
+
+
+def bootstrap(logits: Any, labels: Any, temperature: float, resamples: int) -> dict[str, tuple[float, float]]:
+    """Return the interval that holds 95 % of the values over images drawn anew (Efron, 1979), for each result."""
+    import numpy as np
+
+    from tricklab.module import evaluate
+
+    rng = np.random.default_rng(0)
+    drawn = (rng.integers(len(labels), size=len(labels)) for _ in range(resamples))
+    found = [evaluate(logits[rows], labels[rows], temperature) for rows in drawn]
+    return {f"test/{name}": tuple(np.quantile([values[name] for values in found], (0.025, 0.975))) for name in found[0]}
 
 
 def count_views(name: str, given: str) -> int:

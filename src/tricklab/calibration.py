@@ -1,21 +1,114 @@
-"""How far the confidence of a network can be believed."""
+"""How far the confidence of a classifier can be believed: measures, and the temperature that mends it.
+
+All work in double precision on logits [N, K], of any floating type, and class indices [N].
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+BINS = 15
 
 
-def gaps(logits: Tensor, labels: Tensor, bins: int = 15) -> Tensor:
-    """Return by how much accuracy exceeds confidence, summed over the images of each bin.
+def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Tensor:
+    """Return the images, the right ones and the sum of the confidence of each bin, [3, bins].
 
-    The sum of their absolute values over the number of images is the expected calibration error (Guo et al., On
-    calibration of modern neural networks, arXiv 1706.04599); sums of several processes may be added before that.
+    The bins are of equal width; each holds its upper end, so that a confidence of 1 is in the last.
+    """
+    confidence, right = judged(logits, labels)
+    place = torch.bucketize(confidence, torch.arange(1, bins, dtype=torch.double) / bins)
+    values = torch.stack([torch.ones_like(right), right, confidence])
+    return torch.zeros(3, bins, dtype=torch.double).index_add_(1, place, values)
+
+
+def measure(logits: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, float]:
+    """Return the measures of calibration, each a mean over the images.
+
+    - `ece`: expected calibration error, by which accuracy and confidence differ in bins of equal width, and `ece_mass`
+      in bins of equally many images (Guo et al., arXiv 1706.04599; Nixon et al., arXiv 1904.01685).
+    - `gap`: confidence minus accuracy, above 0 where a network is too sure.
+    - `nll`: cross-entropy; `brier`: squared distance of the probabilities to the truth (Brier, 1950), from 0 to 2.
+    - `aurc`: the mean error among the most confident images, over all numbers of these (Geifman et al.,
+      arXiv 1805.08206).
+
+    Images of one confidence count with their mean, so that their order does not matter.
+    """
+    images, hits, sums = reliability(logits, labels, bins)
+    confidence, right = judged(logits, labels)
+    confidence, order = confidence.sort(descending=True)
+    right = right[order]
+    _, group, sizes = confidence.unique_consecutive(return_inverse=True, return_counts=True)
+    right = (torch.zeros(len(sizes), dtype=torch.double).index_add_(0, group, right) / sizes)[group]
+    parts = (right - confidence).tensor_split(bins)
+    errors = (1 - right).cumsum(0) / torch.arange(1, len(right) + 1)
+    log_p = logits.double().log_softmax(1)
+    truth = torch.zeros_like(log_p).scatter_(1, labels[:, None], 1.0)
+    values = {
+        "ece": (hits - sums).abs().sum() / images.sum(),
+        "ece_mass": torch.stack([part.sum() for part in parts]).abs().sum() / len(right),
+        "gap": (confidence - right).mean(),
+        "nll": -(log_p * truth).sum(1).mean(),
+        "brier": (log_p.exp() - truth).square().sum(1).mean(),
+        "aurc": errors.mean(),
+    }
+    return {name: float(value) for name, value in values.items()}
+
+
+def judged(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the confidence of each image, and 1 where it is right, both [N]."""
+    confidence, predicted = logits.double().softmax(1).max(1)
+    return confidence, (predicted == labels).double()
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Return the temperature by which logits are divided for the lowest cross-entropy (Guo et al., arXiv 1706.04599).
+
+    That is convex in its inverse: Newton's method within an interval that halves where a step would leave it. It is
+    0.01 to 100, and 1 where no other is better.
+    """
+    z = logits.double()
+    z = z - z.gather(1, labels[:, None])  # the loss is logsumexp(inverse * z)
+    low, high, inverse = 0.01, 100.0, 1.0
+    for _ in range(50):
+        p = (inverse * z).softmax(1)
+        mean = (p * z).sum(1)
+        slope, curvature = mean.mean().item(), ((p * z.square()).sum(1) - mean.square()).mean().item()
+        low, high = (inverse, high) if slope < 0 else (low, inverse)
+        step = inverse - slope / curvature if curvature > 0 else low
+        before, inverse = inverse, step if low < step < high else (low * high) ** 0.5
+        if abs(inverse / before - 1) < 1e-10:
+            break
+    better = (inverse * z).logsumexp(1).mean() < z.logsumexp(1).mean()
+    return 1 / inverse if better else 1.0
+
+
+class Calibration(Metric):
+    """The measures as a metric of torchmetrics: `update(logits, labels)`, then `compute()` gives all by name.
 
     Args:
-        logits: [N, K].
-        labels: class indices [N].
-        bins: of equal width; each holds its upper end, so that a confidence of 1 is in the last.
+        bins: of the calibration errors.
+        temperature: by which logits are divided.
     """
-    confidence, predicted = logits.float().softmax(1).max(1)
-    place = torch.bucketize(confidence, torch.arange(1, bins) / bins)
-    gap = (predicted == labels).double() - confidence.double()
-    return torch.zeros(bins, dtype=torch.double).index_add_(0, place, gap)
+
+    full_state_update = False
+    logits: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self, bins: int = BINS, temperature: float = 1.0, **options: Any):
+        super().__init__(**options)
+        self.bins, self.temperature = bins, temperature
+        for name in ("logits", "labels"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Add a batch: logits [B, K], class indices [B]."""
+        self.logits.append(logits.detach().cpu())
+        self.labels.append(labels.cpu())
+
+    def compute(self) -> dict[str, float]:
+        """Measure all that was added."""
+        logits, labels = dim_zero_cat(self.logits), dim_zero_cat(self.labels)
+        return measure(logits.double() / self.temperature, labels, self.bins)

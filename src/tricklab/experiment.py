@@ -27,6 +27,7 @@ from tricklab.logger import MetricsFile, Wandb, close_wandb
 from tricklab.model import find_dropout
 from tricklab.module import ImageClassifier
 from tricklab.network import UNREADABLE
+from tricklab.pictures import draw_calibration
 from tricklab.plan import Plan, make_plan
 from tricklab.record import Record
 from tricklab.resume import checkpoint
@@ -101,15 +102,18 @@ def conclude(trainer: pl.Trainer, module: ImageClassifier, data: ImageData, reco
     """Test the best weights, record the results and show them; return the best accuracy on validation."""
     kept = record.folder / "checkpoints" / "best.ckpt"  # the path in a checkpoint is that of where the folder was
     module.load_state_dict(torch.load(kept, weights_only=True)["state_dict"])
-    trainer.test(module, datamodule=data, verbose=False)
     best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
+    module.temperature = best.best["val/temperature"]
+    trainer.test(module, datamodule=data, verbose=False)
     metrics = best.best | module.results
     facts = {"metrics": metrics, "objective": metrics["val/acc"], "devices": device_names(trainer)}
+    picture = record.folder / "calibration.png"
+    rank_zero_only(draw_calibration)(module.logits, module.labels, module.temperature, picture)
     record.finish("done", None, images_per_second=speed, **facts)
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
             logger.conclude(metrics, str(kept))
-            logger.show(module.logits, module.labels, data.source.test.images, data.classes, trainer.world_size)
+            logger.show(module.logits, module.labels, data.source.test.images, data.classes)
     report(metrics, record.result["seconds"], record.folder)
     return metrics["val/acc"]
 

@@ -102,16 +102,14 @@ class Wandb(WandbLogger):
     @rank_zero_only
     def conclude(self, metrics: dict[str, float], best: str) -> None:
         """Write the results to the summary, beside those of the last epoch, and keep the checkpoint if asked to."""
+        self.log_image("test/calibration", [str(Path(best).parents[1] / "calibration.png")])
         self.experiment.summary.update({f"best/{name}": value for name, value in metrics.items()})
         if self.checkpoint:
             self.experiment.log_artifact(best, name=f"best-{self.version}", type="model")
 
     @rank_zero_only
-    def show(self, logits: Tensor, labels: Tensor, images: Tensor | Files, classes: list[str], ranks: int) -> None:
-        """Show what was asked for about the test: logits [N, K] of images [N, C, H, W] with their labels [N].
-
-        With several `ranks` they are those of the first: every so manieth image.
-        """
+    def show(self, logits: Tensor, labels: Tensor, images: Tensor | Files, classes: list[str]) -> None:
+        """Show what was asked for about the test: logits [N, K] of images [N, C, H, W] with their labels [N]."""
         import wandb
 
         confidence, predicted = logits.softmax(1).max(1)
@@ -122,7 +120,7 @@ class Wandb(WandbLogger):
         rows = wrong.argsort(descending=True)[: min(self.mistakes, int((wrong > 0).sum()))].tolist()
         said = [f"{classes[predicted[i]]} ({confidence[i]:.2f}), but is {classes[labels[i]]}" for i in rows]
         if rows:
-            pixels = images.index_select(0, torch.tensor(rows, device=images.device) * ranks).permute(0, 2, 3, 1).cpu()
+            pixels = images.index_select(0, torch.tensor(rows, device=images.device)).permute(0, 2, 3, 1).cpu()
             self.log_image("test/mistakes", [image.squeeze(2).numpy() for image in pixels], caption=said)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tricklab.calibration import gaps
+from tricklab.calibration import fit_temperature, measure
 from tricklab.data.batches import Batch
 from tricklab.errors import UserError
 from tricklab.optimizer import parameter_groups
@@ -65,6 +65,7 @@ class ImageClassifier(pl.LightningModule):
         self.images_seen = 0  # in training, by this process
         self.evaluated: list[tuple[int, Tensor, Tensor]] = []  # part, logits, labels of the running evaluation
         self.results: dict[str, float] = {}  # of the last evaluation
+        self.temperature = 1.0  # fitted on the last validation
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Lightning notes the hook it is in, forty times a step: torch's own takes 0.1 ms for that."""
@@ -209,23 +210,31 @@ class ImageClassifier(pl.LightningModule):
         self._finish_evaluation("test/{}")
 
     def _finish_evaluation(self, *names: str) -> None:
-        """Reduce what was evaluated to results, under a name for each part; keep logits and labels of the first."""
+        """Turn what was evaluated into results, under a name for each part; keep logits and labels of the first."""
         self.results = {}
         for part, name in reversed(list(enumerate(names))):
             batches = [(logits, labels) for n, logits, labels in self.evaluated if n == part]
-            self.logits, self.labels = (torch.cat(tensors).cpu() for tensors in zip(*batches, strict=True))
-            values = measure(self.logits, self.labels)
-            sums = torch.stack([torch.ones(len(self.labels)), *values.values()]).double().sum(1)
-            sums = torch.cat([sums, gaps(self.logits, self.labels)])
-            if self.trainer.world_size > 1:
-                sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
-            (_, *means), gap = (sums / sums[0]).split([len(values) + 1, len(sums) - len(values) - 1])
-            found = dict(zip(values, map(float, means), strict=True)) | {"ece": float(gap.abs().sum())}
-            self.results = {name.format(value): mean for value, mean in found.items()} | self.results
+            self.logits, self.labels = (self._together(torch.cat(tensors)) for tensors in zip(*batches, strict=True))
+            if name == "val/{}":
+                self.temperature = fit_temperature(self.logits, self.labels)
+            found = evaluate(self.logits, self.labels, self.temperature)
+            if part:
+                found = {value: found[value] for value in ("loss", "acc", "ece")}
+            self.results = {name.format(value): number for value, number in found.items()} | self.results
         self.evaluated.clear()
         self.record(self.results, self.global_step)
 
+    def _together(self, tensor: Tensor) -> Tensor:
+        """Join what the processes have of an evaluation, [N, ...], in order: each has had one image in turn."""
+        if self.trainer.world_size > 1:
+            sizes: Any = self.all_gather(torch.tensor(len(tensor), device=self.device))
+            filled = F.pad(tensor, [0, 0] * (tensor.ndim - 1) + [0, int(sizes.max()) - len(tensor)])
+            gathered: Any = self.all_gather(filled)  # [processes, N, ...]
+            tensor = gathered.transpose(0, 1).flatten(0, 1)[: int(sizes.sum())]
+        return tensor.cpu()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["temperature"] = self.temperature
         if isinstance(self.multiplier, Plateau):
             checkpoint["plateau"] = self.multiplier.state
 
@@ -239,14 +248,19 @@ class ImageClassifier(pl.LightningModule):
             logger.log_metrics({"epoch": self.current_epoch, **metrics}, step)
 
 
-def measure(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Return values [N] whose means are the results: loss, accuracy and, from 20 classes on, top-5 accuracy.
+def evaluate(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, float]:
+    """Return loss, accuracy, from 20 classes on top-5 accuracy, and the measures of calibration.
+
+    These again, with names in `_t`, for logits that are divided by the temperature.
 
     Args:
         logits: [N, K].
         labels: class indices [N].
+        temperature: see `tricklab.calibration.fit_temperature`.
     """
     values = {"loss": F.cross_entropy(logits, labels, reduction="none"), "acc": logits.argmax(1) == labels}
     if logits.shape[1] >= 20:
         values["acc_top5"] = (logits.topk(5).indices == labels[:, None]).any(1)
-    return values
+    found = {name: float(value.double().mean()) for name, value in values.items()} | measure(logits, labels)
+    tempered = measure(logits.double() / temperature, labels)
+    return found | {"temperature": temperature} | {f"{name}_t": value for name, value in tempered.items()}

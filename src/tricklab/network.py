@@ -109,14 +109,15 @@ def read_state(path: Path) -> tuple[State, DictConfig]:
             with safe_open(path, "pt") as file:
                 config = OmegaConf.create((file.metadata() or {}).get("config", "{}"))
                 return {key: file.get_tensor(key) for key in file.keys()}, cast(DictConfig, config)  # noqa: SIM118
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = whole = torch.load(path, map_location="cpu", weights_only=True)
         content = content.get("state_dict", content.get("model", content))
         ours = [key for key in content if str(key).startswith("net.")]  # and not the weights of classes in the loss
         state = {str(key).removeprefix("net."): content[key].detach() for key in ours or content}
     except (*UNREADABLE, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} holds no weights: {error}") from error
     beside = path.parent.parent / "config.yaml"
-    return state, cast(DictConfig, OmegaConf.load(beside) if beside.is_file() else OmegaConf.create())
+    config = cast(DictConfig, OmegaConf.load(beside) if beside.is_file() else OmegaConf.create())
+    return state, cast(DictConfig, OmegaConf.merge(config, {"temperature": whole.get("temperature", 1.0)}))
 
 
 def torchvision_weights(name: str) -> Weights:
