@@ -3,7 +3,7 @@
 python scripts/evaluate.py ckpt=RUN/checkpoints/best.ckpt [data=folder data.root=PATH ...]
     mc=16                   Monte-Carlo dropout: 16 views, each with other units dropped
     tta=8 [augment=light]   test-time augmentation: 8 views, augmented as in training or as said
-    resamples=1000          of the images, for the interval of 95 % beside each result; 0: none
+    resamples=200           of the images, for the interval of 95 % beside each result; 0: none
 
 Names that end in _t are after the temperature that the checkpoint's validation gave.
 """
@@ -29,7 +29,7 @@ def main() -> None:
 
     hush()
     mine = [word for word in sys.argv[1:] if word.split("=")[0].split(".")[0] == "augment"]
-    trained = read_trained([word for word in sys.argv[1:] if word not in mine], mc="0", tta="0", resamples="1000")
+    trained = read_trained([word for word in sys.argv[1:] if word not in mine], mc="0", tta="0", resamples="200")
     config, net = trained.config, trained.net()
     mc, tta, resamples = (count_views(name, trained.arguments[name]) for name in ("mc", "tta", "resamples"))
     if mine:

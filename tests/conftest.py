@@ -172,13 +172,16 @@ def environment() -> Iterator[None]:
 
 
 @pytest.fixture
-def run(tmp_path: Path, environment: None) -> Callable[..., Run]:
-    """Run a config in this process, in a folder of its own."""
+def run(tmp_path: Path, environment: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
+    """Run a config in this process, in a folder of its own, without what takes as long as all else: bar and picture."""
 
     def run(*overrides: str, folder: str = "run", choices: dict[str, str] | None = None) -> Run:
         from tricklab import experiment
 
-        experiment.run(configure("trainer.accelerator=cpu", *overrides), tmp_path / folder, overrides, choices)
+        if "logger=wandb" not in overrides:  # which shows it
+            monkeypatch.setattr(experiment, "draw_calibration", lambda *arguments: None)
+        quiet = ("trainer.accelerator=cpu", "callbacks.progress.refresh_rate=0")
+        experiment.run(configure(*quiet, *overrides), tmp_path / folder, overrides, choices)
         return Run(tmp_path / folder)
 
     return run

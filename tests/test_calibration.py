@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import Run
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import brier_score_loss, log_loss
@@ -120,8 +121,9 @@ def test_metric_of_torchmetrics():
     assert metric.compute() == measure(logits[:10].double() / 2, labels[:10])
 
 
-def test_a_run_has_it_and_evaluate_the_same_with_intervals(run, script):
-    done = run("model=mlp", "trainer.max_epochs=2")
+def test_a_run_has_it_and_evaluate_the_same_with_intervals(train, script, tmp_path):
+    assert train("trainer.accelerator=cpu", "model=mlp", "trainer.max_epochs=2", "hydra.run.dir=run").returncode == 0
+    done = Run(tmp_path / "run")
     metrics = done.result["metrics"]
     assert metrics["val/nll"] >= metrics["val/nll_t"]
     assert metrics["val/temperature"] == metrics["test/temperature"] != 1

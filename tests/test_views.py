@@ -103,13 +103,19 @@ def test_views_in_any_precision_are_those_of_training(run, script, precision):
     plain, other = (
         values(
             script(
-                "evaluate.py", ckpt, "tta=4", "augment.rotate.degrees=30", "augment=rotate", f"trainer.precision={p}"
+                "evaluate.py",
+                ckpt,
+                "resamples=0",
+                "tta=4",
+                "augment.rotate.degrees=30",
+                "augment=rotate",
+                f"trainer.precision={p}",
             )
         )
         for p in ("32-true", precision)
     )
     assert other["test/loss"] == pytest.approx(plain["test/loss"], rel=0.03)
-    assert plain != values(script("evaluate.py", ckpt, "tta=4"))
+    assert plain != values(script("evaluate.py", ckpt, "resamples=0", "tta=4"))
 
 
 def values(said):
@@ -120,7 +126,7 @@ def test_evaluate_with_views(run, script):
     done: Run = run("model=mlp", "model.dropout=0.5", "augment=crop", "trainer.max_epochs=4")
     ckpt = f"ckpt={done.folder}/checkpoints/best.ckpt"
     plain, mc, again, tta, other = (
-        values(script("evaluate.py", ckpt, *more))
+        values(script("evaluate.py", ckpt, "resamples=0", *more))
         for more in ([], ["mc=16"], ["mc=16"], ["tta=8"], ["tta=8", "augment=rotate"])
     )
     assert plain == {name: done.result["metrics"][name] for name in plain}

@@ -200,7 +200,7 @@ class ImageClassifier(pl.LightningModule):
             self._refuse(self.global_step, f"val/loss={self.results['val/loss']}")
         if isinstance(self.multiplier, Plateau) and not self.extra_validation:
             self.multiplier.observe(self.results["val/loss"])
-        shown = {key: torch.tensor(value) for key, value in self.results.items() if key.startswith("val/")}
+        shown = {f"val/{name}": torch.tensor(self.results[f"val/{name}"]) for name in ("loss", "acc", "ece")}
         self.log_dict(shown, logger=False, prog_bar=True)
 
     on_test_epoch_start = on_validation_epoch_start

@@ -19,7 +19,7 @@ def draw_calibration(logits: Tensor, labels: Tensor, temperature: float, path: P
     """
     from matplotlib.figure import Figure  # takes half a second
 
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 4))
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], "--", color="grey", label="to be believed")
     for name, divisor in {"as trained": 1.0, f"temperature {temperature:.2f}": temperature}.items():
