@@ -54,7 +54,7 @@ def main() -> None:
         augment = build_each(config.augment) if tta else {}
         net = views = Averaged(net, prepare, mc or tta, mc > 0, augment, config.seed)
     module = ImageClassifier(net)
-    module.temperature = config.temperature
+    module.temperature = config.get("temperature", 1.0)
     trainer.test(module, datamodule=data, verbose=False)
     results = dict(module.results)
     intervals = bootstrap(module.logits, module.labels, module.temperature, resamples) if resamples else {}

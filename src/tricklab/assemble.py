@@ -81,7 +81,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     except UserError as error:
         asked = " ".join(f"trainer.{key}={options[key]}" for key in ("accelerator", "devices", "strategy", "precision"))
         raise UserError(f"{asked}: {error}; allowed: what this machine has, as trainer.accelerator=auto") from error
-    if trainer.world_size > count_cores() and trainer.strategy.root_device.type == "cpu":
+    if trainer.num_devices > count_cores() and trainer.strategy.root_device.type == "cpu":
         raise UserError(f"trainer.devices={cfg.trainer.devices}; allowed: 1 to {count_cores()}, a core for each")
     return trainer
 

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tricklab.cli import explain, unknown
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest
-from tricklab.resume import HASH, SECRET, VOLATILE, config_hash, masked, read_config, run_folder, task
+from tricklab.resume import HASH, VOLATILE, config_hash, is_secret, masked, read_config, run_folder, task
 from tricklab.scheduler import DURATIONS as OF_DECAYS
 from tricklab.scheduler import FALLS, RAMPS
 
@@ -106,7 +106,7 @@ def check(config: DictConfig) -> None:
         group, _, option = override.partition("=")
         if option.startswith("[") and "." not in group and group not in SEVERAL_OPTIONS:
             raise UserError(f"{override}; allowed: one option of {group}")
-        if SECRET.search(group) and "${" not in option:
+        if is_secret(group, option) and "${" not in option:
             raise UserError(
                 f"{group.lstrip('+')}=*** would be written down; allowed: an environment variable, as ${{oc.env:NAME}}"
             )

@@ -25,9 +25,14 @@ FACTS = ("choices", "dataset")  # what a run adds to its config.yaml
 def masked(config: Mapping[str, Any]) -> dict[str, Any]:
     """Put stars for the values of keys that are secrets."""
     return {
-        key: masked(value) if isinstance(value, Mapping) else "***" if value and SECRET.search(str(key)) else value
+        key: masked(value) if isinstance(value, Mapping) else "***" if is_secret(str(key), value) else value
         for key, value in config.items()
     }
+
+
+def is_secret(key: str, value: Any) -> bool:
+    """Whether a value is nobody's business: a text under a name that says so."""
+    return isinstance(value, str) and value not in ("", "true", "false", "null") and bool(SECRET.search(key))
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
