@@ -14,7 +14,7 @@ from tricklab.data.published import find_mnist
 FILES = sorted(CONF.rglob("*.yaml"))
 OPTIONS = [(p.name, o) for p in sorted(CONF.iterdir()) if p.is_dir() and p.name != "hydra" for o in options(p)]
 GROUPS_OF_OURS = ("data", "augment", "mixup", "model", "penalty", "scheduler")
-COMPUTE = (*GROUPS_OF_OURS, "callbacks", "optimizer")
+COMPUTE = ("data", "augment", "mixup", "model", "penalty", "callbacks", "optimizer")
 VARIES: tuple[str, ...] = ()
 OTHER_NAME = {"mixup=on": "mixup", "mixup=off": "identity"}
 

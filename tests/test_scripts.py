@@ -334,7 +334,7 @@ def test_a_renamed_copy_passes_its_tests(renamed):
     ]
     env = os.environ | {"PYTHONPATH": str(renamed / "src")}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *(f"tests/{name}" for name in chosen)],
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", *(f"tests/{name}" for name in chosen)],
         cwd=renamed,
         env=env,
         capture_output=True,
