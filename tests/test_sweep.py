@@ -268,8 +268,7 @@ def test_optuna_killed_and_run_again_ends_with_the_same_best(train, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("extra", [(), ("hydra/launcher=ray", "hydra.launcher.ray.init.num_cpus=2")])
-def test_two_processes_in_a_sweep_are_one_with_the_double_batch(train, tmp_path, extra):
+def test_two_processes_in_a_sweep_are_one_with_the_double_batch(train, tmp_path):
     words = ("model=mlp", "model.batch_norm=false", "trainer.max_epochs=2", "trainer.accelerator=cpu")
     two = train(
         "-m",
@@ -279,7 +278,8 @@ def test_two_processes_in_a_sweep_are_one_with_the_double_batch(train, tmp_path,
         "trainer.devices=2",
         "optimizer.lr=0.05,0.1",
         "name=two",
-        *extra,
+        "hydra/launcher=ray",
+        "hydra.launcher.ray.init.num_cpus=2",
     )
     assert two.returncode == 0, two.stdout + two.stderr
     folders = sweep_of(tmp_path / "sweeps" / "two").values()
