@@ -119,12 +119,14 @@ def assert_same(folder, wanted):
     assert all(torch.equal(ours["state_dict"][key], tensor) for key, tensor in theirs["state_dict"].items())
 
 
-def kill_at_random(start, folder, case, seconds, rng):
-    """Start a run, kill it and all its processes so many seconds after its first step or before; return the step."""
-    process, first = start(folder, case), step(folder)
-    while step(folder) == first and process.is_alive():
-        time.sleep(0.005)
-    process.join(rng.random() * seconds)
+def kill_at_random(start, folder, case, whole, rng):
+    """Start a run, and kill it and all its processes at any moment of any further step; return the step."""
+    wanted, seconds = whole
+    last = int(wanted.column("step")[-1])
+    process, target = start(folder, case), rng.randrange(step(folder) + 1, last)
+    while step(folder) < target and process.is_alive():
+        time.sleep(0.002)
+    process.join(rng.random() * seconds / last)
     with contextlib.suppress(ProcessLookupError):  # it has ended
         os.killpg(process.pid, signal.SIGKILL)
     process.join()
@@ -153,9 +155,8 @@ def test_thirty_kills(start, whole, tmp_path, capsys):
 def kills(start, whole, tmp_path, cases):
     rng, steps = random.Random(0), []
     for n, case in enumerate(cases):
-        wanted, seconds = whole(case)
-        folder = tmp_path / str(n)
-        at = kill_at_random(start, folder, case, seconds, rng)
+        wanted, folder = whole(case)[0], tmp_path / str(n)
+        at = kill_at_random(start, folder, case, whole(case), rng)
         start(folder, case).join()
         assert_same(folder, wanted)
         steps.append((case, at, int(wanted.column("step")[-1])))
@@ -186,9 +187,9 @@ def test_a_kill_at_the_worst_moment(start, whole, tmp_path, moment, number, at):
 
 @pytest.mark.slow
 def test_two_kills_in_a_row(start, whole, tmp_path):
-    wanted, seconds = whole(CASES[0])
+    wanted = whole(CASES[0])[0]
     for rng in (random.Random(1), random.Random(2)):
-        kill_at_random(start, tmp_path / "run", CASES[0], seconds / 2, rng)
+        kill_at_random(start, tmp_path / "run", CASES[0], whole(CASES[0]), rng)
     start(tmp_path / "run", CASES[0]).join()
     assert_same(tmp_path / "run", wanted)
 
@@ -196,9 +197,8 @@ def test_two_kills_in_a_row(start, whole, tmp_path):
 @pytest.mark.slow
 def test_another_order_is_noticed(start, whole, tmp_path):
     """Or the comparison would show nothing."""
-    wanted, seconds = whole(CASES[0])
-    folder = tmp_path / "run"
-    kill_at_random(start, folder, CASES[0], seconds / 2, random.Random(0))
+    wanted, folder = whole(CASES[0])[0], tmp_path / "run"
+    kill_at_random(start, folder, CASES[0], whole(CASES[0]), random.Random(0))
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("\nseed: 0\n", "\nseed: 1\n"))
     start(folder, CASES[0], "seed=1").join()
