@@ -313,6 +313,28 @@ def test_the_share_of_a_constant_warmup():
     assert [rate(t) for t in range(4)] == [0.4, 0.4, 0.4, 1]
 
 
+def test_a_schedule_that_moves_by_epochs_is_that_of_torch_stepped_by_epochs():
+    theirs = torch_rates(lambda o: oracle.CosineAnnealingLR(o, 6), 6)
+    rate = multiplier("scheduler=cosine", "scheduler.hold=1ep", length=Length(24, 4))
+    assert [rate(t) for t in range(24)] == pytest.approx([share for share in theirs for _ in range(4)], **EXACT)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("hold", [1, 3])
+def test_a_rate_is_held_from_its_first_step_on(name, hold):
+    words = (f"scheduler={name}", "scheduler.warmup=5it")
+    free = multiplier(*words, length=Length(30, 10))
+    held = multiplier(*words, f"scheduler.hold={hold}it", length=Length(30, 10))
+    for curve, of in [(held, free), (held.momentum, free.momentum)]:
+        assert not curve or [curve(t) for t in range(30)] == [of(t // hold * hold) for t in range(30)]
+
+
+@pytest.mark.parametrize("hold", ["31it", "4ep"])
+def test_a_hold_longer_than_the_run_is_refused(hold):
+    with pytest.raises(UserError, match=f"scheduler.hold={hold} is .* allowed: 0 to 30"):
+        multiplier("scheduler=cosine", f"scheduler.hold={hold}", length=Length(30, 10))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_part_of_a_run_of_one_step(name):
     rate = multiplier(f"scheduler={name}", "scheduler.warmup=10%", length=Length(1, 1))

@@ -22,7 +22,7 @@ from tricklab.scheduler import FALLS, RAMPS
 
 Leaves = dict[str, Any]
 
-DURATIONS = (*OF_DECAYS, "warmup", "milestones", "begin", "end", "stop_after", "freeze")
+DURATIONS = (*OF_DECAYS, "warmup", "hold", "milestones", "begin", "end", "stop_after", "freeze")
 SEVERAL_OPTIONS = ("augment", "penalty", "callbacks", "logger", "tags")
 SEVERAL_TYPES = ("trainer.devices", "trainer.precision", "trainer.strategy", "resume")  # Lightning takes more than one
 SHARES = (
@@ -44,6 +44,7 @@ TYPES: dict[str, type] = {  # of what is null by default
     "weight": list,
 }
 NULLABLE = ("resize",)
+FREE = ("sweep.of.", "sweep.claim.")  # names of one's own
 CHOICES = {
     "scheduler.shape": tuple(FALLS),
     "scheduler.warmup_shape": (*RAMPS, "constant"),
@@ -127,7 +128,7 @@ def check(config: DictConfig) -> None:
     if fused and trainer.precision in ("16-mixed", 16, "16") and trainer.gradient_clip_val:
         said = f"trainer.precision={trainer.precision} trainer.gradient_clip_val={trainer.gradient_clip_val}"
         raise UserError(f"{said}: a fused step unscales gradients itself; allowed: with optimizer.fused=false")
-    for key, value in leaves(config).items():
+    for key, value in ((key, value) for key, value in leaves(config).items() if not key.startswith(FREE)):
         if key not in reference and not any(key == a or key.startswith(f"{a}.") for a in added):
             parent = key.rpartition(".")[0]
             siblings = [k[len(parent) :].lstrip(".").split(".")[0] for k in reference if k.startswith(parent)]

@@ -33,7 +33,7 @@ def schedule(decay: Callable[..., float], momentum: Callable[..., float] | None 
     Warmup: step t of W has the share ramp((t + 1) / W) of what the decay begins with, so no step has rate 0 and the
     last of them has lr_0; a constant one has `warmup_share` instead. The decay runs over the T = steps - W that
     remain: its own durations count from the end of the warmup, and percentages are of T. Past the end it stays
-    where it was.
+    where it was. With `hold` each rate stays for so long from its first step on: with 1ep a schedule moves by epochs.
 
     Raises:
         UserError: a warmup, or a duration of the decay, that does not lie inside the run.
@@ -45,9 +45,11 @@ def schedule(decay: Callable[..., float], momentum: Callable[..., float] | None 
         warmup: Duration = 0,
         warmup_shape: str = "linear",
         warmup_share: float = 0.1,
+        hold: Duration = 0,
         **options: Any,
     ) -> Multiplier:
         w = _steps("warmup", warmup, length, 0, length.steps - 1)
+        held = _steps("hold", hold, length, 0, length.steps) or 1
         ramp = RAMPS.get(warmup_shape, lambda x: warmup_share)
         rest = Length(length.steps - w, length.epoch)
         for name in options.keys() & DURATIONS:
@@ -56,12 +58,14 @@ def schedule(decay: Callable[..., float], momentum: Callable[..., float] | None 
             most = max(rest.steps - 1, 1)
             options["milestones"] = [_steps("milestones", m, rest, 1, most) for m in options["milestones"]]
 
-        def after_warmup(curve: Callable[..., float]) -> Curve:
-            return lambda step: curve(min(max(step - w, 0), rest.steps), rest.steps, **options)
+        def after_warmup(step: int, curve: Callable[..., float]) -> float:
+            return curve(min(max(step // held * held - w, 0), rest.steps), rest.steps, **options)
 
-        share = after_warmup(decay)
-        warm = lambda step: (ramp((step + 1) / w) if step < w else 1.0) * share(step)  # noqa: E731
-        return Multiplier(warm, after_warmup(momentum) if momentum else None)
+        def share(step: int) -> float:
+            warm = step // held * held + 1
+            return (ramp(warm / w) if warm <= w else 1.0) * after_warmup(step, decay)
+
+        return Multiplier(share, functools.partial(after_warmup, curve=momentum) if momentum else None)
 
     return build
 
