@@ -4,42 +4,146 @@ python scripts/evaluate.py ckpt=RUN/checkpoints/best.ckpt [data=folder data.root
     mc=16                   Monte-Carlo dropout: 16 views, each with other units dropped
     tta=8 [augment=light]   test-time augmentation: 8 views, augmented as in training or as said
     resamples=200           of the images, for the interval of 95 % beside each result; 0: none
+    suite=ood [other=mnist] how sure it is of noise, of turned and blurred images and of other data, and how well that
+                            tells them from the test set; for the network, each of these views, and its weights without
+                            their average, side by side; also as ood.csv and ood.png in the folder of the run
 
 Names that end in _t are after the temperature that the checkpoint's validation gave.
 """
 
+import csv
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from tricklab import cli
+from tricklab.errors import UserError
+
+SUITE = ["view", "images", "confidence", "auroc", "fpr95"]
+ARGUMENTS = {"mc": "0", "tta": "0", "resamples": "200", "suite": "", "other": ""}
 
 
 def main() -> None:
-    import pytorch_lightning as pl
-    import torch
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
-    from torch import nn
-
-    from tricklab.build import build, build_each
+    from tricklab.build import build
     from tricklab.checkpoint import compose_one, read_trained
-    from tricklab.errors import UserError
     from tricklab.experiment import hush
-    from tricklab.module import ImageClassifier
-    from tricklab.views import Averaged
 
     hush()
     mine = [word for word in sys.argv[1:] if word.split("=")[0].split(".")[0] == "augment"]
-    trained = read_trained([word for word in sys.argv[1:] if word not in mine], mc="0", tta="0", resamples="200")
-    config, net = trained.config, trained.net()
+    trained = read_trained([word for word in sys.argv[1:] if word not in mine], **ARGUMENTS)
+    config, suite = trained.config, trained.arguments["suite"]
     mc, tta, resamples = (count_views(name, trained.arguments[name]) for name in ("mc", "tta", "resamples"))
+    if suite not in ("", "ood"):
+        raise UserError(f"suite={suite}; allowed: ood")
     if mine:
         config.augment = compose_one(mine).augment
-    if (mine and not tta) or (tta and not config.augment) or (mc and tta and mc != tta):
+    if (mine and not tta) or (tta and not config.augment) or (mc and tta and mc != tta and not suite):
         raise UserError(f"mc={mc} tta={tta} {' '.join(mine)}; allowed: tta with an augmentation, mc the same or 0")
     data = build(config.data, seed=config.seed)
     if data.classes != list(config.dataset.classes):
         raise UserError(f"the data have the classes {data.classes}, the checkpoint {list(config.dataset.classes)}")
     data.adapt(trained.images)
+    if suite:
+        show_suite(trained, data, mc, tta)
+    else:
+        show_results(trained, data, mc, tta, resamples)
+
+
+def show_results(trained: Any, data: Any, mc: int, tta: int, resamples: int) -> None:
+    """Print each result with its interval."""
+    import torch
+
+    net = average(trained, mc or tta, mc > 0, tta > 0) if mc or tta else trained.net()
+    module = assess(trained.config, net, data)
+    results = dict(module.results)
+    intervals = bootstrap(module.logits, module.labels, module.temperature, resamples) if resamples else {}
+    if mc or tta:
+        for name, parts in {"entropy": net.entropy, "mutual_information": net.information}.items():
+            results[f"test/{name}"] = torch.cat(parts).double().mean().item()
+    for name, value in results.items():
+        print(name, value, *(["({:.4g} to {:.4g})".format(*intervals[name])] if name in intervals else []))
+
+
+def show_suite(trained: Any, data: Any, mc: int, tta: int) -> None:
+    """Print, write and draw how sure each view of the checkpoint is of each set of images."""
+    from tricklab.pictures import draw_confidence
+
+    path = Path(trained.arguments["ckpt"]).absolute()
+    folder = path.parents[1] if (path.parents[1] / "config.yaml").is_file() else path.parent
+    nets = views(trained, mc, tta)
+    found = {view: confidences(trained, net, data) for view, net in nets.items()}
+    rows = [row for view, of_view in found.items() for row in tell(view, of_view)]
+    with (folder / "ood.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([SUITE, *rows])
+    for row in [SUITE, *rows]:
+        print("{:16}{:16}{:>12}{:>10}{:>10}".format(*(f"{x:.4f}" if isinstance(x, float) else x for x in row)))
+    draw_confidence(found, folder / "ood.png")
+
+
+def tell(view: str, confidence: dict[str, Any]) -> Iterator[list[Any]]:
+    """Yield a row for each set of images, with how well it is told from the test set."""
+    from tricklab.ood import separate
+
+    for name, of_images in confidence.items():
+        told = ["", ""] if name == "test" else separate(confidence["test"], of_images).values()
+        yield [view, name, float(of_images.mean()), *told]
+
+
+def confidences(trained: Any, net: Any, data: Any) -> dict[str, Any]:
+    """Return the confidence [N] of a network on the images of each set."""
+    from tricklab.calibration import judged
+
+    modules = {name: assess(trained.config, net, of, change) for name, of, change in sets(trained, data)}
+    return {name: judged(module.logits, module.labels)[0] for name, module in modules.items()}
+
+
+def views(trained: Any, mc: int, tta: int) -> dict[str, Any]:
+    """Return the network of a checkpoint, its means over several views, and its weights without their average."""
+    nets = {"network": trained.net()}
+    if last := trained.unaveraged():
+        nets = {"average": nets["network"], "last weights": trained._replace(state=last).net()}
+    nets |= {f"mc={mc}": average(trained, mc, True, False)} if mc else {}
+    return nets | ({f"tta={tta}": average(trained, tta, False, True)} if tta else {})
+
+
+def average(trained: Any, number: int, dropout: bool, augment: bool) -> Any:
+    from tricklab.build import build_each
+    from tricklab.views import Averaged
+
+    changes = build_each(trained.config.augment) if augment else {}
+    return Averaged(trained.net(), trained.prepare(), number, dropout, changes, trained.config.seed)
+
+
+def sets(trained: Any, data: Any) -> Iterator[tuple[str, Any, Callable[[Any], Any] | None]]:
+    """Yield the test set, the same under each change, and the test set of other data."""
+    from tricklab.build import build
+    from tricklab.checkpoint import compose_one
+    from tricklab.data.batches import Labelled
+    from tricklab.ood import grey, shifts
+
+    yield "test", data, None
+    for name, change in shifts(trained.config.seed).items():
+        yield name, data, change
+    own = trained.config.data._target_.rpartition(".")[2]
+    name = trained.arguments["other"] or ("digits" if own != "digits" else "fake")
+    other = build(compose_one([f"data={name}"]).data, seed=trained.config.seed)
+    other.prepare = trained.prepare()
+    images, labels = other.source.test
+    other.source = other.source._replace(test=Labelled(images, labels * 0))  # they may be more than the network's
+    yield name, other, grey if trained.images.shape[0] == 1 else None
+
+
+def assess(config: Any, net: Any, data: Any, change: Callable[[Any], Any] | None = None) -> Any:
+    """Evaluate a network on a test set, whose images are changed first; return the module, with results and logits."""
+    import pytorch_lightning as pl
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+    from torch import nn
+    from torchvision.transforms import v2
+
+    from tricklab.module import ImageClassifier
+    from tricklab.views import Averaged
+
     options = {key: config.trainer[key] for key in ("accelerator", "precision", "limit_test_batches")}
     off: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
@@ -48,21 +152,17 @@ def main() -> None:
         trainer = pl.Trainer(devices=1, **options, **off)
     except (MisconfigurationException, ImportError, ValueError) as error:
         raise UserError(f"{options}: {error}") from error
-    if mc or tta:
-        prepare = data.prepare.to(trainer.strategy.root_device)
-        data.prepare = nn.Identity()  # views are made of the images as they are
-        augment = build_each(config.augment) if tta else {}
-        net = views = Averaged(net, prepare, mc or tta, mc > 0, augment, config.seed)
-    module = ImageClassifier(net)
+    module, prepare = ImageClassifier(net), data.prepare
     module.temperature = config.get("temperature", 1.0)
+    parts = [v2.Lambda(change)] if change else []
+    if isinstance(net, Averaged):  # views are made of the images as they are
+        net.make_input = [prepare.to(trainer.strategy.root_device)]
+    else:
+        parts.append(prepare)
+    data.prepare = nn.Sequential(*parts)
     trainer.test(module, datamodule=data, verbose=False)
-    results = dict(module.results)
-    intervals = bootstrap(module.logits, module.labels, module.temperature, resamples) if resamples else {}
-    if mc or tta:
-        for name, parts in {"entropy": views.entropy, "mutual_information": views.information}.items():
-            results[f"test/{name}"] = torch.cat(parts).double().mean().item()
-    for name, value in results.items():
-        print(name, value, *(["({:.4g} to {:.4g})".format(*intervals[name])] if name in intervals else []))
+    data.prepare = prepare
+    return module
 
 
 def bootstrap(logits: Any, labels: Any, temperature: float, resamples: int) -> dict[str, tuple[float, float]]:
@@ -79,7 +179,7 @@ def bootstrap(logits: Any, labels: Any, temperature: float, resamples: int) -> d
 
 def count_views(name: str, given: str) -> int:
     if not given.isdecimal() or int(given) == 1:
-        raise cli.UserError(f"{name}={given}; allowed: 0, or 2 views and more")
+        raise UserError(f"{name}={given}; allowed: 0, or 2 views and more")
     return int(given)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
@@ -37,6 +38,12 @@ class Trained(NamedTuple):
         except RuntimeError as error:
             raise UserError(f"ckpt={self.arguments['ckpt']}: {' '.join(str(error).split())[:200]}") from error
         return net.eval()
+
+    def unaveraged(self) -> State:
+        """Return the weights of the last step, where those of the checkpoint are an average; else nothing."""
+        path = Path(self.arguments["ckpt"])
+        kept = {} if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        return {key.removeprefix("net."): value for key, value in kept.get("current_model_state", {}).items()}
 
     def prepare(self) -> Preparation:
         """Return what makes the network's input of images of 0 .. 255."""
