@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Table = list[list[str]]
-Run = tuple[dict[str, float], list[dict[str, float]]]  # results, and rows of metrics.csv
 
 SHOWN = 8  # configurations in a picture
 STYLE = """
@@ -24,6 +23,14 @@ main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 2
 main { margin: 1.5rem 0; }
 svg { width: 100%; height: auto; }
 """
+
+
+class Run(NamedTuple):
+    """The results of a run, and the rows of its metrics.csv and calibration.csv."""
+
+    results: dict[str, float]
+    metrics: list[dict[str, float]]
+    calibration: list[dict[str, float]]
 
 
 class Section(NamedTuple):
@@ -75,12 +82,13 @@ def pictures(configurations: dict[str, list[Run]], effects: dict[str, dict[str, 
     `effects` holds, for each value of a key, a mean and half the width of its interval.
     """
     found = {label.replace("$", r"\$"): runs for label, runs in configurations.items() if runs}
-    scores = {label: np.mean([results.get("val/acc") or 0.0 for results, _ in runs]) for label, runs in found.items()}
+    scores = {label: np.mean([run.results.get("val/acc") or 0.0 for run in runs]) for label, runs in found.items()}
     shown = {label: found[label] for label in sorted(found, key=lambda label: -scores[label])[:SHOWN]}
     best = f", best {SHOWN} of {len(found)}" if len(found) > SHOWN else ""
     drawn: list[tuple[str, Callable[[Any], None]]] = [
         (f"accuracy on validation, mean ± sd over seeds{best}", lambda axes: draw_curves(axes, shown)),
         (f"accuracy against calibration error on the test set{best}", lambda axes: draw_calibration(axes, shown)),
+        (f"accuracy at each confidence on the test set{best}", lambda axes: draw_reliability(axes, shown)),
         (f"learning rate{best}", lambda axes: draw_rates(axes, shown)),
     ]
     if effects:
@@ -109,7 +117,7 @@ def picture(title: str, draw: Callable[[Any], None]) -> str:
 def draw_curves(axes: Any, configurations: dict[str, list[Run]]) -> None:
     for label, runs in configurations.items():
         of_epoch: dict[float, list[float]] = {}
-        for row in [row for _, rows in runs for row in rows if "val/acc" in row]:
+        for row in [row for run in runs for row in run.metrics if "val/acc" in row]:
             of_epoch.setdefault(row["epoch"] + 1, []).append(row["val/acc"])
         epochs = sorted(of_epoch)
         means = np.array([np.mean(of_epoch[epoch]) for epoch in epochs])
@@ -130,14 +138,26 @@ def draw_effects(axes: Any, effects: dict[str, dict[str, Any]]) -> None:
 
 def draw_calibration(axes: Any, configurations: dict[str, list[Run]]) -> None:
     for label, runs in configurations.items():
-        points = [(result["test/ece"], result["test/acc"]) for result, _ in runs if "test/ece" in result]
+        points = [(r.results["test/ece"], r.results["test/acc"]) for r in runs if "test/ece" in r.results]
         axes.plot([ece for ece, _ in points], [acc for _, acc in points], "o", alpha=0.6, label=label)
     axes.set_xlabel("expected calibration error (lower is better)")
     axes.set_ylabel("accuracy")
 
 
+def draw_reliability(axes: Any, configurations: dict[str, list[Run]]) -> None:
+    axes.plot([0, 1], [0, 1], "--", color="grey")
+    for label, runs in configurations.items():
+        of_bin: dict[int, Any] = {}
+        for i, row in [pair for run in runs for pair in enumerate(run.calibration) if len(pair[1]) == 3]:
+            of_bin[i] = of_bin.get(i, 0) + np.array([row["images"], row["right"], row["confidence"]])
+        points = [(confidence / n, right / n) for n, right, confidence in of_bin.values() if n > 0]
+        axes.plot([x for x, _ in points], [y for _, y in points], "o-", alpha=0.6, label=label)
+    axes.set_xlabel("confidence")
+    axes.set_ylabel("accuracy")
+
+
 def draw_rates(axes: Any, configurations: dict[str, list[Run]]) -> None:
     for label, runs in configurations.items():
-        points = [(row["step"], row["lr"]) for row in runs[0][1] if "lr" in row]
+        points = [(row["step"], row["lr"]) for row in runs[0].metrics if "lr" in row]
         axes.plot([step for step, _ in points], [lr for _, lr in points], label=label)
     axes.set_xlabel("optimizer step")

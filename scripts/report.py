@@ -86,8 +86,8 @@ def main() -> None:
         jobs = read_jobs(folder)
         check_metric(jobs, metric)
         varied, cells = arrange(jobs)
-        whole = all(job.status == "done" for job in jobs)  # or the values of a key would differ in all else
-        effects = {key: effect(key, jobs, metric) for key in varied if whole}
+        whole = all(job.status == "done" and job.words.keys() >= set(varied) for job in jobs)
+        effects = {key: effect(key, jobs, metric) for key in varied if whole}  # or all else would differ with its value
         sections = report(cells, effects if len(varied) > 1 else {}, metric, baseline, incomplete == "true")
         sections += left_out(folder, jobs)
         text = page.markdown(metric, sections)
@@ -123,10 +123,11 @@ def split(words: Sequence[str]) -> dict[str, str]:
 
 def arrange(jobs: list[Job]) -> tuple[list[str], Cells]:
     """Return the keys that vary, and the jobs by configuration and seed."""
-    varied = [k for k in jobs[0].words if k not in REPLICATES and len({job.words.get(k) for job in jobs}) > 1]
+    keys = dict.fromkeys(key for job in jobs for key in job.words if key not in REPLICATES)
+    varied = [key for key in keys if len({job.words.get(key) for job in jobs}) > 1]
     cells: Cells = {}
     for job in jobs:
-        label = " ".join(f"{key}={job.words.get(key)}" for key in varied) or "all"
+        label = " ".join(f"{key}={job.words[key]}" for key in varied if key in job.words) or "base"
         cells.setdefault(label, {})[job.replicate] = job
     return varied, cells
 
@@ -269,9 +270,9 @@ def left_out(folder: Path, jobs: list[Job]) -> list[Section]:
 
 
 def read_runs(cell: dict[str, Job]) -> list[Run]:
-    """Read the results of the seeds that are done, and what was logged on the way."""
+    """Read the results of the seeds that are done, what was logged on the way, and how sure they were."""
     done = [job for job in cell.values() if job.status == "done"]
-    return [(job.metrics, read_columns(job.folder / "metrics.csv")) for job in done]
+    return [Run(job.metrics, *(read_columns(job.folder / f"{name}.csv") for name in Run._fields[1:])) for job in done]
 
 
 def read_columns(path: Path) -> list[dict[str, float]]:

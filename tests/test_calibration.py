@@ -130,6 +130,10 @@ def test_a_run_has_it_and_evaluate_the_same_with_intervals(train, script, tmp_pa
     assert done.column("val/ece")[-1] == metrics["val/ece"]
     assert done.column("val/brier_t")[-1] == metrics["val/brier_t"]
     assert (done.folder / "calibration.png").read_bytes().startswith(b"\x89PNG")
+    bins = [[float(x) for x in line.split(",")] for line in (done.folder / "calibration.csv").read_text().split()[1:]]
+    images, right, _ = map(sum, zip(*bins, strict=True))
+    assert (len(bins), images, right / images) == (15, 359, pytest.approx(metrics["test/acc"]))
+    assert sum(abs(b[1] - b[2]) for b in bins) / images == pytest.approx(metrics["test/ece"])
     said = script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt", "resamples=50").stdout
     for name in ("test/acc", "test/ece", "test/ece_t", "test/aurc", "test/brier_t"):
         value, low, _, high = next(line.split()[1:] for line in said.splitlines() if line.split()[0] == name)

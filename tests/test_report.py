@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
+from matplotlib import pyplot
 from scipy import stats
 
 sys.path.insert(0, str(ROOT / "scripts"))  # as Python does for a script
@@ -120,7 +121,7 @@ def test_what_halving_has_stopped_is_not_compared(sweep, script):
 
 
 def test_the_page_holds_all_and_needs_nothing(sweep, script):
-    """Tables, four pictures, no link to anywhere; names from a config are text."""
+    """Tables, five pictures, no link to anywhere; names from a config are text."""
     bad = "<script>alert(1)</script>"
     folder = sweep({f"tag={bad}": [0.90, 0.91], "tag=b": [0.92, 0.94]})
     for n, path in enumerate(sorted(folder.glob("tag*"))):
@@ -134,7 +135,7 @@ def test_the_page_holds_all_and_needs_nothing(sweep, script):
     text = (folder / "report.html").read_text("utf-8")
     assert bad not in text
     assert "&lt;script&gt;alert(1)" in text
-    assert text.count("<svg") == 4
+    assert text.count("<svg") == 5
     assert 'name="viewport"' in text
     assert "0.9050" in text
     assert "python train.py -m model=mlp tag=b seed=0,1" in text
@@ -144,6 +145,16 @@ def test_the_page_holds_all_and_needs_nothing(sweep, script):
         for a in addresses
     )
     html.parser.HTMLParser().feed(text)
+
+
+def test_reliability_is_that_of_all_seeds_together():
+    page, axes = sys.modules["page"], pyplot.figure().subplots()
+    bins = [[(0, 0, 0), (4, 1, 2.0)], [(2, 1, 0.2), (4, 3, 2.4)]]
+    columns = [[dict(zip(("images", "right", "confidence"), row, strict=True)) for row in of_seed] for of_seed in bins]
+    page.draw_reliability(axes, {"a": [page.Run({}, [], of_seed) for of_seed in columns], "b": [page.Run({}, [], [])]})
+    diagonal, a, b = (line.get_xydata().tolist() for line in axes.lines)
+    assert a == [pytest.approx([0.1, 0.5]), pytest.approx([0.55, 0.5])]
+    assert (diagonal, b) == ([[0, 0], [1, 1]], [])
 
 
 def test_one_configuration_with_nothing_done(sweep, script):
@@ -217,6 +228,8 @@ def test_what_is_broken_or_odd_is_no_obstacle(sweep, script):
     paths = sorted(folder.glob("tag=*/result.json"))
     paths[0].write_text("[1]")
     (paths[1].parent / "metrics.csv").write_text("epoch,val/acc\n0,1,2,3\n")
+    (paths[1].parent / "calibration.csv").write_text("images,right,confidence\n0,1,2,3\n")
+    (paths[3].parent / "calibration.csv").write_text("images,right,confidence\n5,\nx\n")
     broken = json.loads(paths[2].read_text())
     paths[2].write_text(json.dumps(broken | {"metrics": {"test/acc": 0.9, "val/acc": None}}))
     said = script("report.py", str(folder))
