@@ -11,7 +11,7 @@ from tricklab.build import build
 from tricklab.cli import options
 from tricklab.duration import Length
 from tricklab.errors import UserError
-from tricklab.mixup import alternate, blend, cutmix, draw, draw_boxes, draw_lam, identity, mixup
+from tricklab.mixup import alternate, blend, cutmix, draw, draw_boxes, draw_lam, identity, images_only, mixup
 from tricklab.module import ImageClassifier
 from tricklab.randomness import generator
 
@@ -35,6 +35,16 @@ def test_mixup_is_its_formula():
     assert torch.equal(mixed, lam * images + (1 - lam) * images[partner])
     assert torch.equal(mixed_targets, lam * targets + (1 - lam) * targets[partner])
     assert 0 < lam < 1
+
+
+@pytest.mark.parametrize("per", ["batch", "image"])
+def test_images_alone_are_those_of_mixup_with_the_target_that_weighs_more(per):
+    images, targets = torch.randn(64, 3, 5, 5), torch.eye(64)
+    alone, labels = images_only(images, targets, generator(0, "mix"), alpha=1.0, per=per)
+    mixed, weights = mixup(images, targets, generator(0, "mix"), alpha=1.0, per=per)
+    assert torch.equal(alone, mixed)
+    assert torch.equal(labels, F.one_hot(weights.argmax(1), 64).float())
+    assert per == "batch" or 0 < (labels != targets).any(1).float().mean() < 1
 
 
 @pytest.mark.parametrize("lam", [0.3, 0.123456789, 0.999, 0.5])

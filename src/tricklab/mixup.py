@@ -46,6 +46,12 @@ def mixup(images: Tensor, targets: Tensor, partner: Tensor, lam: Tensor, generat
 
 
 @mixing
+def images_only(images: Tensor, targets: Tensor, partner: Tensor, lam: Tensor, generator: torch.Generator) -> Mixed:
+    """Blend x as mixup does, and keep y of the image that weighs more: mixing without its labels, arXiv 1905.11001."""
+    return blend(images, partner, lam), blend(targets, partner, lam.round())
+
+
+@mixing
 def cutmix(images: Tensor, targets: Tensor, partner: Tensor, lam: Tensor, generator: torch.Generator) -> Mixed:
     """Paste a box of x_j into x_i; targets are weighted by the area really pasted. CutMix, arXiv 1905.04899."""
     pasted = draw_boxes(images.shape[2], images.shape[3], lam, generator)  # [1 or B, 1, H, W]
