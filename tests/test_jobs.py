@@ -80,6 +80,28 @@ def test_jobs_are_single_runs_and_run_once(train, tmp_path):
     assert [(f / "result.json").stat().st_mtime_ns for f in jobs(folder).values()] == times
 
 
+def test_arms_are_lists_of_words(train, script, tmp_path):
+    words = (
+        "-m",
+        *SHORT,
+        "sweep=arms",
+        "sweep.of={plain:[],both:['mixup=on','scheduler=cosine']}",
+        "seed=0,1",
+        "name=x",
+    )
+    assert train(*words).returncode == 0
+    folder = tmp_path / "sweeps" / "x"
+    given = sorted(sorted({*words.split()} - {*SHORT, "name=x"}) for words in jobs(folder))
+    assert given == [["mixup=on", "scheduler=cosine", f"seed={n}"] for n in (0, 1)] + [["seed=0"], ["seed=1"]]
+    said = script("report.py", str(folder)).stdout
+    assert "## Differences to base" in said
+    assert "mixup=on scheduler=cosine" in said
+    assert "Effect of" not in said  # all else differs with it
+    refused = train("-m", *SHORT, "sweep=arms")
+    assert refused.returncode == 1
+    assert "sweep=arms without sweep.of; allowed: with lists of words by name" in refused.stderr
+
+
 def test_a_failed_job_ends_neither_the_others_nor_with_0(train, tmp_path):
     done = train("-m", *SHORT, "data.train_size=1,50", "name=part")
     assert done.returncode == 1

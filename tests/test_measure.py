@@ -19,32 +19,61 @@ def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
 
 
-def write_result(folder, seed, status="done", accuracy=0.9):
+def write_result(folder, seed, status="done", accuracy=0.9, words=()):
     folder.mkdir(parents=True)
-    result = {"status": status, "config_hash": f"hash{seed}", "overrides": ["experiment=x", f"seed={seed}"]}
+    result = {"status": status, "config_hash": f"hash{seed}", "overrides": ["experiment=x", *words, f"seed={seed}"]}
     result |= {"seconds": 10.0 + seed, "git": {"commit": "0123456789ab"}, "versions": {"torch": "2"}}
     result |= {"started": "2026-11-25T10:00:00+00:00"}
     metrics = {"val/acc": accuracy + 0.01, "test/acc": accuracy, "test/loss": 0.5, "test/ece": 0.02}
     (folder / "result.json").write_text(json.dumps(result | {"metrics": metrics}))
 
 
-def test_rows_of_done_runs_are_kept_and_added_to(scripts, tmp_path):
-    from measure import gather, summary
+@pytest.fixture
+def recipe(scripts, monkeypatch, tmp_path):
+    """A recipe whose file and folder lie elsewhere."""
+    from measure import Recipe
 
-    file, sweep = tmp_path / "x.csv", tmp_path / "sweep"
-    assert gather(file, sweep) == {}
-    assert not file.exists()
-    write_result(sweep / "a", seed=0, accuracy=0.90)
-    write_result(sweep / "b", seed=1, status="failed")
-    assert set(gather(file, sweep)) == {"hash0"}
-    write_result(tmp_path / "later" / "c", seed=2, accuracy=0.92)
-    rows = gather(file, tmp_path / "later")
-    assert [(row["seed"], row["test/acc"], row["seconds"]) for row in csv.DictReader(file.open())] == [
+    monkeypatch.setattr(Recipe, "file", tmp_path / "x.csv")
+    monkeypatch.setattr(Recipe, "folder", tmp_path / "sweep")
+    return Recipe("x")
+
+
+def test_rows_of_done_runs_are_kept_and_added_to(recipe, tmp_path, monkeypatch):
+    from measure import Recipe, gather, summary
+
+    assert gather(recipe) == {}
+    assert not recipe.file.exists()
+    write_result(recipe.folder / "a", seed=0, accuracy=0.90)
+    write_result(recipe.folder / "b", seed=1, status="failed")
+    assert set(gather(recipe)) == {"hash0"}
+    monkeypatch.setattr(Recipe, "folder", tmp_path / "later")
+    write_result(recipe.folder / "c", seed=2, accuracy=0.92)
+    rows = gather(recipe)
+    assert [(row["seed"], row["test/acc"], row["seconds"]) for row in csv.DictReader(recipe.file.open())] == [
         ("0", "0.9", "10.0"),
         ("2", "0.92", "12.0"),
     ]
     said = summary(list(rows.values()), 1.5e12)
     assert "2 seeds: test/acc 0.9100 ± 0.0141, val/acc 0.9200 ± 0.0141, 11 s a run (10 to 12), 1.5e+12 FLOPs" in said
+
+
+def test_a_row_has_the_words_of_its_arm_and_the_last_value_of_a_metric(recipe):
+    from measure import gather
+
+    several = recipe._replace(arms={"a": ["mixup=off"], "b": ["mixup=on"]}, metrics=("test/acc", "val/acc@last"))
+    write_result(recipe.folder / "a", seed=0, words=["mixup=on", "mixup.alpha=2"])
+    (recipe.folder / "a" / "metrics.csv").write_text("step,val/acc,lr\n1,0.5,\n2,0.75,\n3,,0.1\n")
+    (row,) = gather(several).values()
+    assert (row["words"], row["test/acc"], row["val/acc@last"]) == ("mixup=on mixup.alpha=2", "0.9", "0.75")
+    assert "test/loss" not in row
+
+
+def test_a_row_without_a_metric_that_is_asked_for_is_read_anew(recipe):
+    from measure import gather
+
+    write_result(recipe.folder / "a", seed=0)
+    gather(recipe._replace(metrics=("test/acc",)))
+    assert [row["test/ece"] for row in gather(recipe).values()] == ["0.02"]
 
 
 def test_flops_are_those_of_all_steps(scripts):

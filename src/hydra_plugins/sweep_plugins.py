@@ -49,11 +49,12 @@ class Search(Sweeper):
         self.jobs = Jobs(config, hydra_context.config_loader, apart)
 
     def sweep(self, arguments: list[str]) -> None:
-        from tricklab.build import build
+        from tricklab.build import build, without
 
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
-            build(self.jobs.config.sweep)(OverridesParser.create().parse_overrides(arguments), self.jobs)
+            search = build(without(self.jobs.config.sweep, "claim"))
+            search(OverridesParser.create().parse_overrides(arguments), self.jobs)
         except KeyboardInterrupt:
             raise SystemExit(128 + signal.SIGINT) from None
         finally:

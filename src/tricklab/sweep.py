@@ -1,8 +1,8 @@
-"""How a sweep chooses its runs: all of a grid, the best of a grid in rounds, or trials that Optuna proposes."""
+"""How a sweep chooses its runs: a grid, arms, the best of a grid in rounds, or trials that Optuna proposes."""
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -18,6 +18,17 @@ OBJECTIVES = ("val/acc", "val/loss", "val/ece", "val/acc_top5")
 def grid(words: Sequence[Override], jobs: Jobs) -> None:
     """Run every combination of the values of `words`."""
     jobs.run(combine(words))
+
+
+def arms(words: Sequence[Override], jobs: Jobs, of: Mapping[str, Sequence[str]] | None) -> None:
+    """Run each arm, which is a list of words of its own, with every combination of the values of `words`.
+
+    Raises:
+        UserError: there is no arm.
+    """
+    if not of:
+        raise UserError("sweep=arms without sweep.of; allowed: with lists of words by name, as {a:['mixup=on']}")
+    jobs.run([[*combination, *arm] for arm in of.values() for combination in combine(words)])
 
 
 def halving(words: Sequence[Override], jobs: Jobs, factor: int, rounds: int) -> None:

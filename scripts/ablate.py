@@ -1,0 +1,94 @@
+"""Take a recipe apart: its tricks added one after the other, and each left out of the whole.
+
+python scripts/ablate.py fashion_tricks [seeds=3] [slots=2]
+
+The tricks stand in the recipe's file, as sweep.claim.tricks; the runs are kept as those of scripts/measure.py.
+"""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from measure import Arms, Recipe, Row, arguments, measure
+from omegaconf import OmegaConf
+from page import Table, table
+from report import Difference, holm, interval, number, paired, summarise
+
+from tricklab import cli
+from tricklab.errors import UserError
+from tricklab.process import quoted
+
+METRIC = "test/acc"
+HEAD = ["trick", METRIC, "added in turn", "95 % interval", "p (Holm)", "left out of all", "95 % interval", "p (Holm)"]
+
+
+def main() -> None:
+    name, seeds, words = arguments(sys.argv[1:], cli.options(cli.CONF / "experiment"), 3)
+    sys.argv = sys.argv[:1]  # the names of folders are made of the rest
+    tricks = read_tricks(name)
+    arms = make_arms(tricks)
+    of = ",".join(f"{arm}:[{','.join(map(quoted, chosen))}]" for arm, chosen in arms.items())
+    rows = measure(Recipe(name, arms, (METRIC,)), seeds, ["sweep=arms", f"sweep.of={{{of}}}", *words])
+    print(table(lay_out(list(tricks), rows)))
+    print(power(list(tricks), rows))
+    if left := sum(seeds - len(of_arm) for of_arm in rows.values()):
+        sys.exit(f"error: {left} runs are not done; the same command again goes on")
+
+
+def read_tricks(name: str) -> dict[str, list[str]]:
+    """Return the words of each trick of a recipe.
+
+    Raises:
+        UserError: it has none.
+    """
+    path = cli.CONF / "experiment" / f"{name}.yaml"
+    tricks: Any = OmegaConf.select(OmegaConf.load(path), "sweep.claim.tricks")
+    if not tricks:
+        raise UserError(f"experiment={name} has no sweep.claim.tricks; allowed: one that has, as fashion_tricks")
+    return {str(trick): [str(word) for word in words] for trick, words in tricks.items()}
+
+
+def make_arms(tricks: Arms) -> dict[str, list[str]]:
+    """Return the words without tricks, up to each of them, and of all but each of them."""
+    names = list(tricks)
+    chosen: dict[str, list[str]] = {"none": []} | {f"to_{name}": names[: i + 1] for i, name in enumerate(names)}
+    chosen |= {f"no_{name}": [other for other in names if other != name] for name in names}
+    return {arm: [word for name in of_arm for word in tricks[name]] for arm, of_arm in chosen.items()}
+
+
+def differences(tricks: Sequence[str], rows: Mapping[str, Mapping[int, Row]]) -> list[Difference]:
+    """Compare, seed by seed, each trick in turn with what came before it, and all of them with all but each."""
+    values = {arm: {str(seed): float(row[METRIC]) for seed, row in of_arm.items()} for arm, of_arm in rows.items()}
+    turns = pairwise(["none", *(f"to_{name}" for name in tricks)])
+    pairs = [(after, before) for before, after in turns] + [(f"to_{tricks[-1]}", f"no_{name}") for name in tricks]
+    return [paired(values[ours], values[theirs]) for ours, theirs in pairs]
+
+
+def lay_out(tricks: Sequence[str], rows: Mapping[str, Mapping[int, Row]]) -> Table:
+    """Return the table: p-values are corrected for the number of all comparisons in it."""
+    found = differences(tricks, rows)
+    ps = holm([1.0 if math.isnan(d.p) else d.p for d in found])
+    cells = [
+        [number(d.summary.mean, "+"), interval(d.summary.mean, d.summary.half), f"{p:.3g}"]
+        for d, p in zip(found, ps, strict=True)
+    ]
+    means = [number(summarise([float(row[METRIC]) for row in rows[arm].values()]).mean) for arm in rows]
+    lines = [[f"+ {name}", means[i + 1], *cells[i], *cells[len(tricks) + i]] for i, name in enumerate(tricks)]
+    return [HEAD, ["none", means[0], *[""] * 6], *lines]
+
+
+def power(tricks: Sequence[str], rows: Mapping[str, Mapping[int, Row]]) -> str:
+    """Say which difference so many seeds would show in four of five cases, before the correction."""
+    found = [d.summary for d in differences(tricks, rows) if d.summary.n > 1]
+    if not found:
+        return "no two seeds are done"
+    deviation, n = math.sqrt(math.fsum(s.deviation**2 for s in found) / len(found)), min(s.n for s in found)
+    least = deviation * math.sqrt(7.85 / n)
+    said = f"{n} seeds: differences deviate by {deviation:.4f} from seed to seed"
+    return f"{said}; one of {least:.4f} would be seen in 4 of 5 cases"
+
+
+if __name__ == "__main__":
+    cli.launch(main, __doc__)

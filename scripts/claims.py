@@ -1,0 +1,152 @@
+"""Test what papers claim: what is expected, what was measured with its interval, and a verdict.
+
+python scripts/claims.py                             the table of all claims, from the runs that are known
+python scripts/claims.py NAME [seeds=5] [slots=2]    run what was not run yet, and judge
+
+A claim is a file in conf/experiment/claims: an experiment, its arms, and what is expected of them. Beside it stand the
+results of its runs, a row each, which count as done as long as the claim still computes the same.
+"""
+
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from measure import Recipe, Row, arguments, known, measure
+from omegaconf import OmegaConf
+from page import table
+from report import Summary, needed, number, summarise
+
+from tricklab import cli
+from tricklab.errors import UserError
+
+CLAIMS = cli.CONF / "experiment" / "claims"
+HEAD = ["claim", "expected", "measured (95 % interval)", "verdict", "seeds", "minutes", "date"]
+
+
+class Expectation(NamedTuple):
+    """That the metric of an arm, less that of another one, lies above or below a value, or within so much of 0.
+
+    "a + b" is the sum of two arms.
+    """
+
+    of: str
+    metric: str
+    than: str = ""
+    above: float = math.nan
+    below: float = math.nan
+    within: float = math.nan
+
+    def __str__(self) -> str:
+        what = f"{self.of} - {self.than}" if self.than else self.of
+        bounds = {"above": self.above, "below": self.below, "within ±": self.within}
+        said = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if not math.isnan(bound))
+        return f"{what}, {self.metric}: {said.replace('± ', '±')}"
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """The sign of each arm."""
+        return dict.fromkeys(self.of.split(" + "), 1.0) | dict.fromkeys(filter(None, self.than.split(" + ")), -1.0)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Between which values it lies."""
+        if not math.isnan(self.within):
+            return -self.within, self.within
+        return (-math.inf if math.isnan(self.above) else self.above), (
+            math.inf if math.isnan(self.below) else self.below
+        )
+
+
+class Claim(NamedTuple):
+    """A claim, and what its file says about it."""
+
+    name: str
+    says: str
+    arms: dict[str, list[str]]
+    expect: list[Expectation]
+    seeds: int
+    minutes: float
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(f"claims/{self.name}", self.arms, list(dict.fromkeys(e.metric for e in self.expect)))
+
+
+def main() -> None:
+    names, words = cli.options(CLAIMS), sys.argv[1:]
+    if not words:
+        print(table(overview()))
+        return
+    claim = read_claim(words[0]) if words[0] in names else None
+    name, seeds, words = arguments(words, names, claim.seeds if claim else 1)
+    sys.argv = sys.argv[:1]  # the names of folders are made of the rest
+    claim = read_claim(name)
+    rows = measure(claim.recipe, seeds, words)
+    print(claim.says)
+    for expectation in claim.expect:
+        print("  " + "; ".join(judge(expectation, rows)))
+    if left := sum(seeds - len(of_arm) for of_arm in rows.values()):
+        sys.exit(f"error: {left} runs are not done; the same command again goes on")
+
+
+def read_claim(name: str) -> Claim:
+    """Read the file of a claim.
+
+    Raises:
+        UserError: it has not what a claim has.
+    """
+    path = CLAIMS / f"{name}.yaml"
+    try:
+        sweep: Any = OmegaConf.to_container(OmegaConf.load(path).sweep)
+        expect = [Expectation(**entry) for entry in sweep["claim"]["expect"]]
+        facts = sweep["claim"]["seeds"], sweep["claim"]["minutes"]
+        claim = Claim(name, cli.description(path), sweep["of"], expect, *facts)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: {error}; allowed: as in the claims beside it") from error
+    if unknown := {arm for e in expect for arm in e.terms} - claim.arms.keys():
+        raise UserError(f"{path}: " + cli.unknown(min(unknown), min(unknown), claim.arms))
+    return claim
+
+
+def judge(expectation: Expectation, rows: Mapping[str, Mapping[int, Row]]) -> list[str]:
+    """Return what was expected, what was measured, and the verdict."""
+    signs, metric = expectation.terms, expectation.metric
+    seeds = set.intersection(*(set(rows[arm]) for arm in signs))
+    measured = summarise([sum(sign * float(rows[arm][seed][metric]) for arm, sign in signs.items()) for seed in seeds])
+    if not seeds:
+        return [str(expectation), "", "not run"]
+    low, high = measured.mean - measured.half, measured.mean + measured.half
+    said = f"{number(measured.mean, '+' if expectation.than else '')} ({number(low)} to {number(high)})"
+    return [str(expectation), said, verdict(measured, *expectation.bounds)]
+
+
+def verdict(measured: Summary, low: float, high: float) -> str:
+    """Say PASS where the interval of 95 % lies between the bounds, FAIL where it lies outside of them.
+
+    Else INCONCLUSIVE, with the seeds that would show on which side of the nearer bound the mean lies.
+    """
+    if measured.mean - measured.half > low and measured.mean + measured.half < high:
+        return "PASS"
+    if measured.mean + measured.half <= low or measured.mean - measured.half >= high:
+        return "FAIL"
+    nearer = min((low, high), key=lambda bound: abs(measured.mean - bound))
+    seeds = needed(measured._replace(mean=measured.mean - nearer)) if measured.n > 1 else 2
+    return f"INCONCLUSIVE, some {max(seeds, measured.n + 1)} seeds would decide"
+
+
+def overview() -> list[list[str]]:
+    """Return the table of all claims, from the runs that are known."""
+    lines = [HEAD]
+    for claim in map(read_claim, cli.options(CLAIMS)):
+        rows = known(claim.recipe, claim.seeds)
+        done = [row for of_arm in rows.values() for row in of_arm.values()]
+        minutes = math.fsum(float(row["seconds"]) for row in done) / 60 if done else claim.minutes
+        facts = [str(min(map(len, rows.values()))), f"{minutes:.0f}", max((row["date"] for row in done), default="")]
+        lines.append([f"`{claim.name}`", claim.says, "", "", *facts])
+        lines += [["", *judge(expectation, rows), "", "", ""] for expectation in claim.expect]
+    return lines
+
+
+if __name__ == "__main__":
+    cli.launch(main, __doc__)
