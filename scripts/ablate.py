@@ -14,7 +14,7 @@ from typing import Any
 from measure import Arms, Recipe, Row, arguments, measure
 from omegaconf import OmegaConf
 from page import Table, table
-from report import Difference, holm, interval, number, paired, summarise
+from paired import Difference, holm, interval, number, paired, summarise
 
 from tricklab import cli
 from tricklab.errors import UserError

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from measure import Recipe, Row, arguments, known, measure
 from omegaconf import OmegaConf
 from page import table
-from report import Summary, needed, number, summarise
+from paired import Summary, needed, number, summarise
 
 from tricklab import cli
 from tricklab.errors import UserError

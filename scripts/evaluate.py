@@ -136,22 +136,13 @@ def sets(trained: Any, data: Any) -> Iterator[tuple[str, Any, Callable[[Any], An
 
 def assess(config: Any, net: Any, data: Any, change: Callable[[Any], Any] | None = None) -> Any:
     """Evaluate a network on a test set, whose images are changed first; return the module, with results and logits."""
-    import pytorch_lightning as pl
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException
     from torch import nn
     from torchvision.transforms import v2
 
     from tricklab.module import ImageClassifier
     from tricklab.views import Averaged
 
-    options = {key: config.trainer[key] for key in ("accelerator", "precision", "limit_test_batches")}
-    off: dict[str, Any] = dict.fromkeys(
-        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
-    )
-    try:
-        trainer = pl.Trainer(devices=1, **options, **off)
-    except (MisconfigurationException, ImportError, ValueError) as error:
-        raise UserError(f"{options}: {error}") from error
+    trainer = make_trainer(config.trainer)
     module, prepare = ImageClassifier(net), data.prepare
     module.temperature = config.get("temperature", 1.0)
     parts = [v2.Lambda(change)] if change else []
@@ -163,6 +154,19 @@ def assess(config: Any, net: Any, data: Any, change: Callable[[Any], Any] | None
     trainer.test(module, datamodule=data, verbose=False)
     data.prepare = prepare
     return module
+
+
+def make_trainer(of_run: Any) -> Any:
+    """Return a trainer with a run's accelerator and precision, which evaluates and keeps nothing."""
+    import pytorch_lightning as pl
+    from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+    options = {key: of_run[key] for key in ("accelerator", "precision", "limit_test_batches")}
+    off: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    try:
+        return pl.Trainer(devices=1, **options, **off)
+    except (MisconfigurationException, ImportError, ValueError) as error:
+        raise UserError(f"{options}: {error}") from error
 
 
 def bootstrap(logits: Any, labels: Any, temperature: float, resamples: int) -> dict[str, tuple[float, float]]:

@@ -145,15 +145,20 @@ def draw_calibration(axes: Any, configurations: dict[str, list[Run]]) -> None:
 
 
 def draw_reliability(axes: Any, configurations: dict[str, list[Run]]) -> None:
+    """Draw accuracy over mean confidence in each bin, all seeds together, and as steps the share of the images."""
     axes.plot([0, 1], [0, 1], "--", color="grey")
-    for label, runs in configurations.items():
+    for n, (label, runs) in enumerate(configurations.items()):
         of_bin: dict[int, Any] = {}
         for i, row in [pair for run in runs for pair in enumerate(run.calibration) if len(pair[1]) == 3]:
             of_bin[i] = of_bin.get(i, 0) + np.array([row["images"], row["right"], row["confidence"]])
-        points = [(confidence / n, right / n) for n, right, confidence in of_bin.values() if n > 0]
-        axes.plot([x for x, _ in points], [y for _, y in points], "o-", alpha=0.6, label=label)
+        images, right, confidence = np.array([of_bin[i] for i in sorted(of_bin)]).reshape(-1, 3).T
+        some = images > 0
+        axes.plot(
+            confidence[some] / images[some], right[some] / images[some], "o-", alpha=0.6, color=f"C{n}", label=label
+        )
+        axes.stairs(images / max(images.sum(), 1), np.linspace(0, 1, len(images) + 1), alpha=0.6, color=f"C{n}")
     axes.set_xlabel("confidence")
-    axes.set_ylabel("accuracy")
+    axes.set_ylabel("accuracy; steps: share of the images")
 
 
 def draw_rates(axes: Any, configurations: dict[str, list[Run]]) -> None:

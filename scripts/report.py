@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import page
 from page import Run, Section, Table
+from paired import Summary, holm, interval, needed, number, paired, summarise
 
 from tricklab import cli
 from tricklab.errors import UserError, nearest
@@ -55,22 +56,6 @@ class Job(NamedTuple):
 
 
 Cells = dict[str, dict[str, Job]]  # by configuration and seed
-
-
-class Summary(NamedTuple):
-    """Of values: how many, mean, standard deviation, and half the width of the 95 % interval of the mean."""
-
-    n: int
-    mean: float
-    deviation: float
-    half: float
-
-
-class Difference(NamedTuple):
-    """Of two configurations, seed by seed: its summary, and p of Student's paired t-test."""
-
-    summary: Summary
-    p: float
 
 
 def main() -> None:
@@ -167,48 +152,11 @@ def check_metric(jobs: list[Job], metric: str) -> None:
         raise UserError(cli.unknown(f"metric={metric}", metric, known))
 
 
-def summarise(values: Sequence[float]) -> Summary:
-    """Return the mean with Student's interval; of a single value there is no deviation."""
-    from scipy import stats
-
-    n, mean = len(values), math.fsum(values) / len(values) if values else math.nan
-    if n < 2:
-        return Summary(n, mean, math.nan, math.nan)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
-    return Summary(n, mean, deviation, float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n))
-
-
 def row(label: str, values: dict[str, float], cell: dict[str, Job]) -> list[str]:
     n, mean, deviation, half = summarise(list(values.values()))
     seconds = [job.result.get("seconds") or 0.0 for job in cell.values() if job.status == "done"]
     took = f"{math.fsum(seconds) / len(seconds):.1f}" if seconds else ""
     return [label, f"{n} of {len(cell)}", number(mean), number(deviation), interval(mean, half), took]
-
-
-def paired(ours: dict[str, float], theirs: dict[str, float]) -> Difference:
-    """Compare seed by seed, with Student's t-test of the differences."""
-    from scipy import stats
-
-    summary = summarise([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
-    if not summary.deviation > 0:  # equal differences, or less than two
-        return Difference(summary, 1.0 if summary.mean == 0 and summary.n > 1 else math.nan)
-    t = summary.mean / (summary.deviation / math.sqrt(summary.n))
-    return Difference(summary, float(2 * stats.t.sf(abs(t), summary.n - 1)))
-
-
-def holm(ps: Sequence[float]) -> list[float]:
-    """Correct p-values for their number (Holm, Scand. J. Statist. 6, 1979)."""
-    order = sorted(range(len(ps)), key=lambda i: ps[i])
-    corrected, highest = [0.0] * len(ps), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(ps) - rank) * ps[i]))
-        corrected[i] = highest
-    return corrected
-
-
-def needed(summary: Summary) -> int:
-    """Return the seeds that would show this difference in four of five cases: 7.85 (deviation / difference)^2."""
-    return max(3, math.ceil(7.85 * (summary.deviation / summary.mean) ** 2)) if summary.mean else 0
 
 
 def compare(values: dict[str, dict[str, float]], base: str, incomplete: bool, cells: Cells) -> Table:
@@ -281,14 +229,6 @@ def read_columns(path: Path) -> list[dict[str, float]]:
             return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
     except (OSError, ValueError, TypeError):
         return []
-
-
-def number(value: float, sign: str = "") -> str:
-    return "" if math.isnan(value) else f"{value:{sign}.4f}"
-
-
-def interval(mean: float, half: float) -> str:
-    return "" if math.isnan(half) else f"{mean - half:.4f} to {mean + half:.4f}"
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def rows(**arms):
 )
 def test_verdicts(mean, half, low, high, expected):
     from claims import verdict
-    from report import Summary
+    from paired import Summary
 
     said = verdict(Summary(1 if math.isnan(half) else 5, mean, 0.01, half), low, high)
     assert said.startswith(expected)
@@ -56,7 +56,7 @@ def test_verdicts(mean, half, low, high, expected):
 
 def test_the_seeds_that_would_decide_are_those_of_the_distance_to_the_bound():
     from claims import verdict
-    from report import Summary
+    from paired import Summary
 
     assert verdict(Summary(5, 0.06, 0.05, 0.07), 0.05, math.inf) == "INCONCLUSIVE, some 197 seeds would decide"
 

@@ -91,7 +91,7 @@ def imported(trace: str, module: str) -> bool:
         (["callbacks.last.every_n_steps=0"], 1, "callbacks.last.every_n_steps=0; allowed: 1 or more"),
         (["callbacks=emma"], 1, "Did you mean 'ema'?"),
         (["debug=bach"], 1, "Did you mean 'batch'?"),
-        (["sweep=gird"], 1, "sweep=gird does not exist; allowed: grid, halving, optuna. Did you mean 'grid'?"),
+        (["sweep=gird"], 1, "sweep=gird does not exist; allowed: arms, grid, halving, optuna. Did you mean 'grid'?"),
         (["experiment=[fashion_91,fashion_92]"], 1, "allowed: one option of experiment"),
         (
             ["experiment=fashion_92", "model=mlp"],

@@ -155,6 +155,7 @@ def test_reliability_is_that_of_all_seeds_together():
     diagonal, a, b = (line.get_xydata().tolist() for line in axes.lines)
     assert a == [pytest.approx([0.1, 0.5]), pytest.approx([0.55, 0.5])]
     assert (diagonal, b) == ([[0, 0], [1, 1]], [])
+    assert [patch.get_data().values.tolist() for patch in axes.patches] == [[0.2, 0.8], []]
 
 
 def test_one_configuration_with_nothing_done(sweep, script):

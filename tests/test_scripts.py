@@ -296,7 +296,7 @@ NEW = f"net_{NAME[::-1]}"
 def renamed(tmp_path):
     """A copy of the project under another name, as an installation would leave it."""
     skipped = shutil.ignore_patterns("*.egg-info", "*.dist-info", "__pycache__")
-    for part in ("conf", "src", "tests", "scripts", ".github", ".ci"):
+    for part in ("conf", "src", "tests", "scripts", "notebooks", ".github", ".ci"):
         shutil.copytree(ROOT / part, tmp_path / part, ignore=skipped)
     for file in (path for path in ROOT.iterdir() if path.is_file()):
         shutil.copy(file, tmp_path)

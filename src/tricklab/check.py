@@ -3,7 +3,7 @@
 import functools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -101,39 +101,50 @@ def check(config: DictConfig) -> None:
 
     Raises:
         UserError: an unknown key, a value of another type than the default, or out of range; several options of
-            a group that takes one.
+            a group that takes one; options that contradict each other.
     """
-    for override in config.hydra.overrides.task:
-        group, _, option = override.partition("=")
-        if option.startswith("[") and "." not in group and group not in SEVERAL_OPTIONS:
-            raise UserError(f"{override}; allowed: one option of {group}")
-        if is_secret(group, option) and "${" not in option:
-            raise UserError(
-                f"{group.lstrip('+')}=*** would be written down; allowed: an environment variable, as ${{oc.env:NAME}}"
-            )
-        if override.startswith("~") and override[1:].split(".")[0] not in SEVERAL_OPTIONS:
-            raise UserError(f"{override} would leave out what is needed; allowed: another value")
+    words = list(config.hydra.overrides.task)
+    check_words(words)
     reference = defaults(config)
-    added = [o.lstrip("+").split("=")[0] for o in config.hydra.overrides.task if o.startswith("+")]
+    check_together(config)
+    added = [word.lstrip("+").split("=")[0] for word in words if word.startswith("+")]
+    for key, value in leaves(config).items():
+        if key.startswith(FREE):
+            continue
+        if key not in reference and not any(key == a or key.startswith(f"{a}.") for a in added):
+            parent = key.rpartition(".")[0]
+            siblings = [k[len(parent) :].lstrip(".").split(".")[0] for k in reference if k.startswith(parent)]
+            raise UserError(said_by(key, config) + unknown(key, key.rpartition(".")[2], set(siblings)))
+        check_value(key, value, reference.get(key))
+
+
+def check_words(words: Sequence[str]) -> None:
+    """Refuse words that can't be taken as they were given."""
+    for word in words:
+        key, _, value = word.partition("=")
+        if value.startswith("[") and "." not in key and key not in SEVERAL_OPTIONS:
+            raise UserError(f"{word}; allowed: one option of {key}")
+        if is_secret(key, value) and "${" not in value:
+            said = f"{key.lstrip('+')}=*** would be written down"
+            raise UserError(f"{said}; allowed: an environment variable, as ${{oc.env:NAME}}")
+        if word.startswith("~") and word[1:].split(".")[0] not in SEVERAL_OPTIONS:
+            raise UserError(f"{word} would leave out what is needed; allowed: another value")
+
+
+def check_together(config: DictConfig) -> None:
+    """Refuse options that contradict each other."""
     if config.model.get("freeze") and not config.model.get("weights"):
         raise UserError(f"model.freeze={config.model.freeze} would keep random weights; allowed: with model.weights")
     if config.loss.get("weight") and config.mixup._target_ != "tricklab.mixup.identity":
         why = "an image of two classes would have the weight of neither"
         raise UserError(f"loss.weight={config.loss.weight} with mixing: {why}; allowed: with mixup=off")
     if "l1_prox" in config.penalty and "ema" in config.callbacks:
-        raise UserError(
-            "penalty=l1_prox with callbacks=ema: an average of weights is hardly ever 0; allowed: one of them"
-        )
+        why = "an average of weights is hardly ever 0"
+        raise UserError(f"penalty=l1_prox with callbacks=ema: {why}; allowed: one of them")
     trainer, fused = config.trainer, config.optimizer.get("fused")
     if fused and trainer.precision in ("16-mixed", 16, "16") and trainer.gradient_clip_val:
         said = f"trainer.precision={trainer.precision} trainer.gradient_clip_val={trainer.gradient_clip_val}"
         raise UserError(f"{said}: a fused step unscales gradients itself; allowed: with optimizer.fused=false")
-    for key, value in ((key, value) for key, value in leaves(config).items() if not key.startswith(FREE)):
-        if key not in reference and not any(key == a or key.startswith(f"{a}.") for a in added):
-            parent = key.rpartition(".")[0]
-            siblings = [k[len(parent) :].lstrip(".").split(".")[0] for k in reference if k.startswith(parent)]
-            raise UserError(said_by(key, config) + unknown(key, key.rpartition(".")[2], set(siblings)))
-        check_value(key, value, reference.get(key))
 
 
 def said_by(key: str, config: DictConfig) -> str:

@@ -130,26 +130,31 @@ class ImageClassifier(pl.LightningModule):
                 for parameter in group["params"]:
                     parameter.grad = None  # no momentum, no part in the norm of the gradient
         if self.global_step % self.log_every == 0:
-            gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
-            values = {"train/grad_norm": float(nn.utils.get_total_norm(gradients))}
-            means = torch.stack([torch.stack(list(batch.values())) for batch in self.window]).mean(0)
-            if self.trainer.world_size > 1:
-                means = self.trainer.strategy.reduce(means, reduce_op="mean")
-            values |= zip(self.window[0], means.tolist(), strict=True)
-            rates = {"lr": optimizer.param_groups[0]["lr"]}
-            if self.body_multiplier:
-                rates["lr_body"] = optimizer.param_groups[2]["lr"]
-            if self.multiplier.momentum:
-                group = optimizer.param_groups[0]
-                rates["momentum"] = group["betas"][0] if "betas" in group else group["momentum"]
-            if self.terms or self.projections:
-                values |= weight_facts(self.weights)
-            self.record(rates | values, self.global_step)
-            self.look_at_losses(f", gradient norm {values['train/grad_norm']:g}")
-            scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # which skips such a step
-            if not math.isfinite(values["train/grad_norm"]) and not scaler:
-                self._refuse(self.global_step, f"train/grad_norm={values['train/grad_norm']}")
+            self._log_step(optimizer)
         self.window.clear()
+
+    def _log_step(self, optimizer: torch.optim.Optimizer) -> None:
+        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
+        norm = float(nn.utils.get_total_norm(gradients))
+        means = torch.stack([torch.stack(list(batch.values())) for batch in self.window]).mean(0)
+        if self.trainer.world_size > 1:
+            means = self.trainer.strategy.reduce(means, reduce_op="mean")
+        values = {"train/grad_norm": norm, **dict(zip(self.window[0], means.tolist(), strict=True))}
+        if self.terms or self.projections:
+            values |= weight_facts(self.weights)
+        self.record(self._rates(optimizer.param_groups) | values, self.global_step)
+        self.look_at_losses(f", gradient norm {norm:g}")
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # which skips such a step
+        if not math.isfinite(norm) and not scaler:
+            self._refuse(self.global_step, f"train/grad_norm={norm}")
+
+    def _rates(self, groups: list[dict[str, Any]]) -> dict[str, float]:
+        rates = {"lr": groups[0]["lr"]}
+        if self.body_multiplier:
+            rates["lr_body"] = groups[2]["lr"]
+        if self.multiplier.momentum:
+            rates["momentum"] = groups[0]["betas"][0] if "betas" in groups[0] else groups[0]["momentum"]
+        return rates
 
     def look_at_losses(self, facts: str = "") -> None:
         """End the run with the step of the first loss that is no number; on a GPU a look at each would be a wait."""

@@ -68,17 +68,10 @@ class ImageData(pl.LightningDataModule):
         self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
         self.augment, self.mixup = augment, mixup
         self.mixing: tuple[Place, Place] = (0, 0), (math.inf, 0)
-        images, labels = source.train
         check_labels(source)
-        train = torch.arange(len(labels))
+        images, labels = source.train
         self.val = source.val or source.train
-        if source.val:
-            self.val_rows = torch.arange(len(source.val.labels))
-        elif folds:
-            self.val_rows, train = nth_fold(stratified_order(labels, split_seed, "val"), folds, fold)
-        else:
-            taken = count(val_size, len(labels) - 1, "data.val_size")
-            self.val_rows, train = stratified_order(labels, split_seed, "val").tensor_split([taken])
+        train, self.val_rows = split_rows(source, val_size, folds, fold, split_seed)
         if train_size is not None:
             kept = count(train_size, len(train), "data.train_size")
             train = train[stratified_order(labels[train], split_seed, "train")[:kept]]
@@ -197,6 +190,19 @@ class ImageData(pl.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         """Epoch, and batch of this epoch, that the trainer is at."""
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+
+def split_rows(source: Source, val_size: int | float, folds: int | None, fold: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the rows of training, and those of validation, in a part of its own where the source has one."""
+    labels = source.train.labels
+    if source.val:
+        return torch.arange(len(labels)), torch.arange(len(source.val.labels))
+    order = stratified_order(labels, seed, "val")
+    if folds:
+        val, train = nth_fold(order, folds, fold)
+    else:
+        val, train = order.tensor_split([count(val_size, len(labels) - 1, "data.val_size")])
+    return train, val
 
 
 def check_labels(source: Source) -> None:
