@@ -20,7 +20,7 @@ from tricklab import cli
 from tricklab.check import check
 from tricklab.errors import UserError, nearest
 from tricklab.jobs import Composer
-from tricklab.resume import config_hash, read_result, task
+from tricklab.resume import VOLATILE, config_hash, read_result, task
 
 METRICS = ("val/acc", "test/acc", "test/loss", "test/ece")
 LAST = "@last"  # behind the name of a metric: its last value in metrics.csv, not that of the best epoch
@@ -122,7 +122,7 @@ def to_row(run: Path, recipe: Recipe) -> Row:
     """Return what is kept of a run."""
     result = read_result(run)
     words = dict(word.split("=", 1) for word in result["overrides"])
-    own = [f"{key}={value}" for key, value in words.items() if key not in ("experiment", "seed")]
+    own = [f"{key}={value}" for key, value in words.items() if key not in ("experiment", "seed", *VOLATILE)]
     facts = {"config_hash": result["config_hash"]} | ({"words": " ".join(own)} if len(recipe.arms) > 1 else {})
     facts |= {"seed": words["seed"], "seconds": result["seconds"]}
     facts |= {name: round(read_metric(run, name), 6) for name in recipe.metrics}

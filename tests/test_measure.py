@@ -61,7 +61,7 @@ def test_a_row_has_the_words_of_its_arm_and_the_last_value_of_a_metric(recipe):
     from measure import gather
 
     several = recipe._replace(arms={"a": ["mixup=off"], "b": ["mixup=on"]}, metrics=("test/acc", "val/acc@last"))
-    write_result(recipe.folder / "a", seed=0, words=["mixup=on", "mixup.alpha=2"])
+    write_result(recipe.folder / "a", seed=0, words=["mixup=on", "mixup.alpha=2", "resume=auto"])
     (recipe.folder / "a" / "metrics.csv").write_text("step,val/acc,lr\n1,0.5,\n2,0.75,\n3,,0.1\n")
     (row,) = gather(several).values()
     assert (row["words"], row["test/acc"], row["val/acc@last"]) == ("mixup=on mixup.alpha=2", "0.9", "0.75")
