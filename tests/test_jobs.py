@@ -9,13 +9,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, configure
+from omegaconf import OmegaConf
 
+from tricklab import process
 from tricklab.cli import sweep_name
+from tricklab.jobs import Jobs
 from tricklab.process import Command, work
 from tricklab.resume import config_hash, task
 
@@ -229,6 +235,41 @@ def test_what_dies_and_what_goes_on(train, tmp_path):
     assert last.stdout.startswith("3 jobs, 1 done")
     train(*LONG, "seed=0", "hydra.run.dir=whole")
     assert (one / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+
+
+def test_an_interrupt_between_two_submissions_ends_the_first(monkeypatch):
+    ended = threading.Event()
+    at_work = SimpleNamespace(pid=0, is_alive=lambda: not ended.is_set())
+    submit = ThreadPoolExecutor.submit
+
+    def submit_one(pool, *arguments):
+        if slots.processes:
+            raise KeyboardInterrupt
+        future = submit(pool, *arguments)
+        while not slots.processes:
+            time.sleep(0.01)
+        return future
+
+    monkeypatch.setattr(process, "run_job", lambda *given: (given[-1].append(at_work), ended.wait()))
+    monkeypatch.setattr(process, "end", lambda job, by: ended.set())
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_one)
+    slots = process.Slots(OmegaConf.create({"slots": 2}))
+    with pytest.raises(KeyboardInterrupt):
+        slots.run([None, None])
+    assert ended.is_set()
+
+
+def test_an_interrupt_at_the_start_of_the_follower_ends_it(monkeypatch):
+    start, before = threading.Thread.start, threading.active_count()
+
+    def start_and_stop(thread):
+        start(thread)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", start_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        Jobs.run_left(SimpleNamespace(follow=lambda jobs, over: over.wait(), launch=None), [])
+    assert threading.active_count() == before
 
 
 @pytest.mark.slow

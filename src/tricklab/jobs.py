@@ -198,13 +198,14 @@ class Jobs:
             if job.result["status"] == "done":  # for fewer epochs
                 (job.folder / "result.json").unlink()
         over = threading.Event()
-        follower = threading.Thread(target=self.follow, args=(jobs, over))
-        follower.start()
-        try:
+        follower = threading.Thread(target=self.follow, args=(jobs, over), daemon=True)
+        try:  # from here on a signal may come at any moment
+            follower.start()
             self.launch(jobs)
         finally:
             over.set()
-            follower.join()
+            if follower.is_alive():
+                follower.join()
 
     def follow(self, jobs: list[Job], over: threading.Event) -> None:
         started, waiting = time.time(), list(jobs)

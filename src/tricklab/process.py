@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
 from typing import Any, NamedTuple
@@ -56,14 +56,15 @@ class Slots:
 
     def run(self, jobs: Sequence[Command]) -> None:
         """Run the jobs; if this is interrupted, end those at work: they may save, for 20 s, then they are killed."""
-        pool = ThreadPoolExecutor(self.number)
-        running = [pool.submit(self.run_one, job) for job in jobs]
+        pool, running = ThreadPoolExecutor(self.number), list[Future[None]]()
         try:
-            for job in running:
-                job.result()
+            for job in jobs:
+                running.append(pool.submit(self.run_one, job))
+            for future in running:
+                future.result()
         finally:
             self.over, told, started = True, set(), time.time()
-            while not all(job.done() for job in running):
+            while any(p.is_alive() for p in self.processes) or not all(future.done() for future in running):
                 late = time.time() - started > 20
                 for process in [p for p in self.processes if p.is_alive() and (late or p.pid not in told)]:
                     end(process, signal.SIGKILL if late else signal.SIGTERM)
