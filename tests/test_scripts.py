@@ -105,7 +105,7 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
         (["{best}", "data.batch_size=abc"], "data.batch_size='abc' is a str; allowed: int"),
         (
             ["{best}", "model.widths=[8]"],
-            "model.widths does not exist; allowed: ckpt, data, mc, resamples, trainer.accelerator",
+            "model.widths does not exist; allowed: ckpt, data, mc, other, resamples, suite, trainer.accelerator",
         ),
         (["{best}", "trainer.accelerator=tpu"], "tpu"),
         (["ckpt={folder}/config.yaml"], "holds no weights"),
