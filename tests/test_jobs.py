@@ -273,8 +273,7 @@ def test_an_interrupt_at_the_start_of_the_follower_ends_it(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wait", [0.0, 1.0, 3.0])
-def test_ctrl_c_while_the_first_jobs_start(tmp_path, wait):
+def test_ctrl_c_while_the_first_jobs_start(tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), "-m", *LONG, "trainer.max_epochs=100000", "seed=0,1,2"]
     process = subprocess.Popen(
         command,
@@ -284,7 +283,7 @@ def test_ctrl_c_while_the_first_jobs_start(tmp_path, wait):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     assert process.stdout.readline().startswith("3 jobs, 0 done")
-    time.sleep(wait)
+    time.sleep(1)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130

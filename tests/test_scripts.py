@@ -325,8 +325,7 @@ def test_a_renamed_copy_has_no_word_of_the_old_name(renamed):
 def test_a_renamed_copy_passes_its_tests(renamed):
     """Those in which names occur: of targets, in hashes, of modules that another process imports, in files."""
     chosen = [
-        "test_contributing.py",
-        "test_measure.py",
+        "test_measure.py::test_the_rows_beside_a_recipe_are_its_own",
         "test_conf.py::test_one_word_in_three_places",
         "test_security.py::test_no_config_calls_them",
         "test_jobs.py::test_jobs_are_single_runs_and_run_once",
