@@ -38,7 +38,8 @@ class Expectation(NamedTuple):
     within: float = math.nan
 
     def __str__(self) -> str:
-        what = f"{self.of} - {self.than}" if self.than else self.of
+        than = f"({self.than})" if " + " in self.than else self.than
+        what = f"{self.of} - {than}" if than else self.of
         bounds = {"above": self.above, "below": self.below, "within ±": self.within}
         said = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if not math.isnan(bound))
         return f"{what}, {self.metric}: {said.replace('± ', '±')}"

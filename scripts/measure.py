@@ -6,6 +6,7 @@ A row counts as done as long as the recipe still computes the same, which the ha
 """
 
 import csv
+import io
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from tricklab import cli
 from tricklab.check import check
 from tricklab.errors import UserError, nearest
 from tricklab.jobs import Composer
-from tricklab.resume import VOLATILE, config_hash, read_result, task
+from tricklab.resume import VOLATILE, config_hash, read_result, task, write_whole
 
 METRICS = ("val/acc", "test/acc", "test/loss", "test/ece")
 LAST = "@last"  # behind the name of a metric: its last value in metrics.csv, not that of the best epoch
@@ -105,17 +106,24 @@ def configs(recipe: Recipe, seeds: int) -> dict[tuple[str, int], Any]:
 
 def gather(recipe: Recipe) -> dict[str, Row]:
     """Return the rows of a recipe by their hash, after those of its runs that are done were added to its file."""
-    lines = recipe.file.read_text().splitlines() if recipe.file.is_file() else []
-    kept = [row for row in csv.DictReader(lines) if all(row.get(name) for name in recipe.metrics)]
+    before = recipe.file.read_text("utf-8") if recipe.file.is_file() else ""
+    kept = [row for row in csv.DictReader(before.splitlines()) if all(row.get(name) for name in recipe.metrics)]
     done = [run for run in sorted(recipe.folder.glob("*/")) if read_result(run).get("status") == "done"]
     rows = {row["config_hash"]: row for row in [*(to_row(run, recipe) for run in done), *kept]}
-    if rows:
-        with recipe.file.open("w", newline="") as text:
-            writer = csv.DictWriter(text, list(next(iter(rows.values()))), lineterminator="\n")
-            writer.writeheader()
-            ordered = sorted(rows.values(), key=lambda row: (row.get("words", ""), row["date"], int(row["seed"])))
-            writer.writerows(ordered)
+    after = to_text(sorted(rows.values(), key=lambda row: (row.get("words", ""), row["date"], int(row["seed"]))))
+    if rows and after != before:
+        write_whole(recipe.file, after)
     return rows
+
+
+def to_text(rows: Sequence[Row]) -> str:
+    """Return rows as CSV; nothing where there is none."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()
 
 
 def to_row(run: Path, recipe: Recipe) -> Row:

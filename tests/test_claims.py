@@ -75,7 +75,10 @@ def test_arms_are_added():
     from claims import Expectation, judge
 
     found = rows(**{arm: {0: value, 1: value + 0.1} for arm, value in zip("abcd", (0.5, 0.4, 0.3, 0.1), strict=True)})
-    assert judge(Expectation("a + d", "test/acc", "b + c", above=0), found)[1] == "-0.1000 (-0.1000 to -0.1000)"
+    assert judge(Expectation("a + d", "test/acc", "b + c", above=0), found)[:2] == [
+        "a + d - (b + c), test/acc: above 0",
+        "-0.1000 (-0.1000 to -0.1000)",
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)

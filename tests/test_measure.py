@@ -46,6 +46,9 @@ def test_rows_of_done_runs_are_kept_and_added_to(recipe, tmp_path, monkeypatch):
     write_result(recipe.folder / "a", seed=0, accuracy=0.90)
     write_result(recipe.folder / "b", seed=1, status="failed")
     assert set(gather(recipe)) == {"hash0"}
+    written = recipe.file.stat().st_mtime_ns
+    gather(recipe)
+    assert recipe.file.stat().st_mtime_ns == written  # other processes may be reading it
     monkeypatch.setattr(Recipe, "folder", tmp_path / "later")
     write_result(recipe.folder / "c", seed=2, accuracy=0.92)
     rows = gather(recipe)
