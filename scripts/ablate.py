@@ -2,7 +2,7 @@
 
 python scripts/ablate.py fashion_tricks [seeds=3] [slots=2]
 
-The tricks stand in the recipe's file, as sweep.claim.tricks; the runs are kept as those of scripts/measure.py.
+The tricks stand in the recipe's file, as claim.tricks; the runs are kept as those of scripts/measure.py.
 """
 
 import math
@@ -14,11 +14,10 @@ from typing import Any
 from measure import Arms, Recipe, Row, arguments, measure
 from omegaconf import OmegaConf
 from page import Table, table
-from paired import Difference, holm, interval, number, paired, summarise
+from paired import Difference, detectable, holm, interval, number, paired, summarise
 
 from tricklab import cli
 from tricklab.errors import UserError
-from tricklab.process import quoted
 
 METRIC = "test/acc"
 HEAD = ["trick", METRIC, "added in turn", "95 % interval", "p (Holm)", "left out of all", "95 % interval", "p (Holm)"]
@@ -28,9 +27,7 @@ def main() -> None:
     name, seeds, words = arguments(sys.argv[1:], cli.options(cli.CONF / "experiment"), 3)
     sys.argv = sys.argv[:1]  # the names of folders are made of the rest
     tricks = read_tricks(name)
-    arms = make_arms(tricks)
-    of = ",".join(f"{arm}:[{','.join(map(quoted, chosen))}]" for arm, chosen in arms.items())
-    rows = measure(Recipe(name, arms, (METRIC,)), seeds, ["sweep=arms", f"sweep.of={{{of}}}", *words])
+    rows = measure(Recipe(name, make_arms(tricks), (METRIC,)), seeds, words)
     print(table(lay_out(list(tricks), rows)))
     print(power(list(tricks), rows))
     if left := sum(seeds - len(of_arm) for of_arm in rows.values()):
@@ -38,15 +35,11 @@ def main() -> None:
 
 
 def read_tricks(name: str) -> dict[str, list[str]]:
-    """Return the words of each trick of a recipe.
-
-    Raises:
-        UserError: it has none.
-    """
+    """Return the words of each trick of a recipe. Raises UserError: it has none."""
     path = cli.CONF / "experiment" / f"{name}.yaml"
-    tricks: Any = OmegaConf.select(OmegaConf.load(path), "sweep.claim.tricks")
+    tricks: Any = OmegaConf.select(OmegaConf.load(path), "claim.tricks")
     if not tricks:
-        raise UserError(f"experiment={name} has no sweep.claim.tricks; allowed: one that has, as fashion_tricks")
+        raise UserError(f"experiment={name} has no claim.tricks; allowed: one that has, as fashion_tricks")
     return {str(trick): [str(word) for word in words] for trick, words in tricks.items()}
 
 
@@ -69,10 +62,10 @@ def differences(tricks: Sequence[str], rows: Mapping[str, Mapping[int, Row]]) ->
 def lay_out(tricks: Sequence[str], rows: Mapping[str, Mapping[int, Row]]) -> Table:
     """Return the table: p-values are corrected for the number of all comparisons in it."""
     found = differences(tricks, rows)
-    ps = holm([1.0 if math.isnan(d.p) else d.p for d in found])
+    corrected = iter(holm([d.p for d in found if not math.isnan(d.p)]))
     cells = [
-        [number(d.summary.mean, "+"), interval(d.summary.mean, d.summary.half), f"{p:.3g}"]
-        for d, p in zip(found, ps, strict=True)
+        [number(s.mean, "+"), interval(s.mean, s.half), "" if math.isnan(p) else f"{next(corrected):.3g}"]
+        for s, p in found
     ]
     means = [number(summarise([float(row[METRIC]) for row in rows[arm].values()]).mean) for arm in rows]
     lines = [[f"+ {name}", means[i + 1], *cells[i], *cells[len(tricks) + i]] for i, name in enumerate(tricks)]
@@ -80,14 +73,14 @@ def lay_out(tricks: Sequence[str], rows: Mapping[str, Mapping[int, Row]]) -> Tab
 
 
 def power(tricks: Sequence[str], rows: Mapping[str, Mapping[int, Row]]) -> str:
-    """Say which difference so many seeds would show in four of five cases, before the correction."""
+    """Say which difference so many seeds would show in four of five cases, by itself and as the first of all (Holm)."""
     found = [d.summary for d in differences(tricks, rows) if d.summary.n > 1]
     if not found:
         return "no two seeds are done"
     deviation, n = math.sqrt(math.fsum(s.deviation**2 for s in found) / len(found)), min(s.n for s in found)
-    least = deviation * math.sqrt(7.85 / n)
-    said = f"{n} seeds: differences deviate by {deviation:.4f} from seed to seed"
-    return f"{said}; one of {least:.4f} would be seen in 4 of 5 cases"
+    said = f"{n} seeds: differences deviate by {deviation:.4f} from seed to seed; seen in 4 of 5 cases would be one of"
+    alone, corrected = (deviation * detectable(n, 0.05 / of) for of in (1, len(found)))
+    return f"{said} {alone:.4f} by itself, of {corrected:.4f} among {len(found)}"
 
 
 if __name__ == "__main__":

@@ -104,8 +104,8 @@ def take_turns(net: str, batch: int, threads: int, repeats: int) -> list[dict[st
     words = [*GREY, "data.images=60000", "data.val_size=100", *NETS[net], f"data.batch_size={batch}"]
     turns: dict[str, Callable[[int], float]] = {
         "plain loop": lambda n: plain_loop(words, n),
-        "plain loop, DataLoader, 0 workers": lambda n: plain_loop(words, n // 8, 0),
-        "plain loop, DataLoader, 2 workers": lambda n: plain_loop(words, n // 8, 2),
+        "plain loop, DataLoader, 0 workers": lambda n: plain_loop(words, max(50, n // 8), 0),
+        "plain loop, DataLoader, 2 workers": lambda n: plain_loop(words, max(50, n // 8), 2),
     }
     turns |= {name: functools.partial(ours, [*words, *more]) for name, more in OURS.items()}
     return [in_any_order(turns, CASES[net, batch]) for _ in range(repeats + 1)][1:]
@@ -144,9 +144,10 @@ def gathered(data: Any, steps: int) -> Any:
     import torch
 
     images, labels = data.source.train
+    scale, shift = 1 / (255 * data.std[0]), -data.mean[0] / data.std[0]
     for _ in range(steps):
         rows = torch.randint(len(labels), (data.batch_size,))
-        yield (images[rows].float() / 255 - data.mean[0]) / data.std[0], labels[rows]
+        yield images.index_select(0, rows).float().mul_(scale).add_(shift), labels.index_select(0, rows)
 
 
 def loaded(data: Any, steps: int, workers: int, root: Path | None) -> Any:

@@ -4,7 +4,7 @@ python scripts/claims.py                             the table of all claims, fr
 python scripts/claims.py NAME [seeds=5] [slots=2]    run what was not run yet, and judge
 
 A claim is a file in conf/experiment/claims: an experiment, its arms, and what is expected of them. Beside it stand the
-results of its runs, a row each, which count as done as long as the claim still computes the same.
+results of its runs, a row each, which count as done as long as the config is the same.
 """
 
 import math
@@ -80,29 +80,24 @@ def main() -> None:
         print(table(overview()))
         return
     claim = read_claim(words[0]) if words[0] in names else None
-    name, seeds, words = arguments(words, names, claim.seeds if claim else 1)
+    _, seeds, words = arguments(words, names, claim.seeds if claim else 1)
+    assert claim
     sys.argv = sys.argv[:1]  # the names of folders are made of the rest
-    claim = read_claim(name)
     rows = measure(claim.recipe, seeds, words)
     print(claim.says)
     for expectation in claim.expect:
         print("  " + "; ".join(judge(expectation, rows)))
-    if left := sum(seeds - len(of_arm) for of_arm in rows.values()):
+    if left := sum(max(0, seeds - len(of_arm)) for of_arm in rows.values()):
         sys.exit(f"error: {left} runs are not done; the same command again goes on")
 
 
 def read_claim(name: str) -> Claim:
-    """Read the file of a claim.
-
-    Raises:
-        UserError: it has not what a claim has.
-    """
+    """Read the file of a claim. Raises UserError: it has not what a claim has."""
     path = CLAIMS / f"{name}.yaml"
     try:
-        sweep: Any = OmegaConf.to_container(OmegaConf.load(path).sweep)
-        expect = [Expectation(**entry) for entry in sweep["claim"]["expect"]]
-        facts = sweep["claim"]["seeds"], sweep["claim"]["minutes"]
-        claim = Claim(name, cli.description(path), sweep["of"], expect, *facts)
+        said: Any = OmegaConf.to_container(OmegaConf.load(path).claim)
+        expect = [Expectation(**entry) for entry in said["expect"]]
+        claim = Claim(name, cli.description(path), said["arms"], expect, said["seeds"], said["minutes"])
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: {error}; allowed: as in the claims beside it") from error
     if unknown := {arm for e in expect for arm in e.terms} - claim.arms.keys():
@@ -114,7 +109,8 @@ def judge(expectation: Expectation, rows: Mapping[str, Mapping[int, Row]]) -> li
     """Return what was expected, what was measured, and the verdict."""
     signs, metric = expectation.terms, expectation.metric
     seeds = set.intersection(*(set(rows[arm]) for arm in signs))
-    measured = summarise([sum(sign * float(rows[arm][seed][metric]) for arm, sign in signs.items()) for seed in seeds])
+    values = [sum(sign * float(rows[arm][seed][metric]) for arm, sign in signs.items()) for seed in seeds]
+    measured = summarise([round(value, 12) for value in values])
     if not seeds:
         return [str(expectation), "", "not run"]
     low, high = measured.mean - measured.half, measured.mean + measured.half
@@ -133,7 +129,7 @@ def verdict(measured: Summary, low: float, high: float) -> str:
         return "FAIL"
     nearer = min((low, high), key=lambda bound: abs(measured.mean - bound))
     seeds = needed(measured._replace(mean=measured.mean - nearer)) if measured.n > 1 else 2
-    return f"INCONCLUSIVE, some {max(seeds, measured.n + 1)} seeds would decide"
+    return f"INCONCLUSIVE, some {seeds} seeds would decide" if seeds else "INCONCLUSIVE"
 
 
 def overview() -> list[list[str]]:
@@ -144,8 +140,8 @@ def overview() -> list[list[str]]:
         done = [row for of_arm in rows.values() for row in of_arm.values()]
         minutes = math.fsum(float(row["seconds"]) for row in done) / 60 if done else claim.minutes
         facts = [str(min(map(len, rows.values()))), f"{minutes:.0f}", max((row["date"] for row in done), default="")]
-        lines.append([f"`{claim.name}`", claim.says, "", "", *facts])
-        lines += [["", *judge(expectation, rows), "", "", ""] for expectation in claim.expect]
+        lines.append([f"`{claim.name}`", claim.says, "", "" if done else "not run", *facts])
+        lines += [["", *judge(expectation, rows), "", "", ""] for expectation in claim.expect if done]
     return lines
 
 

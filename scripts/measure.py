@@ -2,14 +2,14 @@
 
 python scripts/measure.py fashion_92 [seeds=10] [slots=1 ...]       further words are those of the sweep
 
-A row counts as done as long as the recipe still computes the same, which the hash of its config tells.
+A row counts as done as long as the config is the same, which its hash tells.
 """
 
 import csv
 import io
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from statistics import mean, median, stdev
 from types import MappingProxyType
@@ -21,7 +21,8 @@ from tricklab import cli
 from tricklab.check import check
 from tricklab.errors import UserError, nearest
 from tricklab.jobs import Composer
-from tricklab.resume import VOLATILE, config_hash, read_result, task, write_whole
+from tricklab.process import quoted
+from tricklab.resume import config_hash, is_volatile, read_result, task, write_whole
 
 METRICS = ("val/acc", "test/acc", "test/loss", "test/ece")
 LAST = "@last"  # behind the name of a metric: its last value in metrics.csv, not that of the best epoch
@@ -60,34 +61,45 @@ def main() -> None:
 
 
 def arguments(words: list[str], known: Sequence[str], seeds: int = 10) -> tuple[str, int, list[str]]:
-    """Return the experiment, the number of seeds, and the words of the sweep."""
+    """Return the experiment, the number of seeds, and the words of the sweep. Raises UserError: one is wrong."""
     name, more = (words or [""])[0], words[1:]
     if name not in known:
         raise UserError(f"experiment={name} does not exist; allowed: {', '.join(known)}.{nearest(name, known)}")
     given = next((word.partition("=")[2] for word in more if word.startswith("seeds=")), str(seeds))
     if not given.isdecimal() or int(given) < 1:
         raise UserError(f"seeds={given}; allowed: 1 or more")
-    return name, int(given), [word for word in more if not word.startswith("seeds=")]
+    words = [word for word in more if not word.startswith("seeds=")]
+    if wrong := next((word for word in words if not is_volatile(word.lstrip("+~").partition("=")[0])), None):
+        raise UserError(f"{wrong} would change what is measured; allowed: seeds=N, and words of the sweep, as slots=2")
+    return name, int(given), words
 
 
 def measure(recipe: Recipe, seeds: int, words: Sequence[str]) -> dict[str, dict[int, Row]]:
-    """Return the row of each seed of each arm, after those were run that there was none of."""
+    """Return the rows of each arm by seed, after those were run that there was none of."""
     found = known(recipe, seeds)
-    missing = [seed for seed in range(seeds) if any(seed not in rows for rows in found.values())]
-    if not missing:
+    left = {arm: lacks for arm, rows in found.items() if (lacks := set(range(seeds)) - rows.keys())}
+    if not left:
         return found
-    of_sweep = [f"seed={','.join(map(str, missing))}", f"hydra.sweep.dir={recipe.folder}", *words]
+    missing = ",".join(map(str, sorted(set.union(*left.values()))))
+    of_sweep = [f"seed={missing}", f"hydra.sweep.dir={quoted(recipe.folder)}", *words]
+    if any(recipe.arms.values()):
+        of = ",".join(f"{arm}:[{','.join(map(quoted, recipe.arms[arm]))}]" for arm in left)
+        of_sweep += ["sweep=arms", f"sweep.of={{{of}}}"]
     subprocess.run([sys.executable, "train.py", "-m", *recipe.words, *of_sweep], cwd=cli.CONF.parent)
     return known(recipe, seeds)
 
 
 def known(recipe: Recipe, seeds: int) -> dict[str, dict[int, Row]]:
-    """Return the rows that there are, by arm and seed."""
-    rows = gather(recipe)
+    """Return the rows that there are, by arm and seed: of so many seeds, and of more where the file has them."""
     found: dict[str, dict[int, Row]] = {arm: {} for arm in recipe.arms}
-    for (arm, seed), config in configs(recipe, seeds if rows else 0).items():
-        if row := rows.get(config_hash(task(config))):
-            found[arm][seed] = row
+    if not recipe.file.is_file() and not recipe.folder.is_dir():
+        return found
+    most = max([seeds, *(int(row["seed"]) + 1 for row in read_rows(recipe.file).values())])
+    hashes = {key: config_hash(task(config)) for key, config in configs(recipe, most).items()}
+    rows = gather(recipe, {*hashes.values()})
+    for (arm, seed), of_config in hashes.items():
+        if whole(rows.get(of_config, {}), recipe):
+            found[arm][seed] = rows[of_config]
     return found
 
 
@@ -104,35 +116,48 @@ def configs(recipe: Recipe, seeds: int) -> dict[tuple[str, int], Any]:
     return composed
 
 
-def gather(recipe: Recipe) -> dict[str, Row]:
-    """Return the rows of a recipe by their hash, after those of its runs that are done were added to its file."""
-    before = recipe.file.read_text("utf-8") if recipe.file.is_file() else ""
-    kept = [row for row in csv.DictReader(before.splitlines()) if all(row.get(name) for name in recipe.metrics)]
-    done = [run for run in sorted(recipe.folder.glob("*/")) if read_result(run).get("status") == "done"]
-    rows = {row["config_hash"]: row for row in [*(to_row(run, recipe) for run in done), *kept]}
-    after = to_text(sorted(rows.values(), key=lambda row: (row.get("words", ""), row["date"], int(row["seed"]))))
-    if rows and after != before:
-        write_whole(recipe.file, after)
+def gather(recipe: Recipe, wanted: Set[str]) -> dict[str, Row]:
+    """Return the rows of a recipe by their hash, after those of its `wanted` runs that are done were added."""
+    before = read_rows(recipe.file)
+    rows = dict(before)
+    for run in sorted(recipe.folder.glob("*/")):
+        result = read_result(run)
+        of_run = result.get("config_hash", "")
+        if result.get("status") == "done" and of_run in wanted and not whole(rows.get(of_run, {}), recipe):
+            rows[of_run] = to_row(run, recipe)
+    if rows != before:
+        ordered = sorted(rows.values(), key=lambda row: (row.get("words", ""), row["date"], int(row["seed"])))
+        write_whole(recipe.file, to_text(ordered))
     return rows
 
 
+def whole(row: Row, recipe: Recipe) -> bool:
+    """Whether a row has all that is kept of a run."""
+    return all(row.get(name) for name in recipe.metrics)
+
+
+def read_rows(file: Path) -> dict[str, Row]:
+    """Read the rows of a file by their hash."""
+    text = file.read_text("utf-8") if file.is_file() else ""
+    return {row["config_hash"]: row for row in csv.DictReader(text.splitlines())}
+
+
 def to_text(rows: Sequence[Row]) -> str:
-    """Return rows as CSV; nothing where there is none."""
+    """Return rows as CSV, with all columns that any has."""
     text = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return text.getvalue()
 
 
 def to_row(run: Path, recipe: Recipe) -> Row:
     """Return what is kept of a run."""
     result = read_result(run)
-    words = dict(word.split("=", 1) for word in result["overrides"])
-    own = [f"{key}={value}" for key, value in words.items() if key not in ("experiment", "seed", *VOLATILE)]
+    words = {word.partition("=")[0]: word for word in result["overrides"]}
+    own = [word for key, word in words.items() if key not in ("experiment", "seed") and not is_volatile(key)]
     facts = {"config_hash": result["config_hash"]} | ({"words": " ".join(own)} if len(recipe.arms) > 1 else {})
-    facts |= {"seed": words["seed"], "seconds": result["seconds"]}
+    facts |= {"seed": words["seed"].partition("=")[2], "seconds": result["seconds"]}
     facts |= {name: round(read_metric(run, name), 6) for name in recipe.metrics}
     facts |= {"commit": (result["git"] or {}).get("commit", "")[:10], "torch": result["versions"]["torch"]}
     return {key: str(value) for key, value in {**facts, "date": result["started"][:10]}.items()}

@@ -1,6 +1,8 @@
 """Means over seeds with their intervals, and differences seed by seed."""
 
+import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,10 +27,10 @@ def summarise(values: Sequence[float]) -> Summary:
     """Return the mean with Student's interval; of a single value there is no deviation."""
     from scipy import stats
 
-    n, mean = len(values), math.fsum(values) / len(values) if values else math.nan
+    n, mean = len(values), statistics.mean(values) if values else math.nan
     if n < 2:
         return Summary(n, mean, math.nan, math.nan)
-    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    deviation = statistics.stdev(values)  # of equal values exactly 0
     return Summary(n, mean, deviation, float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n))
 
 
@@ -36,7 +38,7 @@ def paired(ours: dict[str, float], theirs: dict[str, float]) -> Difference:
     """Compare seed by seed, with Student's t-test of the differences."""
     from scipy import stats
 
-    summary = summarise([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+    summary = summarise([round(ours[seed] - theirs[seed], 12) for seed in ours if seed in theirs])
     if not summary.deviation > 0:  # equal differences, or less than two
         return Difference(summary, 1.0 if summary.mean == 0 and summary.n > 1 else math.nan)
     t = summary.mean / (summary.deviation / math.sqrt(summary.n))
@@ -53,9 +55,32 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def needed(summary: Summary) -> int:
-    """Return the seeds that would show this difference in four of five cases: 7.85 (deviation / difference)^2."""
-    return max(3, math.ceil(7.85 * (summary.deviation / summary.mean) ** 2)) if summary.mean else 0
+def power(effect: float, n: int, alpha: float) -> float:
+    """Return how often the t-test of n differences, whose mean is `effect` deviations, has a p below `alpha`.
+
+    By the noncentral t distribution, without the cases in which it finds the opposite.
+    """
+    from scipy import stats
+
+    return float(stats.nct.sf(stats.t.ppf(1 - alpha / 2, n - 1), n - 1, effect * math.sqrt(n)))
+
+
+def needed(summary: Summary, alpha: float = 0.05) -> int:
+    """Return the seeds, more than there are, that would show such a difference in four of five cases; 0: none would."""
+    from scipy import stats
+
+    if not summary.mean:
+        return 0
+    effect = abs(summary.mean) / summary.deviation
+    about = ((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(0.8)) / effect) ** 2  # less than with an unknown deviation
+    return next(n for n in itertools.count(max(summary.n + 1, int(about))) if power(effect, n, alpha) >= 0.8)
+
+
+def detectable(n: int, alpha: float) -> float:
+    """Return the mean, in deviations, that n differences would show in four of five cases."""
+    from scipy import optimize
+
+    return float(optimize.brentq(lambda effect: power(effect, n, alpha) - 0.8, 0, 1000))
 
 
 def number(value: float, sign: str = "") -> str:

@@ -53,10 +53,8 @@ def note(config: DictConfig, rates: list[float]) -> str:
     """Say what a plan amounts to: some rates, their sum, and what weight decay leaves of a weight without a gradient.
 
     That is the product of 1 - rate * decay over all steps: exact where the decay is decoupled (AdamW, penalty=decay),
-    while SGD's momentum m makes it about 1 / (1 - m) times as strong.
-
-    Raises:
-        UserError: a step that would turn the sign of the weights.
+    while SGD's momentum m makes it about 1 / (1 - m) times as strong. Raises UserError: a step that would turn the sign
+    of the weights.
     """
     inertia = config.optimizer.get("momentum", 0.0)
     decay = config.optimizer.get("weight_decay", 0.0) / (1 - min(inertia, 0.999))

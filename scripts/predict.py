@@ -5,6 +5,7 @@ python scripts/predict.py ckpt=RUN/checkpoints/best.ckpt input=FILE_OR_FOLDER [o
 
 import csv
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from tricklab import cli
@@ -17,7 +18,7 @@ def main() -> None:
     from tricklab.data.files import decode, image_files
     from tricklab.errors import UserError
 
-    trained = read_trained(sys.argv[1:], input=None, output="/dev/stdout")
+    trained = read_trained(sys.argv[1:], input=None, output=None)
     source, target, facts = Path(str(trained.arguments["input"])), trained.arguments["output"], trained.config.dataset
     files = image_files(source) if source.is_dir() else [source] if source.is_file() else []
     if not files:
@@ -35,8 +36,8 @@ def main() -> None:
         best = logits.float().softmax(1).max(1)
         classes = [facts.classes[label] for label in best.indices.tolist()]
         rows += zip(batch, classes, best.values.tolist(), strict=True)
-    with Path(target).open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([("file", "class", "probability"), *rows])
+    with Path(target).open("w", newline="", encoding="utf-8") if target else nullcontext(sys.stdout) as file:
+        csv.writer(file, lineterminator="\n").writerows([("file", "class", "probability"), *rows])
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def main() -> None:
     new = sys.argv[1] if len(sys.argv) == 2 else ""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", new) or keyword.iskeyword(new) or importlib.util.find_spec(new):
         sys.exit(f"error: NAME={new}; allowed: small letters, digits and _, but no word or module that Python has")
-    files = [path for path in ROOT.iterdir() if path.is_file()]
+    files = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]
     files += [path for part in PARTS for path in (ROOT / part).rglob("*") if path.is_file()]
     if any(re.search(rf"\b{new}\b", path.read_text("utf-8", "ignore")) for path in files):
         sys.exit(f"error: NAME={new}; allowed: a word that does not stand in the project yet")

@@ -21,7 +21,7 @@ from paired import Summary, holm, interval, needed, number, paired, summarise
 
 from tricklab import cli
 from tricklab.errors import UserError, nearest
-from tricklab.resume import VOLATILE, read_result
+from tricklab.resume import is_volatile, read_result
 from tricklab.sweep import REPLICATES
 
 
@@ -87,8 +87,7 @@ def main() -> None:
 def read_jobs(folder: Path) -> list[Job]:
     """Read the jobs of `sweep.json`, in its order, whatever state they are in; others in the folder are stale.
 
-    Raises:
-        UserError: the folder is not that of a sweep.
+    Raises UserError: the folder is not that of a sweep.
     """
     try:
         listed = json.loads((folder / "sweep.json").read_text("utf-8"))["jobs"]
@@ -103,7 +102,7 @@ def read_jobs(folder: Path) -> list[Job]:
 def split(words: Sequence[str]) -> dict[str, str]:
     """Return the words that say what is computed, by key."""
     parts = (word.lstrip("+").partition("=") for word in words)
-    return {key: value for key, _, value in parts if key not in VOLATILE and not key.startswith("hydra")}
+    return {key: value for key, _, value in parts if not is_volatile(key)}
 
 
 def arrange(jobs: list[Job]) -> tuple[list[str], Cells]:
@@ -142,11 +141,7 @@ def of_seeds(cell: dict[str, Job], metric: str) -> dict[str, float]:
 
 
 def check_metric(jobs: list[Job], metric: str) -> None:
-    """Refuse a metric that no result has.
-
-    Raises:
-        UserError: as said.
-    """
+    """Refuse a metric that no result has. Raises UserError: as said."""
     known = {name for job in jobs for name in job.metrics}
     if known and metric not in known:
         raise UserError(cli.unknown(f"metric={metric}", metric, known))
@@ -170,14 +165,17 @@ def compare(values: dict[str, dict[str, float]], base: str, incomplete: bool, ce
     corrected = dict(zip(judged, holm([found[label].p for label in judged]), strict=True))
     rows = [["configuration", "pairs", "difference", "95 % interval", "p (Holm)", "verdict"]]
     for label in others:
-        (n, mean, _, half), p = found[label].summary, corrected.get(label)
+        (n, mean, deviation, half), p = found[label].summary, corrected.get(label)
         if p is None:
             few = "too few seeds, or no spread"
             verdict = few if whole[label] or incomplete else "seeds are missing: incomplete=true compares the others"
         elif p < 0.05:
             verdict = "higher" if mean > 0 else "lower"
+        elif not deviation:
+            verdict = "equal"
         else:
-            verdict = f"can't tell; some {needed(found[label].summary)} seeds would" if mean else "equal"
+            more = needed(found[label].summary, 0.05 / len(judged))
+            verdict = f"can't tell; some {more} seeds would" if more else "can't tell"
         rows.append([label, str(n), number(mean, "+"), interval(mean, half), "" if p is None else f"{p:.3g}", verdict])
     return rows
 

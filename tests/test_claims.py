@@ -58,7 +58,7 @@ def test_the_seeds_that_would_decide_are_those_of_the_distance_to_the_bound():
     from claims import verdict
     from paired import Summary
 
-    assert verdict(Summary(5, 0.06, 0.05, 0.07), 0.05, math.inf) == "INCONCLUSIVE, some 197 seeds would decide"
+    assert verdict(Summary(5, 0.06, 0.05, 0.07), 0.05, math.inf) == "INCONCLUSIVE, some 199 seeds would decide"
 
 
 def test_a_claim_is_judged_seed_by_seed():
@@ -103,7 +103,7 @@ def test_a_claim_says_what_it_compares(name):
     [
         (("of: polynomial", "of: polynomal"), "polynomal does not exist; allowed: linear, polynomial. Did you mean"),
         (("above", "over"), "unexpected keyword argument 'over'"),
-        (("    seeds: 5\n", ""), "'seeds'"),
+        (("  seeds: 5\n", ""), "'seeds'"),
     ],
 )
 def test_a_claim_that_is_not_whole_is_refused(change, says, tmp_path, monkeypatch):

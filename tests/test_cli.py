@@ -6,7 +6,7 @@ import pytest
 from conftest import CONF, ONE_BATCH, configure
 from hydra import compose, initialize_config_dir
 
-from tricklab.check import RANGES, check, check_value
+from tricklab.check import RANGES, check, check_value, refuse
 from tricklab.cli import list_words, options, run_name
 from tricklab.errors import UserError
 
@@ -72,6 +72,8 @@ def imported(trace: str, module: str) -> bool:
         ),
         (["model.freeze=1ep"], 1, "model.freeze=1ep would keep random weights; allowed: with model.weights"),
         (["resume=1"], 1, "resume=1; allowed: none, auto"),
+        (["logger=wandb", "+logger.wandb.settings={a: {api_key: x}}"], 1, "logger.wandb.settings=*** would be written"),
+        (["stop_after=3ep", "trainer.check_val_every_n_epoch=2"], 1, "stop_after=3ep ends with a validation: "),
         (["~seed"], 1, "~seed would leave out what is needed; allowed: another value"),
         (["~optimizer.lr"], 1, "~optimizer.lr would leave out what is needed; allowed: another value"),
         (["optimizer.lr=${nothing}"], 1, "Interpolation key 'nothing' not found"),
@@ -100,7 +102,7 @@ def imported(trace: str, module: str) -> bool:
         ),
         (["model=[mlp,convnet]"], 1, "model=[mlp,convnet]; allowed: one option of model"),
         (["+model=mlp"], 1, "Multiple values for model"),
-        (["foo=1"], 1, "foo does not exist; allowed: augment, callbacks, data, "),
+        (["foo=1"], 1, "foo does not exist; allowed: augment, callbacks, claim, data, "),
         (["seed=1,2"], 1, "Ambiguous value for argument 'seed=1,2'"),
         (["seed=-1"], 1, "seed=-1; allowed: 0 or more"),
         (["seed=a"], 1, "seed='a' is a str; allowed: int"),
@@ -154,6 +156,32 @@ def test_a_key_that_an_experiment_misspells(train, tmp_path):
     assert done.returncode == 1
     assert "optimizer.lrr does not exist" in done.stderr
     assert "Did you mean 'lr'?" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("penalty:\n", "error: penalty is empty; allowed: an option of it, or keys below it\n"),
+        ("model:\n", "error: model is empty; allowed: an option of it, or keys below it\n"),
+        ("trainer: {max_epochs: 1", "error: while parsing a flow mapping "),
+        ("seed: 1\nseed: 2", "error: while constructing a mapping "),
+    ],
+)
+def test_an_experiment_that_is_no_config_is_told_in_one_line(train, tmp_path, text, says):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "bad.yaml").write_text(f"# @package _global_\n{text}")
+    done = train("experiment=bad", f"hydra.searchpath=[file://{tmp_path}]")
+    assert done.returncode == 1
+    assert done.stderr.startswith(says)
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_mistake_in_the_check_itself_ends_the_run(monkeypatch):
+    monkeypatch.setattr("tricklab.check.check", lambda config: 1 / 0)
+    with pytest.raises(SystemExit) as ended:
+        refuse(configure(hydra=True))
+    assert ended.value.code == 1
 
 
 def test_a_key_added_on_purpose_is_let_through(run, train):
@@ -213,6 +241,7 @@ def test_every_range_is_held(word):
         "trainer.max_epochs=${data.batch_size}",
         "optimizer.lr=1",
         "trainer.devices=auto",
+        "trainer.devices=[0]",
         "data.train_size=0.5",
     ],
 )

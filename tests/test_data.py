@@ -68,10 +68,37 @@ def test_folds_cover_everything_once_and_are_stratified():
         assert module.train.labels[module.val_rows].bincount(minlength=10).tolist() == [2] * 10
 
 
+def test_a_fold_needs_folds():
+    with pytest.raises(UserError, match=r"data.fold=1 data.folds=None; allowed: with data.folds, as 5"):
+        data("data.fold=1")
+
+
+def test_number_of_workers_is_an_option_of_all_data():
+    assert len(data("data.num_workers=2").train_rows) == 90
+
+
 @pytest.mark.parametrize("wrong", ["data.fold=5", "data.folds=1", "data.folds=101"])
 def test_folds_that_do_not_exist(wrong):
     with pytest.raises(UserError, match=wrong.replace(".", r"\.")):
         data("data.folds=5", wrong)
+
+
+def test_folds_of_data_with_a_validation_part_are_refused(tree):
+    root = tree({"train": 5, "val": 2, "test": 1})
+    assert len(build(configure("data=folder", f"data.root='{root}'").data).val_rows) == 4
+    with pytest.raises(UserError, match=r"data.folds=5: these data have a part for validation; allowed: null"):
+        build(configure("data=folder", f"data.root='{root}'", "data.folds=5").data)
+
+
+def test_moments_of_a_part_are_those_of_all_classes(tree, monkeypatch):
+    """Also where the images lie in the order of their classes."""
+    monkeypatch.setattr("tricklab.data.module.FOR_MOMENTS", 10)
+    root = tree({"train": 0, "val": 1, "test": 1})
+    for name, grey in (("cat", 0), ("dog", 100)):
+        for i in range(10):
+            Image.new("L", (8, 8), grey).save(root / "train" / name / f"{i}.png")
+    made = build(configure("data=folder", f"data.root='{root}'", "data.mode=L").data)
+    assert made.mean == pytest.approx([50 / 255])
 
 
 def test_label_noise_is_exact_fixed_by_the_seed_and_in_training_only():
@@ -279,6 +306,14 @@ def test_folder_of_one_size_stays_as_it_is_and_mixed_sizes_are_named(tree):
     Image.new("RGB", (13, 12)).save(root / "train" / "dog" / "2.png")
     with pytest.raises(UserError, match=r"2\.png.*data\.resize"):
         build(configure(*options).data)
+
+
+def test_a_rank_without_an_image_has_an_empty_batch(tree):
+    root = tree({"train": 5}, size=8)
+    made = build(configure("data=folder", f"data.root='{root}'", "data.resize=8", "data.cache=none").data)
+    batch = made.train.images.index_select(0, torch.arange(0))
+    assert batch.shape == (0, 3, 8, 8)
+    assert batch.dtype == torch.uint8
 
 
 def test_a_file_that_is_no_image_is_named(tree, monkeypatch):

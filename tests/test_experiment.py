@@ -289,6 +289,10 @@ def test_the_first_command_reaches_its_accuracy(train):
     assert min(accuracies) >= 0.96
 
 
+def test_a_rest_of_one_image_is_left_out(run):
+    assert run(*SHORT, "data.train_size=129", "trainer.max_epochs=2").column("lr") == [0.1, 0.1]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_names_its_device(run):

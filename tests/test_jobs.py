@@ -17,7 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, configure
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tricklab import process
 from tricklab.cli import sweep_name
@@ -26,7 +26,7 @@ from tricklab.process import Command, work
 from tricklab.resume import config_hash, task
 
 SHORT = ("model=mlp", "trainer.max_epochs=1")
-LONG = ("model=mlp", "trainer.max_epochs=120", "name=long", "slots=2")
+LONG = ("model=mlp", "trainer.max_epochs=80", "name=long", "slots=2")
 
 
 def jobs(folder: Path) -> dict[str, Path]:
@@ -112,7 +112,7 @@ def test_a_failed_job_ends_neither_the_others_nor_with_0(train, tmp_path):
     done = train("-m", *SHORT, "data.train_size=1,50", "name=part")
     assert done.returncode == 1
     assert "1 of 2 jobs done" in done.stdout
-    assert "failed: UserError: data.batch_size=128 makes a batch of one of 1 images" in done.stdout
+    assert "failed: UserError: 1 training images, data.batch_size=128, " in done.stdout
     assert "the same command again goes on with these: python train.py -m model=mlp" in done.stdout
     assert sorted(result(f)["status"] for f in jobs(tmp_path / "sweeps" / "part").values()) == ["done", "failed"]
 
@@ -122,6 +122,84 @@ def test_each_slot_has_a_device(train, tmp_path, monkeypatch):
     assert train("-m", *SHORT, "seed=range(4)", "trainer.accelerator=cpu", "name=placed").returncode == 0
     results = [result(folder) for folder in jobs(tmp_path / "sweeps" / "placed").values()]
     assert {found["cuda_visible_devices"] for found in results} == {"5", "GPU-7"}
+
+
+@pytest.mark.parametrize(
+    ("words", "visible", "expected"),
+    [
+        ((), "0,1", ["0", "1"]),
+        (("slots=3",), "0,1", ["0", "1", "0"]),
+        (("slots=2",), "0,1,2,3", ["0,2", "1,3"]),
+        (("trainer=ddp",), "0,1", ["0,1"]),
+        (("slots=2",), "", ["", ""]),
+    ],
+)
+def test_what_each_slot_sees(monkeypatch, words, visible, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    slots = process.Slots(configure(*words))
+    assert [slots.free.get() for _ in range(slots.number)] == expected
+
+
+def test_threads_are_shared_by_the_slots(monkeypatch):
+    monkeypatch.setattr(process, "count_cores", lambda: 8)
+    for given, threads in {"": 4, "3": 3, "5,2": 5, "x": 4}.items():
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+        assert process.Slots(configure("slots=2")).threads == threads
+
+
+@pytest.mark.parametrize("value", ["20260301", "1e5", "null", "true", "a b", "it's", "/a/b", "x=1", "", "a,b", "ü"])
+def test_what_is_quoted_is_read_as_that_text(value):
+    assert OverridesParser.create().parse_override(f"x={process.quoted(value)}").value() == value
+
+
+def test_jobs_find_what_the_sweep_found(train, tmp_path):
+    """Configs of one's own, elsewhere."""
+    for folder in ("one", "an other"):
+        (tmp_path / folder / "experiment").mkdir(parents=True)
+        (tmp_path / folder / "experiment" / f"{folder[-3:]}.yaml").write_text("# @package _global_\nseed: 3\n")
+    path = f"hydra.searchpath=['file://{tmp_path}/an other']"
+    done = train("-m", *SHORT, "experiment=one,her", path, "name=found", "--config-dir", f"{tmp_path}/one")
+    assert done.returncode == 0, done.stdout
+    assert len(jobs(tmp_path / "sweeps" / "found")) == 2
+
+
+def test_a_launcher_that_is_ended_ends_its_job(monkeypatch, tmp_path):
+    """Which may save before."""
+    told = []
+
+    def join(seconds=None):
+        if not told:
+            raise SystemExit(143)
+
+    job = SimpleNamespace(start=lambda: None, join=join, pid=1)
+    monkeypatch.setattr(
+        process.multiprocessing,
+        "get_context",
+        lambda kind: SimpleNamespace(set_forkserver_preload=lambda names: None, Process=lambda **options: job),
+    )
+    monkeypatch.setattr(process, "end", lambda process, by: told.append(by))
+    with pytest.raises(SystemExit):
+        process.run_job(process.Command([], tmp_path, "", None), "", 0, [])
+    assert told == [signal.SIGTERM]
+
+
+def test_a_job_ends_with_its_driver_without_pidfd(monkeypatch):
+    def none(process):
+        raise OSError(38, "Function not implemented")
+
+    ended = []
+    monkeypatch.setattr(process.os, "pidfd_open", none)
+    monkeypatch.setattr(process, "is_alive", lambda driver: False)
+    monkeypatch.setattr(process.os, "killpg", lambda *arguments: ended.append(arguments))
+    process.end_with(1)
+    assert ended == [(0, signal.SIGKILL)]
+
+
+def test_a_job_sees_what_a_single_run_sees_where_no_gpu_is_named(train, tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert train("-m", *SHORT, "seed=range(1)", "name=open").returncode == 0
+    (folder,) = jobs(tmp_path / "sweeps" / "open").values()
+    assert result(folder)["cuda_visible_devices"] is None
 
 
 def test_another_launcher_runs_the_same_jobs(train, tmp_path):
@@ -253,7 +331,7 @@ def test_an_interrupt_between_two_submissions_ends_the_first(monkeypatch):
     monkeypatch.setattr(process, "run_job", lambda *given: (given[-1].append(at_work), ended.wait()))
     monkeypatch.setattr(process, "end", lambda job, by: ended.set())
     monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_one)
-    slots = process.Slots(OmegaConf.create({"slots": 2}))
+    slots = process.Slots(configure("slots=2"))
     with pytest.raises(KeyboardInterrupt):
         slots.run([None, None])
     assert ended.is_set()
@@ -413,7 +491,7 @@ def test_an_edit_touches_the_jobs_that_it_changes(copy, tmp_path):
 @pytest.mark.slow
 def test_of_twelve_jobs_six_die(copy, tmp_path):
     names = ",".join([*FAULTS, *(f"fine{n}" for n in range(6))])
-    twelve = (f"experiment={names}", "name=twelve", "slots=2", "job_timeout=40")
+    twelve = (f"experiment={names}", "name=twelve", "slots=2", "job_timeout=30")
     planned, _ = copy(*twelve, "dry=true").communicate()
     folders = {
         line.split("experiment=")[1].split()[0]: Path(re.search(r"hydra.run.dir=(\S+)", line)[1])
@@ -435,9 +513,9 @@ def test_of_twelve_jobs_six_die(copy, tmp_path):
         assert "6 of 12 jobs done" in out
         for name, reason in {
             "wild": "failed: UserError: step 1: train/loss=",
-            "raise": "failed: UserError: data.batch_size=128 makes a batch of one of 1 images",
+            "raise": "failed: UserError: 1 training images, data.batch_size=128, ",
             "missing": "failed: UserError: data.root=nowhere: no MNIST there",
-            "hang": "killed: longer than job_timeout=40",
+            "hang": "killed: longer than job_timeout=30",
             "kill": "killed: exit code -9",
             "full": "No space left on device",
         }.items():

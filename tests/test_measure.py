@@ -41,17 +41,19 @@ def recipe(scripts, monkeypatch, tmp_path):
 def test_rows_of_done_runs_are_kept_and_added_to(recipe, tmp_path, monkeypatch):
     from measure import Recipe, gather, summary
 
-    assert gather(recipe) == {}
+    wanted = {"hash0", "hash1", "hash2"}
+    assert gather(recipe, wanted) == {}
     assert not recipe.file.exists()
     write_result(recipe.folder / "a", seed=0, accuracy=0.90)
     write_result(recipe.folder / "b", seed=1, status="failed")
-    assert set(gather(recipe)) == {"hash0"}
+    write_result(recipe.folder / "other", seed=3)
+    assert set(gather(recipe, wanted)) == {"hash0"}
     written = recipe.file.stat().st_mtime_ns
-    gather(recipe)
+    gather(recipe, wanted)
     assert recipe.file.stat().st_mtime_ns == written  # other processes may be reading it
     monkeypatch.setattr(Recipe, "folder", tmp_path / "later")
     write_result(recipe.folder / "c", seed=2, accuracy=0.92)
-    rows = gather(recipe)
+    rows = gather(recipe, wanted)
     assert [(row["seed"], row["test/acc"], row["seconds"]) for row in csv.DictReader(recipe.file.open())] == [
         ("0", "0.9", "10.0"),
         ("2", "0.92", "12.0"),
@@ -64,19 +66,43 @@ def test_a_row_has_the_words_of_its_arm_and_the_last_value_of_a_metric(recipe):
     from measure import gather
 
     several = recipe._replace(arms={"a": ["mixup=off"], "b": ["mixup=on"]}, metrics=("test/acc", "val/acc@last"))
-    write_result(recipe.folder / "a", seed=0, words=["mixup=on", "mixup.alpha=2", "resume=auto"])
+    write_result(recipe.folder / "a", seed=0, words=["mixup=on", "mixup.alpha=2", "~penalty.x", "resume=auto"])
     (recipe.folder / "a" / "metrics.csv").write_text("step,val/acc,lr\n1,0.5,\n2,0.75,\n3,,0.1\n")
-    (row,) = gather(several).values()
-    assert (row["words"], row["test/acc"], row["val/acc@last"]) == ("mixup=on mixup.alpha=2", "0.9", "0.75")
+    (row,) = gather(several, {"hash0"}).values()
+    assert (row["words"], row["test/acc"], row["val/acc@last"]) == ("mixup=on mixup.alpha=2 ~penalty.x", "0.9", "0.75")
     assert "test/loss" not in row
 
 
+def test_only_the_arms_that_lack_a_seed_are_run(recipe, monkeypatch):
+    import measure
+
+    several = recipe._replace(arms={"a": ["x=1"], "b": ["y=[1,2]"], "c": []})
+    found, commands = {"a": {0: {}, 1: {}}, "b": {0: {}}, "c": {}}, []
+    monkeypatch.setattr(measure, "known", lambda recipe, seeds: found)
+    monkeypatch.setattr(measure.subprocess, "run", lambda command, cwd: commands.append(command))
+    measure.measure(several, 2, ["slots=2"])
+    assert [word for word in commands[0] if word.startswith(("seed=", "sweep"))] == [
+        *("seed=0,1", "sweep=arms", "sweep.of={b:['y=[1,2]'],c:[]}")
+    ]
+    measure.measure(several._replace(arms={"b": []}), 1, [])
+    assert "sweep=arms" not in commands[1]
+
+
 def test_a_row_without_a_metric_that_is_asked_for_is_read_anew(recipe):
-    from measure import gather
+    from measure import gather, whole
 
     write_result(recipe.folder / "a", seed=0)
-    gather(recipe._replace(metrics=("test/acc",)))
-    assert [row["test/ece"] for row in gather(recipe).values()] == ["0.02"]
+    gather(recipe._replace(metrics=("test/acc",)), {"hash0"})
+    assert [row["test/ece"] for row in gather(recipe, {"hash0"}).values()] == ["0.02"]
+    (recipe.folder / "a" / "result.json").unlink()
+    asked = recipe._replace(metrics=("test/acc", "val/nll"))
+    assert not whole(gather(asked, {"hash0"})["hash0"], asked)  # but it stays in the file
+
+
+def test_rows_of_different_columns_stand_in_one_file(scripts):
+    from measure import to_text
+
+    assert to_text([{"a": "1"}, {"b": "2", "a": "3"}]) == "a,b\n1,\n3,2\n"
 
 
 def test_flops_are_those_of_all_steps(scripts):
@@ -94,6 +120,10 @@ def test_flops_are_those_of_all_steps(scripts):
         (["fashion_29"], "experiment=fashion_29 does not exist; allowed: fashion_91, "),
         ([], "experiment= does not exist"),
         (["fashion_92", "seeds=0"], "seeds=0; allowed: 1 or more"),
+        (
+            ["fashion_92", "trainer.precision=bf16-mixed"],
+            "precision=bf16-mixed would change what is measured; allowed: ",
+        ),
     ],
 )
 def test_measure_refuses(script, words, says):
@@ -107,9 +137,10 @@ def test_the_rows_beside_a_recipe_are_its_own(file):
     """Or it computes something else since they were written: then they no longer count, and README's table neither."""
     rows = list(csv.DictReader(file.open()))
     seeds = [int(row["seed"]) for row in rows]
-    hashes = {config_hash(task(configure(f"experiment={file.stem}", f"seed={seed}"))) for seed in seeds}
-    assert hashes == {row["config_hash"] for row in rows}
-    assert seeds == list(range(len(seeds)))
+    words = [[*row.get("words", "").split(), f"seed={row['seed']}"] for row in rows]
+    hashes = [config_hash(task(configure(f"experiment={file.stem}", *of_row))) for of_row in words]
+    assert hashes == [row["config_hash"] for row in rows]
+    assert set(seeds) == set(range(max(seeds) + 1))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from torch import nn
 
 from tricklab.build import build
 from tricklab.errors import UserError
-from tricklab.model import find_head
+from tricklab.model import find_head, torchvision
 from tricklab.module import ImageClassifier, evaluate
 from tricklab.network import Weights, build_net, load_body, read_state, read_weights
 from tricklab.plan import make_plan
@@ -152,6 +152,17 @@ def test_without_timm_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(UserError, match=r"pip install 'tricklab\[timm\]'"):
         build_net(configure("model=timm"), (3, 32, 32), 10)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_dropout_of_torchvision_is_what_is_asked_for(dropout):
+    """Where a network has it itself, not twice; and stochastic depth in proportion."""
+    net = torchvision(3, 5, "mobilenet_v3_small", dropout=dropout)
+    assert [m.p for m in net.modules() if isinstance(m, nn.Dropout)] == [dropout]
+    paths = [m.p for m in torchvision(3, 5, "efficientnet_b0", drop_path=dropout).modules() if "Depth" in str(type(m))]
+    assert paths == pytest.approx([dropout * i / (len(paths) - 1) for i in range(len(paths))])
+    with pytest.raises(UserError, match=r"model.drop_path=0.1: resnet18 has no stochastic depth; allowed: 0"):
+        torchvision(3, 5, "resnet18", drop_path=0.1)
 
 
 def test_published_weights_of_torchvision(run, monkeypatch, tmp_path):

@@ -52,6 +52,9 @@ def test_a_quarter_turn_and_a_blur():
     assert blurred[..., 10, 10] < 20
     assert torch.equal(blurred, blurred.flip(2))
     assert blur(images).shape == images.shape
+    line = torch.zeros(1, 1, 1, 40)
+    line[..., 20] = 255
+    assert blur(line).max() < 60
 
 
 @pytest.fixture

@@ -91,21 +91,22 @@ def test_both_penalties_are_added_and_logged(run):
     assert both.column("train/grad_norm") != plain.column("train/grad_norm")
 
 
-def test_prox_reaches_elastic_net_with_the_same_zeros():
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_prox_reaches_elastic_net_with_the_same_zeros(momentum):
     random = np.random.default_rng(0)
     x = random.normal(size=(200, 20))
     y = x @ np.where(np.arange(20) < 5, 2.0, 0.0) + 0.1 * random.normal(size=200)
     alpha, ratio = 0.3, 0.6
     theirs = ElasticNet(alpha=alpha, l1_ratio=ratio, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(x, y).coef_
     w, data, target = torch.zeros(1, 20, dtype=torch.double, requires_grad=True), torch.tensor(x), torch.tensor(y)
-    optimizer = torch.optim.SGD([w], lr=0.1)
+    optimizer = torch.optim.SGD([w], lr=0.1, momentum=momentum)
     for _ in range(3000):
         optimizer.zero_grad()
         residual = target - (data @ w.T)[:, 0]
         (residual.square().mean() / 2 + l2([w], alpha * (1 - ratio))).backward()
         optimizer.step()
         with torch.no_grad():
-            l1_prox([w], lr=0.1, strength=alpha * ratio)
+            l1_prox([w], lr=0.1, strength=alpha * ratio / (1 - momentum))
     ours = w.detach().numpy()[0]
     assert 0 < (ours == 0).sum() < 20
     assert ((ours == 0) == (theirs == 0)).all()

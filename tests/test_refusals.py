@@ -81,11 +81,7 @@ ROWS = [
     ),
     (
         ["model=mlp", "data.batch_size=1"],
-        f"data.batch_size=1 makes a batch of one of 1294 images: {BATCH_NORM}; allowed: another, or data.drop_last=true",
-    ),
-    (
-        ["model=mlp", "data.train_size=129"],
-        f"data.batch_size=128 makes a batch of one of 129 images: {BATCH_NORM}; allowed: another, or data.drop_last=true",
+        f"data.batch_size=1: {BATCH_NORM}; allowed: 2 or more, or no batch norm",
     ),
     (["loss.weight=[1,2]"], "loss.weight=[1, 2]; allowed: 10 numbers of 0 or more, not all of them 0"),
     (["model.weights=nowhere"], "model.weights=nowhere is not a file; allowed: null, pretrained, a file with weights"),

@@ -3,6 +3,7 @@
 import csv
 import html.parser
 import json
+import math
 import re
 import runpy
 import sys
@@ -70,7 +71,7 @@ def test_a_table_checked_by_hand(sweep, script):
     first, second, third = found["Differences to mixup=off scheduler=step"][1:]
     assert first[:3] == ["mixup=on scheduler=step", "4", "+0.0225"]
     assert first[5] == "higher"
-    assert (second[2], second[5][:10]) == ("+0.0000", "equal")
+    assert (second[2], second[5]) == ("+0.0000", "can't tell")  # with a spread
     assert third[2:] == ["+0.0000", "0.0000 to 0.0000", "1", "equal"]
     assert [row[:3] for row in found["Effect of mixup"][1:]] == [["off", "8", "0.9150"], ["on", "8", "0.9263"]]
     assert [row[:3] for row in found["Effect of scheduler"][1:]] == [["step", "8", "0.9263"], ["cosine", "8", "0.9150"]]
@@ -217,10 +218,33 @@ def test_the_same_option_twice_is_rarely_called_different():
 
 def test_the_seeds_that_would_be_needed_are_about_enough():
     """Of experiments of so many seeds, four in five find the difference."""
-    random, n = np.random.default_rng(0), REPORT["needed"](REPORT["Summary"](4, 0.5, 1.0, 0.1))
-    assert n == 32
-    found = [stats.ttest_1samp(random.normal(0.5, 1.0, size=n), 0).pvalue < 0.05 for _ in range(2000)]
-    assert np.mean(found) == pytest.approx(0.79, abs=0.04)
+    random = np.random.default_rng(0)
+    for effect, alpha in ((0.5, 0.05), (2.0, 0.05), (1.0, 0.005)):
+        n = REPORT["needed"](REPORT["Summary"](2, -effect, 1.0, 0.1), alpha)
+        found = stats.ttest_1samp(random.normal(effect, 1.0, size=(4000, n)), 0, axis=1).pvalue < alpha
+        fewer = stats.ttest_1samp(random.normal(effect, 1.0, size=(4000, n - 1)), 0, axis=1).pvalue < alpha
+        assert np.mean(found) > 0.78
+        assert np.mean(fewer) < 0.82
+    assert REPORT["needed"](REPORT["Summary"](7, 9.0, 1.0, 0.1)) == 8  # more than there are
+    assert REPORT["needed"](REPORT["Summary"](7, 0.0, 1.0, 0.1)) == 0
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(2, 0.005), (3, 0.05), (10, 0.01)])
+def test_what_so_many_seeds_would_show(n, alpha):
+    from paired import detectable
+
+    random, effect = np.random.default_rng(0), detectable(n, alpha)
+    found = stats.ttest_1samp(random.normal(effect, 1.0, size=(4000, n)), 0, axis=1).pvalue < alpha
+    assert np.mean(found) == pytest.approx(0.8, abs=0.03)
+
+
+def test_one_difference_in_all_seeds_is_no_spread():
+    """Though numbers of the computer differ in their last digits."""
+    for right in range(100, 300):
+        ours = {0: (right + 5) / 359, 1: (right + 17) / 359, 2: (right + 40) / 359}
+        found = REPORT["paired"](ours, {seed: value - 5 / 359 for seed, value in ours.items()})
+        assert math.isnan(found.p)
+        assert found.summary.deviation == 0
 
 
 def test_what_is_broken_or_odd_is_no_obstacle(sweep, script):

@@ -1,5 +1,6 @@
 """Going on with a run that was stopped."""
 
+import errno
 import functools
 import json
 import os
@@ -11,10 +12,11 @@ import pytest
 import torch
 from conftest import ONE_BATCH, Run, configure
 
-from tricklab.check import check_folder
+from tricklab.check import Check, check_folder
 from tricklab.errors import UserError
 from tricklab.module import ImageClassifier
-from tricklab.resume import lock_run, run_folder, whole, write_whole
+from tricklab.record import Record
+from tricklab.resume import lock_run, run_folder, status, whole, write_whole
 
 APART = ("-X", "utf8")  # a process of its own, which holds no file for longer than it is there
 TRICKS = (
@@ -140,6 +142,78 @@ def test_auto_finds_the_newest_that_is_not_done(run, monkeypatch, tmp_path):
     assert run_folder("runs/new", _root_=other) == "runs/new"
     run(*OPTIONS, "resume=auto", folder="runs/one")
     assert run_folder("runs/new", _root_=wanted) == "runs/new"
+
+
+def test_all_processes_of_a_run_go_on_in_one_folder(run, monkeypatch, tmp_path):
+    """Lightning starts further ones with what `hydra.run.dir` is by then, when the first holds the run."""
+    monkeypatch.chdir(tmp_path)
+    interrupt(run, monkeypatch, 12, "runs/one")
+    config = configure("trainer.accelerator=cpu", *OPTIONS, "resume=auto", hydra=True)
+    monkeypatch.setattr("tricklab.check.refuse", lambda config: None)
+    Check().on_run_start(config)
+    held = lock_run(tmp_path / "runs" / "one")
+    assert config.hydra.run.dir == "runs/one"
+    held.close()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("stop_after=1ep",),
+        ("stop_after=16it",),
+        ("trainer.max_steps=16",),
+        ("callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=1e-9"),
+    ],
+)
+def test_a_run_at_its_end_is_only_tested(run, words):
+    words = ("model=mlp", "trainer.max_epochs=4", *words)
+    done = run(*words)
+    (done.folder / "result.json").rename(done.folder / "before.json")
+    last = torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    metrics = (done.folder / "metrics.csv").read_text()
+    again = run(*words, "resume=auto")
+    assert again.result["metrics"] == json.loads((done.folder / "before.json").read_text())["metrics"]
+    assert (again.folder / "metrics.csv").read_text() == metrics
+    assert (
+        torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == last["global_step"]
+    )
+
+
+def test_a_done_run_without_its_last_checkpoint_is_not_begun_anew(run):
+    done = run(*ONE_BATCH)
+    (done.folder / "checkpoints" / "last.ckpt").unlink()
+    config = configure("trainer.accelerator=cpu", *ONE_BATCH, f"resume={done.folder}", hydra=True)
+    with pytest.raises(UserError, match=r"no last.ckpt there; allowed: model.weights=.../best.ckpt"):
+        check_folder(done.folder, config)
+
+
+def test_who_holds_a_run_is_known_whatever_it_left(tmp_path, monkeypatch, capsys):
+    (tmp_path / "result.json").write_text('{"status": "failed"}')
+    assert status(tmp_path) == "failed"
+    assert not (tmp_path / ".lock").exists()
+    held = lock_run(tmp_path)
+    assert status(tmp_path) == "running"
+    held.close()
+    (tmp_path / "result.json").write_text('{"status": "killed"}')
+    assert status(tmp_path) == "unfinished"
+
+    def flock(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("tricklab.resume.fcntl.flock", flock)
+    assert lock_run(tmp_path)
+    assert "can't be locked ([Errno 37] No locks available)" in capsys.readouterr().err
+
+
+def test_who_comes_second_leaves_the_folder_of_the_first(tmp_path):
+    one, other = (Record(configure(), tmp_path / "run") for _ in range(2))
+    one.start()
+    with pytest.raises(UserError, match="is running"):
+        other.start()
+    other.discard()
+    assert (tmp_path / "run" / "config.yaml").exists()
+    one.discard()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_path_is_that_of_a_run(run, tmp_path):

@@ -85,6 +85,16 @@ def test_a_config_beside_a_checkpoint_builds_networks_alone(trained, script, tmp
     assert not list(tmp_path.rglob(MARK))
 
 
+def test_an_augmentation_beside_a_checkpoint_writes_nothing(trained, script, tmp_path):
+    file = trained.folder / "config.yaml"
+    config = OmegaConf.load(file)
+    config.augment = {"x": {"_target_": "tricklab.logger.Wandb", "save_dir": MARK, "project": "x"}}
+    OmegaConf.save(config, file)
+    done = script("evaluate.py", f"ckpt={trained.folder}/checkpoints/last.ckpt", "tta=2")
+    assert "_target_=tricklab.logger.Wandb is not allowed" in done.stderr
+    assert not list(tmp_path.rglob(MARK))
+
+
 @pytest.mark.parametrize("target", [t["_target_"] for t in TARGETS if "Wandb" not in t["_target_"]])
 def test_no_config_calls_them(target):
     with pytest.raises(UserError, match="is not allowed"):

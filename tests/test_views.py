@@ -50,6 +50,15 @@ def test_dropout_views_are_averaged_and_measured():
     assert not torch.equal(*logits)  # each batch has numbers of its own
 
 
+def test_one_image_may_look_the_same_twice():
+    ours = averaged(2, dropout=True)
+    with torch.no_grad():
+        ours.net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Dropout(0.0))
+        with pytest.raises(UserError, match="no dropout"):
+            ours(IMAGES)
+        ours(IMAGES[:1])
+
+
 def test_augmented_views_are_averaged():
     ours = averaged(3, augment={"crop": lambda images, rand: crop(images, rand, padding=1)})
     with torch.no_grad():

@@ -49,11 +49,11 @@ class Search(Sweeper):
         self.jobs = Jobs(config, hydra_context.config_loader, apart)
 
     def sweep(self, arguments: list[str]) -> None:
-        from tricklab.build import build, without
+        from tricklab.build import build
 
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
-            search = build(without(self.jobs.config.sweep, "claim"))
+            search = build(self.jobs.config.sweep)
             search(OverridesParser.create().parse_overrides(arguments), self.jobs)
         except KeyboardInterrupt:
             raise SystemExit(128 + signal.SIGINT) from None

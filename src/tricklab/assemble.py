@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from tricklab.build import build, build_each, without
 from tricklab.callbacks import CheckpointFiles, NoProfiler
-from tricklab.data.cache import count_cores
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile
@@ -22,6 +21,7 @@ from tricklab.network import build_net, load_body, read_images, read_weights
 from tricklab.optimizer import parameter_groups
 from tricklab.penalty import Penalty, find_weights
 from tricklab.plan import Plan
+from tricklab.process import count_cores
 from tricklab.randomness import Rand, generator
 from tricklab.record import Record
 
@@ -43,23 +43,17 @@ def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[Im
     if weights:
         load_body(net, weights.state)
         rank_zero_only(print)(f"weights: begins anew from those in {cfg.model.weights}, with a classifier of its own")
-    check_lone_image(net, data)
+    if data.batch_size == 1:
+        check_lone_image(net, data.shape)
     return data, net
 
 
-def check_lone_image(net: nn.Module, data: ImageData) -> None:
-    """See that the network can be trained on the smallest batch.
-
-    Raises:
-        UserError: that is one image, of which a batch norm without pixels can take no statistics.
-    """
-    left = 0 if data.drop_last else len(data.train_rows) % data.batch_size
-    if 1 in (left, data.batch_size):
-        try:
-            copy.deepcopy(net)(torch.zeros(1, *data.shape))
-        except ValueError as error:
-            said = f"data.batch_size={data.batch_size} makes a batch of one of {len(data.train_rows)} images"
-            raise UserError(f"{said}: {error}; allowed: another, or data.drop_last=true") from error
+def check_lone_image(net: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Raise UserError where the network can't be trained on one image: batch norm without pixels has no statistics."""
+    try:
+        copy.deepcopy(net)(torch.zeros(1, *shape))
+    except ValueError as error:
+        raise UserError(f"data.batch_size=1: {error}; allowed: 2 or more, or no batch norm") from error
 
 
 def build_data(cfg: DictConfig) -> ImageData:
@@ -89,8 +83,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
 def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -> ImageClassifier:
     """Put network, loss, penalties, optimizer and schedule together.
 
-    Raises:
-        UserError: an optimizer that does not take its arguments or has no momentum to move.
+    Raises UserError: an optimizer that does not take its arguments or has no momentum to move.
     """
     optimizer = build(without(cfg.optimizer, "lr_per"), lr=plan.lr)
     try:
@@ -118,8 +111,7 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
 def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
     """Build a loss of logits and target probabilities [B, K], with a weight for each class where that is given.
 
-    Raises:
-        UserError: it does not take probabilities, as mixing and smoothing make them; weights that are none.
+    Raises UserError: it does not take probabilities, as mixing and smoothing make them; weights that are none.
     """
     options: dict[str, Tensor] = {}
     if (weight := cfg.get("weight")) is not None:
@@ -137,11 +129,7 @@ def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
 
 
 def build_penalties(cfg: DictConfig, net: nn.Module) -> dict[str, Penalty]:
-    """Build each penalty, for the weights that it names.
-
-    Raises:
-        UserError: it names none.
-    """
+    """Build each penalty, for the weights that it names. Raises UserError: it names none."""
     penalties = {}
     for name, node in cfg.items():
         act = build(without(node, "only"))

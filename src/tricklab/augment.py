@@ -121,8 +121,7 @@ def trivialaugment(images: Tensor, rand: Rand) -> Tensor:
 def _one_by_one(change: Callable[[Tensor], Tensor], images: Tensor, rand: Rand) -> Tensor:
     """Torchvision draws from the default generator, which is as it was afterwards.
 
-    Raises:
-        UserError: images that are neither grey nor of three colours.
+    Raises UserError: images that are neither grey nor of three colours.
     """
     if images.shape[1] not in (1, 3):
         raise UserError(f"augment: torchvision's operations do not take {images.shape[1]} channels; allowed: 1, 3")

@@ -23,8 +23,7 @@ CLASSES = (
 def build(config: DictConfig, *args: Any, **options: Any) -> Any:
     """Instantiate a config with `_target_`, with further arguments; lists and dicts become plain ones.
 
-    Raises:
-        UserError: a target that does not exist or is not allowed, see `check_target`; arguments that do not fit it.
+    Raises UserError: a target that does not exist or is not allowed, see `check_target`; arguments that do not fit it.
     """
     for target in targets(OmegaConf.to_container(config)):
         check_target(target)
@@ -65,9 +64,7 @@ def check_target(target: str, ours: Sequence[str] = OURS, classes: Sequence[str]
     """Judge what a name stands for, since that may be an alias of anything.
 
     Functions and classes of `ours` are allowed, and of other packages the `classes` alone: a method may load a pickle.
-
-    Raises:
-        UserError: it does not exist or is not allowed.
+    Raises UserError: it does not exist or is not allowed.
     """
     if target.startswith(tuple(f"{package}." for package in PACKAGES)):
         try:

@@ -105,10 +105,10 @@ class Calibration(Metric):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Add a batch: logits [B, K], class indices [B]."""
-        self.logits.append(logits.detach().cpu())
-        self.labels.append(labels.cpu())
+        self.logits.append(logits.detach())
+        self.labels.append(labels)
 
     def compute(self) -> dict[str, float]:
         """Measure all that was added."""
-        logits, labels = dim_zero_cat(self.logits), dim_zero_cat(self.labels)
+        logits, labels = dim_zero_cat(self.logits).cpu(), dim_zero_cat(self.labels).cpu()
         return measure(logits.double() / self.temperature, labels, self.bins)

@@ -3,6 +3,8 @@
 import functools
 import math
 import os
+import re
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -10,13 +12,24 @@ from typing import Any, cast
 from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from tricklab.cli import explain, unknown
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest
-from tricklab.resume import HASH, VOLATILE, config_hash, is_secret, masked, read_config, run_folder, task
+from tricklab.resume import (
+    HASH,
+    checkpoint,
+    config_hash,
+    is_secret,
+    is_volatile,
+    masked,
+    read_config,
+    read_result,
+    run_folder,
+    task,
+)
 from tricklab.scheduler import DURATIONS as OF_DECAYS
 from tricklab.scheduler import FALLS, RAMPS
 
@@ -24,11 +37,12 @@ Leaves = dict[str, Any]
 
 DURATIONS = (*OF_DECAYS, "warmup", "hold", "milestones", "begin", "end", "stop_after", "freeze")
 SEVERAL_OPTIONS = ("augment", "penalty", "callbacks", "logger", "tags")
+GROUPS = (*SEVERAL_OPTIONS, "data", "model", "mixup", "loss", "optimizer", "scheduler", "trainer", "sweep")
 SEVERAL_TYPES = ("trainer.devices", "trainer.precision", "trainer.strategy", "resume")  # Lightning takes more than one
 SHARES = (
     *("dropout", "input_dropout", "spatial_dropout", "drop_path", "label_noise", "label_smoothing", "probability"),
     *("floor", "momentum", "threshold"),
-    *("horizontal", "vertical", "translate", "scale", "smallest", "largest", "brightness", "contrast"),
+    *("horizontal", "vertical", "translate", "smallest", "largest", "brightness", "contrast"),
 )
 FROM_0 = (
     *("val_size", "train_size", "alpha", "cutmix_alpha", "strength", "lr", "body_lr", "weight_decay"),
@@ -44,7 +58,7 @@ TYPES: dict[str, type] = {  # of what is null by default
     "weight": list,
 }
 NULLABLE = ("resize",)
-FREE = ("sweep.of.", "sweep.claim.")  # names of one's own
+FREE = ("sweep.of", "claim")  # names of one's own below
 CHOICES = {
     "scheduler.shape": tuple(FALLS),
     "scheduler.warmup_shape": (*RAMPS, "constant"),
@@ -64,8 +78,7 @@ RANGES = {  # by the last word of a key: lowest and highest
     **dict.fromkeys(("images", "classes", "factor"), (2, math.inf)),
     **dict.fromkeys(("gamma", "start", "warmup_share"), (1e-6, 1)),  # a rate of 0 would be a step without a step
     **dict.fromkeys(("momentum_low", "momentum_high", "betas"), (0, 0.9999999)),
-    **dict.fromkeys(("degrees", "shear"), (0, 180)),
-    **{"magnitude": (0, 30), "value": (0, 255)},
+    **{"degrees": (0, 180), "shear": (0, 89), "scale": (0, 0.99), "magnitude": (0, 30), "value": (0, 255)},
     **dict.fromkeys(("limit_val_batches", "limit_test_batches"), (0.001, math.inf)),  # best.ckpt needs validation
 }
 
@@ -75,6 +88,8 @@ class Check(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         refuse(config)
+        with read_write(config.hydra.run):  # or further processes of the run would look for it again, and find others
+            config.hydra.run.dir = str(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.resume != "none":
@@ -82,7 +97,7 @@ class Check(Callback):
 
 
 def refuse(config: DictConfig) -> None:
-    """End the process with one line if anything is wrong; Hydra swallows any other exception of a callback."""
+    """End the process with one line if anything is wrong; after any other exception Hydra would go on."""
     try:
         check(config)
         if (planned := os.environ.get(HASH)) and planned != config_hash(task(config)):
@@ -94,22 +109,26 @@ def refuse(config: DictConfig) -> None:
             check_folder(Path(config.hydra.run.dir), config)
     except (UserError, OmegaConfBaseException) as error:
         raise SystemExit(f"error: {explain(error)}") from None
+    except Exception as error:
+        traceback.print_exc()
+        raise SystemExit(1) from error
 
 
 def check(config: DictConfig) -> None:
     """Compare keys, types and ranges with those of the chosen options.
 
-    Raises:
-        UserError: an unknown key, a value of another type than the default, or out of range; several options of
-            a group that takes one; options that contradict each other.
+    Raises UserError: an unknown key, a value of another type than the default, or out of range; several options of a
+    group that takes one; options that contradict each other.
     """
     words = list(config.hydra.overrides.task)
     check_words(words)
+    if empty := next((group for group in GROUPS if config[group] is None), ""):
+        raise UserError(f"{empty} is empty; allowed: an option of it, or keys below it")
     reference = defaults(config)
     check_together(config)
     added = [word.lstrip("+").split("=")[0] for word in words if word.startswith("+")]
     for key, value in leaves(config).items():
-        if key.startswith(FREE):
+        if any(key.startswith(f"{free}.") and free in reference for free in FREE):
             continue
         if key not in reference and not any(key == a or key.startswith(f"{a}.") for a in added):
             parent = key.rpartition(".")[0]
@@ -124,7 +143,8 @@ def check_words(words: Sequence[str]) -> None:
         key, _, value = word.partition("=")
         if value.startswith("[") and "." not in key and key not in SEVERAL_OPTIONS:
             raise UserError(f"{word}; allowed: one option of {key}")
-        if is_secret(key, value) and "${" not in value:
+        within = re.findall(r"(\w+)['\"]?\s*:\s*([^][{},]+)", value)
+        if any(is_secret(k, v) and "${" not in v for k, v in [(key, value), *within]):
             said = f"{key.lstrip('+')}=*** would be written down"
             raise UserError(f"{said}; allowed: an environment variable, as ${{oc.env:NAME}}")
         if word.startswith("~") and word[1:].split(".")[0] not in SEVERAL_OPTIONS:
@@ -142,6 +162,10 @@ def check_together(config: DictConfig) -> None:
         why = "an average of weights is hardly ever 0"
         raise UserError(f"penalty=l1_prox with callbacks=ema: {why}; allowed: one of them")
     trainer, fused = config.trainer, config.optimizer.get("fused")
+    every, stop_after = trainer.check_val_every_n_epoch, str(config.stop_after)
+    if stop_after.endswith("ep") and parse(stop_after)[0] % every:
+        why = f"trainer.check_val_every_n_epoch={every} has none there, and the run that goes on would not be the same"
+        raise UserError(f"stop_after={stop_after} ends with a validation: {why}; allowed: a multiple")
     if fused and trainer.precision in ("16-mixed", 16, "16") and trainer.gradient_clip_val:
         said = f"trainer.precision={trainer.precision} trainer.gradient_clip_val={trainer.gradient_clip_val}"
         raise UserError(f"{said}: a fused step unscales gradients itself; allowed: with optimizer.fused=false")
@@ -155,11 +179,7 @@ def said_by(key: str, config: DictConfig) -> str:
 
 
 def check_value(key: str, value: Any, default: Any) -> None:
-    """Check the type of a value against its default's, and its range.
-
-    Raises:
-        UserError: one of the two does not fit.
-    """
+    """Check the type of a value against its default's, and its range. Raises UserError: one of the two does not fit."""
     word = key.rpartition(".")[2]
     if value is None and (default is None or word in NULLABLE):
         return
@@ -171,7 +191,12 @@ def check_value(key: str, value: Any, default: Any) -> None:
         raise UserError(f"{key}={value!r} is a {type(value).__name__}; allowed: {type(default).__name__}")
     if key in CHOICES and str(value) not in CHOICES[key]:
         raise UserError(f"{key}={value}; allowed: {', '.join(CHOICES[key])}.{nearest(str(value), CHOICES[key])}")
-    if isinstance(value, list) and default and not all(fits(part, default[0]) for part in value):
+    if (
+        isinstance(value, list)
+        and isinstance(default, list)
+        and default
+        and not all(fits(part, default[0]) for part in value)
+    ):
         raise UserError(f"{key}={value}; allowed: a list of {type(default[0]).__name__}")
     if word in PAIRS and isinstance(value, list) and len(value) != 2:
         raise UserError(f"{key}={value}; allowed: two numbers")
@@ -238,8 +263,7 @@ def leaves(config: DictConfig) -> Leaves:
 def check_folder(folder: Path, config: DictConfig) -> None:
     """Refuse to write over an earlier run, or to go on with it under other options.
 
-    Raises:
-        UserError: the folder holds a run, or another one than `resume` asks for, or can't be written.
+    Raises UserError: the folder holds a run, or another one than `resume` asks for, or can't be written.
     """
     there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     if not os.access(there, os.W_OK):
@@ -248,6 +272,8 @@ def check_folder(folder: Path, config: DictConfig) -> None:
         named = Path(run_folder("", _root_=config))
         if not Path(str(config.resume)).exists() or not (named / "config.yaml").exists():
             raise UserError(f"resume={config.resume}; allowed: none, auto, the folder of a run or a checkpoint in it")
+        if read_result(named).get("status") == "done" and not checkpoint(str(config.resume), named):
+            raise UserError(f"resume={config.resume}: no last.ckpt there; allowed: model.weights=.../best.ckpt")
         if named != folder:
             raise UserError(f"hydra.run.dir={folder} and resume={config.resume} differ; allowed: one of the two")
     if not (folder / "config.yaml").exists():
@@ -258,7 +284,7 @@ def check_folder(folder: Path, config: DictConfig) -> None:
     if not was:
         raise UserError(f"resume={config.resume}: {folder}/config.yaml is damaged; allowed: another hydra.run.dir")
     changed = [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
-    changed = [key for key in changed if not f"{key}.".startswith(tuple(f"{v}." for v in (*VOLATILE, "stop_after")))]
+    changed = [key for key in changed if key != "stop_after" and not is_volatile(key)]
     if changed == ["trainer.max_epochs"] and now[changed[0]] > was[changed[0]]:
         print(f"resume: {was[changed[0]]} epochs become {now[changed[0]]}, over which the schedule is planned again")
     elif changed:

@@ -27,11 +27,7 @@ class Trained(NamedTuple):
     arguments: dict[str, Any]
 
     def net(self) -> nn.Module:
-        """Build the network with these weights, for evaluation.
-
-        Raises:
-            UserError: weights and config do not fit.
-        """
+        """Build the network with these weights, for evaluation. Raises UserError: weights and config do not fit."""
         net = build_net(self.config, self.images.shape, len(self.config.dataset.classes))
         try:
             net.to(next(x.dtype for x in self.state.values() if x.is_floating_point())).load_state_dict(self.state)
@@ -43,7 +39,8 @@ class Trained(NamedTuple):
         """Return the weights of the last step, where those of the checkpoint are an average; else nothing."""
         path = Path(self.arguments["ckpt"])
         kept = {} if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-        return {key.removeprefix("net."): value for key, value in kept.get("current_model_state", {}).items()}
+        kept = kept.get("current_model_state", {})
+        return {key.removeprefix("net."): value for key, value in kept.items() if key.startswith("net.")}
 
     def prepare(self) -> Preparation:
         """Return what makes the network's input of images of 0 .. 255."""
@@ -53,10 +50,8 @@ class Trained(NamedTuple):
 def read_trained(words: Sequence[str], **allowed: Any) -> Trained:
     """Read `ckpt=PATH`, the `allowed` arguments of a script with their defaults, and other data than the run's.
 
-    `data=NAME` takes that option whole, `data.KEY=VALUE` changes the run's own.
-
-    Raises:
-        UserError: a path without a run, or an argument that is not one.
+    `data=NAME` takes that option whole, `data.KEY=VALUE` changes the run's own. Raises UserError: a path without a run,
+    or an argument that is not one.
     """
     given = {key: value for key, _, value in (word.partition("=") for word in words)}
     own = {key: given.pop(key, default) for key, default in {"ckpt": None, **allowed}.items()}
@@ -66,18 +61,14 @@ def read_trained(words: Sequence[str], **allowed: Any) -> Trained:
     images = read_images(config)
     if not images:
         raise UserError(f"ckpt={own['ckpt']} has no config.yaml of its run beside its folder; allowed: one that has")
-    for target in targets(OmegaConf.to_container(OmegaConf.masked_copy(config, ["model", "data"]))):
+    for target in targets(OmegaConf.to_container(OmegaConf.masked_copy(config, ["model", "data", "augment"]))):
         check_target(target, HARMLESS, ["torch.nn.modules"])  # the config may be a stranger's
     change(config, given, [*own, "data", *MAY_CHANGE])
     return Trained(state, config, images, own)
 
 
 def compose_one(words: list[str]) -> DictConfig:
-    """Compose the config that these words ask for.
-
-    Raises:
-        UserError: they ask for several.
-    """
+    """Compose the config that these words ask for. Raises UserError: they ask for several."""
     configs = list(compose_each(words).values())
     if len(configs) > 1:
         raise UserError(f"{' '.join(words)}; allowed: one, without values between commas")

@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from tricklab.errors import UserError, nearest
 from tricklab.process import visible_devices
@@ -42,11 +43,10 @@ def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
 def compose_each(overrides: list[str]) -> dict[str, DictConfig]:
     """Compose and check a config for each combination of values that `overrides` give with commas.
 
+    Raises UserError: whatever `train.py` would refuse.
+
     Returns:
         The configs by what tells them apart, as "scheduler=cosine".
-
-    Raises:
-        UserError: whatever `train.py` would refuse.
     """
     from tricklab.check import check  # which needs this module
 
@@ -64,8 +64,7 @@ def compose_each(overrides: list[str]) -> dict[str, DictConfig]:
 def combine(words: Sequence[Override]) -> list[list[str]]:
     """Return every combination of the values that words have with commas.
 
-    Raises:
-        UserError: an interval, which has no values to go through.
+    Raises UserError: an interval, which has no values to go through.
     """
     for word in words:
         if word.is_sweep_override() and not word.is_discrete_sweep():
@@ -84,7 +83,7 @@ def one_line() -> Iterator[None]:
     """Turn a mistake of the user into its message, without a traceback, and exit code 1."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException, UserError, OSError) as error:
+    except (HydraException, OmegaConfBaseException, UserError, OSError, YAMLError, UnicodeDecodeError) as error:
         sys.exit(f"error: {explain(error)}")
     except ValueError as error:
         if not str(error).startswith("Config group override"):  # Hydra's word on GROUP=null
@@ -176,7 +175,8 @@ def sweep_name(*, _root_: DictConfig) -> str:
 
 def given() -> list[Override]:
     """Return the overrides of the command line."""
-    return OverridesParser.create().parse_overrides([word for word in sys.argv[1:] if not word.startswith("-")])
+    words = [word for word in sys.argv[1:] if word[0] == "~" or (word[0] != "-" and "=" in word)]
+    return OverridesParser.create().parse_overrides(words)
 
 
 def swept(words: Iterable[Override]) -> set[str]:

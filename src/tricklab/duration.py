@@ -51,8 +51,7 @@ def count_batches(images: int, batch_size: int, ranks: int = 1, drop_last: bool 
 def parse(duration: int | float | str) -> tuple[float, str]:
     """Split "5ep" into (5.0, "ep"); 0 is (0.0, "it").
 
-    Raises:
-        UserError: a bare number other than 0, an unknown unit, or anything else.
+    Raises UserError: a bare number other than 0, an unknown unit, or anything else.
     """
     match = PATTERN.fullmatch(str(duration))
     if match:

@@ -47,10 +47,8 @@ def run(
 ) -> float:
     """Train, test and record one run in `folder`; return the best accuracy on validation.
 
-    `overrides` and `choices`, the option chosen of each group, are recorded alone.
-
-    Raises:
-        UserError: options or data that do not fit together. Whatever is raised, `result.json` says so.
+    `overrides` and `choices`, the option chosen of each group, are recorded alone. Raises UserError: options or data
+    that do not fit together. Whatever is raised, `result.json` says so.
     """
     hush()
     record = Record(cfg, folder, overrides, choices)
@@ -101,7 +99,7 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
 def conclude(trainer: pl.Trainer, module: ImageClassifier, data: ImageData, record: Record, speed: float) -> float:
     """Test the best weights, record the results and show them; return the best accuracy on validation."""
     kept = record.folder / "checkpoints" / "best.ckpt"  # the path in a checkpoint is that of where the folder was
-    module.load_state_dict(torch.load(kept, weights_only=True)["state_dict"])
+    module.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True)["state_dict"])
     best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
     module.temperature = best.best["val/temperature"]
     trainer.test(module, datamodule=data, verbose=False)
@@ -129,13 +127,9 @@ def in_plain_words(error: BaseException, cfg: DictConfig) -> BaseException:
 
 
 def read_place(last: Path) -> tuple[int, int]:
-    """Return the steps and the whole epochs that a checkpoint has behind it.
-
-    Raises:
-        UserError: it is damaged.
-    """
+    """Return the steps and the whole epochs that a checkpoint has behind it. Raises UserError: it is damaged."""
     try:
-        there = torch.load(last, weights_only=True)
+        there = torch.load(last, map_location="cpu", weights_only=True)
         return there["global_step"], there["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     except (*UNREADABLE, LookupError, pickle.UnpicklingError) as error:
         others = [f"resume={path}" for path in sorted(last.parent.glob("*.ckpt")) if path != last]
@@ -146,11 +140,10 @@ def read_place(last: Path) -> tuple[int, int]:
 def go_on(metrics: MetricsFile, last: Path | None, place: tuple[int, int], plan: Plan) -> None:
     """Cut what was logged after the checkpoint that training goes on from, if there is one.
 
-    Raises:
-        UserError: it is of an epoch that `stop_after` has cut short.
+    Raises UserError: it is of an epoch that `stop_after` has cut short.
     """
     steps, epochs = place
-    if epochs > steps // plan.length.epoch:
+    if epochs > steps // plan.length.epoch and steps < plan.last_step:
         raise UserError(f"resume: {last} is of step {steps}, where an epoch was cut short; allowed: one of a whole one")
     metrics.cut(steps)
     if last:

@@ -67,7 +67,9 @@ class Job(list[str]):
                 f"logger.wandb.group={quoted(config.logger.wandb.group or root.name)}",
                 f"logger.wandb.name={quoted(varied)}",
             ]
-        planned = config_hash(task(config))
+        planned, sources = config_hash(task(config)), config.hydra.runtime.config_sources
+        if paths := [s.path for s in sources if s.schema == "file" and "command-line" in s.provider]:
+            added.append(f"hydra.searchpath=[{','.join(quoted(f'file://{path}') for path in paths)}]")
         self.command = Command([*self.words, *added], self.folder, planned, config.job_timeout)
         placed = [f"hydra.sweep.dir={quoted(root)}", f"hydra.sweep.subdir={quoted(self.folder.name)}"]
         super().__init__([*self.command.words, *placed])
@@ -146,8 +148,7 @@ class Jobs:
     def run(self, combinations: Sequence[Sequence[str]], until: int = 0, what: str = "") -> list[Job]:
         """Run a job for each combination of words, to its end or for so many epochs, if it is not done.
 
-        Raises:
-            UserError: a combination is wrong, or another process is at the same sweep.
+        Raises UserError: a combination is wrong, or another process is at the same sweep.
         """
         jobs = [self.plan(words, until) for words in combinations]
         unique = {job.folder: job for job in jobs}

@@ -66,10 +66,8 @@ def resnet(
     """The residual network for small images, arXiv 1512.03385, section 4.2: three stages of (depth - 2) / 6 blocks.
 
     `spatial_dropout` of whole channels stands between the convolutions of a block, as in arXiv 1605.07146. Stochastic
-    depth (arXiv 1603.09382) leaves out block l of L with probability l / L * `drop_path`.
-
-    Raises:
-        ValueError: a depth other than 8, 14, 20, 26, 32, ...
+    depth (arXiv 1603.09382) leaves out block l of L with probability l / L * `drop_path`. Raises ValueError: a depth
+    other than 8, 14, 20, 26, 32, ...
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"model.depth={depth}; allowed: 6n + 2, as 20, 32, 44, 56, 110")
@@ -84,32 +82,33 @@ def resnet(
 
 
 def torchvision(channels: int, classes: int, name: str, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
-    """Any network of torchvision.models, with dropout before its classifier.
+    """Any network of torchvision.models, with dropout where it has that itself, or else before its classifier.
 
-    Raises:
-        UserError: there is none of that name.
-        TypeError: it has no stochastic depth.
+    Raises UserError: there is none of that name, or it has no stochastic depth.
     """
     options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
-    options |= {"stochastic_depth_prob": drop_path} if drop_path else {}
     net: nn.Module = find_torchvision(name).get_model(name, num_classes=classes, **options)
     first, conv = next((key, m) for key, m in net.named_modules() if isinstance(m, nn.Conv2d))
     if channels != conv.in_channels:
         shape: Any = conv.out_channels, conv.kernel_size, conv.stride, conv.padding, 1, 1, conv.bias is not None
         net.set_submodule(first, nn.Conv2d(channels, *shape))
+    drop_paths: list[Any] = [m for m in net.modules() if type(m).__name__ == "StochasticDepth"]
+    if drop_path and not drop_paths:
+        raise UserError(f"model.drop_path={drop_path}: {name} has no stochastic depth; allowed: 0")
+    highest = max((m.p for m in drop_paths), default=0.0)
+    for m in drop_paths:
+        m.p *= drop_path / highest  # as they are in proportion
+    drops: list[Any] = [m for m in net.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+    for drop in drops:
+        drop.p = dropout
     head, layer = find_head(net)
-    if dropout:
+    if dropout and not drops:
         net.set_submodule(head, nn.Sequential(nn.Dropout(dropout), layer))
     return net
 
 
 def timm(channels: int, classes: int, name: str, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
-    """Any network of timm.
-
-    Raises:
-        UserError: there is none of that name, or no timm.
-        TypeError: it has no stochastic depth.
-    """
+    """Any network of timm. Raises UserError: there is none of that name, or no timm; TypeError: no stochastic depth."""
     options = {"drop_path_rate": drop_path} if drop_path else {}
     return find_timm(name).create_model(name, num_classes=classes, in_chans=channels, drop_rate=dropout, **options)
 

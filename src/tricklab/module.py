@@ -91,6 +91,12 @@ class ImageClassifier(pl.LightningModule):
                 momentum = self.multiplier.momentum(step)
                 group |= {"betas": (momentum, group["betas"][1])} if "betas" in group else {"momentum": momentum}
 
+    def on_train_start(self) -> None:
+        """End at once where a checkpoint is of the end already, which Lightning does not know."""
+        late = any(callback.wait_count >= callback.patience for callback in self.trainer.early_stopping_callbacks)
+        if late or self.global_step >= self.last_step:
+            self.trainer.should_stop = True
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seed_default(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
         for layer in self.net.modules() if self.body_multiplier else ():
@@ -136,6 +142,8 @@ class ImageClassifier(pl.LightningModule):
     def _log_step(self, optimizer: torch.optim.Optimizer) -> None:
         gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients))
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            norm /= self._loss_scale()
         means = torch.stack([torch.stack(list(batch.values())) for batch in self.window]).mean(0)
         if self.trainer.world_size > 1:
             means = self.trainer.strategy.reduce(means, reduce_op="mean")
@@ -144,9 +152,12 @@ class ImageClassifier(pl.LightningModule):
             values |= weight_facts(self.weights)
         self.record(self._rates(optimizer.param_groups) | values, self.global_step)
         self.look_at_losses(f", gradient norm {norm:g}")
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # which skips such a step
-        if not math.isfinite(norm) and not scaler:
+        if not math.isfinite(norm) and not hasattr(self.trainer.precision_plugin, "scaler"):  # which skips such a step
             self._refuse(self.global_step, f"train/grad_norm={norm}")
+
+    def _loss_scale(self) -> float:
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return float(scaler.get_scale()) if scaler else 1.0
 
     def _rates(self, groups: list[dict[str, Any]]) -> dict[str, float]:
         rates = {"lr": groups[0]["lr"]}
@@ -174,13 +185,18 @@ class ImageClassifier(pl.LightningModule):
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
         self.set_rates(optimizer)
+        before = self._loss_scale() if self.projections else 1.0
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        with torch.no_grad():
-            for group in optimizer.param_groups if self.projections else ():
-                own = {id(p) for p in group["params"] if group["lr"] > 0}  # at 0 it is frozen
-                for project in self.projections:
-                    if weights := [w for w in project.weights if id(w) in own]:
-                        project.act(weights, lr=group["lr"])
+        if self.projections and self._loss_scale() >= before:  # a lower one tells of a step that was left out
+            self._project(optimizer.param_groups)
+
+    @torch.no_grad()
+    def _project(self, groups: list[dict[str, Any]]) -> None:
+        for group in groups:
+            own = {id(p) for p in group["params"] if group["lr"] > 0}  # at 0 it is frozen
+            for project in self.projections:
+                if weights := [w for w in project.weights if id(w) in own]:
+                    project.act(weights, lr=group["lr"])
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.global_step >= self.last_step:

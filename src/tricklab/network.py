@@ -30,8 +30,7 @@ class Weights(NamedTuple):
 def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Build the network for images of `shape` (channels, height, width); its weights follow from the seed alone.
 
-    Raises:
-        UserError: a network that does not turn these images into a logit for each class.
+    Raises UserError: a network that does not turn these images into a logit for each class.
     """
     seed_default(cfg.seed, "init")
     try:
@@ -52,11 +51,7 @@ def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.
 
 
 def load_body(net: nn.Module, state: State) -> None:
-    """Load all weights but the classifier's.
-
-    Raises:
-        UserError: they are not those of this network.
-    """
+    """Load all weights but the classifier's. Raises UserError: they are not those of this network."""
     head, own = find_head(net)[0], net.state_dict()
     top = head.rpartition(".")[0] or head
     body = {key: tensor.shape for key, tensor in own.items() if not key.startswith(f"{head}.")}
@@ -71,8 +66,7 @@ def load_body(net: nn.Module, state: State) -> None:
 def read_weights(model: DictConfig) -> Weights | None:
     """Read what `model.weights` names: nothing, the published weights of a network, or a file.
 
-    Raises:
-        UserError: there are none, or they can't be had.
+    Raises UserError: there are none, or they can't be had.
     """
     if model.get("weights") is None:
         return None
@@ -99,10 +93,8 @@ def read_images(config: Any) -> Images | None:
 def read_state(path: Path) -> tuple[State, DictConfig]:
     """Read the weights in a checkpoint, an exported or any other file, and the config they were trained under.
 
-    That lies beside a checkpoint's folder or in an exported file; otherwise it is empty. Nothing is executed.
-
-    Raises:
-        UserError: the file is not one of weights.
+    That lies beside a checkpoint's folder or in an exported file; otherwise it is empty. Nothing is executed. Raises
+    UserError: the file is not one of weights.
     """
     try:
         if path.suffix == ".safetensors":
@@ -126,10 +118,9 @@ def torchvision_weights(name: str) -> Weights:
     images = best.transforms()
     side = images.crop_size[0]
     body = {k: v for k, v in best.get_state_dict(weights_only=True).items() if not k.lower().startswith("aux")}
-    mean, std = ([0.5] * 3, [0.5] * 3) if name in AUXILIARY else (list(images.mean), list(images.std))
-    return Weights(
-        body, Images((3, side, side), mean, std)
-    )  # those two were trained before ImageNet's own became usual
+    old = name in AUXILIARY  # trained before ImageNet's own mean and deviation became usual
+    mean, std = ([0.5] * 3, [0.5] * 3) if old else (list(images.mean), list(images.std))
+    return Weights(body, Images((3, side, side), mean, std))
 
 
 def timm_weights(name: str) -> Weights:

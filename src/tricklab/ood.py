@@ -32,8 +32,8 @@ def blur(images: Tensor) -> Tensor:
     from torchvision.transforms.v2.functional import gaussian_blur
 
     sigma = max(images.shape[2:]) / 10
-    size = min(2 * math.ceil(2 * sigma) + 1, 2 * min(images.shape[2:]) - 1)  # what reflection at the border allows
-    return gaussian_blur(images, [size, size], [sigma, sigma])
+    sides = [2 * min(math.ceil(2 * sigma), side - 1) + 1 for side in images.shape[:1:-1]]  # what reflection allows
+    return gaussian_blur(images, sides, [sigma, sigma])
 
 
 def grey(images: Tensor) -> Tensor:

@@ -25,8 +25,7 @@ class Penalty(NamedTuple):
 def find_weights(net: nn.Module, only: str | None = None) -> list[nn.Parameter]:
     """Return the weights that penalties and weight decay act on: those in whose names `only`, a pattern, is found.
 
-    Raises:
-        UserError: a pattern that is none, or is found in no name.
+    Raises UserError: a pattern that is none, or is found in no name.
     """
     named = {name: p for name, p in net.named_parameters() if p.requires_grad and p.ndim >= 2}
     try:
@@ -68,8 +67,9 @@ class _Power(torch.autograd.Function):
 def l1_prox(weights: Sequence[Tensor], lr: float, strength: float) -> None:
     """Soft-threshold in place by lr * strength after each step: ISTA's step for l1 (SIAM J. Imaging Sci. 2, 2009).
 
-    Gives exact zeros. With SGD its fixed points are those of the loss with `l1`; with Adam and its like the threshold
-    is not scaled by coordinate, as the decay of AdamW is not.
+    Gives exact zeros. Its fixed points are those of the loss with `l1` under plain SGD; with momentum m those with `l1`
+    of (1 - m) * strength, since momentum sums the gradients and not the thresholds. With Adam and its like the
+    threshold is not scaled by coordinate, as the decay of AdamW is not.
     """
     torch._foreach_copy_(list(weights), [F.softshrink(w, lr * strength) for w in weights])
 

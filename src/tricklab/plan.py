@@ -30,8 +30,7 @@ class Plan(NamedTuple):
 def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
     """Plan the whole run on `ranks` processes; tell the data when to mix.
 
-    Raises:
-        UserError: a run without a step, or durations that do not lie in it.
+    Raises UserError: a run without a step, or durations that do not lie in it.
     """
     t, images = cfg.trainer, len(data.train_rows)
     limits = (t.max_epochs, t.max_steps, t.limit_train_batches, t.accumulate_grad_batches)
@@ -66,8 +65,7 @@ def scale_lr(cfg: DictConfig, ranks: int) -> float:
 def for_body(model: DictConfig, multiplier: Multiplier, length: Length) -> Curve | None:
     """Return the multiplier of all but the classifier: 0 while it is frozen, then `model.body_lr` of the others'.
 
-    Raises:
-        UserError: it would be frozen for longer than the run.
+    Raises UserError: it would be frozen for longer than the run.
     """
     frozen, share = to_steps(model.get("freeze", 0), length), model.get("body_lr", 1.0)
     if frozen > length.steps:

@@ -1,6 +1,5 @@
 """A job of a sweep in a process of its own, on a device of its own; it ends with the process that started it."""
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -42,15 +41,15 @@ class Command(NamedTuple):
 
 
 class Slots:
-    """Runs so many jobs at a time as there are slots, each slot with its device."""
+    """Runs so many jobs at a time as there are slots, each slot with its device; with several, where there are more."""
 
     def __init__(self, config: DictConfig):
-        devices = visible_devices()
-        self.number = int(config.slots or len(devices) or 1)
-        self.threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, (os.cpu_count() or 1) // self.number)
+        devices, alone = visible_devices(), config.trainer.devices == 1
+        self.number = int(config.slots or (alone and len(devices)) or 1)
+        self.threads = omp_threads() or max(1, count_cores() // self.number)
         self.free: Queue[str] = Queue()
         for slot in range(self.number):
-            self.free.put(devices[slot % len(devices)] if devices else "")
+            self.free.put(",".join(devices[slot :: self.number] or devices[slot % max(1, len(devices)) :][:1]))
         self.processes: list[Any] = []
         self.over = False
 
@@ -92,7 +91,12 @@ def run_job(job: Command, device: str, threads: int, processes: list[Any]) -> No
         process = context.Process(target=work, args=(job, device, threads, os.getpid()))
         processes.append(process)
         process.start()
-        process.join(job.limit)
+        try:
+            process.join(job.limit)
+        except BaseException:  # by a signal that a launcher has got: the job may save
+            end(process, signal.SIGTERM)
+            process.join(60)
+            raise
         late = process.is_alive()
         end(process, signal.SIGKILL)
         process.join()
@@ -109,7 +113,8 @@ def run_job(job: Command, device: str, threads: int, processes: list[Any]) -> No
 def quoted(value: Any) -> str:
     """Quote a value for Hydra, if it needs that."""
     text = re.sub(r"(\\+)(?='|$)", r"\1\1", str(value)).replace("'", "\\'")
-    return text if re.fullmatch(r"[\w./-]+", text, re.ASCII) else f"'{text}'"
+    plain = re.fullmatch(r"(?!(null|true|false|nan|inf)$)[a-z_/][\w./-]*", text, re.ASCII | re.IGNORECASE)
+    return text if plain else f"'{text}'"
 
 
 def last_line(folder: Path) -> str:
@@ -145,7 +150,7 @@ def be_placed(words: Sequence[str], folder: Path, cfg: DictConfig) -> float | No
     """Run a job that a launcher of Hydra's plugins has placed here, unless it is done; return its objective."""
     if read_result(folder).get("status") != "done":
         job = Command(list(words), folder, config_hash(task(cfg)), cfg.job_timeout)
-        run_job(job, ",".join(visible_devices()), int(os.environ.get("OMP_NUM_THREADS", 0)), [])
+        run_job(job, ",".join(visible_devices()), omp_threads(), [])
     return read_result(folder).get("objective")
 
 
@@ -156,6 +161,16 @@ def visible_devices() -> list[str]:
     return [str(n) for n, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
 
 
+def count_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def omp_threads() -> int:
+    """Return the threads that OMP_NUM_THREADS asks for; 0 where it does not."""
+    return int((re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", "")) or [0])[0])
+
+
 def work(job: Command, device: str, threads: int, driver: int) -> None:
     """Be `python train.py` with the words of a job, in a process that has torch imported already."""
     os.setsid()  # a group of its own, so that all it starts can be ended with it
@@ -164,7 +179,9 @@ def work(job: Command, device: str, threads: int, driver: int) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     os.environ.pop("SLURM_NTASKS", None)  # or Lightning would leave it to SLURM to start the processes of trainer=ddp
-    os.environ.update({"CUDA_VISIBLE_DEVICES": device, HASH: job.planned})
+    os.environ[HASH] = job.planned
+    if device:  # else it sees what this machine has
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
     multiprocessing.set_start_method(None, force=True)  # or a loader's workers would come from a server, seconds later
     import torch
 
@@ -177,10 +194,11 @@ def work(job: Command, device: str, threads: int, driver: int) -> None:
 
 def end_with(driver: int) -> None:
     """Wait for the end of the process that started the job, then end this one and all that it started."""
-    if hasattr(os, "pidfd_open"):
-        with contextlib.suppress(ProcessLookupError):  # it is dead already
-            select.select([os.pidfd_open(driver)], [], [])
-    else:  # macOS
+    try:
+        select.select([os.pidfd_open(driver)], [], [])
+    except ProcessLookupError:
+        pass  # it is dead already
+    except (AttributeError, OSError):  # macOS, or a kernel that has none
         while is_alive(driver):
             time.sleep(1)
     os.killpg(0, signal.SIGKILL)

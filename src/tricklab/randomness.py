@@ -27,6 +27,8 @@ def seed_default(seed: int, purpose: str, *counters: int) -> None:
     torch.default_generator.manual_seed(value)  # torch.manual_seed takes 70 times as long
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed(value)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(value)
 
 
 class Rand:
@@ -46,7 +48,10 @@ class Rand:
         lasting: Tensor | None = None,
     ):
         self.source, self.images, self.part = source, images, slice(rank, None, ranks)
-        self.epoch, self.lasting = epoch, torch.zeros(images)[self.part] if lasting is None else lasting
+        self.epoch, self.lasting = (
+            epoch,
+            torch.zeros(images, device=source.device)[self.part] if lasting is None else lasting,
+        )
 
     def __call__(self, *shape: int) -> Tensor:
         numbers = torch.rand(  # of one type, whatever the precision of a run has made the default

@@ -59,11 +59,7 @@ class Record:
 
     @rank_zero_only
     def start(self) -> None:
-        """Write the resolved config and what is not committed.
-
-        Raises:
-            UserError: the run is running already.
-        """
+        """Write the resolved config and what is not committed. Raises UserError: the run is running already."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = lock_run(self.folder)
         if not self.lock:
@@ -94,7 +90,7 @@ class Record:
     @rank_zero_only
     def discard(self) -> None:
         """Leave no folder of a run that was refused before it trained; the job of a sweep leaves its result."""
-        if self.new:
+        if self.new and self.lock:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     @rank_zero_only

@@ -5,8 +5,9 @@ import hashlib
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 VOLATILE = (  # not part of what is computed
-    *("hydra", "sweep", "resume", "name", "tags", "logger", "slots", "dry", "job_timeout"),
+    *("hydra", "sweep", "claim", "resume", "name", "tags", "logger", "slots", "dry", "job_timeout"),
     *("data.num_workers", "data.cache", "callbacks.progress", "callbacks.last"),
 )
 HASH = "PLANNED_CONFIG_HASH"  # in the environment of a sweep's job: that of the config it was planned with
@@ -24,15 +25,24 @@ FACTS = ("choices", "dataset")  # what a run adds to its config.yaml
 
 def masked(config: Mapping[str, Any]) -> dict[str, Any]:
     """Put stars for the values of keys that are secrets."""
-    return {
-        key: masked(value) if isinstance(value, Mapping) else "***" if is_secret(str(key), value) else value
-        for key, value in config.items()
-    }
+    return {key: "***" if is_secret(str(key), value) else masked_in(value) for key, value in config.items()}
+
+
+def masked_in(value: Any) -> Any:
+    """Do so wherever a value has keys below it."""
+    if isinstance(value, list):
+        return [masked_in(part) for part in value]
+    return masked(value) if isinstance(value, Mapping) else value
 
 
 def is_secret(key: str, value: Any) -> bool:
     """Whether a value is nobody's business: a text under a name that says so."""
     return isinstance(value, str) and value not in ("", "true", "false", "null") and bool(SECRET.search(key))
+
+
+def is_volatile(key: str) -> bool:
+    """Whether a dotted key is no part of what is computed."""
+    return any(f"{key.replace('/', '.')}.".startswith(f"{volatile}.") for volatile in VOLATILE)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -83,7 +93,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 def status(folder: Path) -> str:
     """Return how a run ended, or "running"; "unfinished" is one that was killed."""
     result = read_result(folder)
-    return str(result["status"]) if result else "unfinished" if lock_run(folder) else "running"
+    with suppress(PermissionError):  # of another user, whose lock can't be tried
+        if (folder / ".lock").exists() and not lock_run(folder):  # whatever an earlier start has left
+            return "running"
+    return "unfinished" if result.get("status", "killed") == "killed" else str(result["status"])
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -100,8 +113,12 @@ def lock_run(folder: Path) -> Any:
     file = (folder / ".lock").open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return None
+    except OSError as error:  # as on some network file systems
+        print(
+            f"warning: {folder} can't be locked ({error}); see yourself that no other process runs it", file=sys.stderr
+        )
     return file
 
 

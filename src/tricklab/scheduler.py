@@ -31,12 +31,10 @@ def schedule(decay: Callable[..., float], momentum: Callable[..., float] | None 
     """Turn `decay(t, total, ...)` into `schedule(length, warmup=0, ...) -> multiplier`; `momentum` likewise.
 
     Warmup: step t of W has the share ramp((t + 1) / W) of what the decay begins with, so no step has rate 0 and the
-    last of them has lr_0; a constant one has `warmup_share` instead. The decay runs over the T = steps - W that
-    remain: its own durations count from the end of the warmup, and percentages are of T. Past the end it stays
-    where it was. With `hold` each rate stays for so long from its first step on: with 1ep a schedule moves by epochs.
-
-    Raises:
-        UserError: a warmup, or a duration of the decay, that does not lie inside the run.
+    last of them has lr_0; a constant one has `warmup_share` instead. The decay runs over the T = steps - W that remain:
+    its own durations count from the end of the warmup, and percentages are of T. Past the end it stays where it was.
+    With `hold` each rate stays for so long from its first step on: with 1ep a schedule moves by epochs. Raises
+    UserError: a warmup, or a duration of the decay, that does not lie inside the run.
     """
 
     @functools.wraps(decay)

@@ -23,8 +23,7 @@ def grid(words: Sequence[Override], jobs: Jobs) -> None:
 def arms(words: Sequence[Override], jobs: Jobs, of: Mapping[str, Sequence[str]] | None) -> None:
     """Run each arm, which is a list of words of its own, with every combination of the values of `words`.
 
-    Raises:
-        UserError: there is no arm.
+    Raises UserError: there is no arm.
     """
     if not of:
         raise UserError("sweep=arms without sweep.of; allowed: with lists of words by name, as {a:['mixup=on']}")
@@ -35,10 +34,8 @@ def halving(words: Sequence[Override], jobs: Jobs, factor: int, rounds: int) -> 
     """Run a grid for a part of the epochs, one of `factor` configurations for `factor` times as many, up to all.
 
     A configuration is judged by its mean over the seeds, the schedule is that of the full run, and what goes on is the
-    same run as one that was never stopped. (Successive halving, Jamieson and Talwalkar, arXiv 1502.07943.)
-
-    Raises:
-        UserError: the runs differ in length, or do not count epochs alone.
+    same run as one that was never stopped. (Successive halving, Jamieson and Talwalkar, arXiv 1502.07943.) Raises
+    UserError: the runs differ in length, or do not count epochs alone.
     """
     left = combine(words)
     (epochs, steps, every, stop_after, early), *others = {jobs.plan(combination).length for combination in left}
@@ -83,10 +80,8 @@ def optuna(
     """Run trials that Optuna's TPE proposes, each with `replicates` seeds, and say which was best.
 
     Nothing is stored: the same command proposes the same trials as long as their results are the same, and those that
-    are done return at once.
-
-    Raises:
-        UserError: a seed is searched for, a value or an objective is not allowed, or Optuna is missing.
+    are done return at once. Raises UserError: a seed is searched for, a value or an objective is not allowed, or Optuna
+    is missing.
     """
     space = make_space(words)
     from optuna.trial import TrialState
@@ -97,7 +92,8 @@ def optuna(
     for combination in samples(space):
         jobs.plan([*given, *combination])
     study = make_study(objectives, seed)
-    fixed, seeds = without_seed(of_job(given)), range(jobs.config.seed, jobs.config.seed + replicates)
+    fixed = [word for word in of_job(given) if not word.lstrip("+").startswith("seed=")]
+    seeds = range(jobs.config.seed, jobs.config.seed + replicates)
     for first in range(0, trials, batch):
         asked = [study.ask(space) for _ in range(min(batch, trials - first))]
         chosen = [[*fixed, *(f"{key}={short(value)}" for key, value in trial.params.items())] for trial in asked]

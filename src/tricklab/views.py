@@ -41,11 +41,10 @@ class Averaged(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, K] for images [B, C, H, W] of 0 .. 255.
 
-        Raises:
-            UserError: dropout was asked for, and the network has none.
+        Raises UserError: dropout was asked for, and the network has none.
         """
         logs = torch.stack([self._view(images, n) for n in range(self.views)])  # [V, B, K]
-        if self.dropout and not self.augment and torch.equal(logs[0], logs[1]):
+        if self.dropout and not self.augment and not self.batches and len(images) > 1 and torch.equal(logs[0], logs[1]):
             raise UserError(f"mc={self.views}: the network has no dropout; allowed: one trained with it")
         mean = logs.logsumexp(0) - math.log(self.views)
         self.entropy.append(-(mean.exp() * mean).sum(1))

@@ -1,5 +1,7 @@
 """Images, the batches they are read in, and what makes a network's input of them."""
 
+import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +19,8 @@ Batch = tuple[Tensor, ...]
 class Files:
     """Images in files: like a tensor, uint8 [N, C, H, W], that decodes the rows which are selected.
 
-    Batches of them are decoded by so many `workers`, on which nothing else depends.
-
-    Raises:
-        UserError: an image that can't be decoded, or is not of the size of the first.
+    Batches of them are decoded by so many `workers`, on which nothing else depends. Raises UserError: an image that
+    can't be decoded, or is not of the size of the first.
     """
 
     device = torch.device("cpu")
@@ -30,14 +30,17 @@ class Files:
         self.shape = (len(paths), *self.decode(0).shape)
 
     def decode(self, row: int) -> Tensor:
-        return decode(self.paths[row], self.size, self.mode)
+        try:
+            return decode(self.paths[row], self.size, self.mode)
+        except UserError as error:
+            raise UserError(f"{error}; data.skip_damaged=true leaves it out") from error
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
         images = [self.decode(row) for row in rows.tolist()]
         if (mixed := next((i for i, image in enumerate(images) if image.shape != self.shape[1:]), None)) is not None:
             of = f"{self.paths[int(rows[mixed])]} is not the size of {self.paths[0]}"
             raise UserError(f"{of}; data.resize=32 makes them equal")
-        return torch.stack(images)
+        return torch.stack(images) if images else torch.empty(0, *self.shape[1:], dtype=torch.uint8)
 
 
 class Labelled(NamedTuple):
@@ -109,8 +112,7 @@ class Batches:
 def fetched(data: Rows, rows: list[Tensor], workers: int) -> Iterator[Batch]:
     """Take the rows of each batch in processes of their own, some batches ahead.
 
-    Raises:
-        UserError: what one of them met.
+    Raises UserError: what one of them met.
     """
     options: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}  # the default one stays as it is
     try:
@@ -118,7 +120,7 @@ def fetched(data: Rows, rows: list[Tensor], workers: int) -> Iterator[Batch]:
     except UserError as error:  # with the traceback of the worker
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not re.search("exited unexpectedly|killed by signal", str(error)):
             raise
         raise UserError(f"data.num_workers={workers}: one has died ({error}); fewer take less memory") from error
 
@@ -153,7 +155,8 @@ def moments(images: Tensor | Files, rows: Tensor) -> tuple[list[float], list[flo
     The sums are integers, hence exact. A channel without any contrast gets the deviation of one grey level.
     """
     total = squares = torch.zeros(images.shape[1], dtype=torch.long)
-    for (part,) in Batches((images,), lambda epoch: rows, lambda: (0, 0), 4096, len(rows)):
+    block = max(1, 2**24 // math.prod(images.shape[1:]))  # images at a time
+    for (part,) in Batches((images,), lambda epoch: rows, lambda: (0, 0), block, len(rows)):
         pixels = part.int()
         total, squares = total + pixels.sum((0, 2, 3)), squares + pixels.square().sum((0, 2, 3))
     n = len(rows) * images.shape[2] * images.shape[3]

@@ -21,11 +21,7 @@ BLOCK = 64  # images that a worker decodes at once
 
 
 def kept(files: Files, cache: str) -> Tensor | Files:
-    """Decode all images, uint8 [N, C, H, W], into what `cache` says.
-
-    Raises:
-        UserError: they do not fit.
-    """
+    """Decode all images, uint8 [N, C, H, W], into what `cache` says. Raises UserError: they do not fit."""
     if cache == "none":
         return files
     if cache == "memory":
@@ -72,8 +68,3 @@ def fingerprint(files: Files) -> str:
     """Return 16 hex digits that change with the files, their sizes and times, and how they are decoded."""
     facts = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in files.paths]
     return hashlib.sha256(repr((facts, files.shape, files.mode)).encode()).hexdigest()[:16]
-
-
-def count_cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from tricklab.data.batches import Files, Labelled, Source
-from tricklab.data.cache import count_cores, kept
+from tricklab.data.cache import kept
 from tricklab.data.files import find_images, read_classes
 from tricklab.data.module import ImageData
 from tricklab.data.published import read_cifar, read_mnist
 from tricklab.data.split import count, stratified_order
 from tricklab.errors import UserError
+from tricklab.process import count_cores
 from tricklab.randomness import generator
 
 FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
@@ -29,6 +30,7 @@ def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:
     @functools.wraps(read)
     def build(**options: Any) -> ImageData:
         own = {name: options.pop(name) for name in inspect.signature(read).parameters if name in options}
+        options.pop("num_workers", None)  # which images in memory have no use for
         return ImageData(read(**own), **options)
 
     return build
@@ -83,13 +85,11 @@ def folder(
 ) -> Source:
     """Any tree of class folders: `root/train/CLASS/...`, `val` and `test` beside `train` or not; or `root/CLASS/...`.
 
-    Without a test folder a fixed stratified part of training, `test_size`, is the test set. Images are cut to a
-    square about the middle and resized to `resize` pixels; None leaves them as they are. `mode`: RGB, or L (grey).
-    They are decoded by `num_workers` processes and kept in `cache`, see `tricklab.data.cache`. With `skip_damaged`
-    those that can't be decoded are left out, which takes a look at each.
-
-    Raises:
-        UserError: no images, a class that training does not have, a file that can't be decoded, mixed sizes.
+    Without a test folder a fixed stratified part of training, `test_size`, is the test set. Images are cut to a square
+    about the middle and resized to `resize` pixels; None leaves them as they are. `mode`: RGB, or L (grey). They are
+    decoded by `num_workers` processes and kept in `cache`, see `tricklab.data.cache`. With `skip_damaged` those that
+    can't be decoded are left out, which takes a look at each. Raises UserError: no images, a class that training does
+    not have, a file that can't be decoded, mixed sizes.
     """
     top = Path(root).expanduser()
     split = (top / "train").is_dir()

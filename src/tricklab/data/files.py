@@ -62,15 +62,14 @@ def image_files(root: Path) -> list[Path]:
 def decode(path: Path, size: tuple[int, int] | None, mode: str) -> Tensor:
     """Decode an image of any mode to uint8 [C, H, W], cut about the middle and resized to `size` (height, width).
 
-    Raises:
-        UserError: the file is damaged, or no image.
+    Raises UserError: the file is damaged, or no image.
     """
     own = Image.registered_extensions().get(path.suffix.lower())
     try:
         with Image.open(path, formats=sorted(Image.ID, key=lambda name: name != own)) as image:  # its own first
             upright = ImageOps.exif_transpose(_eight_bits(image)).convert(mode)
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} can't be decoded: {error}; data.skip_damaged=true leaves it out") from error
+        raise UserError(f"{path} can't be decoded: {error}") from error
     if size:
         upright = ImageOps.fit(upright, size[::-1], Image.Resampling.BILINEAR)
     pixels = np.asarray(upright)

@@ -25,8 +25,9 @@ CLEAN = 2000  # training images that are also evaluated as they are, at most
 class ImageData(pl.LightningDataModule):
     """Splits a source, and turns its uint8 images into normalised batches on the device.
 
-    Training batches are images [B, C, H, W] and target probabilities [B, K], augmented and mixed; evaluation
-    batches are clean images and class indices [B].
+    Training batches are images [B, C, H, W] and target probabilities [B, K], augmented and mixed; evaluation batches
+    are clean images and class indices [B]. Raises UserError: a size or a fold that the data do not have, or labels
+    without a class.
 
     Args:
         source: the images.
@@ -41,9 +42,6 @@ class ImageData(pl.LightningDataModule):
         seed: the seed of the run: order, augmentation, mixing and label noise follow from it.
         augment: by name, each `augment(images, rand)`, see `tricklab.augment`.
         mixup: `mixup(images, targets, generator)`, see `tricklab.mixup`.
-
-    Raises:
-        UserError: a size or a fold that the data do not have, or labels without a class.
     """
 
     trainer: pl.Trainer
@@ -81,17 +79,17 @@ class ImageData(pl.LightningDataModule):
         self.train = Labelled(images, noisy)
         self.one_hot = torch.eye(len(self.classes))
         self.lasting = torch.rand(len(labels), generator=generator(seed, "lasting"))
-        self.clean_rows = train[stratified_order(labels[train], split_seed, "clean")[:CLEAN]]
+        spread = train[stratified_order(labels[train], split_seed, "clean")]
+        self.clean_rows = spread[:CLEAN]
         channels, height, width = images.shape[1:]
-        own = Images((channels, height, width), *moments(images, train[:FOR_MOMENTS]))
+        own = Images((channels, height, width), *moments(images, spread[:FOR_MOMENTS]))
         self.fingerprint = f"{zlib.crc32(noisy.numpy().tobytes() + repr(own).encode()):08x}"  # wherever they are kept
         self.adapt(own)
 
     def adapt(self, images: Images) -> None:
         """Make batches of what a network takes.
 
-        Raises:
-            UserError: a number of channels that the images can't be given.
+        Raises UserError: a number of channels that the images can't be given.
         """
         channels, wanted = self.train.images.shape[1], images.shape[0]
         if channels not in (1, wanted):
@@ -100,11 +98,7 @@ class ImageData(pl.LightningDataModule):
         self.prepare = Preparation(images)
 
     def mix_between(self, begin: Any, end: Any, length: Length, accumulate: int) -> None:
-        """Mix from the step `begin` on and before the step `end`.
-
-        Raises:
-            UserError: there is no step between them.
-        """
+        """Mix from the step `begin` on and before the step `end`. Raises UserError: there is no step between them."""
         steps = to_steps(begin, length, most=length.steps - 1), to_steps(end, length)
         if not 0 <= steps[0] < steps[1] <= length.steps:
             said = f"mixup.begin={begin} mixup.end={end} are the steps {steps[0]} and {steps[1]}"
@@ -195,7 +189,11 @@ class ImageData(pl.LightningDataModule):
 def split_rows(source: Source, val_size: int | float, folds: int | None, fold: int, seed: int) -> tuple[Tensor, Tensor]:
     """Return the rows of training, and those of validation, in a part of its own where the source has one."""
     labels = source.train.labels
+    if fold and not folds:
+        raise UserError(f"data.fold={fold} data.folds={folds}; allowed: with data.folds, as 5")
     if source.val:
+        if folds:
+            raise UserError(f"data.folds={folds}: these data have a part for validation; allowed: null")
         return torch.arange(len(labels)), torch.arange(len(source.val.labels))
     order = stratified_order(labels, seed, "val")
     if folds:
@@ -206,11 +204,7 @@ def split_rows(source: Source, val_size: int | float, folds: int | None, fold: i
 
 
 def check_labels(source: Source) -> None:
-    """See that each label is that of a class, of which there are several.
-
-    Raises:
-        UserError: one is not.
-    """
+    """See that each label is that of a class, of which there are several. Raises UserError: one is not."""
     classes = len(source.classes)
     if classes < 2:
         raise UserError(f"data: {classes} class ({', '.join(source.classes)}); allowed: 2 or more")

@@ -32,8 +32,7 @@ CIFAR = {  # folder, training files, test file, file with the names of the class
 def read_mnist(root: Path, name: str) -> tuple[Labelled, Labelled]:
     """Read the training and test set of torchvision's `name`, from a local copy or else downloaded to `root`.
 
-    Raises:
-        UserError: there is no copy and none can be had, or a file is not what it should be.
+    Raises UserError: there is no copy and none can be had, or a file is not what it should be.
     """
     folder = find_mnist(root, name) or download(root, name, MNIST_FILES) / name / "raw"
     train_x, train_y, test_x, test_y = (read_idx(folder, file) for file in MNIST_FILES)
@@ -86,8 +85,7 @@ def read_idx(folder: Path, name: str) -> Tensor:
 def read_cifar(root: Path, name: str) -> tuple[Labelled, Labelled, list[str]]:
     """Read the training set, the test set and the names of the classes of CIFAR10 or CIFAR100, as `read_mnist` does.
 
-    Raises:
-        UserError: there is no copy and none can be had, or a file is not what it should be.
+    Raises UserError: there is no copy and none can be had, or a file is not what it should be.
     """
     folder, train, test, meta, key = CIFAR[name]
     wanted = (*train, test, meta)

@@ -25,8 +25,7 @@ def stratified_order(labels: Tensor, seed: int, purpose: str) -> Tensor:
 def nth_fold(order: Tensor, folds: int, fold: int) -> tuple[Tensor, Tensor]:
     """Cut a stratified order into `folds` parts; return the `fold`-th, and the others.
 
-    Raises:
-        UserError: folds that there are not.
+    Raises UserError: folds that there are not.
     """
     if not (2 <= folds <= len(order) and 0 <= fold < folds):
         raise UserError(f"data.fold={fold} data.folds={folds}; allowed: 2 to {len(order)} folds, counted from 0")
@@ -37,8 +36,7 @@ def nth_fold(order: Tensor, folds: int, fold: int) -> tuple[Tensor, Tensor]:
 def count(size: int | float, most: int, option: str) -> int:
     """Return the images that `size` means: a number of them (1 to `most`), or a share (below 1) of `most`.
 
-    Raises:
-        UserError: none or more than there are.
+    Raises UserError: none or more than there are.
     """
     images = size if isinstance(size, int) else round(size * most) if isinstance(size, float) and size < 1 else 0
     if not 1 <= images <= most:
