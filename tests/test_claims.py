@@ -203,7 +203,7 @@ def test_an_ablation_runs_each_set_of_tricks_once(copy):
     recipe = copy / "conf" / "experiment" / "small.yaml"
     text = (CONF / "experiment" / "fashion_tricks.yaml").read_text("utf-8")
     text = re.sub(r"  - override /data: .*\n", "", text).replace("max_epochs: 20", "max_epochs: 2")
-    recipe.write_text(re.sub(r"      (flip|dropout|smoothing): .*\n", "", text))
+    recipe.write_text(re.sub(r"    (flip|dropout|smoothing): .*\n", "", text))
     options = {"cwd": copy, "env": os.environ | {"PYTHONPATH": str(copy / "src")}, "text": True}
     done = subprocess.run([sys.executable, "scripts/ablate.py", "small", "seeds=2"], **options, capture_output=True)
     assert done.returncode == 0, done.stderr

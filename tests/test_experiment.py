@@ -295,6 +295,14 @@ def test_a_rest_of_one_image_is_left_out(run):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_gradient_norm_is_that_without_a_loss_scale(run):
+    words = (*ONE_BATCH, "model=mlp", "trainer=gpu", "trainer.accelerator=gpu")
+    half, whole = (run(*words, f"trainer.precision={p}", folder=p) for p in ("16-mixed", "32-true"))
+    assert half.column("train/grad_norm") == pytest.approx(whole.column("train/grad_norm"), rel=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_gpu_names_its_device(run):
     done = run(*ONE_BATCH, "trainer=gpu", "trainer.accelerator=gpu", "mixup=on", "augment=strong")
     assert done.result["devices"] == [torch.cuda.get_device_name(0)]
