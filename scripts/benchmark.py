@@ -74,8 +74,14 @@ def show(title: str, rows: dict[str, dict[str, float]]) -> None:
 
 def apart(measure: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a process of its own, which has done nothing else yet."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # whose process may have workers
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=fork_workers) as pool:  # whose process may have workers
         return pool.submit(measure, *arguments).result()
+
+
+def fork_workers() -> None:
+    """Have loaders start their workers as they do by default, and not as this process was."""
+    multiprocessing.set_start_method(None, force=True)
 
 
 def steps(threads: int, repeats: int) -> Tables:
