@@ -181,6 +181,13 @@ def test_files_are_read_by_both(scripts, monkeypatch, tmp_path):
     assert min(speeds.values()) > 0
 
 
+def test_what_is_measured_apart_starts_processes_as_this_one_does(scripts):
+    import benchmark
+
+    told = "__import__('multiprocessing').get_start_method()"
+    assert benchmark.apart(eval, told) == eval(told)
+
+
 def test_a_table_has_the_medians(scripts, capsys):
     import benchmark
 
