@@ -387,7 +387,7 @@ def test_files_are_closed_after_each_job(train, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["it's", "a b, c", "ü", "x" * 200])
+@pytest.mark.parametrize("name", ["it's a b, c=ü", "x" * 200])
 def test_any_folder_will_do(train, tmp_path, name):
     quoted = name.replace("'", "\\'")
     folder = f"hydra.sweep.dir='{quoted}'" if len(name) < 200 else f"name={name}"
