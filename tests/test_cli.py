@@ -73,6 +73,8 @@ def imported(trace: str, module: str) -> bool:
         (["model.freeze=1ep"], 1, "model.freeze=1ep would keep random weights; allowed: with model.weights"),
         (["resume=1"], 1, "resume=1; allowed: none, auto"),
         (["logger=wandb", "+logger.wandb.settings={a: {api_key: x}}"], 1, "logger.wandb.settings=*** would be written"),
+        (["stop_after=xep"], 1, "stop_after='xep' is not a duration"),
+        (["trainer.check_val_every_n_epoch=0"], 1, "trainer.check_val_every_n_epoch=0; allowed: 1 or more"),
         (["stop_after=3ep", "trainer.check_val_every_n_epoch=2"], 1, "stop_after=3ep ends with a validation: "),
         (["~seed"], 1, "~seed would leave out what is needed; allowed: another value"),
         (["~optimizer.lr"], 1, "~optimizer.lr would leave out what is needed; allowed: another value"),

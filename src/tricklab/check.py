@@ -50,7 +50,16 @@ FROM_0 = (
 )
 FROM_1 = (
     *("slots", "job_timeout", "batch_size", "lr_per", "test_images", "channels", "height", "width", "every_n_steps"),
-    *("accumulate_grad_batches", "mult", "trials", "replicates", "rounds", "batch", "widths"),
+    *(
+        "accumulate_grad_batches",
+        "check_val_every_n_epoch",
+        "mult",
+        "trials",
+        "replicates",
+        "rounds",
+        "batch",
+        "widths",
+    ),
 )
 TYPES: dict[str, type] = {  # of what is null by default
     **dict.fromkeys(("name", "weights", "entity", "group", "notes", "profiler", "only"), str),
@@ -125,7 +134,6 @@ def check(config: DictConfig) -> None:
     if empty := next((group for group in GROUPS if config[group] is None), ""):
         raise UserError(f"{empty} is empty; allowed: an option of it, or keys below it")
     reference = defaults(config)
-    check_together(config)
     added = [word.lstrip("+").split("=")[0] for word in words if word.startswith("+")]
     for key, value in leaves(config).items():
         if any(key.startswith(f"{free}.") and free in reference for free in FREE):
@@ -135,6 +143,7 @@ def check(config: DictConfig) -> None:
             siblings = [k[len(parent) :].lstrip(".").split(".")[0] for k in reference if k.startswith(parent)]
             raise UserError(said_by(key, config) + unknown(key, key.rpartition(".")[2], set(siblings)))
         check_value(key, value, reference.get(key))
+    check_together(config)
 
 
 def check_words(words: Sequence[str]) -> None:

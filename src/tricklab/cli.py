@@ -175,7 +175,7 @@ def sweep_name(*, _root_: DictConfig) -> str:
 
 def given() -> list[Override]:
     """Return the overrides of the command line."""
-    words = [word for word in sys.argv[1:] if word[0] == "~" or (word[0] != "-" and "=" in word)]
+    words = [word for word in sys.argv[1:] if word.startswith("~") or ("=" in word and not word.startswith("-"))]
     return OverridesParser.create().parse_overrides(words)
 
 
