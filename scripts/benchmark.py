@@ -40,6 +40,7 @@ OURS |= {"defaults, channels last, bfloat16": ["trainer.channels_last=true", "tr
 OURS |= {"defaults, compiled": ["trainer.compile=true"]}
 SIZES, JPEGS = (2_000, 60_000, 600_000), 60_000
 COLOUR = ["data=fake", "data.channels=3", "data.height=32", "data.width=32"]
+PLAIN: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "foreach": True}
 WARM = 10  # steps of a turn that are not counted
 Tables = dict[str, dict[str, dict[str, float]]]  # by title, row and column
 
@@ -112,6 +113,7 @@ def take_turns(net: str, batch: int, threads: int, repeats: int) -> list[dict[st
         "plain loop": lambda n: plain_loop(words, n),
         "plain loop, DataLoader, 0 workers": lambda n: plain_loop(words, max(50, n // 8), 0),
         "plain loop, DataLoader, 2 workers": lambda n: plain_loop(words, max(50, n // 8), 2),
+        "Lightning with nothing on": lambda n: bare_lightning(words, n),
     }
     turns |= {name: functools.partial(ours, [*words, *more]) for name, more in OURS.items()}
     return [in_any_order(turns, CASES[net, batch]) for _ in range(repeats + 1)][1:]
@@ -133,7 +135,7 @@ def plain_loop(words: Sequence[str], steps: int, workers: int | None = None, roo
 
     config, data = prepared(tuple(words))
     net = build_net(config, data.shape, len(data.classes)).train()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=True)
+    optimizer = torch.optim.SGD(net.parameters(), **PLAIN)
     batches = gathered(data, steps + WARM) if workers is None else loaded(data, steps + WARM, workers, root)
     for step, (images, labels) in enumerate(batches):
         if step == WARM:
@@ -143,6 +145,33 @@ def plain_loop(words: Sequence[str], steps: int, workers: int | None = None, roo
         loss.backward()
         optimizer.step()
     return steps * data.batch_size / (time.perf_counter() - began)
+
+
+def bare_lightning(words: Sequence[str], steps: int) -> float:
+    """Train as the plain loop does, by Lightning without logger, checkpoints and progress bar."""
+    import pytorch_lightning as pl
+    import torch
+
+    from tricklab.experiment import hush
+    from tricklab.network import build_net
+
+    class Bare(pl.LightningModule):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if batch_idx == WARM:
+                self.began = time.perf_counter()
+            return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.net.parameters(), **PLAIN)
+
+    hush()
+    config, data = prepared(tuple(words))
+    module = Bare()
+    module.net = build_net(config, data.shape, len(data.classes)).train()
+    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(accelerator=config.trainer.accelerator, max_epochs=1, **off)
+    trainer.fit(module, gathered(data, steps + WARM))
+    return steps * data.batch_size / (time.perf_counter() - module.began)
 
 
 def gathered(data: Any, steps: int) -> Any:
