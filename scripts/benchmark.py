@@ -156,6 +156,8 @@ def bare_lightning(words: Sequence[str], steps: int) -> float:
     from tricklab.network import build_net
 
     class Bare(pl.LightningModule):
+        net: Any
+
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             if batch_idx == WARM:
                 self.began = time.perf_counter()
@@ -168,7 +170,7 @@ def bare_lightning(words: Sequence[str], steps: int) -> float:
     config, data = prepared(tuple(words))
     module = Bare()
     module.net = build_net(config, data.shape, len(data.classes)).train()
-    off = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    off: dict[str, Any] = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = pl.Trainer(accelerator=config.trainer.accelerator, max_epochs=1, **off)
     trainer.fit(module, gathered(data, steps + WARM))
     return steps * data.batch_size / (time.perf_counter() - module.began)
