@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import pickle
 import re
 import signal
@@ -103,8 +104,9 @@ def conclude(trainer: pl.Trainer, module: ImageClassifier, data: ImageData, reco
     best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
     module.temperature = best.best["val/temperature"]
     trainer.test(module, datamodule=data, verbose=False)
-    metrics = best.best | module.results
-    facts = {"metrics": metrics, "objective": metrics["val/acc"], "devices": device_names(trainer)}
+    metrics, device = best.best | module.results, trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    facts = {"metrics": metrics, "objective": metrics["val/acc"], "devices": [name] * trainer.world_size}
     picture = record.folder / "calibration.png"
     rank_zero_only(draw_calibration)(module.logits, module.labels, module.temperature, picture)
     record.finish("done", None, images_per_second=speed, **facts)
@@ -112,7 +114,10 @@ def conclude(trainer: pl.Trainer, module: ImageClassifier, data: ImageData, reco
         if isinstance(logger, Wandb):
             logger.conclude(metrics, str(kept))
             logger.show(module.logits, module.labels, data.source.test.images, data.classes)
-    report(metrics, record.result["seconds"], record.folder)
+    seconds, place = record.result["seconds"], os.path.relpath(record.folder)
+    say = rank_zero_only(print)
+    say(f"test accuracy {metrics['test/acc']:.4f} (validation {metrics['val/acc']:.4f}) in {seconds:.1f} s")
+    say(f"run folder    {record.folder if place.startswith('..') else place}")
     return metrics["val/acc"]
 
 
@@ -150,13 +155,6 @@ def go_on(metrics: MetricsFile, last: Path | None, place: tuple[int, int], plan:
         rank_zero_only(print)(f"resume: goes on after step {steps}, from {last}")
 
 
-def device_names(trainer: pl.Trainer) -> list[str]:
-    """Name the device of each process."""
-    device = trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return [name] * trainer.world_size
-
-
 def hush() -> None:
     """Leave out what Lightning says about every run."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -176,10 +174,3 @@ def outline(net: nn.Module, images: int, plan: Plan) -> None:
     )
     if plan.of_step:
         print(f"{plan.of_step}; the rate of {plan.lr:g} is that of such a step")
-
-
-@rank_zero_only
-def report(metrics: dict[str, float], seconds: float, folder: Path) -> None:
-    """Print the last lines of a run."""
-    print(f"test accuracy {metrics['test/acc']:.4f} (validation {metrics['val/acc']:.4f}) in {seconds:.1f} s")
-    print(f"run folder    {folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder}")

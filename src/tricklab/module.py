@@ -143,7 +143,7 @@ class ImageClassifier(pl.LightningModule):
         gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients))
         if getattr(optimizer, "_step_supports_amp_scaling", False):
-            norm /= self._loss_scale()
+            norm /= self._loss_scale()  # which is in the gradients still
         means = torch.stack([torch.stack(list(batch.values())) for batch in self.window]).mean(0)
         if self.trainer.world_size > 1:
             means = self.trainer.strategy.reduce(means, reduce_op="mean")
@@ -229,8 +229,7 @@ class ImageClassifier(pl.LightningModule):
         shown = {f"val/{name}": torch.tensor(self.results[f"val/{name}"]) for name in ("loss", "acc", "ece")}
         self.log_dict(shown, logger=False, prog_bar=True)
 
-    on_test_epoch_start = on_validation_epoch_start
-    test_step = validation_step
+    on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
 
     def on_test_epoch_end(self) -> None:
         self._finish_evaluation("test/{}")
@@ -275,14 +274,9 @@ class ImageClassifier(pl.LightningModule):
 
 
 def evaluate(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, float]:
-    """Return loss, accuracy, from 20 classes on top-5 accuracy, and the measures of calibration.
+    """Return loss, accuracy, from 20 classes on top-5 accuracy, and the measures of calibration, see `calibration`.
 
-    These again, with names in `_t`, for logits that are divided by the temperature.
-
-    Args:
-        logits: [N, K].
-        labels: class indices [N].
-        temperature: see `tricklab.calibration.fit_temperature`.
+    These again, with names in `_t`, for the logits [N, K] divided by the temperature. `labels` [N] are class indices.
     """
     values = {"loss": F.cross_entropy(logits, labels, reduction="none"), "acc": logits.argmax(1) == labels}
     if logits.shape[1] >= 20:
