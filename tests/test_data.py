@@ -319,7 +319,7 @@ def test_a_rank_without_an_image_has_an_empty_batch(tree):
 def test_a_file_that_is_no_image_is_named(tree, monkeypatch):
     root = tree({"train": 3})
     (root / "train" / "cat" / "x.png").write_bytes(b"not an image")
-    monkeypatch.setattr("tricklab.data.cache.BLOCK", 2)
+    monkeypatch.setattr("tricklab.data.files.BLOCK", 2)
     for workers in (0, 2):
         with pytest.raises(UserError, match=r"^[^\n]*x\.png can't be decoded[^\n]*$"):
             build(configure("data=folder", f"data.root='{root}'", f"data.num_workers={workers}").data)
@@ -340,8 +340,8 @@ def test_hidden_files_are_no_images_and_each_class_needs_one(tree):
 
 def test_a_worker_that_dies_is_named(tree, monkeypatch):
     root = tree({"": 90}, size=4)
-    monkeypatch.setattr("tricklab.data.cache.BLOCK", 16)
-    monkeypatch.setattr("tricklab.data.batches.Files.index_select", lambda *arguments: os.kill(os.getpid(), 9))
+    monkeypatch.setattr("tricklab.data.files.BLOCK", 16)
+    monkeypatch.setattr("tricklab.data.files.Files.index_select", lambda *arguments: os.kill(os.getpid(), 9))
     with pytest.raises(UserError, match=r"data\.num_workers=1: one has died \(DataLoader worker .*\); fewer take less"):
         build(configure("data=folder", f"data.root='{root}'", "data.resize=8", "data.num_workers=1").data)
 
@@ -349,7 +349,7 @@ def test_a_worker_that_dies_is_named(tree, monkeypatch):
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("cache", ["memory", "none", "kept"])
 def test_neither_cache_nor_workers_change_a_batch(tree, tmp_path, monkeypatch, cache, workers):
-    monkeypatch.setattr("tricklab.data.cache.BLOCK", 8)
+    monkeypatch.setattr("tricklab.data.files.BLOCK", 8)
     words = ["data=folder", f"data.root='{tree({'train': 20, 'test': 3})}'", "data.batch_size=8"]
     cache = cache if cache != "kept" else f"'{tmp_path / 'kept'}'"
     one = build(configure(*words, "data.num_workers=0").data)
@@ -364,7 +364,7 @@ def test_neither_cache_nor_workers_change_a_batch(tree, tmp_path, monkeypatch, c
 
 def test_a_cache_is_read_until_the_files_change(tree, tmp_path, monkeypatch):
     root, decoded = tree({"train": 4, "test": 2}), []
-    monkeypatch.setattr("tricklab.data.batches.decode", lambda path, *rest: decoded.append(path) or decode(path, *rest))
+    monkeypatch.setattr("tricklab.data.files.decode", lambda path, *rest: decoded.append(path) or decode(path, *rest))
     words = ["data=folder", f"data.root='{root}'", f"data.cache='{tmp_path / 'kept'}'", "data.num_workers=0"]
     build(configure(*words).data)
     assert set(decoded) == set(root.rglob("*.png"))

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tricklab.data.batches import Files, Labelled, Source
-from tricklab.data.cache import kept
-from tricklab.data.files import find_images, read_classes
+from tricklab.data.batches import Labelled, Source
+from tricklab.data.files import Files, find_images, kept, read_classes
 from tricklab.data.module import ImageData
 from tricklab.data.published import read_cifar, read_mnist
 from tricklab.data.split import count, stratified_order
@@ -44,21 +43,19 @@ def digits() -> Source:
     images = (table[:, :64] * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)  # pixels were 0 .. 16
     labels = table[:, 64].long()
     train, test = (Labelled(images[rows], labels[rows]) for rows in set_apart(labels, 0.2))
-    return Source(train, test, [str(digit) for digit in range(10)])
+    return Source(train, test, list("0123456789"))
 
 
 @dataset
 def mnist(root: str) -> Source:
     """70,000 handwritten digits, 28 x 28 pixels, grey (LeCun et al., Proc. IEEE 86, 1998)."""
-    train, test = read_mnist(Path(root), "MNIST")
-    return Source(train, test, [str(digit) for digit in range(10)])
+    return Source(*read_mnist(Path(root), "MNIST"), list("0123456789"))
 
 
 @dataset
 def fashion_mnist(root: str) -> Source:
     """70,000 articles of clothing, 28 x 28 pixels, grey (arXiv 1708.07747)."""
-    train, test = read_mnist(Path(root), "FashionMNIST")
-    return Source(train, test, FASHION)
+    return Source(*read_mnist(Path(root), "FashionMNIST"), FASHION)
 
 
 @dataset
@@ -75,21 +72,12 @@ def cifar100(root: str) -> Source:
 
 @dataset
 def folder(
-    root: str,
-    resize: int | None = 32,
-    mode: str = "RGB",
-    test_size: int | float = 0.2,
-    cache: str = "memory",
-    num_workers: int | None = None,
-    skip_damaged: bool = False,
+    root: str, resize: int | None, mode: str, test_size: float, cache: str, num_workers: int | None, skip_damaged: bool
 ) -> Source:
     """Any tree of class folders: `root/train/CLASS/...`, `val` and `test` beside `train` or not; or `root/CLASS/...`.
 
-    Without a test folder a fixed stratified part of training, `test_size`, is the test set. Images are cut to a square
-    about the middle and resized to `resize` pixels; None leaves them as they are. `mode`: RGB, or L (grey). They are
-    decoded by `num_workers` processes and kept in `cache`, see `tricklab.data.cache`. With `skip_damaged` those that
-    can't be decoded are left out, which takes a look at each. Raises UserError: no images, a class that training does
-    not have, a file that can't be decoded, mixed sizes.
+    Without a test folder a fixed stratified part of training is the test set. Resized images are cut to a square. For
+    the options see conf/data/folder.yaml. Raises UserError: classes or images missing, damaged, or of mixed sizes.
     """
     top = Path(root).expanduser()
     split = (top / "train").is_dir()

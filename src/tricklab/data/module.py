@@ -3,7 +3,6 @@
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,37 +10,21 @@ import torch
 from torch import Tensor
 
 from tricklab.data.batches import Batch, Batches, Files, Images, Labelled, Preparation, Source, moments
-from tricklab.data.split import corrupt, count, nth_fold, stratified_order
+from tricklab.data.split import corrupt, count, split_rows, stratified_order
 from tricklab.duration import Length, count_batches, to_steps
 from tricklab.errors import UserError
 from tricklab.mixup import Mixed, identity
 from tricklab.randomness import Rand, generator
 
-Place = tuple[float, int]  # an epoch, and a batch in it
 FOR_MOMENTS = 100_000  # training images whose mean and deviation are taken, at most
-CLEAN = 2000  # training images that are also evaluated as they are, at most
 
 
 class ImageData(pl.LightningDataModule):
     """Splits a source, and turns its uint8 images into normalised batches on the device.
 
     Training batches are images [B, C, H, W] and target probabilities [B, K], augmented and mixed; evaluation batches
-    are clean images and class indices [B]. Raises UserError: a size or a fold that the data do not have, or labels
-    without a class.
-
-    Args:
-        source: the images.
-        batch_size: images a batch and process.
-        val_size: images taken from training for validation: a number, or a share below 1. Stratified.
-        folds: take validation as one of so many equal parts instead, to cross-validate.
-        fold: which of them, from 0.
-        train_size: images left for training after that, likewise; None means all. Stratified.
-        split_seed: the seed of these two choices, apart from the seed of the run.
-        label_noise: share of the training labels that is made wrong, chosen by `seed`.
-        drop_last: leave out the last batch of an epoch when it is not full.
-        seed: the seed of the run: order, augmentation, mixing and label noise follow from it.
-        augment: by name, each `augment(images, rand)`, see `tricklab.augment`.
-        mixup: `mixup(images, targets, generator)`, see `tricklab.mixup`.
+    are clean images and class indices [B]. For the options see conf/data/_options.yaml. Order, augmentation, mixing and
+    label noise follow from `seed`. Raises UserError: a size or fold that there is not, labels without a class.
     """
 
     trainer: pl.Trainer
@@ -58,14 +41,13 @@ class ImageData(pl.LightningDataModule):
         label_noise: float = 0.0,
         drop_last: bool = False,
         seed: int = 0,
-        augment: Mapping[str, Callable[[Tensor, Rand], Tensor]] = MappingProxyType({}),
+        augment: Mapping[str, Callable[[Tensor, Rand], Tensor]] = {},
         mixup: Callable[[Tensor, Tensor, torch.Generator], Mixed] = identity,
     ):
         super().__init__()
-        self.source, self.classes = source, source.classes
-        self.batch_size, self.drop_last, self.seed = batch_size, drop_last, seed
-        self.augment, self.mixup = augment, mixup
-        self.mixing: tuple[Place, Place] = (0, 0), (math.inf, 0)
+        self.source, self.classes, self.seed = source, source.classes, seed
+        self.batch_size, self.drop_last, self.augment, self.mixup = batch_size, drop_last, augment, mixup
+        self.mixing: tuple[tuple[float, int], ...] = (0, 0), (math.inf, 0)  # first epoch and batch, and those after it
         check_labels(source)
         images, labels = source.train
         self.val = source.val or source.train
@@ -74,23 +56,19 @@ class ImageData(pl.LightningDataModule):
             kept = count(train_size, len(train), "data.train_size")
             train = train[stratified_order(labels[train], split_seed, "train")[:kept]]
         self.train_rows = train
-        noisy = labels.clone()
-        noisy[train] = corrupt(labels[train], label_noise, len(self.classes), seed)
+        noisy = labels.index_copy(0, train, corrupt(labels[train], label_noise, len(self.classes), seed))
         self.train = Labelled(images, noisy)
         self.one_hot = torch.eye(len(self.classes))
         self.lasting = torch.rand(len(labels), generator=generator(seed, "lasting"))
         spread = train[stratified_order(labels[train], split_seed, "clean")]
-        self.clean_rows = spread[:CLEAN]
+        self.clean_rows = spread[:2000]  # which are also evaluated as they are
         channels, height, width = images.shape[1:]
         own = Images((channels, height, width), *moments(images, spread[:FOR_MOMENTS]))
         self.fingerprint = f"{zlib.crc32(noisy.numpy().tobytes() + repr(own).encode()):08x}"  # wherever they are kept
         self.adapt(own)
 
     def adapt(self, images: Images) -> None:
-        """Make batches of what a network takes.
-
-        Raises UserError: a number of channels that the images can't be given.
-        """
+        """Make batches of what a network takes. Raises UserError: channels that the images can't be given."""
         channels, wanted = self.train.images.shape[1], images.shape[0]
         if channels not in (1, wanted):
             raise UserError(f"model.weights take {wanted} channels, the images have {channels}; data.mode may help")
@@ -103,16 +81,14 @@ class ImageData(pl.LightningDataModule):
         if not 0 <= steps[0] < steps[1] <= length.steps:
             said = f"mixup.begin={begin} mixup.end={end} are the steps {steps[0]} and {steps[1]}"
             raise UserError(f"{said}; allowed: the one before the other, in 0 to {length.steps}")
-        first, last = (divmod(step, length.epoch) for step in steps)
-        self.mixing = (first[0], first[1] * accumulate), (last[0], last[1] * accumulate)
+        self.mixing = tuple((step // length.epoch, step % length.epoch * accumulate) for step in steps)
 
     @property
     def facts(self) -> dict[str, Any]:
         """What a checkpoint needs to be told about the images; `input` is the shape that the network takes."""
-        channels, height, width = self.train.images.shape[1:]
-        size = {"channels": channels, "height": height, "width": width, "input": list(self.shape)}
-        facts = {"classes": self.classes, **size, "mean": self.mean, "std": self.std}
-        return {**facts, "fingerprint": self.fingerprint}
+        size = dict(zip(("channels", "height", "width"), self.train.images.shape[1:], strict=True))
+        network = {"input": list(self.shape), "mean": self.mean, "std": self.std}
+        return {"classes": self.classes, **size, **network, "fingerprint": self.fingerprint}
 
     def setup(self, stage: str) -> None:
         """Move what each step needs to the device; all images too, where they fit into half of what a GPU has free."""
@@ -128,12 +104,11 @@ class ImageData(pl.LightningDataModule):
 
     def training_batches(self, start: Callable[[], tuple[int, int]], rank: int = 0, ranks: int = 1) -> Batches:
         """Batches of uint8 images and labels in the order of training, beginning at `start()`."""
-        length = count_batches(len(self.train_rows), self.batch_size, ranks, self.drop_last)
-        shared = len(self.train_rows) - len(self.train_rows) % ranks
+        rows, n = self.train_rows, len(self.train_rows)
+        length = count_batches(n, self.batch_size, ranks, self.drop_last)
 
         def order(epoch: int) -> Tensor:
-            source = generator(self.seed, "order", epoch)
-            return self.train_rows[torch.randperm(len(self.train_rows), generator=source)[:shared]]
+            return rows[torch.randperm(n, generator=generator(self.seed, "order", epoch))[: n - n % ranks]]
 
         return Batches((*self.train, self.lasting), order, start, self.batch_size, length, rank, ranks)
 
@@ -153,24 +128,14 @@ class ImageData(pl.LightningDataModule):
         return self.training_batch(batch, self._place(), self.trainer.global_rank, self.trainer.world_size)
 
     def training_batch(self, batch: Batch, place: tuple[int, int], rank: int = 0, ranks: int = 1) -> Batch:
-        """Augment, normalise and mix images: part `rank` of `ranks` of a batch.
-
-        Args:
-            batch: images, uint8 [B, C, H, W], labels [B], and a number for each image [B], see `Rand.lasting`.
-            place: its epoch and its number in it, from which the random numbers follow.
-            rank: of this process.
-            ranks: how many there are.
-
-        Returns:
-            Images, float32 [B, C, H, W], and target probabilities [B, K].
-        """
-        images, labels, lasting = batch
-        shared = len(self.train_rows) - len(self.train_rows) % ranks
-        in_global_batch = min(self.batch_size * ranks, shared - place[1] * self.batch_size * ranks)
+        """Augment, normalise and mix part `rank` of `ranks` of the batch at `place`: an epoch, and a number in it."""
+        images, labels, lasting = batch  # uint8 [B, C, H, W], [B], [B]
+        size, n = self.batch_size * ranks, len(self.train_rows)
+        size = min(size, n - n % ranks - place[1] * size)
         for name, change in self.augment.items():
             source = generator(self.seed, f"augment {name}", *place, device=images.device)
-            images = change(images, Rand(source, in_global_batch, rank, ranks, place[0], lasting))
-        images = self.prepare(images)
+            images = change(images, Rand(source, size, rank, ranks, place[0], lasting))
+        images = self.prepare(images)  # float32 [B, C, H, W]
         targets = self.one_hot.index_select(0, labels)  # [B, K]
         if self.mixup is identity or not self.mixing[0] <= place < self.mixing[1]:
             return images, targets
@@ -184,23 +149,6 @@ class ImageData(pl.LightningDataModule):
     def _place(self) -> tuple[int, int]:
         """Epoch, and batch of this epoch, that the trainer is at."""
         return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-
-
-def split_rows(source: Source, val_size: int | float, folds: int | None, fold: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the rows of training, and those of validation, in a part of its own where the source has one."""
-    labels = source.train.labels
-    if fold and not folds:
-        raise UserError(f"data.fold={fold} data.folds={folds}; allowed: with data.folds, as 5")
-    if source.val:
-        if folds:
-            raise UserError(f"data.folds={folds}: these data have a part for validation; allowed: null")
-        return torch.arange(len(labels)), torch.arange(len(source.val.labels))
-    order = stratified_order(labels, seed, "val")
-    if folds:
-        val, train = nth_fold(order, folds, fold)
-    else:
-        val, train = order.tensor_split([count(val_size, len(labels) - 1, "data.val_size")])
-    return train, val
 
 
 def check_labels(source: Source) -> None:

@@ -1,10 +1,9 @@
-"""The files in which MNIST, Fashion-MNIST and CIFAR are published: local copies, or torchvision's download."""
+"""MNIST, Fashion-MNIST and CIFAR as published: a local copy or torchvision's download. UserError: none, or damaged."""
 
 import contextlib
 import gzip
 import pickle
 import struct
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +17,13 @@ from tricklab.errors import UserError
 DEBIAN = Path("/usr/share/datasets")  # where Debian's dataset-fashion-mnist lies
 MNIST_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 CIFAR = {  # folder, training files, test file, file with the names of the classes, key of the labels
-    "CIFAR10": (
-        "cifar-10-batches-py",
-        [f"data_batch_{i}" for i in range(1, 6)],
-        "test_batch",
-        "batches.meta",
-        "labels",
-    ),
+    "CIFAR10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in "12345"], "test_batch", "batches.meta", "labels"),
     "CIFAR100": ("cifar-100-python", ["train"], "test", "meta", "fine_labels"),
 }
 
 
 def read_mnist(root: Path, name: str) -> tuple[Labelled, Labelled]:
-    """Read the training and test set of torchvision's `name`, from a local copy or else downloaded to `root`.
-
-    Raises UserError: there is no copy and none can be had, or a file is not what it should be.
-    """
+    """Read the training and test set of torchvision's `name`, from a local copy or else downloaded to `root`."""
     folder = find_mnist(root, name) or download(root, name, MNIST_FILES) / name / "raw"
     train_x, train_y, test_x, test_y = (read_idx(folder, file) for file in MNIST_FILES)
     return Labelled(train_x[:, None], train_y.long()), Labelled(test_x[:, None], test_y.long())
@@ -48,7 +38,7 @@ def find_mnist(root: Path, name: str) -> Path | None:
     return None
 
 
-def download(root: Path, name: str, files: Sequence[str]) -> Path:
+def download(root: Path, name: str, files: list[str]) -> Path:
     """Let torchvision download `name` to `root`, and return that."""
     from torchvision import datasets  # takes a second
 
@@ -68,25 +58,19 @@ def download(root: Path, name: str, files: Sequence[str]) -> Path:
 
 def read_idx(folder: Path, name: str) -> Tensor:
     """Read an idx file of bytes, plain or gzipped: two zeros, 8, the number of dimensions, the shape, the data."""
-    plain = folder / name
-    path = plain if plain.is_file() else folder / f"{name}.gz"
+    path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
     try:
-        with path.open("rb") if path == plain else gzip.open(path) as file:
-            content = bytearray(file.read())
-        if bytes(content[:3]) != b"\0\0\x08":
+        content = bytearray(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+        if not content.startswith(b"\0\0\x08"):
             raise ValueError("it does not begin with 0, 0, 8")
-        dimensions = content[3]
-        shape = struct.unpack_from(f">{dimensions}I", content, 4)
-        return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape))
+        shape = struct.unpack_from(f">{content[3]}I", content, 4)
+        return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape))
     except (OSError, EOFError, IndexError, ValueError, struct.error) as error:
         raise UserError(f"{path} is not an idx file: {error}") from error
 
 
 def read_cifar(root: Path, name: str) -> tuple[Labelled, Labelled, list[str]]:
-    """Read the training set, the test set and the names of the classes of CIFAR10 or CIFAR100, as `read_mnist` does.
-
-    Raises UserError: there is no copy and none can be had, or a file is not what it should be.
-    """
+    """Read the training set, the test set and the names of the classes of CIFAR10 or CIFAR100, as `read_mnist` does."""
     folder, train, test, meta, key = CIFAR[name]
     wanted = (*train, test, meta)
     here = next((f for f in (root / folder, root) if all((f / file).is_file() for file in wanted)), None)
@@ -97,12 +81,8 @@ def read_cifar(root: Path, name: str) -> tuple[Labelled, Labelled, list[str]]:
         images = [torch.from_numpy(part["data"]).view(-1, 3, 32, 32) for part in parts]
         labels = [torch.tensor(part[key]) for part in parts]
         for x, y in zip(images, labels, strict=True):
-            if (
-                x.dtype != torch.uint8
-                or y.dtype != torch.long
-                or len(x) != len(y)
-                or not 0 <= min(y) <= max(y) < len(names)
-            ):
+            known = 0 <= min(y) <= max(y) < len(names)
+            if not known or len(x) != len(y) or (x.dtype, y.dtype) != (torch.uint8, torch.long):
                 raise ValueError(f"{len(x)} images of {x.dtype}, {len(y)} labels from {min(y)} to {max(y)}")
     except (AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
         raise UserError(f"{here} does not hold {name}: {error!r}") from error
@@ -112,10 +92,9 @@ def read_cifar(root: Path, name: str) -> tuple[Labelled, Labelled, list[str]]:
 class Plain(pickle.Unpickler):
     """Reads arrays, numbers, texts and their containers; whatever else a pickle may ask for is refused."""
 
-    ALLOWED = ("_reconstruct", "_frombuffer", "ndarray", "dtype", "encode")
-
     def find_class(self, module: str, name: str) -> Any:
-        if name not in self.ALLOWED or module.split(".")[0] not in ("numpy", "_codecs"):
+        known = name in ("_reconstruct", "_frombuffer", "ndarray", "dtype", "encode")
+        if not known or module.split(".")[0] not in ("numpy", "_codecs"):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from tricklab.data.batches import Source
 from tricklab.errors import UserError
 from tricklab.randomness import generator
 
@@ -22,22 +23,27 @@ def stratified_order(labels: Tensor, seed: int, purpose: str) -> Tensor:
     return places.argsort()
 
 
-def nth_fold(order: Tensor, folds: int, fold: int) -> tuple[Tensor, Tensor]:
-    """Cut a stratified order into `folds` parts; return the `fold`-th, and the others.
-
-    Raises UserError: folds that there are not.
-    """
+def split_rows(source: Source, val_size: int | float, folds: int | None, fold: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the rows of training, and those of validation. Raises UserError: folds that can't be."""
+    labels = source.train.labels
+    if fold and not folds:
+        raise UserError(f"data.fold={fold} data.folds={folds}; allowed: with data.folds, as 5")
+    if source.val:
+        if folds:
+            raise UserError(f"data.folds={folds}: these data have a part for validation; allowed: null")
+        return torch.arange(len(labels)), torch.arange(len(source.val.labels))
+    order = stratified_order(labels, seed, "val")
+    if not folds:
+        size = count(val_size, len(labels) - 1, "data.val_size")
+        return order[size:], order[:size]
     if not (2 <= folds <= len(order) and 0 <= fold < folds):
         raise UserError(f"data.fold={fold} data.folds={folds}; allowed: 2 to {len(order)} folds, counted from 0")
     parts = order.tensor_split(folds)
-    return parts[fold], torch.cat([*parts[:fold], *parts[fold + 1 :]])
+    return torch.cat([*parts[:fold], *parts[fold + 1 :]]), parts[fold]
 
 
 def count(size: int | float, most: int, option: str) -> int:
-    """Return the images that `size` means: a number of them (1 to `most`), or a share (below 1) of `most`.
-
-    Raises UserError: none or more than there are.
-    """
+    """Return the images that a number, or a share below 1 of `most`, means. Raises UserError: it is not 1 to `most`."""
     images = size if isinstance(size, int) else round(size * most) if isinstance(size, float) and size < 1 else 0
     if not 1 <= images <= most:
         raise UserError(f"{option}={size} of {most} images; allowed: a number from 1 to {most}, or a share below 1.0")
@@ -48,7 +54,5 @@ def corrupt(labels: Tensor, share: float, classes: int, seed: int) -> Tensor:
     """Give exactly that `share` of the labels [N] another class, each of the others equally likely."""
     source = generator(seed, "label_noise")
     chosen = torch.randperm(len(labels), generator=source)[: round(share * len(labels))]
-    shift = torch.randint(1, classes, (len(chosen),), generator=source) if classes > 1 else 0
-    noisy = labels.clone()
-    noisy[chosen] = (labels[chosen] + shift) % classes
-    return noisy
+    shift = torch.randint(1, classes, (len(chosen),), generator=source)
+    return labels.index_add(0, chosen, shift) % classes
