@@ -4,7 +4,7 @@ Each function takes images [B, C, H, W] of 0 .. 255 (uint8 or float) and `rand`,
 returns images of the same shape and range. Several are done one after the other.
 """
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,14 +31,15 @@ def crop(images: Tensor, rand: Rand, padding: float = 0.125) -> Tensor:
 
 def flip(images: Tensor, rand: Rand, horizontal: float = 0.5, vertical: float = 0.0) -> Tensor:
     """Mirror left and right, top and bottom, with these probabilities."""
-    chances = rand(2)
-    images = torch.where(_each(chances[:, 0] < horizontal), images.flip(3), images)
-    return torch.where(_each(chances[:, 1] < vertical), images.flip(2), images) if vertical else images
+    x, y = rand(2, 1, 1, 1).unbind(1)  # [B, 1, 1, 1] each
+    images = torch.where(x < horizontal, images.flip(3), images)
+    return torch.where(y < vertical, images.flip(2), images) if vertical else images
 
 
 def alternating_flip(images: Tensor, rand: Rand) -> Tensor:
     """Mirror each image in every other epoch: half of them in the first, the others in the next. arXiv 2404.00498."""
-    return torch.where(_each((rand.lasting < 0.5) ^ bool(rand.epoch % 2)), images.flip(3), images)
+    turned = (rand.lasting < 0.5) ^ bool(rand.epoch % 2)  # [B]
+    return torch.where(turned[:, None, None, None], images.flip(3), images)
 
 
 def rotate(images: Tensor, rand: Rand, degrees: float = 15.0) -> Tensor:
@@ -70,12 +71,7 @@ def warp(images: Tensor, degrees: Tensor, shear: Tensor, scale: Tensor, shift: T
 
 
 def erase(
-    images: Tensor,
-    rand: Rand,
-    probability: float = 0.25,
-    smallest: float = 0.02,
-    largest: float = 0.33,
-    value: int = 0,
+    images: Tensor, rand: Rand, probability: float = 0.25, smallest: float = 0.02, largest: float = 0.33, value: int = 0
 ) -> Tensor:
     """Fill a box of a share of the area, 0.3 to 3.3 times as high as wide, with `value`. arXiv 1708.04896."""
     h, w = images.shape[2:]
@@ -98,41 +94,31 @@ def box(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: int, w
 
 def jitter(images: Tensor, rand: Rand, brightness: float = 0.2, contrast: float = 0.2) -> Tensor:
     """Multiply the pixels, and their distance from the image's mean, by up to so much more or less than 1."""
-    change = rand(2) * 2 - 1
-    bright = images * _each(1 + change[:, 0] * brightness)
-    bright = bright + (bright - bright.mean((1, 2, 3), keepdim=True)) * _each(change[:, 1] * contrast)
+    lighter, steeper = (rand(2, 1, 1, 1) * 2 - 1).unbind(1)  # [B, 1, 1, 1] each
+    bright = images * (1 + lighter * brightness)
+    bright = bright + (bright - bright.mean((1, 2, 3), keepdim=True)) * (steeper * contrast)
     return bright.clamp(0, 255)
 
 
 def randaugment(images: Tensor, rand: Rand, operations: int = 2, magnitude: int = 9) -> Tensor:
     """So many random operations of one strength (0 to 30), image by image, by torchvision. arXiv 1909.13719."""
-    from torchvision.transforms.v2 import RandAugment  # takes a second
-
-    return _one_by_one(RandAugment(operations, magnitude), images, rand)
+    return _one_by_one("RandAugment", images, rand, num_ops=operations, magnitude=magnitude)
 
 
 def trivialaugment(images: Tensor, rand: Rand) -> Tensor:
     """One random operation of a random strength, image by image, by torchvision. arXiv 2103.10158."""
-    from torchvision.transforms.v2 import TrivialAugmentWide
-
-    return _one_by_one(TrivialAugmentWide(), images, rand)
+    return _one_by_one("TrivialAugmentWide", images, rand)
 
 
-def _one_by_one(change: Callable[[Tensor], Tensor], images: Tensor, rand: Rand) -> Tensor:
-    """Torchvision draws from the default generator, which is as it was afterwards.
+def _one_by_one(transform: str, images: Tensor, rand: Rand, **options: Any) -> Tensor:
+    """Torchvision draws from the default generator, which is as it was afterwards; it takes 1 or 3 channels."""
+    from torchvision.transforms import v2  # takes a second
 
-    Raises UserError: images that are neither grey nor of three colours.
-    """
     if images.shape[1] not in (1, 3):
         raise UserError(f"augment: torchvision's operations do not take {images.shape[1]} channels; allowed: 1, 3")
-    before, changed = torch.get_rng_state(), []
+    change, before, changed = getattr(v2, transform)(**options), torch.get_rng_state(), []
     for image, number in zip(images.float().round().byte(), rand().tolist(), strict=True):
         torch.default_generator.manual_seed(int(number * 2**24))
         changed.append(change(image))
     torch.set_rng_state(before)
     return torch.stack(changed)
-
-
-def _each(numbers: Tensor) -> Tensor:
-    """Make numbers [B] go with images [B, C, H, W]."""
-    return numbers[:, None, None, None]

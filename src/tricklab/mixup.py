@@ -5,64 +5,49 @@ mixed. Any batch size will do, 1 and odd ones included. `per`: one lam for the "
 is mixed with `probability`.
 """
 
-import functools
-from collections.abc import Callable
-
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from tricklab.augment import box
 
 Mixed = tuple[Tensor, Tensor]
 
 
-def identity(images: Tensor, targets: Tensor, generator: torch.Generator) -> Mixed:
+def identity(images: Tensor, targets: Tensor, generator: Generator) -> Mixed:
     """Leave the batch as it is."""
     return images, targets
 
 
-def mixing(mix: Callable[..., Mixed]) -> Callable[..., Mixed]:
-    """Turn `mix(images, targets, partner, lam, generator)` into a function that draws partner and lam itself."""
-
-    @functools.wraps(mix)
-    def build(
-        images: Tensor,
-        targets: Tensor,
-        generator: torch.Generator,
-        alpha: float,
-        per: str = "batch",
-        probability: float = 1.0,
-    ) -> Mixed:
-        partner, lam = draw(len(images), generator, alpha, per, probability)
-        return mix(images, targets, partner, lam, generator)
-
-    return build
-
-
-@mixing
-def mixup(images: Tensor, targets: Tensor, partner: Tensor, lam: Tensor, generator: torch.Generator) -> Mixed:
+def mixup(
+    images: Tensor, targets: Tensor, generator: Generator, alpha: float, per: str = "batch", probability: float = 1.0
+) -> Mixed:
     """X = lam x_i + (1 - lam) x_j, y likewise; lam ~ Beta(alpha, alpha). mixup, arXiv 1710.09412."""
+    partner, lam = draw(len(images), generator, alpha, per, probability)
     return blend(images, partner, lam), blend(targets, partner, lam)
 
 
-@mixing
-def images_only(images: Tensor, targets: Tensor, partner: Tensor, lam: Tensor, generator: torch.Generator) -> Mixed:
+def images_only(
+    images: Tensor, targets: Tensor, generator: Generator, alpha: float, per: str = "batch", probability: float = 1.0
+) -> Mixed:
     """Blend x as mixup does, and keep y of the image that weighs more: mixing without its labels, arXiv 1905.11001."""
+    partner, lam = draw(len(images), generator, alpha, per, probability)
     return blend(images, partner, lam), blend(targets, partner, lam.round())
 
 
-@mixing
-def cutmix(images: Tensor, targets: Tensor, partner: Tensor, lam: Tensor, generator: torch.Generator) -> Mixed:
+def cutmix(
+    images: Tensor, targets: Tensor, generator: Generator, alpha: float, per: str = "batch", probability: float = 1.0
+) -> Mixed:
     """Paste a box of x_j into x_i; targets are weighted by the area really pasted. CutMix, arXiv 1905.04899."""
+    partner, lam = draw(len(images), generator, alpha, per, probability)
     pasted = draw_boxes(images.shape[2], images.shape[3], lam, generator)  # [1 or B, 1, H, W]
-    mixed = torch.where(there(pasted, images), pick(images, partner), images)
+    mixed = torch.where(there(pasted, images), images.index_select(0, there(partner, images)), images)
     return mixed, blend(targets, partner, 1 - pasted.double().mean((1, 2, 3)))
 
 
 def alternate(
     images: Tensor,
     targets: Tensor,
-    generator: torch.Generator,
+    generator: Generator,
     alpha: float,
     cutmix_alpha: float,
     per: str = "batch",
@@ -76,14 +61,14 @@ def alternate(
     return mixed, torch.where(heads[:, None], pasted[1], blended[1])
 
 
-def draw(images: int, generator: torch.Generator, alpha: float, per: str, probability: float) -> Mixed:
+def draw(images: int, generator: Generator, alpha: float, per: str, probability: float) -> Mixed:
     """Draw a partner [B] in the batch for each image, and lam [1] or [B], which is 1 where it is not mixed."""
     partner = torch.randperm(images, generator=generator)
     lam = draw_lam(alpha, generator, images if per == "image" else 1)
     return partner, lam.where(torch.rand(len(lam), generator=generator) < probability, 1.0)
 
 
-def draw_lam(alpha: float, generator: torch.Generator, number: int) -> Tensor:
+def draw_lam(alpha: float, generator: Generator, number: int) -> Tensor:
     """Draw lam ~ Beta(alpha, alpha), double [number], from two gamma variates; alpha 0 gives 1: no mixing."""
     if alpha == 0:
         return torch.ones(number, dtype=torch.double)
@@ -93,7 +78,7 @@ def draw_lam(alpha: float, generator: torch.Generator, number: int) -> Tensor:
     return (gammas.log() + uniform.log() / alpha).softmax(0)[0]
 
 
-def draw_boxes(height: int, width: int, lam: Tensor, generator: torch.Generator) -> Tensor:
+def draw_boxes(height: int, width: int, lam: Tensor, generator: Generator) -> Tensor:
     """Draw a mask [N, 1, height, width] for lam [N]: a box of 1 - lam of the area about any pixel, cut off outside."""
     side, centre = (1 - lam).sqrt(), torch.rand(2, len(lam), dtype=torch.double, generator=generator)
     y, x = (centre[0] * height).long(), (centre[1] * width).long()
@@ -104,12 +89,7 @@ def draw_boxes(height: int, width: int, lam: Tensor, generator: torch.Generator)
 def blend(values: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
     """Return lam values + (1 - lam) values[partner], with a lam [1] for all or one [B] for each."""
     own, other = (there(x.float().view(-1, *[1] * (values.ndim - 1)), values) for x in (lam, 1 - lam))
-    return own * values + other * pick(values, partner)
-
-
-def pick(values: Tensor, rows: Tensor) -> Tensor:
-    """Return values[rows]."""
-    return values.index_select(0, there(rows, values))
+    return own * values + other * values.index_select(0, there(partner, values))
 
 
 def there(numbers: Tensor, values: Tensor) -> Tensor:

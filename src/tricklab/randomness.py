@@ -7,7 +7,7 @@ no other's numbers, and a run can go on from any step.
 import hashlib
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 
 def derive(seed: int, purpose: str, *counters: int) -> int:
@@ -16,9 +16,9 @@ def derive(seed: int, purpose: str, *counters: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
-def generator(seed: int, purpose: str, *counters: int, device: torch.device | str = "cpu") -> torch.Generator:
+def generator(seed: int, purpose: str, *counters: int, device: torch.device | str = "cpu") -> Generator:
     """Return a generator at the start of that stream."""
-    return torch.Generator(device).manual_seed(derive(seed, purpose, *counters))
+    return Generator(device).manual_seed(derive(seed, purpose, *counters))
 
 
 def seed_default(seed: int, purpose: str, *counters: int) -> None:
@@ -34,27 +34,16 @@ def seed_default(seed: int, purpose: str, *counters: int) -> None:
 class Rand:
     """The random numbers of augmentation: `rand(*shape)` is uniform in [0, 1), float32 [B, *shape].
 
-    They are drawn for all `images` of the global batch, which go to the ranks in turn: so they belong to the place
+    They are drawn for all `size` images of the global batch, which go to the ranks in turn: so they belong to the place
     of an image in it, and not to the number of ranks. `lasting` [B] is a number that each image keeps in all epochs.
     """
 
     def __init__(
-        self,
-        source: torch.Generator,
-        images: int,
-        rank: int = 0,
-        ranks: int = 1,
-        epoch: int = 0,
-        lasting: Tensor | None = None,
+        self, source: Generator, size: int, rank: int = 0, ranks: int = 1, epoch: int = 0, lasting: Tensor | None = None
     ):
-        self.source, self.images, self.part = source, images, slice(rank, None, ranks)
-        self.epoch, self.lasting = (
-            epoch,
-            torch.zeros(images, device=source.device)[self.part] if lasting is None else lasting,
-        )
+        self.source, self.size, self.part, self.epoch = source, size, slice(rank, None, ranks), epoch
+        self.lasting = torch.zeros(size, device=source.device)[self.part] if lasting is None else lasting
 
     def __call__(self, *shape: int) -> Tensor:
-        numbers = torch.rand(  # of one type, whatever the precision of a run has made the default
-            self.images, *shape, generator=self.source, device=self.source.device, dtype=torch.float32
-        )
-        return numbers[self.part]
+        device, dtype = self.source.device, torch.float32  # whatever the precision of a run has made the default
+        return torch.rand(self.size, *shape, generator=self.source, device=device, dtype=dtype)[self.part]
