@@ -22,11 +22,8 @@ def crop(images: Tensor, rand: Rand, padding: float = 0.125) -> Tensor:
         raise UserError(f"augment.crop.padding={padding} of images of {h} x {w}; allowed: up to that")
     numbers = rand(2)
     top, left = (numbers[:, 0] * (2 * pad_h + 1)).long(), (numbers[:, 1] * (2 * pad_w + 1)).long()
-    rows = top[:, None] + torch.arange(h, device=images.device)  # [B, H]
-    columns = left[:, None] + torch.arange(w, device=images.device)  # [B, W]
-    padded = F.pad(images, [pad_w, pad_w, pad_h, pad_h])
-    pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # [B, H, W]
-    return padded.flatten(2).gather(2, pixels.flatten(1)[:, None].expand(*images.shape[:2], h * w)).view(images.shape)
+    windows = F.pad(images, [pad_w, pad_w, pad_h, pad_h]).unfold(2, h, 1).unfold(3, w, 1)  # [B, C, tops, lefts, H, W]
+    return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 
 def flip(images: Tensor, rand: Rand, horizontal: float = 0.5, vertical: float = 0.0) -> Tensor:
