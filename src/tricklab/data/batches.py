@@ -71,7 +71,7 @@ class Batches:
         epoch, first = self.start()  # not before the first batch is asked for, when the trainer knows its place
         blocks = self.order(epoch).to(self.data[0].device).split(self.batch_size * self.ranks)[first : self.length]
         rows = [block[self.rank :: self.ranks] for block in blocks]
-        yield from fetched(Rows(self.data).__getitem__, rows, getattr(self.data[0], "workers", 0))
+        yield from fetched(Rows(self.data), rows, getattr(self.data[0], "workers", 0))
 
 
 class Preparation(nn.Module):

@@ -1,11 +1,10 @@
 """Images of any kind in class folders: found, decoded, and kept."""
 
-import functools
 import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -45,21 +44,23 @@ class Files:
             raise UserError(f"{said}; data.resize=32 makes them equal")
         return torch.stack(images) if images else torch.empty(0, *self.shape[1:], dtype=torch.uint8)
 
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self.index_select(0, rows)
+
     def blocks(self) -> Iterator[Tensor]:
         """Decode all images, some at a time and in order."""
-        rows = torch.arange(len(self.paths)).split(BLOCK)
-        return fetched(functools.partial(self.index_select, 0), rows, self.workers)
+        return fetched(self, torch.arange(len(self.paths)).split(BLOCK), self.workers)
 
 
-def fetched(take: Callable[[Tensor], Any], rows: Sequence[Tensor], workers: int) -> Iterator[Any]:
-    """Yield `take(rows)` for each batch's rows; `workers` do so some batches ahead. Raises UserError: what one met."""
+def fetched(data: Any, rows: Sequence[Tensor], workers: int) -> Iterator[Any]:
+    """Yield `data[rows]` for each batch's rows; `workers` do so some batches ahead. Raises UserError: what one met."""
     workers = min(workers, len(rows)) if len(rows) > 1 else 0
     if not workers:
-        yield from map(take, rows)
+        yield from map(data.__getitem__, rows)
         return
     options: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}  # the default one stays as it is
     try:
-        yield from torch.utils.data.DataLoader(rows, None, collate_fn=take, **options)  # type: ignore[arg-type]
+        yield from torch.utils.data.DataLoader(data, batch_size=None, sampler=rows, **options)
     except UserError as error:  # with the traceback of the worker
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
     except RuntimeError as error:
