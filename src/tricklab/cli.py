@@ -25,7 +25,7 @@ from tricklab.resume import config_hash, run_folder, task
 
 CONF = Path(__file__).parents[2] / "conf"
 NOT_IN_NAME = re.compile(  # or elsewhere in it
-    r"(data|model|sweep|sweep\..*|seed|name|tags|resume|slots|dry|job_timeout|data\.root|data\.num_workers|data\.cache)=|logger|hydra"
+    r"(data|model|sweep(\..*)?|seed|name|tags|resume|slots|dry|job_timeout|data\.(root|num_workers|cache))=|logger|hydra"
 )
 
 
@@ -41,13 +41,7 @@ def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
 
 
 def compose_each(overrides: list[str]) -> dict[str, DictConfig]:
-    """Compose and check a config for each combination of values that `overrides` give with commas.
-
-    Raises UserError: whatever `train.py` would refuse.
-
-    Returns:
-        The configs by what tells them apart, as "scheduler=cosine".
-    """
+    """Compose and check a config for each combination of values with commas, by what tells it apart: "mixup=on"."""
     from tricklab.check import check  # which needs this module
 
     parsed = OverridesParser.create().parse_overrides(overrides)
@@ -62,20 +56,16 @@ def compose_each(overrides: list[str]) -> dict[str, DictConfig]:
 
 
 def combine(words: Sequence[Override]) -> list[list[str]]:
-    """Return every combination of the values that words have with commas.
-
-    Raises UserError: an interval, which has no values to go through.
-    """
+    """Return every combination of the values that words have with commas. Raises UserError: an interval has none."""
+    choices = []
     for word in words:
-        if word.is_sweep_override() and not word.is_discrete_sweep():
+        if not word.is_sweep_override():
+            choices.append([str(word.input_line)])
+        elif word.is_discrete_sweep():
+            choices.append([f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()])
+        else:
             raise UserError(f"{word.input_line}; allowed: values with commas, or with sweep=optuna an interval")
-    values = [
-        [f"{o.get_key_element()}={v}" for v in o.sweep_string_iterator()]
-        if o.is_sweep_override()
-        else [str(o.input_line)]
-        for o in words
-    ]
-    return [list(combination) for combination in itertools.product(*values)]
+    return [list(combination) for combination in itertools.product(*choices)]
 
 
 @contextmanager
@@ -109,13 +99,12 @@ def list_words(conf: Path = CONF) -> str:
     lines = ["python train.py [GROUP=OPTION] [KEY=VALUE] ...    (* is the default)"]
     train = OmegaConf.load(conf / "train.yaml")
     defaults = {k: v for entry in train.defaults if isinstance(entry, DictConfig) for k, v in entry.items()}
-    groups = sorted(path for path in conf.iterdir() if path.is_dir() and path.name != "hydra")
-    for group in [*groups, conf / "hydra" / "launcher"]:
-        name = group.relative_to(conf).as_posix()
-        lines += ["", name]
-        for option in options(group):
-            star = "*" if option in (defaults.get(name), defaults.get(f"override {name}")) else " "
-            lines.append(f" {star}{name}={option}".ljust(30) + description(group / f"{option}.yaml"))
+    groups = sorted(path.name for path in conf.iterdir() if path.is_dir() and path.name != "hydra")
+    for group in [*groups, "hydra/launcher"]:
+        lines += ["", group]
+        for option in options(conf / group):
+            star = "*" if option in (defaults.get(group), defaults.get(f"override {group}")) else " "
+            lines.append(f" {star}{group}={option}".ljust(30) + description(conf / group / f"{option}.yaml"))
     keys = {str(k): "null" if v is None else v for k, v in train.items() if k not in ("defaults", "hydra") and v != {}}
     lines += ["", "keys", *(f"  {key}={value}" for key, value in keys.items())]
     lines += ["", "python train.py --cfg job    every key of the chosen options with its value"]
@@ -134,10 +123,9 @@ def explain(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return unknown(f"{group}={option}", option, options(CONF / group))
-    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    parent = getattr(cause, "parent_node", None)
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(parent, DictConfig):
-        return unknown(getattr(cause, "full_key", ""), str(getattr(cause, "key", "")), map(str, parent))
+    cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
+        return unknown(str(cause.full_key), str(cause.key), map(str, cause.parent_node))
     return " ".join(str(error).split("\nSee ")[0].split())
 
 
@@ -148,29 +136,27 @@ def unknown(what: str, word: str, allowed: Iterable[str]) -> str:
 
 
 def run_name(*, _root_: DictConfig) -> str:
-    """Name a run by `name`, or by its options; and by its seed."""
+    """Name a run by `name`, or by its overrides; and by its seed."""
     return f"{slug(_root_.name)}_seed-{_root_.seed}" if _root_.name else job_name(_root_=_root_)
 
 
 def job_name(*, _root_: DictConfig) -> str:
-    """Name a run by its data, model and further overrides, and by its seed."""
-    choices, overrides = _root_.hydra.runtime.choices, _root_.hydra.overrides.task
-    given = [o for o in overrides if not NOT_IN_NAME.match(o.lstrip("+~"))]
-    return f"{'_'.join(map(slug, [choices.data, choices.model, *sorted(given)]))[:120]}_seed-{_root_.seed}"
+    """Name a run by its overrides and its seed."""
+    return f"{named(_root_, _root_.hydra.overrides.task)[:120]}_seed-{_root_.seed}"
 
 
 def sweep_name(*, _root_: DictConfig) -> str:
-    """Name a sweep by `name`, or by its data, model, further overrides and the keys it goes through, not their values.
-
-    So a grid that grows stays in its folder.
-    """
+    """Name a sweep by `name`, or by its overrides and the keys it goes through: a grid that grows keeps its folder."""
     words = given()
-    fixed = [str(o.input_line) for o in words if not o.is_sweep_override()]
-    fixed = [word for word in fixed if not NOT_IN_NAME.match(word.lstrip("+~"))]
-    choices = _root_.hydra.runtime.choices
-    parts = [choices.data, choices.model, *sorted(fixed), "by", *sorted(swept(words))]
-    name = slug(_root_.name) if _root_.name else "_".join(map(slug, parts))
+    fixed = named(_root_, [str(word.input_line) for word in words if not word.is_sweep_override()])
+    name = slug(_root_.name) if _root_.name else "_".join([fixed, "by", *map(slug, sorted(swept(words)))])
     return name if len(name) <= 120 else f"{name[:107]}_{config_hash({'name': name})}"
+
+
+def named(config: DictConfig, words: Sequence[str]) -> str:
+    """Return data, model and those of the words that belong into a name."""
+    choices, kept = config.hydra.runtime.choices, [word for word in words if not NOT_IN_NAME.match(word.lstrip("+~"))]
+    return "_".join(map(slug, [choices.data, choices.model, *sorted(kept)]))
 
 
 def given() -> list[Override]:
@@ -188,9 +174,7 @@ def slug(text: Any) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", str(text)).strip("-.") or "_"
 
 
-OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-OmegaConf.register_new_resolver("job_name", job_name, replace=True)
-OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+for resolver in (run_name, job_name, sweep_name, run_folder):
+    OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 OmegaConf.register_new_resolver("config_hash", lambda *, _root_: config_hash(task(_root_)), replace=True)
 OmegaConf.register_new_resolver("gpus_a_job", lambda: min(1, len(visible_devices())), replace=True)
-OmegaConf.register_new_resolver("run_folder", run_folder, replace=True)
