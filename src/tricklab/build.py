@@ -14,17 +14,12 @@ PACKAGES = ("tricklab", "torch", "pytorch_lightning")  # that may be imported; a
 PARTS = ("augment", "callbacks", "data.datasets", "logger", "mixup", "model", "penalty", "scheduler", "sweep")
 OURS = tuple(f"tricklab.{part}" for part in PARTS)
 HARMLESS = tuple(part for part in OURS if part not in ("tricklab.callbacks", "tricklab.logger"))  # write nothing
-CLASSES = (
-    *("torch.nn.modules", "torch.optim", "pytorch_lightning.trainer"),
-    *("pytorch_lightning.callbacks", "pytorch_lightning.loggers", "pytorch_lightning.profilers"),
-)
+LIGHTNING = tuple(f"pytorch_lightning.{part}" for part in ("trainer", "callbacks", "loggers", "profilers"))
+CLASSES = ("torch.nn.modules", "torch.optim", *LIGHTNING)
 
 
 def build(config: DictConfig, *args: Any, **options: Any) -> Any:
-    """Instantiate a config with `_target_`, with further arguments; lists and dicts become plain ones.
-
-    Raises UserError: a target that does not exist or is not allowed, see `check_target`; arguments that do not fit it.
-    """
+    """Instantiate a config, its lists and dicts as plain ones. Raises UserError: a wrong target, or arguments of it."""
     for target in targets(OmegaConf.to_container(config)):
         check_target(target)
     try:
@@ -61,10 +56,9 @@ def targets(node: Any) -> Iterator[str]:
 
 
 def check_target(target: str, ours: Sequence[str] = OURS, classes: Sequence[str] = CLASSES) -> None:
-    """Judge what a name stands for, since that may be an alias of anything.
+    """Judge what a name stands for, as it may be an alias. Raises UserError: it does not exist or is not allowed.
 
     Functions and classes of `ours` are allowed, and of other packages the `classes` alone: a method may load a pickle.
-    Raises UserError: it does not exist or is not allowed.
     """
     if target.startswith(tuple(f"{package}." for package in PACKAGES)):
         try:
