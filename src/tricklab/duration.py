@@ -6,9 +6,6 @@ from typing import NamedTuple
 
 from tricklab.errors import UserError
 
-PATTERN = re.compile(r"(\d+(?:\.\d+)?)(ep|it|%)")
-ALLOWED = "0, or a number with a unit: 5ep (epochs), 300it (steps) or 10% (of the run)"
-
 
 class Length(NamedTuple):
     """The length of a run: all its optimizer steps, and those of one epoch."""
@@ -27,45 +24,32 @@ def run_length(
     ranks: int = 1,
     drop_last: bool = False,
 ) -> Length:
-    """Length of a training on `images` images with `batch_size` images a batch and process.
-
-    `limit_batches` is a number of batches (int) or a share of them (float), as Lightning reads it. The last
-    batches of an epoch make a step of their own when they do not fill an accumulation window.
-    """
+    """Length of a training on `images` images with `batch_size` a process, `limit_batches` as Lightning reads it."""
     batches = count_batches(images, batch_size, ranks, drop_last)
     batches = min(batches, limit_batches) if isinstance(limit_batches, int) else int(batches * limit_batches)
-    epoch = math.ceil(batches / accumulate)
+    epoch = math.ceil(batches / accumulate)  # the last ones make a step also where they do not fill a window
     limits = [n for n in (max_epochs * epoch, max_steps) if n >= 0]
     return Length(steps=min(limits, default=0), epoch=epoch)
 
 
 def count_batches(images: int, batch_size: int, ranks: int = 1, drop_last: bool = False) -> int:
-    """Batches that each of `ranks` processes sees in an epoch.
-
-    A rest of less than two images a process is left out: batch norm has no statistics of a single one.
-    """
+    """Batches that each of `ranks` processes sees in an epoch; a rest below two images a process is left out."""
     full, rest = divmod(images, batch_size * ranks)
-    return full if drop_last or rest < 2 * ranks else full + 1
+    return full if drop_last or rest < 2 * ranks else full + 1  # batch norm has no statistics of a single image
 
 
-def parse(duration: int | float | str) -> tuple[float, str]:
-    """Split "5ep" into (5.0, "ep"); 0 is (0.0, "it").
-
-    Raises UserError: a bare number other than 0, an unknown unit, or anything else.
-    """
-    match = PATTERN.fullmatch(str(duration))
-    if match:
-        return float(match[1]), match[2]
+def parse(duration: int | float | str, option: str = "") -> tuple[float, str]:
+    """Split "5ep" into (5.0, "ep"); 0 is (0.0, "it"). Raises UserError, which begins with `option`: anything else."""
     if duration in (0, "0"):
         return 0.0, "it"
-    raise UserError(f"{duration!r} is not a duration; allowed: {ALLOWED}")
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)(ep|it|%)", str(duration)):
+        return float(match[1]), match[2]
+    allowed = "0, or a number with a unit: 5ep (epochs), 300it (steps) or 10% (of the run)"
+    raise UserError(f"{option}{duration!r} is not a duration; allowed: {allowed}")
 
 
 def to_steps(duration: int | float | str, length: Length, most: int | None = None) -> int:
-    """Optimizer steps in `duration`, rounded to the nearest; whatever is not 0 lasts at least one step.
-
-    A part of the run, as 90%, is not rounded to more than `most`; other durations are as they are.
-    """
+    """Optimizer steps in `duration`, rounded, but one at least where it is not 0; a part, as 90%, `most` at most."""
     number, unit = parse(duration)
     steps = max(1, round(number * {"it": 1.0, "ep": float(length.epoch), "%": length.steps / 100}[unit]))
     if unit == "%" and number < 100 and most is not None:

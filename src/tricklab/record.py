@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from tricklab.errors import UserError
-from tricklab.resume import HASH, config_hash, lock_run, masked, write_whole
+from tricklab.resume import HASH, config_hash, lock_run, masked, read_config, write_whole
 
 PACKAGES = ("tricklab", "torch", "pytorch-lightning", "hydra-core", "numpy")
 
@@ -31,17 +31,15 @@ class Record:
     ):
         self.folder, self.started = folder, time.time()
         self.lock: Any = None
+        self.dataset: dict[str, Any] = read_config(folder).get("dataset", {})  # as an earlier start of this run left it
         self.new = all(path.name in (".hydra", "train.log") for path in folder.glob("*")) and HASH not in os.environ
         self.choices = {group: option for group, option in (choices or {}).items() if not group.startswith("hydra/")}
-        plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-        self.config: dict[str, Any] = masked(plain)
+        self.config: dict[str, Any] = masked(OmegaConf.to_container(cfg, resolve=True))
         self.result: dict[str, Any] = {
             "status": "",
             "reason": None,
             "metrics": {},
-            "objective": None,
-            "seconds": None,
-            "images_per_second": None,
+            **dict.fromkeys(("objective", "seconds", "images_per_second")),
             "config_hash": config_hash(self.config),
             "overrides": list(overrides),
             "devices": [],
@@ -68,13 +66,6 @@ class Record:
         if self.result["git"] and self.result["git"]["dirty"]:
             write_whole(self.folder / "git.diff", uncommitted(Path(__file__).parent))
 
-    @property
-    def dataset(self) -> dict[str, Any]:
-        """The facts of the data set that an earlier start of this run left, or none."""
-        path = self.folder / "config.yaml"
-        config: Any = OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
-        return config.get("dataset", {})
-
     @rank_zero_only
     def describe(self, dataset: Mapping[str, Any]) -> None:
         """Write `config.yaml`, with the facts of the data set: so a checkpoint can be used without the data."""
@@ -96,8 +87,7 @@ class Record:
     @rank_zero_only
     def finish(self, status: str, reason: str | None = None, **facts: Any) -> None:
         """Write `result.json`, whole or not at all; an earlier one stays if it failed before training went on."""
-        seconds = round(time.time() - self.started, 3)
-        self.result |= {"status": status, "reason": reason, "seconds": seconds, **facts}
+        self.result |= {"status": status, "reason": reason, "seconds": round(time.time() - self.started, 3), **facts}
         metrics = {k: v if math.isfinite(v) else None for k, v in self.result["metrics"].items()}  # JSON has no NaN
         text = json.dumps(self.result | {"metrics": metrics}, indent=2, ensure_ascii=False, allow_nan=False)
         if self.lock:
@@ -108,24 +98,22 @@ class Record:
 
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Return the commit that is checked out and whether files differ from it; None outside a repository."""
-    commit = run_git(folder, "rev-parse", "HEAD")
-    return {"commit": commit.strip(), "dirty": bool(run_git(folder, "status", "--porcelain"))} if commit else None
+    commit = run_git(folder, "rev-parse", "HEAD").strip()
+    return {"commit": commit, "dirty": bool(run_git(folder, "status", "--porcelain"))} if commit else None
 
 
 def uncommitted(folder: Path) -> str:
     """Return what differs from the commit, as a patch; of files that git does not know, only code and configs."""
-    top = Path((run_git(folder, "rev-parse", "--show-toplevel") or "").strip())
-    new = run_git(top, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py", "*.yaml") or ""
-    patches = [run_git(top, "diff", "--binary", "HEAD")]
-    patches += [run_git(top, "diff", "--binary", "--no-index", "/dev/null", path) for path in new.split("\0") if path]
-    return "".join(patch or "" for patch in patches)
+    top = Path(run_git(folder, "rev-parse", "--show-toplevel").strip())
+    new = run_git(top, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py", "*.yaml").split("\0")[:-1]
+    patches = [run_git(top, "diff", "--binary", "--no-index", "/dev/null", path) for path in new]
+    return "".join([run_git(top, "diff", "--binary", "HEAD"), *patches])
 
 
-def run_git(folder: Path, *arguments: str) -> str | None:
-    """Return what git prints, or None where there is no git or no repository."""
+def run_git(folder: Path, *arguments: str) -> str:
+    """Return what git prints; nothing where there is no git or no repository."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True)
     except OSError:
-        return None
-    failed = done.returncode > 1  # 1 says that files differ
-    return None if failed else done.stdout.decode("utf-8", "replace")
+        return ""
+    return done.stdout.decode("utf-8", "replace") if done.returncode <= 1 else ""  # 1 says that files differ

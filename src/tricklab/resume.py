@@ -17,22 +17,19 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 VOLATILE = (  # not part of what is computed
     *("hydra", "sweep", "claim", "resume", "name", "tags", "logger", "slots", "dry", "job_timeout"),
     *("data.num_workers", "data.cache", "callbacks.progress", "callbacks.last"),
+    *("choices", "dataset"),  # facts that a run adds to its config.yaml
 )
 HASH = "PLANNED_CONFIG_HASH"  # in the environment of a sweep's job: that of the config it was planned with
 SECRET = re.compile(r"(^|[._])(api_?key|token|secret|password|credentials)$", re.IGNORECASE)
-FACTS = ("choices", "dataset")  # what a run adds to its config.yaml
 
 
-def masked(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Put stars for the values of keys that are secrets."""
-    return {key: "***" if is_secret(str(key), value) else masked_in(value) for key, value in config.items()}
-
-
-def masked_in(value: Any) -> Any:
-    """Do so wherever a value has keys below it."""
-    if isinstance(value, list):
-        return [masked_in(part) for part in value]
-    return masked(value) if isinstance(value, Mapping) else value
+def masked(config: Any) -> Any:
+    """Put stars for the values of keys that are secrets, at any depth."""
+    if isinstance(config, list):
+        return [masked(part) for part in config]
+    if not isinstance(config, Mapping):
+        return config
+    return {key: "***" if is_secret(str(key), value) else masked(value) for key, value in config.items()}
 
 
 def is_secret(key: str, value: Any) -> bool:
@@ -82,12 +79,12 @@ def find_runs(root: Path) -> list[Path]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read the resolved config of a run, without the facts that it added; nothing where it is damaged."""
+    """Read the resolved config of a run, with the facts that it added; nothing where it is damaged."""
     try:
         config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     except (OSError, ValueError, YAMLError):
         return {}
-    return {} if not isinstance(config, dict) else {key: value for key, value in config.items() if key not in FACTS}
+    return config if isinstance(config, dict) else {}
 
 
 def status(folder: Path) -> str:
@@ -116,9 +113,8 @@ def lock_run(folder: Path) -> Any:
     except BlockingIOError:
         return None
     except OSError as error:  # as on some network file systems
-        print(
-            f"warning: {folder} can't be locked ({error}); see yourself that no other process runs it", file=sys.stderr
-        )
+        said = f"{folder} can't be locked ({error})"
+        print(f"warning: {said}; see yourself that no other process runs it", file=sys.stderr)
     return file
 
 
