@@ -187,9 +187,12 @@ def test_a_job_ends_with_its_driver_without_pidfd(monkeypatch):
     def none(process):
         raise OSError(38, "Function not implemented")
 
+    def gone(process, by):
+        raise ProcessLookupError
+
     ended = []
     monkeypatch.setattr(process.os, "pidfd_open", none)
-    monkeypatch.setattr(process, "is_alive", lambda driver: False)
+    monkeypatch.setattr(process.os, "kill", gone)
     monkeypatch.setattr(process.os, "killpg", lambda *arguments: ended.append(arguments))
     process.end_with(1)
     assert ended == [(0, signal.SIGKILL)]

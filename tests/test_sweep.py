@@ -18,7 +18,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tricklab import sweep
 from tricklab.errors import UserError
-from tricklab.jobs import Length
 
 
 class Jobs:
@@ -34,9 +33,7 @@ class Jobs:
         epochs = int(given.get("trainer.max_epochs", trainer.max_epochs))
         steps = int(given.get("trainer.max_steps", trainer.max_steps))
         stop = given.get("stop_after")
-        return SimpleNamespace(
-            length=Length(epochs, steps, trainer.check_val_every_n_epoch, stop, "callbacks" in given)
-        )
+        return SimpleNamespace(length=(epochs, steps, trainer.check_val_every_n_epoch, stop, "callbacks" in given))
 
     def run(self, combinations, until=0, what=""):
         self.ran.append((until, [" ".join(words) for words in combinations]))

@@ -11,21 +11,20 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
+from tricklab.build import build
 from tricklab.errors import UserError
+from tricklab.process import Slots, run_apart
 
 
 class LocalLauncher(Launcher):
     """Runs jobs in processes of their own on this machine, as many at a time as there are slots."""
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(self, *, config: DictConfig, **others: Any) -> None:
         self.config = config
 
     def launch(self, job_overrides: Sequence[Any], initial_job_idx: int) -> Sequence[JobReturn]:
-        from tricklab.process import Slots  # Hydra imports this module at every start
-
         Slots(self.config).run([job.command for job in job_overrides])
         return []
 
@@ -33,30 +32,23 @@ class LocalLauncher(Launcher):
 class Search(Sweeper):
     """Runs the jobs that the option of the group `sweep` asks for, on the launcher that was chosen."""
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from tricklab.jobs import Jobs
-        from tricklab.process import run_apart
+    def setup(self, *, config: DictConfig, hydra_context: Any, **others: Any) -> None:
+        from tricklab.jobs import Jobs  # which defines resolvers: not for every program that looks for plugins
 
         try:
-            launcher = Plugins.instance().instantiate_launcher(
-                config=config, hydra_context=hydra_context, task_function=task_function
-            )
+            launcher = Plugins.instance().instantiate_launcher(config=config, hydra_context=hydra_context, **others)
         except RuntimeError as error:  # it knows no such plugin
             name = config.hydra.runtime.choices["hydra/launcher"]
             raise UserError(f"hydra/launcher={name} needs a plugin: pip install 'tricklab[{name}]'") from error
         launch = functools.partial(launcher.launch, initial_job_idx=0)
-        apart = launch if isinstance(launcher, LocalLauncher) else lambda jobs: run_apart(lambda: launch(jobs))
+        apart = launch if isinstance(launcher, LocalLauncher) else functools.partial(run_apart, launch)
         self.jobs = Jobs(config, hydra_context.config_loader, apart)
 
     def sweep(self, arguments: list[str]) -> None:
-        from tricklab.build import build
-
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
             search = build(self.jobs.config.sweep)
             search(OverridesParser.create().parse_overrides(arguments), self.jobs)
-        except KeyboardInterrupt:
-            raise SystemExit(128 + signal.SIGINT) from None
         finally:
             all_done = not self.jobs.lock or self.jobs.summarise()
         if not all_done:

@@ -4,14 +4,13 @@ import copy
 import csv
 import functools
 import json
-import re
 import shlex
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
@@ -27,46 +26,27 @@ from tricklab.resume import config_hash, lock_run, read_result, task, write_whol
 
 def of_job(words: Sequence[str]) -> list[str]:
     """Leave out the words that are the sweep's alone."""
-    return [word for word in words if not re.match(r"(sweep|slots|dry)[=.]", word)]
-
-
-class Length(NamedTuple):
-    """What says how long a run is."""
-
-    epochs: int
-    steps: int
-    every: int
-    stop_after: str | None
-    early: bool
+    return [word for word in words if not word.startswith(("sweep=", "sweep.", "slots=", "dry="))]
 
 
 class Job(list[str]):
-    """A run of a sweep: what launchers of Hydra take, a list of words; and what follows from its config.
+    """A run of the sweep in `root`: what launchers of Hydra take, a list of words; and what follows from its config.
 
-    Args:
-        words: those of the user.
-        config: composed of them.
-        root: the folder of the sweep.
-        until: the epochs after which it may stop; 0 for all.
+    It may stop after `until` epochs, unless that is 0.
     """
 
     def __init__(self, words: Sequence[str], config: DictConfig, root: Path, until: int = 0):
-        self.words = of_job(words)
-        self.until, self.folder = until, root / config.hydra.sweep.subdir
-        trainer, early = config.trainer, "early_stopping" in config.callbacks
-        self.length = Length(
-            trainer.max_epochs, trainer.max_steps, trainer.check_val_every_n_epoch, config.stop_after, early
-        )
+        self.words, self.until, self.folder = of_job(words), until, root / config.hydra.sweep.subdir
+        t, early = config.trainer, "early_stopping" in config.callbacks
+        self.length = (t.max_epochs, t.max_steps, t.check_val_every_n_epoch, config.stop_after, early)
         added = []
         if until:
             config.stop_after = f"{until}ep"
             added.append(f"stop_after={until}ep")
         if "wandb" in config.logger:
             varied = " ".join(word for word in self.words if word.split("=")[0] in {"seed", *swept(given())})
-            added += [
-                f"logger.wandb.group={quoted(config.logger.wandb.group or root.name)}",
-                f"logger.wandb.name={quoted(varied)}",
-            ]
+            group = config.logger.wandb.group or root.name
+            added += [f"logger.wandb.group={quoted(group)}", f"logger.wandb.name={quoted(varied)}"]
         planned, sources = config_hash(task(config)), config.hydra.runtime.config_sources
         if paths := [s.path for s in sources if s.schema == "file" and "command-line" in s.provider]:
             added.append(f"hydra.searchpath=[{','.join(quoted(f'file://{path}') for path in paths)}]")
@@ -88,76 +68,57 @@ class Job(list[str]):
     @property
     def value(self) -> float | None:
         """The best accuracy on validation of its epochs until it may stop; None if it has not come there."""
-        if self.until:
-            return best_until(self.folder / "metrics.csv", self.until)
-        result = self.result
-        stopped = {word for word in result.get("overrides", ()) if word.startswith("stop_after=")} - {*self.words}
-        return result.get("objective") if result["status"] == "done" and not stopped else None
-
-
-def best_until(metrics: Path, epochs: int) -> float | None:
-    """Return the best val/acc of the first epochs; None if there are fewer."""
-    try:
-        with metrics.open(newline="") as file:
-            found = [(int(row["epoch"]), float(row["val/acc"])) for row in csv.DictReader(file) if row.get("val/acc")]
-    except (OSError, ValueError, KeyError):
-        return None
-    whole = any(epoch >= epochs - 1 for epoch, _ in found)
-    return max(accuracy for epoch, accuracy in found if epoch < epochs) if whole else None
+        if not self.until:
+            result = self.result
+            stopped = {word for word in result.get("overrides", ()) if word.startswith("stop_after=")} - {*self.words}
+            return result.get("objective") if result["status"] == "done" and not stopped else None
+        try:
+            with (self.folder / "metrics.csv").open(newline="") as file:
+                found = [(int(r["epoch"]), float(r["val/acc"])) for r in csv.DictReader(file) if r.get("val/acc")]
+        except (OSError, ValueError, KeyError):
+            return None
+        whole = any(epoch >= self.until - 1 for epoch, _ in found)
+        return max(accuracy for epoch, accuracy in found if epoch < self.until) if whole else None
 
 
 class Composer:
-    """Composes configs: once for all that differ in values alone, since it takes a tenth of a second.
+    """Composes configs, once for all that differ in values of keys that are no group, since it takes 0.1 s."""
 
-    Args:
-        compose: makes the config of a list of words.
-        is_group: says whether a key is that of a config group.
-    """
-
-    def __init__(self, compose: Callable[[list[str]], DictConfig], is_group: Callable[[str], bool]):
+    def __init__(self, compose: Callable[[list[str]], DictConfig], is_group: Callable[[str], object]):
         self.compose = functools.cache(lambda words: compose(list(words)))
         self.is_group = functools.cache(is_group)
 
     def __call__(self, words: Sequence[str]) -> DictConfig:
         parsed = OverridesParser.create().parse_overrides(list(words))
         values = [o for o in parsed if str(o.input_line)[0] not in "+~" and not self.is_group(o.key_or_group)]
-        lines = {o.input_line for o in values}
-        config = copy.deepcopy(self.compose(tuple(word for word in words if word not in lines)))
+        config = copy.deepcopy(self.compose(tuple(str(o.input_line) for o in parsed if o not in values)))
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
         return config
 
 
 class Jobs:
-    """The jobs of one command, in the folder of the sweep.
-
-    Args:
-        config: of the command, without what is swept.
-        loader: Hydra's, which composes.
-        launch: runs jobs.
-    """
+    """The jobs of one command, in the folder of the sweep; its `config` is without what is swept."""
 
     def __init__(self, config: DictConfig, loader: ConfigLoader, launch: Callable[[list[Job]], object]):
         self.config, self.launch = config, launch
         self.folder = Path(config.hydra.sweep.dir).absolute()
         self.all: dict[Path, Job] = {}
         self.lock: Any = None
-        self.compose = Composer(
-            lambda words: loader.load_sweep_config(config, words), lambda key: bool(loader.get_group_options(key))
-        )
+        self.compose = Composer(functools.partial(loader.load_sweep_config, config), loader.get_group_options)
 
     def run(self, combinations: Sequence[Sequence[str]], until: int = 0, what: str = "") -> list[Job]:
         """Run a job for each combination of words, to its end or for so many epochs, if it is not done.
 
-        Raises UserError: a combination is wrong, or another process is at the same sweep.
+        Raises UserError: a combination is wrong, two have one folder, or another process is at the same sweep.
         """
         jobs = [self.plan(words, until) for words in combinations]
         unique = {job.folder: job for job in jobs}
         for job in jobs:
             if job.command.planned != unique[job.folder].command.planned:
                 raise UserError(f"{job} and {unique[job.folder]} have one folder; allowed: hydra.sweep.subdir by run")
+        self.all |= unique
         if not self.config.dry:
             self.take()
-        self.all |= unique
         left = [job for job in unique.values() if job.value is None]
         number = "1 job" if len(unique) == 1 else f"{len(unique)} jobs"
         print(f"{what}{number}, {len(unique) - len(left)} done, in {self.folder}", flush=True)
@@ -165,7 +126,6 @@ class Jobs:
             for job in left:
                 print(f"  python train.py {shlex.join(job.command.line)}")
             raise SystemExit(0)  # what comes next may depend on the results
-        self.write_list()
         if left:
             self.run_left(left)
         return jobs
@@ -181,14 +141,11 @@ class Jobs:
         return Job(words, config, self.folder, until)
 
     def take(self) -> None:
-        """Hold the folder, so that no other process runs the same jobs."""
+        """Hold the folder, so that no other process runs the same jobs, and list them: others may lie beside theirs."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = self.lock or lock_run(self.folder)
         if not self.lock:
             raise UserError(f"the sweep in {self.folder} is running; wait for it, or choose another hydra.sweep.dir")
-
-    def write_list(self) -> None:
-        """Write `sweep.json`: the jobs of the command, since other folders may lie beside theirs."""
         jobs = [{"folder": job.folder.name, "overrides": job.words} for job in self.all.values()]
         text = json.dumps({"command": sys.argv[1:], "jobs": jobs}, indent=2, ensure_ascii=False)
         write_whole(self.folder / "sweep.json", text + "\n")

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from queue import Queue
 from typing import Any, NamedTuple
@@ -24,10 +25,7 @@ TRAIN = Path(__file__).parents[2] / "train.py"
 
 
 class Command(NamedTuple):
-    """A single run that is a job of a sweep.
-
-    `planned` is the hash of its config, which must still be that when it starts; `limit` its time in seconds.
-    """
+    """A job: the hash `planned` of its config must still be that when it starts; its time has a `limit` in seconds."""
 
     words: list[str]
     folder: Path
@@ -103,9 +101,9 @@ def run_job(job: Command, device: str, threads: int, processes: list[Any]) -> No
         processes.remove(process)
         if not read_result(job.folder):
             code = f"exit code {process.exitcode}: {last_line(job.folder)}"
+            left = {"status": "killed", "reason": f"longer than job_timeout={job.limit}" if late else code}
             facts: dict[str, Any] = {"metrics": {}, "objective": None, "seconds": round(time.time() - started, 3)}
-            left = {"status": "killed", "reason": f"longer than job_timeout={job.limit}" if late else code, **facts}
-            write_whole(job.folder / "result.json", json.dumps(left, indent=2))
+            write_whole(job.folder / "result.json", json.dumps(left | facts, indent=2))
     except (OSError, EOFError) as error:  # a full disk is the misfortune of this job alone
         print(f"{job.folder}: {error}", file=sys.stderr)
 
@@ -125,16 +123,13 @@ def last_line(folder: Path) -> str:
         return "no job.log"
 
 
-def run_apart(run: Callable[[], object]) -> None:
-    """Call `run` in a process of its own, which ends with this one, as does all that it starts.
-
-    Ray needs that: when it dies it ends the process that started it, with exit code 0.
-    """
+def run_apart(run: Callable[[list[Any]], object], jobs: list[Any]) -> None:
+    """Call `run` in a process that ends with this one, as all it starts: a dying Ray ends its starter, with code 0."""
 
     def be_apart(driver: int) -> None:
         os.setsid()
         threading.Thread(target=end_with, args=(driver,), daemon=True).start()
-        run()
+        run(jobs)
 
     process = multiprocessing.get_context("fork").Process(target=be_apart, args=(os.getpid(),))
     process.start()
@@ -179,9 +174,7 @@ def work(job: Command, device: str, threads: int, driver: int) -> None:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     os.environ.pop("SLURM_NTASKS", None)  # or Lightning would leave it to SLURM to start the processes of trainer=ddp
-    os.environ[HASH] = job.planned
-    if device:  # else it sees what this machine has
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    os.environ |= {HASH: job.planned} | ({"CUDA_VISIBLE_DEVICES": device} if device else {})  # "": all there are
     multiprocessing.set_start_method(None, force=True)  # or a loader's workers would come from a server, seconds later
     import torch
 
@@ -196,20 +189,12 @@ def end_with(driver: int) -> None:
     """Wait for the end of the process that started the job, then end this one and all that it started."""
     try:
         select.select([os.pidfd_open(driver)], [], [])
-    except ProcessLookupError:
-        pass  # it is dead already
-    except (AttributeError, OSError):  # macOS, or a kernel that has none
-        while is_alive(driver):
-            time.sleep(1)
+    except (AttributeError, OSError):  # macOS, a kernel that has none, or it is dead already
+        with suppress(ProcessLookupError):
+            while True:
+                os.kill(driver, 0)
+                time.sleep(1)
     os.killpg(0, signal.SIGKILL)
-
-
-def is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def end(process: Any, by: signal.Signals) -> None:

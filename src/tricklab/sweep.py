@@ -3,6 +3,7 @@
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -15,13 +16,13 @@ REPLICATES = ("seed", "data.fold")  # of one configuration
 OBJECTIVES = ("val/acc", "val/loss", "val/ece", "val/acc_top5")
 
 
-def grid(words: Sequence[Override], jobs: Jobs) -> None:
+def grid(words: list[Override], jobs: Jobs) -> None:
     """Run every combination of the values of `words`."""
     jobs.run(combine(words))
 
 
-def arms(words: Sequence[Override], jobs: Jobs, of: Mapping[str, Sequence[str]] | None) -> None:
-    """Run each arm, which is a list of words of its own, with every combination of the values of `words`.
+def arms(words: list[Override], jobs: Jobs, of: Mapping[str, Sequence[str]] | None) -> None:
+    """Run each arm, a list of words of its own, with every combination of the values of `words`.
 
     Raises UserError: there is no arm.
     """
@@ -30,7 +31,7 @@ def arms(words: Sequence[Override], jobs: Jobs, of: Mapping[str, Sequence[str]] 
     jobs.run([[*combination, *arm] for arm in of.values() for combination in combine(words)])
 
 
-def halving(words: Sequence[Override], jobs: Jobs, factor: int, rounds: int) -> None:
+def halving(words: list[Override], jobs: Jobs, factor: int, rounds: int) -> None:
     """Run a grid for a part of the epochs, one of `factor` configurations for `factor` times as many, up to all.
 
     A configuration is judged by its mean over the seeds, the schedule is that of the full run, and what goes on is the
@@ -56,11 +57,9 @@ def best(combinations: list[list[str]], values: Sequence[float | None], factor: 
     cells: dict[tuple[str, ...], list[float]] = {}
     for words, value in zip(combinations, values, strict=True):
         cells.setdefault(without_seed(words), []).append(-math.inf if value is None else value)
-    means = {words: math.fsum(cell) / len(cell) for words, cell in cells.items()}
-    ranked = sorted(means, key=lambda words: -means[words])[: math.ceil(len(means) / factor)]  # a tie: the first
-    return [
-        words for kept in ranked if means[kept] > -math.inf for words in combinations if without_seed(words) == kept
-    ]
+    means = {cell: fmean(found) for cell, found in cells.items() if -math.inf not in found}
+    kept = sorted(means, key=means.__getitem__, reverse=True)[: math.ceil(len(cells) / factor)]  # a tie: the first
+    return [words for cell in kept for words in combinations if without_seed(words) == cell]
 
 
 def without_seed(words: Sequence[str]) -> tuple[str, ...]:
@@ -69,60 +68,46 @@ def without_seed(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def optuna(
-    words: Sequence[Override],
-    jobs: Jobs,
-    trials: int,
-    replicates: int,
-    objectives: Sequence[str],
-    batch: int,
-    seed: int,
+    words: list[Override], jobs: Jobs, trials: int, replicates: int, objectives: list[str], batch: int, seed: int
 ) -> None:
     """Run trials that Optuna's TPE proposes, each with `replicates` seeds, and say which was best.
 
     Nothing is stored: the same command proposes the same trials as long as their results are the same, and those that
-    are done return at once. Raises UserError: a seed is searched for, a value or an objective is not allowed, or Optuna
-    is missing.
+    are done return at once. Raises UserError: a seed is searched for, a value or objective is wrong, Optuna is missing.
     """
     space = make_space(words)
-    from optuna.trial import TrialState
+    import optuna
 
     if not objectives or not set(objectives) <= set(OBJECTIVES):
         raise UserError(f"sweep.objectives={list(objectives)}; allowed: one or more of {', '.join(OBJECTIVES)}")
     given = [str(word.input_line) for word in words if not word.is_sweep_override()]
     for combination in samples(space):
         jobs.plan([*given, *combination])
-    study = make_study(objectives, seed)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    directions: Any = ["maximize" if "acc" in name else "minimize" for name in objectives]
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), directions=directions)
     fixed = [word for word in of_job(given) if not word.lstrip("+").startswith("seed=")]
     seeds = range(jobs.config.seed, jobs.config.seed + replicates)
     for first in range(0, trials, batch):
         asked = [study.ask(space) for _ in range(min(batch, trials - first))]
-        chosen = [[*fixed, *(f"{key}={short(value)}" for key, value in trial.params.items())] for trial in asked]
+        chosen = [[*fixed, *spelled(trial.params)] for trial in asked]
         what = f"trials {first + 1} to {first + len(asked)} of {trials}: "
         done = jobs.run([[*words, f"seed={n}"] for words in chosen for n in seeds], what=what)
         for i, trial in enumerate(asked):
             trial.set_user_attr("words", [*chosen[i], f"seed={','.join(map(str, seeds))}"])
             values = means(done[i * replicates : (i + 1) * replicates], objectives)
-            study.tell(trial, values, None if values else TrialState.FAIL)
-    for found in {shlex.join(trial.user_attrs["words"]): trial for trial in study.best_trials}.items():
-        said = ", ".join(f"{name} {value:.4f}" for name, value in zip(objectives, found[1].values, strict=True))
-        print(f"best: {said}: python train.py {'-m ' * (replicates > 1)}{found[0]}")
+            study.tell(trial, values, None if values else optuna.trial.TrialState.FAIL)
+    for line, found in {shlex.join(trial.user_attrs["words"]): trial for trial in study.best_trials}.items():
+        said = ", ".join(f"{name} {value:.4f}" for name, value in zip(objectives, found.values, strict=True))
+        print(f"best: {said}: python train.py {'-m ' * (replicates > 1)}{line}")
 
 
-def make_study(objectives: Sequence[str], seed: int) -> Any:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    directions: Any = ["maximize" if "acc" in name else "minimize" for name in objectives]
-    return optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), directions=directions)
-
-
-def make_space(words: Sequence[Override]) -> dict[str, Any]:
+def make_space(words: list[Override]) -> dict[str, Any]:
     """Return what Optuna draws the values of each word from that has several."""
     searched = {str(word.key_or_group): word for word in words if word.is_sweep_override()}
-    if not searched or searched.keys() & set(REPLICATES):
-        said = next(
-            (word.input_line for key, word in searched.items() if key in REPLICATES), "no values to choose from"
-        )
+    wrong = [word.input_line for key, word in searched.items() if key in REPLICATES]
+    if wrong or not searched:
+        said = wrong[0] if wrong else "no values to choose from"
         raise UserError(f"sweep=optuna, {said}; allowed: values of other keys, and sweep.replicates for seeds")
     try:
         return {key: distribution(word) for key, word in searched.items()}
@@ -134,7 +119,7 @@ def samples(space: dict[str, Any]) -> list[list[str]]:
     """Return words in which each choice and each end of an interval occurs, to be checked before anything runs."""
     ends = {key: getattr(of, "choices", None) or (of.low, of.high) for key, of in space.items()}
     longest = max(map(len, ends.values()))
-    return [[f"{key}={short(values[i % len(values)])}" for key, values in ends.items()] for i in range(longest)]
+    return [spelled({key: values[i % len(values)] for key, values in ends.items()}) for i in range(longest)]
 
 
 def means(replicates: Sequence[Job], objectives: Sequence[str]) -> list[float] | None:
@@ -144,11 +129,11 @@ def means(replicates: Sequence[Job], objectives: Sequence[str]) -> list[float] |
         return None
     if missing := [name for name in objectives if name not in results[0]]:
         raise UserError(f"sweep.objectives={missing}: there is none below 20 classes")
-    return [math.fsum(result[name] for result in results) / len(results) for name in objectives]
+    return [fmean(result[name] for result in results) for name in objectives]
 
 
-def short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def spelled(values: Mapping[str, Any]) -> list[str]:
+    return [f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()]
 
 
 def distribution(word: Override) -> Any:
