@@ -5,8 +5,7 @@ from sklearn.linear_model import ElasticNet, LogisticRegression
 from torch import nn
 
 from tricklab.errors import UserError
-from tricklab.optimizer import parameter_groups
-from tricklab.penalty import decay, find_weights, l1, l1_prox, l2, max_norm
+from tricklab.penalty import decay, find_weights, l1, l1_prox, l2, max_norm, parameter_groups
 
 NET = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 

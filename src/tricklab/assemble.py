@@ -18,8 +18,7 @@ from tricklab.logger import MetricsFile
 from tricklab.mixup import identity
 from tricklab.module import ImageClassifier
 from tricklab.network import build_net, load_body, read_images, read_weights
-from tricklab.optimizer import parameter_groups
-from tricklab.penalty import Penalty, find_weights
+from tricklab.penalty import Penalty, find_weights, parameter_groups
 from tricklab.plan import Plan
 from tricklab.process import count_cores
 from tricklab.randomness import Rand, generator

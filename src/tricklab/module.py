@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from tricklab.calibration import fit_temperature, measure
 from tricklab.data.batches import Batch
 from tricklab.errors import UserError
-from tricklab.optimizer import parameter_groups
-from tricklab.penalty import Penalty, find_weights, weight_facts
+from tricklab.penalty import Penalty, find_weights, parameter_groups, weight_facts
 from tricklab.randomness import seed_default
 from tricklab.scheduler import Curve, Multiplier, Plateau
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tricklab.errors import UserError
+from tricklab.model import find_head
 
 
 class Penalty(NamedTuple):
@@ -23,10 +24,7 @@ class Penalty(NamedTuple):
 
 
 def find_weights(net: nn.Module, only: str | None = None) -> list[nn.Parameter]:
-    """Return the weights that penalties and weight decay act on: those in whose names `only`, a pattern, is found.
-
-    Raises UserError: a pattern that is none, or is found in no name.
-    """
+    """Return what penalties and decay act on: weights with the pattern `only` in the name; UserError if in none."""
     named = {name: p for name, p in net.named_parameters() if p.requires_grad and p.ndim >= 2}
     try:
         found = [p for name, p in named.items() if re.search(only or "", name)]
@@ -37,16 +35,25 @@ def find_weights(net: nn.Module, only: str | None = None) -> list[nn.Parameter]:
     return found
 
 
+def parameter_groups(net: nn.Module, body_apart: bool = False) -> list[dict[str, Any]]:
+    """Group weights, and the rest (biases, norms) without decay; with `body_apart` the classifier's two come first."""
+    weights, head = set(find_weights(net)), set((find_head(net)[1] if body_apart else net).parameters())
+    groups: list[dict[str, Any]] = []
+    for in_head in (True, False) if body_apart else (True,):
+        part = [p for p in net.parameters() if p.requires_grad and (p in head) == in_head]
+        groups.append({"params": [p for p in part if p in weights]})
+        groups.append({"params": [p for p in part if p not in weights], "weight_decay": 0.0})
+    return groups
+
+
 def l1(weights: Sequence[Tensor], strength: float) -> Tensor:
     """Return strength * sum |w|. As a term of the loss it makes weights small, hardly ever exactly 0."""
-    total: Tensor = _Power.apply(1, *[w.float() for w in weights])
-    return strength * total
+    return strength * _Power.apply(1, *[w.float() for w in weights])
 
 
 def l2(weights: Sequence[Tensor], strength: float) -> Tensor:
     """Return strength / 2 * sum w^2. Its gradient is strength * w: under plain SGD, weight decay."""
-    total: Tensor = _Power.apply(2, *[w.float() for w in weights])
-    return strength / 2 * total
+    return strength / 2 * _Power.apply(2, *[w.float() for w in weights])
 
 
 class _Power(torch.autograd.Function):
