@@ -26,8 +26,8 @@ ARGUMENTS = {"mc": "0", "tta": "0", "resamples": "200", "suite": "", "other": ""
 
 def main() -> None:
     from tricklab.build import build
-    from tricklab.checkpoint import compose_one, read_trained
     from tricklab.experiment import hush
+    from tricklab.network import compose_one, read_trained
 
     hush()
     mine = [word for word in sys.argv[1:] if word.split("=")[0].split(".")[0] == "augment"]
@@ -67,7 +67,7 @@ def show_results(trained: Any, data: Any, mc: int, tta: int, resamples: int) -> 
 
 def show_suite(trained: Any, data: Any, mc: int, tta: int) -> None:
     """Print, write and draw how sure each view of the checkpoint is of each set of images."""
-    from tricklab.pictures import draw_confidence
+    from tricklab.ood import draw_confidence
 
     path = Path(trained.arguments["ckpt"]).absolute()
     folder = path.parents[1] if (path.parents[1] / "config.yaml").is_file() else path.parent
@@ -118,8 +118,8 @@ def average(trained: Any, number: int, dropout: bool, augment: bool) -> Any:
 def sets(trained: Any, data: Any) -> Iterator[tuple[str, Any, Callable[[Any], Any] | None]]:
     """Yield the test set, the same under each change, and the test set of other data."""
     from tricklab.build import build
-    from tricklab.checkpoint import compose_one
     from tricklab.data.batches import Labelled
+    from tricklab.network import compose_one
     from tricklab.ood import grey, shifts
 
     yield "test", data, None

@@ -16,7 +16,7 @@ def main() -> None:
     from omegaconf import OmegaConf
     from safetensors.torch import save
 
-    from tricklab.checkpoint import read_trained
+    from tricklab.network import read_trained
 
     trained = read_trained(sys.argv[1:], output=None)
     target = Path(trained.arguments["output"] or Path(trained.arguments["ckpt"]).with_suffix(".safetensors"))

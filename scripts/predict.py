@@ -14,9 +14,9 @@ from tricklab import cli
 def main() -> None:
     import torch
 
-    from tricklab.checkpoint import read_trained
     from tricklab.data.files import decode, image_files
     from tricklab.errors import UserError
+    from tricklab.network import read_trained
 
     trained = read_trained(sys.argv[1:], input=None, output=None)
     source, target, facts = Path(str(trained.arguments["input"])), trained.arguments["output"], trained.config.dataset

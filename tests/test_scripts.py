@@ -15,10 +15,10 @@ from conftest import ONE_BATCH, ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
-from tricklab.checkpoint import read_trained
 from tricklab.data.files import decode
 from tricklab.errors import UserError
 from tricklab.module import ImageClassifier
+from tricklab.network import read_trained
 from tricklab.resume import lock_run
 
 

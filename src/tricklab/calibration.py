@@ -1,8 +1,10 @@
-"""How far the confidence of a classifier can be believed: measures, and the temperature that mends it.
+"""How far the confidence of a classifier can be believed: measures, a picture, and the temperature that mends it.
 
 All work in double precision on logits [N, K], of any floating type, and class indices [N].
 """
 
+import csv
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,12 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 BINS = 15
+
+
+def judged(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the confidence of each image, and 1 where it is right, both [N]."""
+    confidence, predicted = logits.double().softmax(1).max(1)
+    return confidence, (predicted == labels).double()
 
 
 def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Tensor:
@@ -27,47 +35,58 @@ def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Tensor:
 def measure(logits: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, float]:
     """Return the measures of calibration, each a mean over the images.
 
-    - `ece`: expected calibration error, by which accuracy and confidence differ in bins of equal width, and `ece_mass`
-      in bins of equally many images (Guo et al., arXiv 1706.04599; Nixon et al., arXiv 1904.01685).
+    - `ece`: expected calibration error, by which accuracy and confidence differ in bins of equal width (Guo et al.,
+      arXiv 1706.04599), and `ece_mass` in bins of equally many images (Nixon et al., arXiv 1904.01685).
     - `gap`: confidence minus accuracy, above 0 where a network is too sure.
     - `nll`: cross-entropy; `brier`: squared distance of the probabilities to the truth (Brier, 1950), from 0 to 2.
-    - `aurc`: the mean error among the most confident images, over all numbers of these (Geifman et al.,
-      arXiv 1805.08206).
-
-    Images of one confidence count with their mean, so that their order does not matter.
+    - `aurc`: the mean error among the most confident images, over all numbers of these (arXiv 1805.08206).
     """
     images, hits, sums = reliability(logits, labels, bins)
     confidence, right = judged(logits, labels)
     confidence, order = confidence.sort(descending=True)
-    right = right[order]
     _, group, sizes = confidence.unique_consecutive(return_inverse=True, return_counts=True)
-    right = (torch.zeros(len(sizes), dtype=torch.double).index_add_(0, group, right) / sizes)[group]
-    parts = (right - confidence).tensor_split(bins)
-    errors = (1 - right).cumsum(0) / torch.arange(1, len(right) + 1)
+    right = torch.zeros(len(sizes), dtype=torch.double).index_add_(0, group, right[order])
+    right = (right / sizes)[group]  # the mean of those of one confidence, so that their order does not matter
     log_p = logits.double().log_softmax(1)
     truth = torch.zeros_like(log_p).scatter_(1, labels[:, None], 1.0)
     values = {
         "ece": (hits - sums).abs().sum() / images.sum(),
-        "ece_mass": torch.stack([part.sum() for part in parts]).abs().sum() / len(right),
+        "ece_mass": torch.stack([p.sum() for p in (right - confidence).tensor_split(bins)]).abs().sum() / len(right),
         "gap": (confidence - right).mean(),
         "nll": -(log_p * truth).sum(1).mean(),
         "brier": (log_p.exp() - truth).square().sum(1).mean(),
-        "aurc": errors.mean(),
+        "aurc": ((1 - right).cumsum(0) / torch.arange(1, len(right) + 1)).mean(),
     }
     return {name: float(value) for name, value in values.items()}
 
 
-def judged(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the confidence of each image, and 1 where it is right, both [N]."""
-    confidence, predicted = logits.double().softmax(1).max(1)
-    return confidence, (predicted == labels).double()
+class Calibration(Metric):
+    """The measures as a metric of torchmetrics: `update(logits, labels)`, then `compute()` gives all by name."""
+
+    full_state_update = False
+    logits: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self, bins: int = BINS, temperature: float = 1.0, **options: Any):
+        super().__init__(**options)
+        self.bins, self.temperature = bins, temperature  # by which logits are divided
+        self.add_state("logits", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        self.logits.append(logits.detach())
+        self.labels.append(labels)
+
+    def compute(self) -> dict[str, float]:
+        logits, labels = dim_zero_cat(self.logits).cpu(), dim_zero_cat(self.labels).cpu()
+        return measure(logits.double() / self.temperature, labels, self.bins)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature by which logits are divided for the lowest cross-entropy (Guo et al., arXiv 1706.04599).
+    """Return the temperature, 0.01 to 100, by which logits are divided for the lowest cross-entropy (arXiv 1706.04599).
 
-    That is convex in its inverse: Newton's method within an interval that halves where a step would leave it. It is
-    0.01 to 100, and 1 where no other is better.
+    That is convex in its inverse: Newton's method within an interval that halves where a step would leave it. It is 1
+    where no other is better.
     """
     z = logits.double()
     z = z - z.gather(1, labels[:, None])  # the loss is logsumexp(inverse * z)
@@ -85,30 +104,25 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return 1 / inverse if better else 1.0
 
 
-class Calibration(Metric):
-    """The measures as a metric of torchmetrics: `update(logits, labels)`, then `compute()` gives all by name.
+def draw_calibration(logits: Tensor, labels: Tensor, temperature: float, path: Path) -> None:
+    """Draw the accuracy at each confidence, the larger the more images, and their shares; before and after tempering.
 
-    Args:
-        bins: of the calibration errors.
-        temperature: by which logits are divided.
+    The `reliability` as trained stands in a CSV beside the picture.
     """
+    from matplotlib.figure import Figure  # takes half a second
 
-    full_state_update = False
-    logits: list[Tensor]
-    labels: list[Tensor]
-
-    def __init__(self, bins: int = BINS, temperature: float = 1.0, **options: Any):
-        super().__init__(**options)
-        self.bins, self.temperature = bins, temperature
-        for name in ("logits", "labels"):
-            self.add_state(name, [], dist_reduce_fx="cat")
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """Add a batch: logits [B, K], class indices [B]."""
-        self.logits.append(logits.detach())
-        self.labels.append(labels)
-
-    def compute(self) -> dict[str, float]:
-        """Measure all that was added."""
-        logits, labels = dim_zero_cat(self.logits).cpu(), dim_zero_cat(self.labels).cpu()
-        return measure(logits.double() / self.temperature, labels, self.bins)
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("images", "right", "confidence"), *reliability(logits, labels).T.tolist()])
+    figure = Figure(figsize=(9, 4))
+    left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.25})
+    left.plot([0, 1], [0, 1], "--", color="grey", label="to be believed")
+    for name, divisor in {"as trained": 1.0, f"temperature {temperature:.2f}": temperature}.items():
+        images, hits, sums = reliability(logits.double() / divisor, labels)
+        shares, some = images / images.sum(), images > 0
+        left.scatter((sums / images)[some], (hits / images)[some], s=15 + 300 * shares[some], alpha=0.7, label=name)
+        right.stairs(shares, torch.linspace(0, 1, BINS + 1), fill=True, alpha=0.5, label=name)
+    left.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    right.set(xlabel="confidence", ylabel="share of the images", xlim=(0, 1))
+    left.legend(loc="upper left")
+    right.legend(loc="upper left")
+    figure.savefig(path, dpi=120)

@@ -21,6 +21,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from tricklab.assemble import build_data_and_net, build_module, build_trainer
+from tricklab.calibration import draw_calibration
 from tricklab.callbacks import BestCheckpoint, ended_by_signals
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
@@ -28,7 +29,6 @@ from tricklab.logger import MetricsFile, Wandb, close_wandb
 from tricklab.model import find_dropout
 from tricklab.module import ImageClassifier
 from tricklab.network import UNREADABLE
-from tricklab.pictures import draw_calibration
 from tricklab.plan import Plan, make_plan
 from tricklab.record import Record
 from tricklab.resume import checkpoint

@@ -1,6 +1,7 @@
-"""A network from its config: built for the data, begun from given weights."""
+"""A network from its config: built for the data, begun from given weights, or read with them from a checkpoint."""
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -9,13 +10,15 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tricklab.build import build, without
-from tricklab.data.batches import Images
+from tricklab.build import HARMLESS, build, check_target, targets, without
+from tricklab.check import check_value
+from tricklab.cli import compose_each, unknown
+from tricklab.data.batches import Images, Preparation
 from tricklab.errors import UserError
 from tricklab.model import AUXILIARY, find_head, find_timm, find_torchvision
 from tricklab.randomness import seed_default
 
-NOT_NET = ("weights", "freeze", "body_lr")  # stand with the network's options, act on its training
+MAY_CHANGE = ("trainer.accelerator", "trainer.precision")  # besides the data, where a checkpoint is used
 UNREADABLE = (OSError, EOFError, RuntimeError, AttributeError, ValueError)
 State = dict[str, Tensor]
 
@@ -30,11 +33,12 @@ class Weights(NamedTuple):
 def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Build the network for images of `shape` (channels, height, width); its weights follow from the seed alone.
 
-    Raises UserError: a network that does not turn these images into a logit for each class.
+    Raises UserError where it does not turn these images into a logit for each class.
     """
     seed_default(cfg.seed, "init")
     try:
-        net: nn.Module = build(without(cfg.model, *NOT_NET))(shape[0], classes).eval()
+        options = without(cfg.model, "weights", "freeze", "body_lr")  # which act on its training
+        net: nn.Module = build(options)(shape[0], classes).eval()
         with torch.no_grad():
             logits = net(torch.zeros(2, *shape))  # lazy layers count their inputs here
     except UserError:
@@ -51,7 +55,7 @@ def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.
 
 
 def load_body(net: nn.Module, state: State) -> None:
-    """Load all weights but the classifier's. Raises UserError: they are not those of this network."""
+    """Load all weights but the classifier's. Raises UserError where they are not those of this network."""
     head, own = find_head(net)[0], net.state_dict()
     top = head.rpartition(".")[0] or head
     body = {key: tensor.shape for key, tensor in own.items() if not key.startswith(f"{head}.")}
@@ -64,24 +68,35 @@ def load_body(net: nn.Module, state: State) -> None:
 
 
 def read_weights(model: DictConfig) -> Weights | None:
-    """Read what `model.weights` names: nothing, the published weights of a network, or a file.
-
-    Raises UserError: there are none, or they can't be had.
-    """
+    """Read what `model.weights` names: nothing, published weights or a file. Raises UserError if they can't be had."""
     if model.get("weights") is None:
         return None
     if model.weights == "pretrained":
-        source = PUBLISHED.get(model._target_.rpartition(".")[2])
-        if not source:
-            raise UserError(f"model.weights=pretrained; allowed: a path, or with model={' or model='.join(PUBLISHED)}")
+        library = model._target_.rpartition(".")[2]
+        if library not in ("torchvision", "timm"):
+            raise UserError("model.weights=pretrained; allowed: a path, or with model=torchvision or model=timm")
         try:
-            return source(model.name)
+            return published(library, model.name)
         except (OSError, RuntimeError) as error:  # whatever the network may answer
             raise UserError(f"model.weights=pretrained of {model.name}: {error}") from error
     if not Path(model.weights).is_file():
         raise UserError(f"model.weights={model.weights} is not a file; allowed: null, pretrained, a file with weights")
     state, config = read_state(Path(model.weights))
     return Weights(state, read_images(config))
+
+
+def published(library: str, name: str) -> Weights:
+    """Return the best weights of torchvision for a network, or those of timm, downloaded unless they were before."""
+    if library == "timm":
+        net = find_timm(name).create_model(name, pretrained=True)
+        facts: Any = net.pretrained_cfg
+        return Weights(net.state_dict(), Images(tuple(facts["input_size"]), list(facts["mean"]), list(facts["std"])))
+    best: Any = find_torchvision(name).get_model_weights(name)["DEFAULT"]
+    images = best.transforms()
+    body = {k: v for k, v in best.get_state_dict(weights_only=True).items() if not k.lower().startswith("aux")}
+    old = name in AUXILIARY  # trained before ImageNet's own mean and deviation became usual
+    mean, std = ([0.5] * 3, [0.5] * 3) if old else (list(images.mean), list(images.std))
+    return Weights(body, Images((3, *images.crop_size, *images.crop_size), mean, std))
 
 
 def read_images(config: Any) -> Images | None:
@@ -93,8 +108,7 @@ def read_images(config: Any) -> Images | None:
 def read_state(path: Path) -> tuple[State, DictConfig]:
     """Read the weights in a checkpoint, an exported or any other file, and the config they were trained under.
 
-    That lies beside a checkpoint's folder or in an exported file; otherwise it is empty. Nothing is executed. Raises
-    UserError: the file is not one of weights.
+    That lies beside a checkpoint's folder, in an exported file, or is empty. Executes nothing; raises UserError.
     """
     try:
         if path.suffix == ".safetensors":
@@ -112,22 +126,71 @@ def read_state(path: Path) -> tuple[State, DictConfig]:
     return state, cast(DictConfig, OmegaConf.merge(config, {"temperature": whole.get("temperature", 1.0)}))
 
 
-def torchvision_weights(name: str) -> Weights:
-    """Return the best weights of torchvision for a network, downloaded unless they were before."""
-    best: Any = find_torchvision(name).get_model_weights(name)["DEFAULT"]
-    images = best.transforms()
-    side = images.crop_size[0]
-    body = {k: v for k, v in best.get_state_dict(weights_only=True).items() if not k.lower().startswith("aux")}
-    old = name in AUXILIARY  # trained before ImageNet's own mean and deviation became usual
-    mean, std = ([0.5] * 3, [0.5] * 3) if old else (list(images.mean), list(images.std))
-    return Weights(body, Images((3, side, side), mean, std))
+class Trained(NamedTuple):
+    """The weights of a checkpoint, the config they were trained under, and the further arguments of a script."""
+
+    state: State
+    config: DictConfig
+    images: Images
+    arguments: dict[str, Any]
+
+    def net(self) -> nn.Module:
+        """Build the network for evaluation. Raises UserError where these weights do not fit it."""
+        net = build_net(self.config, self.images.shape, len(self.config.dataset.classes))
+        try:
+            net.to(next(x.dtype for x in self.state.values() if x.is_floating_point())).load_state_dict(self.state)
+        except RuntimeError as error:
+            raise UserError(f"ckpt={self.arguments['ckpt']}: {' '.join(str(error).split())[:200]}") from error
+        return net.eval()
+
+    def unaveraged(self) -> State:
+        """Return the weights of the last step, where those of the checkpoint are an average; else nothing."""
+        path = Path(self.arguments["ckpt"])
+        kept = {} if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        kept = kept.get("current_model_state", {})
+        return {key.removeprefix("net."): value for key, value in kept.items() if key.startswith("net.")}
+
+    def prepare(self) -> Preparation:
+        """Return what makes the network's input of images of 0 .. 255."""
+        return Preparation(self.images)
 
 
-def timm_weights(name: str) -> Weights:
-    """Return the weights of timm for a network, downloaded unless they were before."""
-    net = find_timm(name).create_model(name, pretrained=True)
-    facts: Any = net.pretrained_cfg
-    return Weights(net.state_dict(), Images(tuple(facts["input_size"]), list(facts["mean"]), list(facts["std"])))
+def read_trained(words: Sequence[str], **allowed: Any) -> Trained:
+    """Read `ckpt=PATH`, the `allowed` arguments of a script with their defaults, and other data than the run's.
+
+    `data=NAME` takes that option whole, `data.KEY=VALUE` changes the run's own. Raises UserError for anything else.
+    """
+    given = {key: value for key, _, value in (word.partition("=") for word in words)}
+    own = {key: given.pop(key, default) for key, default in {"ckpt": None, **allowed}.items()}
+    if not own["ckpt"] or not Path(own["ckpt"]).is_file():
+        raise UserError(f"ckpt={own['ckpt']}; allowed: the path of a checkpoint, or of an exported file")
+    state, config = read_state(Path(own["ckpt"]))
+    if not (images := read_images(config)):
+        raise UserError(f"ckpt={own['ckpt']} has no config.yaml of its run beside its folder; allowed: one that has")
+    for target in targets(OmegaConf.to_container(OmegaConf.masked_copy(config, ["model", "data", "augment"]))):
+        check_target(target, HARMLESS, ["torch.nn.modules"])  # the config may be a stranger's
+    change(config, given, [*own, "data", *MAY_CHANGE])
+    return Trained(state, config, images, own)
 
 
-PUBLISHED = {"torchvision": torchvision_weights, "timm": timm_weights}
+def change(config: DictConfig, given: dict[str, str], allowed: Sequence[str]) -> None:
+    """Put the data and the options that were asked for in place of the run's."""
+    if "data" in given:
+        words = [f"{key}={given.pop(key)}" for key in list(given) if key.split(".")[0] == "data"]
+        config.data = compose_one(words).data
+    for key, value in given.items():
+        if not key.startswith("data.") and key not in MAY_CHANGE:
+            raise UserError(unknown(key, key, allowed))
+        default = OmegaConf.select(config, key, default=config)
+        if default is config:
+            raise UserError(unknown(key, key.split(".")[1], map(str, config.data)))
+        OmegaConf.update(config, key, OmegaConf.from_dotlist([f"v={value}"]).v)
+        check_value(key, OmegaConf.select(config, key), default)
+
+
+def compose_one(words: list[str]) -> DictConfig:
+    """Compose the config that these words ask for. Raises UserError where they ask for several."""
+    config, *others = compose_each(words).values()
+    if others:
+        raise UserError(f"{' '.join(words)}; allowed: one, without values between commas")
+    return config

@@ -1,24 +1,25 @@
 """Images that a network was not trained on, and how well its confidence tells them from those of the test set."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from tricklab.calibration import BINS
 from tricklab.randomness import generator
 
 
 class Noise:
-    """Pixels at random, as many batches of them as are asked for."""
+    """Pixels at random in place of images [B, C, H, W]: other ones for each batch."""
 
     def __init__(self, seed: int):
-        self.seed, self.batches = seed, 0
+        self.seed, self.batches = seed, itertools.count()
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return images [B, C, H, W] of 0 .. 255 in which nothing is to be seen."""
-        source = generator(self.seed, "noise", self.batches)
-        self.batches += 1
+        source = generator(self.seed, "noise", next(self.batches))
         return torch.randint(256, images.shape, generator=source, dtype=torch.uint8).to(images.device)
 
 
@@ -49,10 +50,8 @@ def shifts(seed: int) -> dict[str, Callable[[Tensor], Tensor]]:
 def separate(inside: Tensor, outside: Tensor) -> dict[str, float]:
     """Return how well confidence [N] on images of the test set is told from that on others [M].
 
-    - `auroc`: how often the one is higher than the other, where a tie counts half: 0.5 cannot tell.
-    - `fpr95`: the share of others at least as high as the 95 % of the test set that are highest.
-
-    (Hendrycks and Gimpel, arXiv 1610.02136; Liang et al., arXiv 1706.02690.)
+    - `auroc`: how often the one is higher than the other, where a tie counts half: 0.5 can't tell (arXiv 1610.02136).
+    - `fpr95`: the share of others at least as high as the 95 % of the test set that are highest (arXiv 1706.02690).
     """
     n, m = len(inside), len(outside)
     _, place, number = torch.cat([inside, outside]).double().unique(return_inverse=True, return_counts=True)
@@ -60,3 +59,20 @@ def separate(inside: Tensor, outside: Tensor) -> dict[str, float]:
     above = ranks[place[:n]].double().sum() - n * (n + 1) / 2
     threshold = inside.sort(descending=True).values[math.ceil(0.95 * n) - 1]
     return {"auroc": float(above / (n * m)), "fpr95": float((outside >= threshold).double().mean())}
+
+
+def draw_confidence(found: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
+    """Draw a histogram of confidence [N] for each set of images, one below the other, and each view side by side."""
+    from matplotlib.figure import Figure  # takes half a second
+
+    sets = list(next(iter(found.values())))
+    figure = Figure(figsize=(1 + 3 * len(found), 1 + 1.2 * len(sets)), layout="constrained")
+    grid = figure.subplots(len(sets), len(found), sharex=True, sharey=True, squeeze=False)
+    for column, (view, confidences) in zip(grid.T, found.items(), strict=True):
+        column[0].set_title(view)
+        column[-1].set_xlabel("confidence")
+        for first, axes, (name, confidence) in zip(grid[:, 0], column, confidences.items(), strict=True):
+            first.set_ylabel(name)
+            shares = torch.histc(confidence.float(), BINS, 0, 1) / len(confidence)
+            axes.stairs(shares, torch.linspace(0, 1, BINS + 1), fill=True, color="C0" if name == "test" else "C1")
+    figure.savefig(path, dpi=120)
