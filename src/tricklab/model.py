@@ -50,7 +50,8 @@ def convnet(
             channels = width
         block.insert(1 if pool_early else len(block), nn.MaxPool2d(2, ceil_mode=True))
         layers += [*block, nn.Dropout2d(spatial_dropout)]
-    return nn.Sequential(*layers, *_head(channels, classes, dropout))
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels, classes)]
+    return nn.Sequential(*layers)
 
 
 def resnet(
@@ -66,7 +67,7 @@ def resnet(
     """The residual network for small images, arXiv 1512.03385, section 4.2: three stages of (depth - 2) / 6 blocks.
 
     `spatial_dropout` of whole channels stands between the convolutions of a block, as in arXiv 1605.07146. Stochastic
-    depth (arXiv 1603.09382) leaves out block l of L with probability l / L * `drop_path`. Raises ValueError: a depth
+    depth (arXiv 1603.09382) leaves out block l of L with probability l / L * `drop_path`. Raises ValueError for a depth
     other than 8, 14, 20, 26, 32, ...
     """
     if depth < 8 or (depth - 2) % 6:
@@ -74,17 +75,17 @@ def resnet(
     layers: list[nn.Module] = [nn.Dropout(input_dropout), *_conv_norm(channels, width), nn.ReLU(inplace=True)]
     inputs, blocks = width, (depth - 2) // 2
     for block in range(blocks):
-        outputs, first = width << block * 3 // blocks, block * 3 % blocks == 0
-        rate = (block + 1) / blocks * drop_path
-        layers.append(Residual(inputs, outputs, 2 if block and first else 1, spatial_dropout, rate))
+        outputs = width << block * 3 // blocks
+        layers.append(Residual(inputs, outputs, spatial_dropout, (block + 1) / blocks * drop_path))
         inputs = outputs
-    return nn.Sequential(*layers, *_head(inputs, classes, dropout))
+    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(inputs, classes)]
+    return nn.Sequential(*layers)
 
 
 def torchvision(channels: int, classes: int, name: str, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
     """Any network of torchvision.models, with dropout where it has that itself, or else before its classifier.
 
-    Raises UserError: there is none of that name, or it has no stochastic depth.
+    Raises UserError where there is none of that name, or it has no stochastic depth.
     """
     options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
     net: nn.Module = find_torchvision(name).get_model(name, num_classes=classes, **options)
@@ -101,14 +102,14 @@ def torchvision(channels: int, classes: int, name: str, dropout: float = 0.0, dr
     drops: list[Any] = [m for m in net.modules() if isinstance(m, nn.Dropout) and m.p > 0]
     for drop in drops:
         drop.p = dropout
-    head, layer = find_head(net)
     if dropout and not drops:
+        head, layer = find_head(net)
         net.set_submodule(head, nn.Sequential(nn.Dropout(dropout), layer))
     return net
 
 
 def timm(channels: int, classes: int, name: str, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
-    """Any network of timm. Raises UserError: there is none of that name, or no timm; TypeError: no stochastic depth."""
+    """Any network of timm. Raises UserError without timm or such a name, TypeError without stochastic depth."""
     options = {"drop_path_rate": drop_path} if drop_path else {}
     return find_timm(name).create_model(name, num_classes=classes, in_chans=channels, drop_rate=dropout, **options)
 
@@ -135,18 +136,14 @@ def find_timm(name: str) -> Any:
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which is a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions beside a shortcut; that is a 1x1 convolution where channels double and the image halves."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, spatial_dropout: float = 0.0, drop_path: float = 0.0):
+    def __init__(self, inputs: int, outputs: int, spatial_dropout: float, drop_path: float):
         super().__init__()
-        same = inputs == outputs and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Sequential(*_conv_norm(inputs, outputs, 1, stride))
-        self.body = nn.Sequential(
-            *_conv_norm(inputs, outputs, 3, stride),
-            nn.ReLU(inplace=True),
-            nn.Dropout2d(spatial_dropout),
-            *_conv_norm(outputs, outputs),
-        )
+        stride = outputs // inputs
+        self.shortcut = nn.Identity() if stride == 1 else nn.Sequential(*_conv_norm(inputs, outputs, 1, stride))
+        body = [*_conv_norm(inputs, outputs, 3, stride), nn.ReLU(inplace=True), nn.Dropout2d(spatial_dropout)]
+        self.body = nn.Sequential(*body, *_conv_norm(outputs, outputs))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -161,21 +158,15 @@ class DropPath(nn.Dropout):
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    return [conv, nn.BatchNorm2d(outputs)]
-
-
-def _head(features: int, classes: int, dropout: float) -> list[nn.Module]:
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(features, classes)]
+    return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs)]
 
 
 def find_dropout(net: nn.Module) -> list[str]:
     """Return the names of the layers that drop units before a batch norm, by the order of definition."""
     named = list(net.named_modules())
     norms = [i for i, (_, m) in enumerate(named) if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = named[: max(norms, default=0)]
-    drops = [(name, m) for name, m in before if isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0]
-    return [name for name, m in drops if not isinstance(m, DropPath)]
+    drops = [(name, m) for name, m in named[: max(norms, default=0)] if isinstance(m, nn.modules.dropout._DropoutNd)]
+    return [name for name, m in drops if m.p > 0 and not isinstance(m, DropPath)]
 
 
 def find_head(net: nn.Module) -> tuple[str, nn.Module]:

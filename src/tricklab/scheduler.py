@@ -13,7 +13,6 @@ from tricklab.duration import Length, to_steps
 from tricklab.errors import UserError
 
 Curve = Callable[[int], float]
-Duration = int | float | str
 DURATIONS = ("every", "period", "timescale", "cooldown", "rise")  # of a decay: one step at least
 
 
@@ -34,27 +33,27 @@ def schedule(decay: Callable[..., float], momentum: Callable[..., float] | None 
     last of them has lr_0; a constant one has `warmup_share` instead. The decay runs over the T = steps - W that remain:
     its own durations count from the end of the warmup, and percentages are of T. Past the end it stays where it was.
     With `hold` each rate stays for so long from its first step on: with 1ep a schedule moves by epochs. Raises
-    UserError: a warmup, or a duration of the decay, that does not lie inside the run.
+    UserError for a duration that does not lie inside the run.
     """
 
     @functools.wraps(decay)
     def build(
         length: Length,
-        warmup: Duration = 0,
+        warmup: float | str = 0,
         warmup_shape: str = "linear",
         warmup_share: float = 0.1,
-        hold: Duration = 0,
+        hold: float | str = 0,
         **options: Any,
     ) -> Multiplier:
         w = _steps("warmup", warmup, length, 0, length.steps - 1)
         held = _steps("hold", hold, length, 0, length.steps) or 1
         ramp = RAMPS.get(warmup_shape, lambda x: warmup_share)
-        rest = Length(length.steps - w, length.epoch)
+        rest = length._replace(steps=length.steps - w)
         for name in options.keys() & DURATIONS:
             options[name] = _steps(name, options[name], rest, 1, rest.steps)
         if "milestones" in options:
-            most = max(rest.steps - 1, 1)
-            options["milestones"] = [_steps("milestones", m, rest, 1, most) for m in options["milestones"]]
+            last = max(rest.steps - 1, 1)
+            options["milestones"] = [_steps("milestones", m, rest, 1, last) for m in options["milestones"]]
 
         def after_warmup(step: int, curve: Callable[..., float]) -> float:
             return curve(min(max(step // held * held - w, 0), rest.steps), rest.steps, **options)
@@ -68,7 +67,7 @@ def schedule(decay: Callable[..., float], momentum: Callable[..., float] | None 
     return build
 
 
-def _steps(option: str, duration: Duration, length: Length, least: int, most: int) -> int:
+def _steps(option: str, duration: float | str, length: Length, least: int, most: int) -> int:
     steps = to_steps(duration, length, most)
     if not least <= steps <= most:
         raise UserError(f"scheduler.{option}={duration} is {steps} steps; allowed: {least} to {most}")
@@ -154,9 +153,7 @@ def _hill(t: int, total: int, rise: int) -> float:
     return _wave(min((t - rise + 1) / max(total - rise, 1), 1.0))
 
 
-def _cycle_momentum(
-    t: int, total: int, rise: int, momentum_low: float = 0.85, momentum_high: float = 0.95, **of_rate: float
-) -> float:
+def _cycle_momentum(t: int, total: int, rise: int, momentum_low: float, momentum_high: float, **_: float) -> float:
     return momentum_high - (momentum_high - momentum_low) * _hill(t, total, rise)
 
 
@@ -168,30 +165,21 @@ def one_cycle(t: int, total: int, rise: int, start: float = 0.04, floor: float =
 
 
 class Plateau(Multiplier):
-    """A share that is multiplied by `gamma` when more than `patience` evaluations in a row did not lower the loss."""
+    """Multiply by `gamma` when val/loss has not fallen for more than `patience` evaluations; not below `floor`."""
 
-    def __init__(self, share: Curve, gamma: float, patience: int, threshold: float, floor: float):
+    def __init__(self, length: Length, gamma: float, patience: int, threshold: float, floor: float, **warmup: Any):
+        share = constant(length, **warmup).share
         super().__init__(lambda step: share(step) * self.state["factor"])
         self.gamma, self.patience, self.threshold, self.floor = gamma, patience, threshold, floor
         self.state: dict[str, float] = {"factor": 1.0, "best": math.inf, "bad": 0}  # kept in checkpoints
 
     def observe(self, loss: float) -> None:
         """Take note of an evaluation; only a loss below (1 - threshold) of the best one is lower."""
-        lower = loss < self.state["best"] * (1 - self.threshold)
-        best, bad = (loss, 0) if lower else (self.state["best"], self.state["bad"] + 1)
-        factor = self.state["factor"]
-        if bad > self.patience:
-            factor, bad = max(factor * self.gamma, self.floor), 0
-        self.state = {"factor": factor, "best": best, "bad": bad}
+        self.state["bad"] += 1
+        if loss < self.state["best"] * (1 - self.threshold):
+            self.state |= {"best": loss, "bad": 0}
+        if self.state["bad"] > self.patience:
+            self.state |= {"factor": max(self.state["factor"] * self.gamma, self.floor), "bad": 0}
 
 
-def plateau(
-    length: Length,
-    gamma: float = 0.1,
-    patience: int = 3,
-    threshold: float = 1e-4,
-    floor: float = 0.0,
-    **warmup: Any,
-) -> Plateau:
-    """Multiply by `gamma` when val/loss has not fallen for more than `patience` evaluations; not below `floor`."""
-    return Plateau(constant(length, **warmup).share, gamma, patience, threshold, floor)
+plateau = Plateau  # the word on the command line
