@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from pytorch_lightning.profilers import Profiler
+from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor
 
 from tricklab.resume import whole
@@ -27,21 +27,17 @@ def rank(results: dict[str, float]) -> tuple[float, float]:
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """Keeps the weights with the highest val/acc; of equal ones, those with the lower val/loss.
-
-    `best` holds all results of that evaluation, in double precision.
-    """
+    """Keeps the weights with the highest val/acc, of equal ones those with the lower val/loss."""
 
     state_key = "best"  # Lightning's is made anew from all options, six times a step
 
     def __init__(self, **options: Any):
         super().__init__(monitor="val/acc", mode="max", **options)
-        self.best: dict[str, float] = {}
+        self.best: dict[str, float] = {}  # all results of that evaluation
 
     def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
-        now: dict[str, float] = trainer.lightning_module.results  # type: ignore[assignment]
-        better = not self.best or rank(now) > rank(self.best)
-        if better:
+        now: Any = trainer.lightning_module.results
+        if better := not self.best or rank(now) > rank(self.best):
             self.best = dict(now)
         return better
 
@@ -101,12 +97,10 @@ class LastCheckpoint(ModelCheckpoint):
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
     """Have signals end what runs here with the exit code 128 + their number, at once where nothing else is said."""
-    before = {number: signal.signal(number, end_at_once) for number in SIGNALS}
-    try:
+    with contextlib.ExitStack() as afterwards:
+        for number in SIGNALS:
+            afterwards.callback(signal.signal, number, signal.signal(number, end_at_once))
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def end_at_once(number: int, frame: Any) -> None:
@@ -132,16 +126,10 @@ class ProgressBar(RichProgressBar):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
-class NoProfiler(Profiler):
-    """Measures nothing: Lightning's, which does not either, makes 40 context managers a step of it."""
+class NoProfiler(PassThroughProfiler):
+    """Lightning's, which measures nothing, without the 40 context managers a step that it makes of that."""
 
     nothing = contextlib.nullcontext()
 
     def profile(self, action_name: str) -> contextlib.nullcontext[None]:  # type: ignore[override]
         return self.nothing
-
-    def start(self, action_name: str) -> None:
-        """Do nothing."""
-
-    def stop(self, action_name: str) -> None:
-        """Do nothing."""

@@ -18,20 +18,15 @@ from tricklab.data.batches import Files
 class MetricsFile(Logger):
     """Writes `metrics.csv`: a row for each logged step and each evaluation on validation, in double precision.
 
-    Rows are only ever added; the file is written again only when a column is new. Test results are not part of
-    the history: they stand in `result.json`.
+    Rows are only ever added; the file is written again when a column is new. Test results stand in `result.json` alone.
     """
 
-    name = version = ""  # so that Lightning puts the checkpoints right below the folder
+    name = version = save_dir = ""  # no names, so that Lightning puts the checkpoints right below the folder
 
     def __init__(self, folder: str):
         super().__init__()
-        self.path = Path(folder) / "metrics.csv"
+        self.save_dir, self.path = folder, Path(folder) / "metrics.csv"
         self.columns: list[str] = []
-
-    @property
-    def save_dir(self) -> str:
-        return str(self.path.parent)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: options are kept in `config.yaml`."""
@@ -43,7 +38,9 @@ class MetricsFile(Logger):
             return
         row = {"epoch": row.pop("epoch"), "step": step, **row}
         if new := [column for column in row if column not in self.columns]:
-            self._add_columns(new)
+            rows = self._read() if self.columns else []
+            self.columns += new
+            self._write(rows)
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
@@ -54,11 +51,6 @@ class MetricsFile(Logger):
             rows = self._read()
             self.columns = list(rows[0]) if rows else []
             self._write([r for r in rows if int(r["step"]) < step or (int(r["step"]) == step and not r.get("lr"))])
-
-    def _add_columns(self, new: list[str]) -> None:
-        rows = self._read() if self.columns else []
-        self.columns += new
-        self._write(rows)
 
     def _read(self) -> list[dict[str, str]]:
         with self.path.open(newline="") as file:
@@ -76,27 +68,15 @@ class MetricsFile(Logger):
 class Wandb(WandbLogger):
     """Lightning's W&B logger: online with a key, else offline; never a question, never a long wait.
 
-    `WANDB_MODE`, where it is set, decides. A run that goes on keeps its id. Without a name it has that of its folder.
-
-    Args:
-        save_dir: the folder of the run.
-        checkpoint: keep best.ckpt as an artifact.
-        mistakes: number of wrong test images to show, the most confident first.
-        confusion: draw the confusion matrix of the test.
-        options: of `wandb.init`.
+    `WANDB_MODE`, where it is set, decides. A run that goes on keeps its id. Without a name it has that of its folder,
+    `save_dir`. The `options` are those of `wandb.init`.
     """
 
     def __init__(
-        self,
-        save_dir: str,
-        name: str | None = None,
-        checkpoint: bool = False,
-        mistakes: int = 0,
-        confusion: bool = False,
-        **options: Any,
+        self, save_dir: str, checkpoint: bool = False, mistakes: int = 0, confusion: bool = False, **options: Any
     ):
         self.checkpoint, self.mistakes, self.confusion = checkpoint, mistakes, confusion
-        options |= {"dir": save_dir, "name": name or Path(save_dir).name}
+        options |= {"dir": save_dir, "name": options.get("name") or Path(save_dir).name}
         super().__init__(save_dir=save_dir, project=options["project"], experiment=start_wandb(**options))
 
     @rank_zero_only
@@ -117,9 +97,8 @@ class Wandb(WandbLogger):
             chart = wandb.plot.confusion_matrix(None, labels.tolist(), predicted.tolist(), classes)
             self.experiment.log({"test/confusion": chart})
         wrong = torch.where(predicted == labels, -1.0, confidence)
-        rows = wrong.argsort(descending=True)[: min(self.mistakes, int((wrong > 0).sum()))].tolist()
-        said = [f"{classes[predicted[i]]} ({confidence[i]:.2f}), but is {classes[labels[i]]}" for i in rows]
-        if rows:
+        if rows := wrong.argsort(descending=True)[: min(self.mistakes, int((wrong > 0).sum()))].tolist():
+            said = [f"{classes[predicted[i]]} ({confidence[i]:.2f}), but is {classes[labels[i]]}" for i in rows]
             pixels = images.index_select(0, torch.tensor(rows, device=images.device)).permute(0, 2, 3, 1).cpu()
             self.log_image("test/mistakes", [image.squeeze(2).numpy() for image in pixels], caption=said)
 
