@@ -120,11 +120,12 @@ def sets(trained: Any, data: Any) -> Iterator[tuple[str, Any, Callable[[Any], An
     from tricklab.build import build
     from tricklab.data.batches import Labelled
     from tricklab.network import compose_one
-    from tricklab.ood import grey, shifts
+    from tricklab.ood import Noise, blur, grey, rotation
 
     yield "test", data, None
-    for name, change in shifts(trained.config.seed).items():
-        yield name, data, change
+    yield "noise", data, Noise(trained.config.seed)
+    yield "rotation", data, rotation
+    yield "blur", data, blur
     own = trained.config.data._target_.rpartition(".")[2]
     name = trained.arguments["other"] or ("digits" if own != "digits" else "fake")
     other = build(compose_one([f"data={name}"]).data, seed=trained.config.seed)

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -40,11 +40,6 @@ def blur(images: Tensor) -> Tensor:
 def grey(images: Tensor) -> Tensor:
     """Average the channels of images [B, C, H, W]."""
     return images.float().mean(1, keepdim=True)
-
-
-def shifts(seed: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return the changes of images by name."""
-    return {"noise": Noise(seed), "rotation": rotation, "blur": blur}
 
 
 def separate(inside: Tensor, outside: Tensor) -> dict[str, float]:

@@ -37,17 +37,11 @@ def schedule(decay: Callable[..., float], momentum: Callable[..., float] | None 
     """
 
     @functools.wraps(decay)
-    def build(
-        length: Length,
-        warmup: float | str = 0,
-        warmup_shape: str = "linear",
-        warmup_share: float = 0.1,
-        hold: float | str = 0,
-        **options: Any,
-    ) -> Multiplier:
+    def build(length: Length, warmup: float | str = 0, hold: float | str = 0, **options: Any) -> Multiplier:
         w = _steps("warmup", warmup, length, 0, length.steps - 1)
         held = _steps("hold", hold, length, 0, length.steps) or 1
-        ramp = RAMPS.get(warmup_shape, lambda x: warmup_share)
+        shape, flat = options.pop("warmup_shape", "linear"), options.pop("warmup_share", 0.1)
+        ramp = RAMPS.get(shape, lambda x: flat)
         rest = length._replace(steps=length.steps - w)
         for name in options.keys() & DURATIONS:
             options[name] = _steps(name, options[name], rest, 1, rest.steps)
