@@ -14,33 +14,25 @@ from typing import Any
 from measure import Arms, Recipe, Row, arguments, measure
 from omegaconf import OmegaConf
 from page import Table, table
-from paired import Difference, detectable, holm, interval, number, paired, summarise
+from paired import Summary, detectable, holm, interval, number, paired, summarise
 
 from tricklab import cli
-from tricklab.errors import UserError
 
 METRIC = "test/acc"
 HEAD = ["trick", METRIC, "added in turn", "95 % interval", "p (Holm)", "left out of all", "95 % interval", "p (Holm)"]
+Rows = Mapping[str, Mapping[int, Row]]  # by arm and seed
 
 
 def main() -> None:
-    name, seeds, words = arguments(sys.argv[1:], cli.options(cli.CONF / "experiment"), 3)
-    sys.argv = sys.argv[:1]  # the names of folders are made of the rest
-    tricks = read_tricks(name)
+    name, seeds, words = arguments(cli.options(cli.CONF / "experiment"), lambda _: 3)
+    tricks: Any = OmegaConf.select(OmegaConf.load(cli.CONF / "experiment" / f"{name}.yaml"), "claim.tricks")
+    if not tricks:
+        raise cli.UserError(f"experiment={name} has no claim.tricks; allowed: one that has, as fashion_tricks")
     rows = measure(Recipe(name, make_arms(tricks), (METRIC,)), seeds, words)
     print(table(lay_out(list(tricks), rows)))
     print(power(list(tricks), rows))
     if left := sum(seeds - len(of_arm) for of_arm in rows.values()):
         sys.exit(f"error: {left} runs are not done; the same command again goes on")
-
-
-def read_tricks(name: str) -> dict[str, list[str]]:
-    """Return the words of each trick of a recipe. Raises UserError: it has none."""
-    path = cli.CONF / "experiment" / f"{name}.yaml"
-    tricks: Any = OmegaConf.select(OmegaConf.load(path), "claim.tricks")
-    if not tricks:
-        raise UserError(f"experiment={name} has no claim.tricks; allowed: one that has, as fashion_tricks")
-    return {str(trick): [str(word) for word in words] for trick, words in tricks.items()}
 
 
 def make_arms(tricks: Arms) -> dict[str, list[str]]:
@@ -51,30 +43,27 @@ def make_arms(tricks: Arms) -> dict[str, list[str]]:
     return {arm: [word for name in of_arm for word in tricks[name]] for arm, of_arm in chosen.items()}
 
 
-def differences(tricks: Sequence[str], rows: Mapping[str, Mapping[int, Row]]) -> list[Difference]:
+def differences(tricks: Sequence[str], rows: Rows) -> list[Summary]:
     """Compare, seed by seed, each trick in turn with what came before it, and all of them with all but each."""
-    values = {arm: {str(seed): float(row[METRIC]) for seed, row in of_arm.items()} for arm, of_arm in rows.items()}
+    values = {arm: {seed: float(row[METRIC]) for seed, row in of_arm.items()} for arm, of_arm in rows.items()}
     turns = pairwise(["none", *(f"to_{name}" for name in tricks)])
     pairs = [(after, before) for before, after in turns] + [(f"to_{tricks[-1]}", f"no_{name}") for name in tricks]
     return [paired(values[ours], values[theirs]) for ours, theirs in pairs]
 
 
-def lay_out(tricks: Sequence[str], rows: Mapping[str, Mapping[int, Row]]) -> Table:
+def lay_out(tricks: Sequence[str], rows: Rows) -> Table:
     """Return the table: p-values are corrected for the number of all comparisons in it."""
     found = differences(tricks, rows)
-    corrected = iter(holm([d.p for d in found if not math.isnan(d.p)]))
-    cells = [
-        [number(s.mean, "+"), interval(s.mean, s.half), "" if math.isnan(p) else f"{next(corrected):.3g}"]
-        for s, p in found
-    ]
+    ps = iter(holm([s.p for s in found if not math.isnan(s.p)]))
+    cells = [[number(s.mean, "+"), interval(s), "" if math.isnan(s.p) else f"{next(ps):.3g}"] for s in found]
     means = [number(summarise([float(row[METRIC]) for row in rows[arm].values()]).mean) for arm in rows]
     lines = [[f"+ {name}", means[i + 1], *cells[i], *cells[len(tricks) + i]] for i, name in enumerate(tricks)]
     return [HEAD, ["none", means[0], *[""] * 6], *lines]
 
 
-def power(tricks: Sequence[str], rows: Mapping[str, Mapping[int, Row]]) -> str:
+def power(tricks: Sequence[str], rows: Rows) -> str:
     """Say which difference so many seeds would show in four of five cases, by itself and as the first of all (Holm)."""
-    found = [d.summary for d in differences(tricks, rows) if d.summary.n > 1]
+    found = [s for s in differences(tricks, rows) if s.n > 1]
     if not found:
         return "no two seeds are done"
     deviation, n = math.sqrt(math.fsum(s.deviation**2 for s in found) / len(found)), min(s.n for s in found)

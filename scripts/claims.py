@@ -18,7 +18,6 @@ from page import table
 from paired import Summary, needed, number, summarise
 
 from tricklab import cli
-from tricklab.errors import UserError
 
 CLAIMS = cli.CONF / "experiment" / "claims"
 HEAD = ["claim", "expected", "measured (95 % interval)", "verdict", "seeds", "minutes", "date"]
@@ -33,16 +32,15 @@ class Expectation(NamedTuple):
     of: str
     metric: str
     than: str = ""
-    above: float = math.nan
-    below: float = math.nan
-    within: float = math.nan
+    above: float = -math.inf
+    below: float = math.inf
+    within: float = math.inf
 
     def __str__(self) -> str:
         than = f"({self.than})" if " + " in self.than else self.than
-        what = f"{self.of} - {than}" if than else self.of
-        bounds = {"above": self.above, "below": self.below, "within ±": self.within}
-        said = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if not math.isnan(bound))
-        return f"{what}, {self.metric}: {said.replace('± ', '±')}"
+        bounds = {"above ": self.above, "below ": self.below, "within ±": self.within}
+        said = " and ".join(f"{word}{bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
+        return f"{self.of}{' - ' * bool(than)}{than}, {self.metric}: {said}"
 
     @property
     def terms(self) -> dict[str, float]:
@@ -52,37 +50,25 @@ class Expectation(NamedTuple):
     @property
     def bounds(self) -> tuple[float, float]:
         """Between which values it lies."""
-        if not math.isnan(self.within):
-            return -self.within, self.within
-        return (-math.inf if math.isnan(self.above) else self.above), (
-            math.inf if math.isnan(self.below) else self.below
-        )
+        return max(self.above, -self.within), min(self.below, self.within)
 
 
 class Claim(NamedTuple):
     """A claim, and what its file says about it."""
 
-    name: str
+    recipe: Recipe
     says: str
-    arms: dict[str, list[str]]
     expect: list[Expectation]
     seeds: int
     minutes: float
 
-    @property
-    def recipe(self) -> Recipe:
-        return Recipe(f"claims/{self.name}", self.arms, list(dict.fromkeys(e.metric for e in self.expect)))
-
 
 def main() -> None:
-    names, words = cli.options(CLAIMS), sys.argv[1:]
-    if not words:
+    if not sys.argv[1:]:
         print(table(overview()))
         return
-    claim = read_claim(words[0]) if words[0] in names else None
-    _, seeds, words = arguments(words, names, claim.seeds if claim else 1)
-    assert claim
-    sys.argv = sys.argv[:1]  # the names of folders are made of the rest
+    name, seeds, words = arguments(cli.options(CLAIMS), lambda name: read_claim(name).seeds)
+    claim = read_claim(name)
     rows = measure(claim.recipe, seeds, words)
     print(claim.says)
     for expectation in claim.expect:
@@ -97,11 +83,12 @@ def read_claim(name: str) -> Claim:
     try:
         said: Any = OmegaConf.to_container(OmegaConf.load(path).claim)
         expect = [Expectation(**entry) for entry in said["expect"]]
-        claim = Claim(name, cli.description(path), said["arms"], expect, said["seeds"], said["minutes"])
+        recipe = Recipe(f"claims/{name}", said["arms"], list(dict.fromkeys(e.metric for e in expect)))
+        claim = Claim(recipe, cli.description(path), expect, said["seeds"], said["minutes"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: {error}; allowed: as in the claims beside it") from error
-    if unknown := {arm for e in expect for arm in e.terms} - claim.arms.keys():
-        raise UserError(f"{path}: " + cli.unknown(min(unknown), min(unknown), claim.arms))
+        raise cli.UserError(f"{path}: {error}; allowed: as in the claims beside it") from error
+    if unknown := {arm for e in expect for arm in e.terms} - recipe.arms.keys():
+        raise cli.UserError(f"{path}: " + cli.unknown(min(unknown), min(unknown), recipe.arms))
     return claim
 
 
@@ -109,10 +96,10 @@ def judge(expectation: Expectation, rows: Mapping[str, Mapping[int, Row]]) -> li
     """Return what was expected, what was measured, and the verdict."""
     signs, metric = expectation.terms, expectation.metric
     seeds = set.intersection(*(set(rows[arm]) for arm in signs))
-    values = [sum(sign * float(rows[arm][seed][metric]) for arm, sign in signs.items()) for seed in seeds]
-    measured = summarise([round(value, 12) for value in values])
     if not seeds:
         return [str(expectation), "", "not run"]
+    values = [sum(sign * float(rows[arm][seed][metric]) for arm, sign in signs.items()) for seed in seeds]
+    measured = summarise([round(value, 12) for value in values])
     low, high = measured.mean - measured.half, measured.mean + measured.half
     said = f"{number(measured.mean, '+' if expectation.than else '')} ({number(low)} to {number(high)})"
     return [str(expectation), said, verdict(measured, *expectation.bounds)]
@@ -135,12 +122,13 @@ def verdict(measured: Summary, low: float, high: float) -> str:
 def overview() -> list[list[str]]:
     """Return the table of all claims, from the runs that are known."""
     lines = [HEAD]
-    for claim in map(read_claim, cli.options(CLAIMS)):
+    for name in cli.options(CLAIMS):
+        claim = read_claim(name)
         rows = known(claim.recipe, claim.seeds)
         done = [row for of_arm in rows.values() for row in of_arm.values()]
         minutes = math.fsum(float(row["seconds"]) for row in done) / 60 if done else claim.minutes
         facts = [str(min(map(len, rows.values()))), f"{minutes:.0f}", max((row["date"] for row in done), default="")]
-        lines.append([f"`{claim.name}`", claim.says, "", "" if done else "not run", *facts])
+        lines.append([f"`{name}`", claim.says, "", "" if done else "not run", *facts])
         lines += [["", *judge(expectation, rows), "", "", ""] for expectation in claim.expect if done]
     return lines
 

@@ -9,18 +9,16 @@ import csv
 import io
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from statistics import mean, median, stdev
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from tricklab import cli
-from tricklab.check import check
-from tricklab.errors import UserError, nearest
-from tricklab.jobs import Composer
+from tricklab.errors import UserError
 from tricklab.process import quoted
 from tricklab.resume import config_hash, is_volatile, read_result, task, write_whole
 
@@ -38,10 +36,6 @@ class Recipe(NamedTuple):
     metrics: Sequence[str] = METRICS
 
     @property
-    def words(self) -> list[str]:
-        return [f"experiment={self.name}"]
-
-    @property
     def file(self) -> Path:
         return cli.CONF / "experiment" / f"{self.name}.csv"
 
@@ -51,24 +45,25 @@ class Recipe(NamedTuple):
 
 
 def main() -> None:
-    name, seeds, words = arguments(sys.argv[1:], cli.options(cli.CONF / "experiment"))
-    sys.argv = sys.argv[:1]  # the names of folders are made of the rest
-    recipe = Recipe(name)
-    rows = {seed: row for seed, row in measure(recipe, seeds, words)[""].items() if seed < seeds}
-    print(summary(list(rows.values()), flops(configs(recipe, 1)["", 0])))
+    name, seeds, words = arguments(cli.options(cli.CONF / "experiment"), lambda _: 10)
+    rows = {seed: row for seed, row in measure(Recipe(name), seeds, words)[""].items() if seed < seeds}
+    print(summary(list(rows.values()), flops(compose(name))))
     if len(rows) < seeds:
         sys.exit(f"error: {len(rows)} of {seeds} seeds are done; the same command again goes on")
 
 
-def arguments(words: list[str], known: Sequence[str], seeds: int = 10) -> tuple[str, int, list[str]]:
-    """Return the experiment, the number of seeds, and the words of the sweep. Raises UserError: one is wrong."""
-    name, more = (words or [""])[0], words[1:]
+def arguments(known: Sequence[str], seeds: Callable[[str], int]) -> tuple[str, int, list[str]]:
+    """Return the experiment, the seeds, by default its own, and the words of the sweep.
+
+    They are taken from sys.argv, as the names of folders are made of what is left. Raises UserError: one is wrong.
+    """
+    sys.argv, (name, *words) = sys.argv[:1], sys.argv[1:] or [""]
     if name not in known:
-        raise UserError(f"experiment={name} does not exist; allowed: {', '.join(known)}.{nearest(name, known)}")
-    given = next((word.partition("=")[2] for word in more if word.startswith("seeds=")), str(seeds))
+        raise UserError(cli.unknown(f"experiment={name}", name, known))
+    given = next((word[6:] for word in words if word.startswith("seeds=")), str(seeds(name)))
     if not given.isdecimal() or int(given) < 1:
         raise UserError(f"seeds={given}; allowed: 1 or more")
-    words = [word for word in more if not word.startswith("seeds=")]
+    words = [word for word in words if not word.startswith("seeds=")]
     if wrong := next((word for word in words if not is_volatile(word.lstrip("+~").partition("=")[0])), None):
         raise UserError(f"{wrong} would change what is measured; allowed: seeds=N, and words of the sweep, as slots=2")
     return name, int(given), words
@@ -81,39 +76,33 @@ def measure(recipe: Recipe, seeds: int, words: Sequence[str]) -> dict[str, dict[
     if not left:
         return found
     missing = ",".join(map(str, sorted(set.union(*left.values()))))
-    of_sweep = [f"seed={missing}", f"hydra.sweep.dir={quoted(recipe.folder)}", *words]
+    of_sweep = [f"experiment={recipe.name}", f"seed={missing}", f"hydra.sweep.dir={quoted(recipe.folder)}", *words]
     if any(recipe.arms.values()):
         of = ",".join(f"{arm}:[{','.join(map(quoted, recipe.arms[arm]))}]" for arm in left)
         of_sweep += ["sweep=arms", f"sweep.of={{{of}}}"]
-    subprocess.run([sys.executable, "train.py", "-m", *recipe.words, *of_sweep], cwd=cli.CONF.parent)
+    subprocess.run([sys.executable, "train.py", "-m", *of_sweep], cwd=cli.CONF.parent)
     return known(recipe, seeds)
+
+
+def compose(name: str, words: Sequence[str] = ()) -> DictConfig:
+    (config,) = cli.compose_each([f"experiment={name}", *words]).values()
+    return config
 
 
 def known(recipe: Recipe, seeds: int) -> dict[str, dict[int, Row]]:
     """Return the rows that there are, by arm and seed: of so many seeds, and of more where the file has them."""
-    found: dict[str, dict[int, Row]] = {arm: {} for arm in recipe.arms}
     if not recipe.file.is_file() and not recipe.folder.is_dir():
-        return found
+        return {arm: {} for arm in recipe.arms}
     most = max([seeds, *(int(row["seed"]) + 1 for row in read_rows(recipe.file).values())])
-    hashes = {key: config_hash(task(config)) for key, config in configs(recipe, most).items()}
-    rows = gather(recipe, {*hashes.values()})
-    for (arm, seed), of_config in hashes.items():
-        if whole(rows.get(of_config, {}), recipe):
-            found[arm][seed] = rows[of_config]
-    return found
-
-
-def configs(recipe: Recipe, seeds: int) -> dict[tuple[str, int], Any]:
-    """Compose and check the config of each arm and seed."""
-    composed: dict[tuple[str, int], Any] = {}
-    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
-        composer = Composer(
-            lambda words: compose("train", words, return_hydra_config=True), lambda key: (cli.CONF / key).is_dir()
-        )
-        for arm, words in recipe.arms.items():
-            for seed in range(seeds):
-                check(composed.setdefault((arm, seed), composer([*recipe.words, *words, f"seed={seed}"])))
-    return composed
+    hashes = {}
+    for arm, words in recipe.arms.items():
+        config = task(compose(recipe.name, words))
+        hashes[arm] = [config_hash(config | {"seed": seed}) for seed in range(most)]
+    rows = gather(recipe, set().union(*hashes.values()))
+    return {
+        arm: {seed: rows[key] for seed, key in enumerate(of_arm) if whole(rows.get(key, {}), recipe)}
+        for arm, of_arm in hashes.items()
+    }
 
 
 def gather(recipe: Recipe, wanted: Set[str]) -> dict[str, Row]:
@@ -136,10 +125,13 @@ def whole(row: Row, recipe: Recipe) -> bool:
     return all(row.get(name) for name in recipe.metrics)
 
 
+def read_table(file: Path) -> list[Row]:
+    return list(csv.DictReader(file.read_text("utf-8").splitlines()))
+
+
 def read_rows(file: Path) -> dict[str, Row]:
     """Read the rows of a file by their hash."""
-    text = file.read_text("utf-8") if file.is_file() else ""
-    return {row["config_hash"]: row for row in csv.DictReader(text.splitlines())}
+    return {row["config_hash"]: row for row in (read_table(file) if file.is_file() else [])}
 
 
 def to_text(rows: Sequence[Row]) -> str:
@@ -156,26 +148,24 @@ def to_row(run: Path, recipe: Recipe) -> Row:
     result = read_result(run)
     words = {word.partition("=")[0]: word for word in result["overrides"]}
     own = [word for key, word in words.items() if key not in ("experiment", "seed") and not is_volatile(key)]
-    facts = {"config_hash": result["config_hash"]} | ({"words": " ".join(own)} if len(recipe.arms) > 1 else {})
-    facts |= {"seed": words["seed"].partition("=")[2], "seconds": result["seconds"]}
-    facts |= {name: round(read_metric(run, name), 6) for name in recipe.metrics}
-    facts |= {"commit": (result["git"] or {}).get("commit", "")[:10], "torch": result["versions"]["torch"]}
-    return {key: str(value) for key, value in {**facts, "date": result["started"][:10]}.items()}
+    row = {"config_hash": result["config_hash"]} | ({"words": " ".join(own)} if len(recipe.arms) > 1 else {})
+    row |= {"seed": words["seed"].partition("=")[2], "seconds": result["seconds"]}
+    row |= {name: round(read_metric(run, name), 6) for name in recipe.metrics}
+    row |= {"commit": (result["git"] or {}).get("commit", "")[:10], "torch": result["versions"]["torch"]}
+    return {key: str(value) for key, value in {**row, "date": result["started"][:10]}.items()}
 
 
 def read_metric(run: Path, name: str) -> float:
     """Return a result of a run; X@last is the last value of X that was logged, ood/NOISE/Y what evaluate.py finds."""
     if name.endswith(LAST):
-        with (run / "metrics.csv").open(newline="") as file:
-            column = [row[name.removesuffix(LAST)] for row in csv.DictReader(file)]
+        column = [row[name.removesuffix(LAST)] for row in read_table(run / "metrics.csv")]
         return float([value for value in column if value][-1])
     if name.startswith("ood/"):
         _, images, measure = name.split("/")
         if not (run / "ood.csv").is_file():
             command = ["scripts/evaluate.py", f"ckpt={run}/checkpoints/best.ckpt", "suite=ood"]
             subprocess.run([sys.executable, *command], cwd=cli.CONF.parent, check=True, stdout=subprocess.DEVNULL)
-        with (run / "ood.csv").open(newline="") as file:
-            return next(float(row[measure]) for row in csv.DictReader(file) if row["images"] == images)
+        return next(float(row[measure]) for row in read_table(run / "ood.csv") if row["images"] == images)
     return float(read_result(run)["metrics"][name])
 
 
@@ -184,18 +174,14 @@ def flops(config: Any) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from tricklab.assemble import build_data
-    from tricklab.experiment import hush
-    from tricklab.network import build_net
-    from tricklab.plan import make_plan
+    from tricklab import assemble, experiment, network, plan
 
-    hush()
-    data = build_data(config)
-    net = build_net(config, data.shape, len(data.classes)).train()
+    experiment.hush()
+    data = assemble.build_data(config)
+    net = network.build_net(config, data.shape, len(data.classes)).train()
     with FlopCounterMode(display=False) as counter:
         net(torch.zeros(2, *data.shape)).sum().backward()
-    steps = make_plan(config, data, ranks=1).last_step
-    return counter.get_total_flops() / 2 * steps * data.batch_size
+    return counter.get_total_flops() / 2 * plan.make_plan(config, data, ranks=1).last_step * data.batch_size
 
 
 def summary(rows: list[Row], flops: float) -> str:

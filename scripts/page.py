@@ -1,27 +1,23 @@
 """How scripts/report.py lays out what it has found: as Markdown, and as one HTML page that needs nothing else."""
 
 import io
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html import escape
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Table = list[list[str]]
-
+Section = tuple[str, Table | str]  # a heading, or none, and a table whose first row is its head, or a command
 SHOWN = 8  # configurations in a picture
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; color: #222; }
-h1 { font-size: 1.3rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.1rem; overflow-wrap: anywhere; margin-top: 2rem; }
+h1, h2, pre { overflow-wrap: anywhere; } h1 { font-size: 1.3rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 div { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
 th, td { padding: .3rem .6rem; text-align: left; border-bottom: 1px solid #ddd; } th { border-bottom: 2px solid #888; }
-td + td, th + th { white-space: nowrap; }
-pre { background: #f4f4f4; padding: .6rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+td + td, th + th { white-space: nowrap; } pre { background: #f4f4f4; padding: .6rem; white-space: pre-wrap; }
 main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
-main { margin: 1.5rem 0; }
-svg { width: 100%; height: auto; }
+main { margin: 1.5rem 0; } svg { width: 100%; height: auto; }
 """
 
 
@@ -33,11 +29,7 @@ class Run(NamedTuple):
     calibration: list[dict[str, float]]
 
 
-class Section(NamedTuple):
-    """A heading, or none, and a table whose first row is its head, or a command."""
-
-    heading: str
-    body: Table | str
+Runs = Mapping[str, list[Run]]  # by configuration
 
 
 def markdown(title: str, sections: list[Section]) -> str:
@@ -51,7 +43,7 @@ def markdown(title: str, sections: list[Section]) -> str:
 
 def table(rows: Table) -> str:
     rows = [[text.replace("|", "\\|") for text in line] for line in rows]
-    widths = [max(len(line[i]) for line in rows) for i in range(len(rows[0]))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
@@ -60,23 +52,21 @@ def html(title: str, sections: list[Section], pictures: list[str]) -> str:
     """Lay out a report as a page; all text is escaped, pictures are SVG."""
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
-    parts = [f"<h1>{escape(title)}</h1>", html_section(sections[0]), "<main>", *pictures, "</main>"]
-    parts += map(html_section, sections[1:])
-    return "\n".join([f"<!doctype html><html lang=en><head>{head}</head><body>", *parts, "</body></html>\n"])
+    first, *others = map(html_section, sections)
+    parts = [f"<!doctype html><html lang=en><head>{head}</head><body>", f"<h1>{escape(title)}</h1>", first]
+    return "\n".join([*parts, "<main>", *pictures, "</main>", *others, "</body></html>\n"])
 
 
 def html_section(section: Section) -> str:
-    heading = f"<h2>{escape(section.heading)}</h2>" if section.heading else ""
-    if isinstance(section.body, str):
-        return f"{heading}<pre>{escape(section.body)}</pre>"
-    rows = [
-        "".join(f"<{cell}>{escape(text)}</{cell}>" for text in line)
-        for cell, line in zip(["th", *["td"] * len(section.body)], section.body, strict=False)
-    ]
+    heading, body = (f"<h2>{escape(section[0])}</h2>" if section[0] else ""), section[1]
+    if isinstance(body, str):
+        return f"{heading}<pre>{escape(body)}</pre>"
+    rows = ["".join(f"<td>{escape(text)}</td>" for text in line) for line in body]
+    rows[0] = rows[0].replace("td>", "th>")
     return f"{heading}<div><table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table></div>"
 
 
-def pictures(configurations: dict[str, list[Run]], effects: dict[str, dict[str, Any]], metric: str) -> list[str]:
+def pictures(configurations: Runs, effects: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
     """Draw the effects, and of the best configurations the curves, accuracy against calibration and the rates.
 
     `effects` holds, for each value of a key, a mean and half the width of its interval.
@@ -85,25 +75,23 @@ def pictures(configurations: dict[str, list[Run]], effects: dict[str, dict[str, 
     scores = {label: np.mean([run.results.get("val/acc") or 0.0 for run in runs]) for label, runs in found.items()}
     shown = {label: found[label] for label in sorted(found, key=lambda label: -scores[label])[:SHOWN]}
     best = f", best {SHOWN} of {len(found)}" if len(found) > SHOWN else ""
-    drawn: list[tuple[str, Callable[[Any], None]]] = [
-        (f"accuracy on validation, mean ± sd over seeds{best}", lambda axes: draw_curves(axes, shown)),
-        (f"accuracy against calibration error on the test set{best}", lambda axes: draw_calibration(axes, shown)),
-        (f"accuracy at each confidence on the test set{best}", lambda axes: draw_reliability(axes, shown)),
-        (f"learning rate{best}", lambda axes: draw_rates(axes, shown)),
+    drawn: list[tuple[str, Callable[..., None], Any]] = [
+        (f"accuracy on validation, mean ± sd over seeds{best}", draw_curves, shown),
+        (f"{metric}, mean and 95 % interval over all else", draw_effects, effects),
+        (f"accuracy against calibration error on the test set{best}", draw_calibration, shown),
+        (f"accuracy at each confidence on the test set{best}", draw_reliability, shown),
+        (f"learning rate{best}", draw_rates, shown),
     ]
-    if effects:
-        said = f"{metric}, mean and 95 % interval over all else"
-        drawn.insert(1, (said, lambda axes: draw_effects(axes, effects)))
-    return [picture(title, draw) for title, draw in drawn] if shown else []
+    return [picture(*of) for of in drawn if shown and of[2]]
 
 
-def picture(title: str, draw: Callable[[Any], None]) -> str:
+def picture(title: str, draw: Callable[[Any, Any], None], what: Any) -> str:
     """Return a picture as an SVG element that keeps its text as text."""
     from matplotlib import pyplot
 
     with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}):
         figure, axes = pyplot.subplots(figsize=(5, 3.6), layout="constrained")
-        draw(axes)
+        draw(axes, what)
         axes.set_title(title, fontsize=9)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[1]:
@@ -114,37 +102,34 @@ def picture(title: str, draw: Callable[[Any], None]) -> str:
     return file.getvalue()[file.getvalue().index("<svg") :]
 
 
-def draw_curves(axes: Any, configurations: dict[str, list[Run]]) -> None:
+def draw_curves(axes: Any, configurations: Runs) -> None:
     for label, runs in configurations.items():
         of_epoch: dict[float, list[float]] = {}
         for row in [row for run in runs for row in run.metrics if "val/acc" in row]:
             of_epoch.setdefault(row["epoch"] + 1, []).append(row["val/acc"])
-        epochs = sorted(of_epoch)
-        means = np.array([np.mean(of_epoch[epoch]) for epoch in epochs])
-        spread = np.array([np.std(of_epoch[epoch], ddof=min(1, len(of_epoch[epoch]) - 1)) for epoch in epochs])
+        points = [(epoch, np.mean(x), np.std(x, ddof=min(1, len(x) - 1))) for epoch, x in sorted(of_epoch.items())]
+        epochs, means, spread = np.array(points).reshape(-1, 3).T
         axes.plot(epochs, means, label=label)
         axes.fill_between(epochs, means - spread, means + spread, alpha=0.2)
     axes.set_xlabel("epoch")
 
 
-def draw_effects(axes: Any, effects: dict[str, dict[str, Any]]) -> None:
+def draw_effects(axes: Any, effects: Mapping[str, Mapping[str, Any]]) -> None:
     for n, (key, of_value) in enumerate(effects.items()):
-        known = {f"{key}={value}": summary for value, summary in of_value.items() if summary.n}
-        halves = [0.0 if math.isnan(summary.half) else summary.half for summary in known.values()]
-        means = [summary.mean for summary in known.values()]
-        axes.errorbar(means, list(known), xerr=halves, fmt="o", capsize=3, color=f"C{n}")
+        known = {f"{key}={value}": s for value, s in of_value.items() if s.n}
+        halves = np.nan_to_num([s.half for s in known.values()])  # of a single run there is none
+        axes.errorbar([s.mean for s in known.values()], list(known), xerr=halves, fmt="o", capsize=3, color=f"C{n}")
     axes.invert_yaxis()
 
 
-def draw_calibration(axes: Any, configurations: dict[str, list[Run]]) -> None:
+def draw_calibration(axes: Any, configurations: Runs) -> None:
     for label, runs in configurations.items():
         points = [(r.results["test/ece"], r.results["test/acc"]) for r in runs if "test/ece" in r.results]
-        axes.plot([ece for ece, _ in points], [acc for _, acc in points], "o", alpha=0.6, label=label)
-    axes.set_xlabel("expected calibration error (lower is better)")
-    axes.set_ylabel("accuracy")
+        axes.plot(*np.reshape(points, (-1, 2)).T, "o", alpha=0.6, label=label)
+    axes.set(xlabel="expected calibration error (lower is better)", ylabel="accuracy")
 
 
-def draw_reliability(axes: Any, configurations: dict[str, list[Run]]) -> None:
+def draw_reliability(axes: Any, configurations: Runs) -> None:
     """Draw accuracy over mean confidence in each bin, all seeds together, and as steps the share of the images."""
     axes.plot([0, 1], [0, 1], "--", color="grey")
     for n, (label, runs) in enumerate(configurations.items()):
@@ -152,17 +137,14 @@ def draw_reliability(axes: Any, configurations: dict[str, list[Run]]) -> None:
         for i, row in [pair for run in runs for pair in enumerate(run.calibration) if len(pair[1]) == 3]:
             of_bin[i] = of_bin.get(i, 0) + np.array([row["images"], row["right"], row["confidence"]])
         images, right, confidence = np.array([of_bin[i] for i in sorted(of_bin)]).reshape(-1, 3).T
-        some = images > 0
-        axes.plot(
-            confidence[some] / images[some], right[some] / images[some], "o-", alpha=0.6, color=f"C{n}", label=label
-        )
-        axes.stairs(images / max(images.sum(), 1), np.linspace(0, 1, len(images) + 1), alpha=0.6, color=f"C{n}")
-    axes.set_xlabel("confidence")
-    axes.set_ylabel("accuracy; steps: share of the images")
+        some, style = images > 0, {"alpha": 0.6, "color": f"C{n}"}
+        axes.plot(confidence[some] / images[some], right[some] / images[some], "o-", label=label, **style)
+        axes.stairs(images / max(images.sum(), 1), np.linspace(0, 1, len(images) + 1), **style)
+    axes.set(xlabel="confidence", ylabel="accuracy; steps: share of the images")
 
 
-def draw_rates(axes: Any, configurations: dict[str, list[Run]]) -> None:
+def draw_rates(axes: Any, configurations: Runs) -> None:
     for label, runs in configurations.items():
         points = [(row["step"], row["lr"]) for row in runs[0].metrics if "lr" in row]
-        axes.plot([step for step, _ in points], [lr for _, lr in points], label=label)
+        axes.plot(*np.reshape(points, (-1, 2)).T, label=label)
     axes.set_xlabel("optimizer step")

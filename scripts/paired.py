@@ -3,56 +3,46 @@
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from scipy import optimize, stats
 
 
 class Summary(NamedTuple):
-    """Of values: how many, mean, standard deviation, and half the width of the 95 % interval of the mean."""
+    """Of values: how many, mean, deviation, half the width of the mean's 95 % interval, and p of a t-test against 0."""
 
     n: int
     mean: float
-    deviation: float
-    half: float
+    deviation: float = math.nan
+    half: float = math.nan
+    p: float = math.nan
 
 
-class Difference(NamedTuple):
-    """Of two configurations, seed by seed: its summary, and p of Student's paired t-test."""
-
-    summary: Summary
-    p: float
-
-
-def summarise(values: Sequence[float]) -> Summary:
-    """Return the mean with Student's interval; of a single value there is no deviation."""
-    from scipy import stats
-
+def summarise(values: Collection[float]) -> Summary:
+    """Return the mean with Student's interval and test; of a single value there is neither, of equal ones no test."""
     n, mean = len(values), statistics.mean(values) if values else math.nan
     if n < 2:
-        return Summary(n, mean, math.nan, math.nan)
+        return Summary(n, mean)
     deviation = statistics.stdev(values)  # of equal values exactly 0
-    return Summary(n, mean, deviation, float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n))
+    half = float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
+    if not deviation:
+        return Summary(n, mean, deviation, half, math.nan if mean else 1.0)
+    t = mean / (deviation / math.sqrt(n))
+    return Summary(n, mean, deviation, half, float(2 * stats.t.sf(abs(t), n - 1)))
 
 
-def paired(ours: dict[str, float], theirs: dict[str, float]) -> Difference:
-    """Compare seed by seed, with Student's t-test of the differences."""
-    from scipy import stats
-
-    summary = summarise([round(ours[seed] - theirs[seed], 12) for seed in ours if seed in theirs])
-    if not summary.deviation > 0:  # equal differences, or less than two
-        return Difference(summary, 1.0 if summary.mean == 0 and summary.n > 1 else math.nan)
-    t = summary.mean / (summary.deviation / math.sqrt(summary.n))
-    return Difference(summary, float(2 * stats.t.sf(abs(t), summary.n - 1)))
+def paired(ours: Mapping[Any, float], theirs: Mapping[Any, float]) -> Summary:
+    """Summarise the differences seed by seed."""
+    return summarise([round(ours[seed] - theirs[seed], 12) for seed in ours if seed in theirs])
 
 
 def holm(ps: Sequence[float]) -> list[float]:
     """Correct p-values for their number (Holm, Scand. J. Statist. 6, 1979)."""
     order = sorted(range(len(ps)), key=lambda i: ps[i])
-    corrected, highest = [0.0] * len(ps), 0.0
-    for rank, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(ps) - rank) * ps[i]))
-        corrected[i] = highest
-    return corrected
+    steps = (min(1.0, (len(ps) - rank) * ps[i]) for rank, i in enumerate(order))
+    corrected = dict(zip(order, itertools.accumulate(steps, max), strict=True))
+    return [corrected[i] for i in range(len(ps))]
 
 
 def power(effect: float, n: int, alpha: float) -> float:
@@ -60,15 +50,11 @@ def power(effect: float, n: int, alpha: float) -> float:
 
     By the noncentral t distribution, without the cases in which it finds the opposite.
     """
-    from scipy import stats
-
     return float(stats.nct.sf(stats.t.ppf(1 - alpha / 2, n - 1), n - 1, effect * math.sqrt(n)))
 
 
 def needed(summary: Summary, alpha: float = 0.05) -> int:
     """Return the seeds, more than there are, that would show such a difference in four of five cases; 0: none would."""
-    from scipy import stats
-
     if not summary.mean:
         return 0
     effect = abs(summary.mean) / summary.deviation
@@ -78,8 +64,6 @@ def needed(summary: Summary, alpha: float = 0.05) -> int:
 
 def detectable(n: int, alpha: float) -> float:
     """Return the mean, in deviations, that n differences would show in four of five cases."""
-    from scipy import optimize
-
     return float(optimize.brentq(lambda effect: power(effect, n, alpha) - 0.8, 0, 1000))
 
 
@@ -87,5 +71,6 @@ def number(value: float, sign: str = "") -> str:
     return "" if math.isnan(value) else f"{value:{sign}.4f}"
 
 
-def interval(mean: float, half: float) -> str:
-    return "" if math.isnan(half) else f"{mean - half:.4f} to {mean + half:.4f}"
+def interval(summary: Summary) -> str:
+    ends = summary.mean - summary.half, summary.mean + summary.half
+    return "" if math.isnan(summary.half) else "{:.4f} to {:.4f}".format(*ends)

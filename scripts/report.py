@@ -11,7 +11,6 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,36 +25,20 @@ from tricklab.sweep import REPLICATES
 
 
 class Job(NamedTuple):
-    """A job as its folder tells it: its words by key, all of them as they were given, and its result."""
+    """A job as its folder tells it: its words by key, all of them as they were given, and how it ended."""
 
     folder: Path
     words: dict[str, str]
     overrides: list[str]
-    result: dict[str, Any]
-
-    @property
-    def status(self) -> str:
-        if self.stopped:
-            return "stopped"
-        return str(self.result.get("status", "missing"))
-
-    @property
-    def replicate(self) -> str:
-        """What it shares with a job of another configuration."""
-        return ", ".join(self.words.get(key, "0") for key in REPLICATES if key in self.words or key == "seed")
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        return dict(self.result.get("metrics") or {})
-
-    @property
-    def stopped(self) -> str:
-        """The word by which sweep=halving has ended it early."""
-        early = [word for word in self.result.get("overrides", []) if word.startswith("stop_after=")]
-        return early[-1] if early and "stop_after" not in self.words else ""
+    status: str
+    reason: str
+    metrics: dict[str, Any]
+    seconds: float
 
 
 Cells = dict[str, dict[str, Job]]  # by configuration and seed
+Values = dict[str, dict[str, float]]
+Effects = dict[str, dict[str, Summary]]  # by key and value
 
 
 def main() -> None:
@@ -64,12 +47,14 @@ def main() -> None:
     options = {"metric": "test/acc", "baseline": "", "incomplete": "false"}
     if wrong := given.keys() - options.keys():
         raise UserError(cli.unknown(min(wrong), min(wrong), options))
-    metric, baseline, incomplete = (options | given).values()
     if not folders:
         raise UserError("no folder; allowed: that of a sweep, as sweeps/NAME")
+    metric, baseline, incomplete = (options | given).values()
     for folder in map(Path, folders):
         jobs = read_jobs(folder)
-        check_metric(jobs, metric)
+        known = {name for job in jobs for name in job.metrics}
+        if known and metric not in known:
+            raise UserError(cli.unknown(f"metric={metric}", metric, known))
         varied, cells = arrange(jobs)
         whole = all(job.status == "done" and job.words.keys() >= set(varied) for job in jobs)
         effects = {key: effect(key, jobs, metric) for key in varied if whole}  # or all else would differ with its value
@@ -78,7 +63,7 @@ def main() -> None:
         text = page.markdown(metric, sections)
         (folder / "report.md").write_text(text, "utf-8")
         with (folder / "report.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(sections[0].body)
+            csv.writer(file).writerows(sections[0][1])
         drawn = page.pictures({label: read_runs(cell) for label, cell in cells.items()}, effects, metric)
         (folder / "report.html").write_text(page.html(f"{folder.resolve().name}: {metric}", sections, drawn), "utf-8")
         print(text, end="")
@@ -96,87 +81,81 @@ def read_jobs(folder: Path) -> list[Job]:
         raise UserError(f"{folder}: no sweep.json there; allowed: the folder of a sweep ({error})") from None
     if not jobs:
         raise UserError(f"{folder}: no jobs in sweep.json")
-    return [Job(path, split(words), words, read_result(path)) for path, words in jobs]
+    return [read_job(path, words) for path, words in jobs]
 
 
-def split(words: Sequence[str]) -> dict[str, str]:
-    """Return the words that say what is computed, by key."""
-    parts = (word.lstrip("+").partition("=") for word in words)
-    return {key: value for key, _, value in parts if not is_volatile(key)}
+def read_job(folder: Path, overrides: list[str]) -> Job:
+    """Read what a job has left; "stopped" is one that sweep=halving has ended early."""
+    parts = (word.lstrip("+").partition("=") for word in overrides)
+    words = {key: value for key, _, value in parts if not is_volatile(key)}  # those that say what is computed
+    result = {"status": "missing", **read_result(folder)}
+    early = [word for word in result.get("overrides", []) if word.startswith("stop_after=")]
+    if early and "stop_after" not in words:
+        result |= {"status": "stopped", "reason": early[-1]}
+    reason = " ".join(str(result.get("reason") or "no result").split())
+    metrics, seconds = dict(result.get("metrics") or {}), result.get("seconds") or 0.0
+    return Job(folder, words, overrides, str(result["status"]), reason, metrics, seconds)
 
 
 def arrange(jobs: list[Job]) -> tuple[list[str], Cells]:
-    """Return the keys that vary, and the jobs by configuration and seed."""
+    """Return the keys that vary, and the jobs by configuration and by what they share with those of another one."""
     keys = dict.fromkeys(key for job in jobs for key in job.words if key not in REPLICATES)
     varied = [key for key in keys if len({job.words.get(key) for job in jobs}) > 1]
     cells: Cells = {}
     for job in jobs:
         label = " ".join(f"{key}={job.words[key]}" for key in varied if key in job.words) or "base"
-        cells.setdefault(label, {})[job.replicate] = job
+        replicate = ", ".join(job.words.get(key, "0") for key in REPLICATES if key in job.words or key == "seed")
+        cells.setdefault(label, {})[replicate] = job
     return varied, cells
 
 
-def report(
-    cells: Cells, effects: dict[str, dict[str, Summary]], metric: str, baseline: str, incomplete: bool
-) -> list[Section]:
+def report(cells: Cells, effects: Effects, metric: str, baseline: str, incomplete: bool) -> list[Section]:
     """Make the sections of a report."""
     values = {label: of_seeds(cell, metric) for label, cell in cells.items()}
     base = baseline or next(iter(cells))
     if base not in cells:
         raise UserError(f"baseline={base}; allowed: {', '.join(cells)}.{nearest(base, cells)}")
-    header = ["configuration", "n", "mean", "sd", "95 % interval", "seconds"]
-    sections = [Section("", [header, *(row(label, values[label], cells[label]) for label in cells)])]
+    rows = [["configuration", "n", "mean", "sd", "95 % interval", "seconds"]]
+    for label, cell in cells.items():
+        s, seconds = summarise(values[label].values()), [job.seconds for job in cell.values() if job.status == "done"]
+        took = f"{math.fsum(seconds) / len(seconds):.1f}" if seconds else ""
+        rows.append([label, f"{s.n} of {len(cell)}", number(s.mean), number(s.deviation), interval(s), took])
+    sections: list[Section] = [("", rows)]
     if len(cells) > 1:
-        sections.append(Section(f"Differences to {base}", compare(values, base, incomplete, cells)))
+        sections.append((f"Differences to {base}", compare(values, base, incomplete, cells)))
     for key, of_value in effects.items():
-        rows = [[value, str(s.n), number(s.mean), interval(s.mean, s.half)] for value, s in of_value.items()]
-        sections.append(Section(f"Effect of {key}", [["value", "n", "mean", "95 % interval"], *rows]))
+        rows = [[value, str(s.n), number(s.mean), interval(s)] for value, s in of_value.items()]
+        sections.append((f"Effect of {key}", [["value", "n", "mean", "95 % interval"], *rows]))
     return [*sections, *best(values, cells)]
 
 
 def of_seeds(cell: dict[str, Job], metric: str) -> dict[str, float]:
     """Return the metric of each seed that is done."""
-    done = {seed: job.metrics for seed, job in cell.items() if job.status == "done"}
-    return {seed: metrics[metric] for seed, metrics in done.items() if metrics.get(metric) is not None}
+    done = {seed: job.metrics.get(metric) for seed, job in cell.items() if job.status == "done"}
+    return {seed: value for seed, value in done.items() if value is not None}
 
 
-def check_metric(jobs: list[Job], metric: str) -> None:
-    """Refuse a metric that no result has. Raises UserError: as said."""
-    known = {name for job in jobs for name in job.metrics}
-    if known and metric not in known:
-        raise UserError(cli.unknown(f"metric={metric}", metric, known))
-
-
-def row(label: str, values: dict[str, float], cell: dict[str, Job]) -> list[str]:
-    n, mean, deviation, half = summarise(list(values.values()))
-    seconds = [job.result.get("seconds") or 0.0 for job in cell.values() if job.status == "done"]
-    took = f"{math.fsum(seconds) / len(seconds):.1f}" if seconds else ""
-    return [label, f"{n} of {len(cell)}", number(mean), number(deviation), interval(mean, half), took]
-
-
-def compare(values: dict[str, dict[str, float]], base: str, incomplete: bool, cells: Cells) -> Table:
+def compare(values: Values, base: str, incomplete: bool, cells: Cells) -> Table:
     """Compare every configuration with the baseline; without all seeds of both only if `incomplete`."""
-    others = [label for label in cells if label != base]
-    found = {label: paired(values[label], values[base]) for label in others}
-    whole = {
-        label: len(values[label]) == len(values[base]) == len(cells[base].keys() | cells[label]) for label in others
-    }
-    judged = [label for label in others if (whole[label] or incomplete) and not math.isnan(found[label].p)]
+    found = {label: paired(values[label], values[base]) for label in cells if label != base}
+    seeds = {label: len(cells[base].keys() | cells[label]) for label in found}
+    able = {n for n in found if incomplete or len(values[n]) == len(values[base]) == seeds[n]}
+    judged = [label for label in found if label in able and not math.isnan(found[label].p)]
     corrected = dict(zip(judged, holm([found[label].p for label in judged]), strict=True))
     rows = [["configuration", "pairs", "difference", "95 % interval", "p (Holm)", "verdict"]]
-    for label in others:
-        (n, mean, deviation, half), p = found[label].summary, corrected.get(label)
+    for label, s in found.items():
+        p = corrected.get(label)
         if p is None:
             few = "too few seeds, or no spread"
-            verdict = few if whole[label] or incomplete else "seeds are missing: incomplete=true compares the others"
+            verdict = few if label in able else "seeds are missing: incomplete=true compares the others"
         elif p < 0.05:
-            verdict = "higher" if mean > 0 else "lower"
-        elif not deviation:
+            verdict = "higher" if s.mean > 0 else "lower"
+        elif not s.deviation:
             verdict = "equal"
         else:
-            more = needed(found[label].summary, 0.05 / len(judged))
+            more = needed(s, 0.05 / len(judged))
             verdict = f"can't tell; some {more} seeds would" if more else "can't tell"
-        rows.append([label, str(n), number(mean, "+"), interval(mean, half), "" if p is None else f"{p:.3g}", verdict])
+        rows.append([label, str(s.n), number(s.mean, "+"), interval(s), "" if p is None else f"{p:.3g}", verdict])
     return rows
 
 
@@ -185,34 +164,30 @@ def effect(key: str, jobs: list[Job], metric: str) -> dict[str, Summary]:
     of_value: dict[str, dict[str, Job]] = {}
     for i, job in enumerate(jobs):
         of_value.setdefault(job.words.get(key, ""), {})[str(i)] = job
-    return {value: summarise(list(of_seeds(cell, metric).values())) for value, cell in of_value.items()}
+    return {value: summarise(of_seeds(cell, metric).values()) for value, cell in of_value.items()}
 
 
-def best(values: dict[str, dict[str, float]], cells: Cells) -> list[Section]:
+def best(values: Values, cells: Cells) -> list[Section]:
     """Name the configuration with the highest validation accuracy, and the command that runs it again."""
     most = max(map(len, values.values()))
     scored = {label: of_seeds(cells[label], "val/acc") for label in cells if len(values[label]) == most > 0}
     if not any(scored.values()):
         return []
-    first = max(scored, key=lambda label: summarise(list(scored[label].values())).mean)
+    first = max(scored, key=lambda label: summarise(scored[label].values()).mean)
     jobs = list(cells[first].values())
     words = [word for word in jobs[0].overrides if word.lstrip("+").split("=")[0] in jobs[0].words.keys() - REPLICATES]
     for key in REPLICATES:
         if several := dict.fromkeys(job.words[key] for job in jobs if key in job.words):
             words.append(f"{key}={','.join(several)}")
-    return [Section(f"Best on validation: {first}", f"python train.py -m {shlex.join(words)}")]
+    return [(f"Best on validation: {first}", f"python train.py -m {shlex.join(words)}")]
 
 
 def left_out(folder: Path, jobs: list[Job]) -> list[Section]:
     """List what is not done, and why; and other runs in the folder, of an earlier command or config."""
-    rows = [
-        [j.status, j.stopped or " ".join(str(j.result.get("reason") or "no result").split()), j.folder.name]
-        for j in jobs
-        if j.status != "done"
-    ]
+    rows = [[job.status, job.reason, job.folder.name] for job in jobs if job.status != "done"]
     others = {path.parent.name for path in folder.glob("*/result.json")} - {job.folder.name for job in jobs}
     rows += [["stale", "not of the last command or config", name] for name in sorted(others)]
-    return [Section("Left out", [["status", "reason", "folder"], *rows])] if rows else []
+    return [("Left out", [["status", "reason", "folder"], *rows])] if rows else []
 
 
 def read_runs(cell: dict[str, Job]) -> list[Run]:
@@ -223,8 +198,8 @@ def read_runs(cell: dict[str, Job]) -> list[Run]:
 
 def read_columns(path: Path) -> list[dict[str, float]]:
     try:
-        with path.open(newline="") as file:
-            return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+        lines = path.read_text("utf-8").splitlines()
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
     except (OSError, ValueError, TypeError):
         return []
 

@@ -88,9 +88,9 @@ def test_a_claim_says_what_it_compares(name):
 
     claim = read_claim(name)
     base = f"experiment=claims/{name}"
-    hashes = {arm: config_hash(task(configure(base, *words, "seed=0"))) for arm, words in claim.arms.items()}
-    assert len({*hashes.values()}) == len(claim.arms) > 1
-    assert {arm for expected in claim.expect for arm in expected.terms} == set(claim.arms)
+    hashes = {arm: config_hash(task(configure(base, *words, "seed=0"))) for arm, words in claim.recipe.arms.items()}
+    assert len({*hashes.values()}) == len(claim.recipe.arms) > 1
+    assert {arm for expected in claim.expect for arm in expected.terms} == set(claim.recipe.arms)
     assert all(len([b for b in expected.bounds if math.isfinite(b)]) > 0 for expected in claim.expect)
     if claim.recipe.file.is_file():
         found = list(csv.DictReader(claim.recipe.file.open()))

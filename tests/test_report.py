@@ -200,7 +200,7 @@ def test_statistics_are_scipys():
         theirs = stats.ttest_rel(a, b)
         assert found.p == pytest.approx(theirs.pvalue)
         interval = theirs.confidence_interval(0.95)
-        assert found.summary.mean + found.summary.half == pytest.approx(interval.high)
+        assert found.mean + found.half == pytest.approx(interval.high)
 
 
 def test_holm_by_hand():
@@ -244,7 +244,7 @@ def test_one_difference_in_all_seeds_is_no_spread():
         ours = {0: (right + 5) / 359, 1: (right + 17) / 359, 2: (right + 40) / 359}
         found = REPORT["paired"](ours, {seed: value - 5 / 359 for seed, value in ours.items()})
         assert math.isnan(found.p)
-        assert found.summary.deviation == 0
+        assert found.deviation == 0
 
 
 def test_what_is_broken_or_odd_is_no_obstacle(sweep, script):
