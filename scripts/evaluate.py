@@ -13,36 +13,31 @@ Names that end in _t are after the temperature that the checkpoint's validation 
 
 import csv
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tricklab import cli
-from tricklab.errors import UserError
-
-SUITE = ["view", "images", "confidence", "auroc", "fpr95"]
-ARGUMENTS = {"mc": "0", "tta": "0", "resamples": "200", "suite": "", "other": ""}
 
 
 def main() -> None:
-    from tricklab.build import build
-    from tricklab.experiment import hush
-    from tricklab.network import compose_one, read_trained
+    from tricklab import build, checkpoint, experiment
 
-    hush()
+    experiment.hush()
     mine = [word for word in sys.argv[1:] if word.split("=")[0].split(".")[0] == "augment"]
-    trained = read_trained([word for word in sys.argv[1:] if word not in mine], **ARGUMENTS)
+    rest = [word for word in sys.argv[1:] if word not in mine]
+    trained = checkpoint.read_trained(rest, mc="0", tta="0", resamples="200", suite="", other="")
     config, suite = trained.config, trained.arguments["suite"]
     mc, tta, resamples = (count_views(name, trained.arguments[name]) for name in ("mc", "tta", "resamples"))
     if suite not in ("", "ood"):
-        raise UserError(f"suite={suite}; allowed: ood")
+        raise cli.UserError(f"suite={suite}; allowed: ood")
     if mine:
-        config.augment = compose_one(mine).augment
+        config.augment = checkpoint.compose_one(mine).augment
     if (mine and not tta) or (tta and not config.augment) or (mc and tta and mc != tta and not suite):
-        raise UserError(f"mc={mc} tta={tta} {' '.join(mine)}; allowed: tta with an augmentation, mc the same or 0")
-    data = build(config.data, seed=config.seed)
+        raise cli.UserError(f"mc={mc} tta={tta} {' '.join(mine)}; allowed: tta with an augmentation, mc the same or 0")
+    data = build.build(config.data, seed=config.seed)
     if data.classes != list(config.dataset.classes):
-        raise UserError(f"the data have the classes {data.classes}, the checkpoint {list(config.dataset.classes)}")
+        raise cli.UserError(f"the data have the classes {data.classes}, the checkpoint {list(config.dataset.classes)}")
     data.adapt(trained.images)
     if suite:
         show_suite(trained, data, mc, tta)
@@ -50,52 +45,47 @@ def main() -> None:
         show_results(trained, data, mc, tta, resamples)
 
 
+def count_views(name: str, given: str) -> int:
+    if not given.isdecimal() or int(given) == 1:
+        raise cli.UserError(f"{name}={given}; allowed: 0, or 2 views and more")
+    return int(given)
+
+
 def show_results(trained: Any, data: Any, mc: int, tta: int, resamples: int) -> None:
     """Print each result with its interval."""
     import torch
 
-    net = average(trained, mc or tta, mc > 0, tta > 0) if mc or tta else trained.net()
+    net = average(trained, mc, tta) if mc or tta else trained.net()
     module = assess(trained.config, net, data)
-    results = dict(module.results)
     intervals = bootstrap(module.logits, module.labels, module.temperature, resamples) if resamples else {}
-    if mc or tta:
-        for name, parts in {"entropy": net.entropy, "mutual_information": net.information}.items():
-            results[f"test/{name}"] = torch.cat(parts).double().mean().item()
-    for name, value in results.items():
+    views = {"entropy": net.entropy, "mutual_information": net.information} if mc or tta else {}
+    measured = {f"test/{name}": torch.cat(parts).double().mean().item() for name, parts in views.items()}
+    for name, value in (module.results | measured).items():
         print(name, value, *(["({:.4g} to {:.4g})".format(*intervals[name])] if name in intervals else []))
 
 
 def show_suite(trained: Any, data: Any, mc: int, tta: int) -> None:
-    """Print, write and draw how sure each view of the checkpoint is of each set of images."""
-    from tricklab.ood import draw_confidence
+    """Print, write and draw how sure each view of the checkpoint is of each set, and how well that tells it."""
+    from tricklab.calibration import judged
+    from tricklab.ood import separate
+    from tricklab.pictures import draw_confidence
 
     path = Path(trained.arguments["ckpt"]).absolute()
     folder = path.parents[1] if (path.parents[1] / "config.yaml").is_file() else path.parent
-    nets = views(trained, mc, tta)
-    found = {view: confidences(trained, net, data) for view, net in nets.items()}
-    rows = [row for view, of_view in found.items() for row in tell(view, of_view)]
+    found: dict[str, dict[str, Any]] = {}
+    rows: list[list[Any]] = [["view", "images", "confidence", "auroc", "fpr95"]]
+    for view, net in views(trained, mc, tta).items():
+        confidences = found[view] = {}
+        for name, *images in sets(trained, data):
+            module = assess(trained.config, net, *images)
+            confidences[name] = judged(module.logits, module.labels)[0]
+            told = ["", ""] if name == "test" else separate(confidences["test"], confidences[name]).values()
+            rows.append([view, name, float(confidences[name].mean()), *told])
     with (folder / "ood.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([SUITE, *rows])
-    for row in [SUITE, *rows]:
+        csv.writer(file).writerows(rows)
+    for row in rows:
         print("{:16}{:16}{:>12}{:>10}{:>10}".format(*(f"{x:.4f}" if isinstance(x, float) else x for x in row)))
     draw_confidence(found, folder / "ood.png")
-
-
-def tell(view: str, confidence: dict[str, Any]) -> Iterator[list[Any]]:
-    """Yield a row for each set of images, with how well it is told from the test set."""
-    from tricklab.ood import separate
-
-    for name, of_images in confidence.items():
-        told = ["", ""] if name == "test" else separate(confidence["test"], of_images).values()
-        yield [view, name, float(of_images.mean()), *told]
-
-
-def confidences(trained: Any, net: Any, data: Any) -> dict[str, Any]:
-    """Return the confidence [N] of a network on the images of each set."""
-    from tricklab.calibration import judged
-
-    modules = {name: assess(trained.config, net, of, change) for name, of, change in sets(trained, data)}
-    return {name: judged(module.logits, module.labels)[0] for name, module in modules.items()}
 
 
 def views(trained: Any, mc: int, tta: int) -> dict[str, Any]:
@@ -103,39 +93,35 @@ def views(trained: Any, mc: int, tta: int) -> dict[str, Any]:
     nets = {"network": trained.net()}
     if last := trained.unaveraged():
         nets = {"average": nets["network"], "last weights": trained._replace(state=last).net()}
-    nets |= {f"mc={mc}": average(trained, mc, True, False)} if mc else {}
-    return nets | ({f"tta={tta}": average(trained, tta, False, True)} if tta else {})
+    nets |= {f"mc={mc}": average(trained, mc, 0)} if mc else {}
+    return nets | ({f"tta={tta}": average(trained, 0, tta)} if tta else {})
 
 
-def average(trained: Any, number: int, dropout: bool, augment: bool) -> Any:
+def average(trained: Any, mc: int, tta: int) -> Any:
     from tricklab.build import build_each
     from tricklab.views import Averaged
 
-    changes = build_each(trained.config.augment) if augment else {}
-    return Averaged(trained.net(), trained.prepare(), number, dropout, changes, trained.config.seed)
+    changes = build_each(trained.config.augment) if tta else {}
+    return Averaged(trained.net(), trained.prepare(), mc or tta, mc > 0, changes, trained.config.seed)
 
 
-def sets(trained: Any, data: Any) -> Iterator[tuple[str, Any, Callable[[Any], Any] | None]]:
-    """Yield the test set, the same under each change, and the test set of other data."""
-    from tricklab.build import build
-    from tricklab.data.batches import Labelled
-    from tricklab.network import compose_one
-    from tricklab.ood import Noise, blur, grey, rotation
+def sets(trained: Any, data: Any) -> Iterator[tuple[Any, ...]]:
+    """Yield the test set, the same under each change, and the test set of other data: name, data, change."""
+    from tricklab import build, checkpoint, ood
 
+    config = trained.config
     yield "test", data, None
-    yield "noise", data, Noise(trained.config.seed)
-    yield "rotation", data, rotation
-    yield "blur", data, blur
-    own = trained.config.data._target_.rpartition(".")[2]
-    name = trained.arguments["other"] or ("digits" if own != "digits" else "fake")
-    other = build(compose_one([f"data={name}"]).data, seed=trained.config.seed)
-    other.prepare = trained.prepare()
-    images, labels = other.source.test
-    other.source = other.source._replace(test=Labelled(images, labels * 0))  # they may be more than the network's
-    yield name, other, grey if trained.images.shape[0] == 1 else None
+    for name, change in ood.shifts(config.seed).items():
+        yield name, data, change
+    unlike = "fake" if config.data._target_.endswith(".digits") else "digits"
+    name = trained.arguments["other"] or unlike
+    other = build.build(checkpoint.compose_one([f"data={name}"]).data, seed=config.seed)
+    other.prepare, test = trained.prepare(), other.source.test
+    other.source = other.source._replace(test=test._replace(labels=test.labels * 0))  # may be more than the network's
+    yield name, other, ood.grey if trained.images.shape[0] == 1 else None
 
 
-def assess(config: Any, net: Any, data: Any, change: Callable[[Any], Any] | None = None) -> Any:
+def assess(config: Any, net: Any, data: Any, change: Any = None) -> Any:
     """Evaluate a network on a test set, whose images are changed first; return the module, with results and logits."""
     from torch import nn
     from torchvision.transforms import v2
@@ -167,7 +153,7 @@ def make_trainer(of_run: Any) -> Any:
     try:
         return pl.Trainer(devices=1, **options, **off)
     except (MisconfigurationException, ImportError, ValueError) as error:
-        raise UserError(f"{options}: {error}") from error
+        raise cli.UserError(f"{options}: {error}") from error
 
 
 def bootstrap(logits: Any, labels: Any, temperature: float, resamples: int) -> dict[str, tuple[float, float]]:
@@ -188,12 +174,6 @@ def bootstrap(logits: Any, labels: Any, temperature: float, resamples: int) -> d
         mirrored = max(0.0, 2 * value - high), max(0.0, 2 * value - low)
         intervals[f"test/{name}"] = mirrored if "ece" in name else (low, high)
     return {name: interval for name, interval in intervals.items() if name != "test/temperature"}
-
-
-def count_views(name: str, given: str) -> int:
-    if not given.isdecimal() or int(given) == 1:
-        raise UserError(f"{name}={given}; allowed: 0, or 2 views and more")
-    return int(given)
 
 
 if __name__ == "__main__":
