@@ -5,7 +5,9 @@ python scripts/plan.py scheduler=step,cosine,linear                     several 
 """
 
 import csv
+import itertools
 import math
+import string
 import sys
 import textwrap
 from pathlib import Path
@@ -16,14 +18,11 @@ from tricklab import cli
 
 WIDTH, HEIGHT = 76, 15  # characters of the chart
 TOGETHER = 6  # curves that one picture still shows apart
+Rates = dict[str, list[float]]  # of each step, by name
 
 
 def main() -> None:
     configs = cli.compose_each(sys.argv[1:])
-
-    from tricklab.experiment import hush
-
-    hush()
     rates, notes = {}, []
     for label, config in configs.items():
         for column, values in planned(config).items():
@@ -31,22 +30,24 @@ def main() -> None:
             notes.append(note(config, values))
     folder = Path(next(iter(configs.values())).hydra.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    write(rates, folder / "plan.csv")
+    with (folder / "plan.csv").open("w", newline="", encoding="utf-8") as file:  # a shorter plan has empty cells
+        rows = enumerate(itertools.zip_longest(*rates.values(), fillvalue=""))
+        csv.writer(file).writerows([["step", *rates], *([t, *row] for t, row in rows)])
     draw(rates, folder / "plan.png", cli.title() or next(iter(configs)))
     print(chart(rates, notes))
     print(f"{folder}/plan.csv, {folder}/plan.png")
 
 
-def planned(config: DictConfig) -> dict[str, list[float]]:
+def planned(config: DictConfig) -> Rates:
     """Return the rate of each step, and that of the body where it has another."""
-    from tricklab.assemble import build_data, build_trainer
-    from tricklab.plan import make_plan
+    from tricklab import assemble, experiment, plan
 
+    experiment.hush()
     config.logger, config.callbacks = {}, {}
-    ranks = build_trainer(config, Path()).world_size
-    plan = make_plan(config, build_data(config), ranks)
-    parts = {"lr": plan.multiplier, "lr_body": plan.body_multiplier}
-    return {name: [plan.lr * f(t) for t in range(plan.last_step)] for name, f in parts.items() if f}
+    ranks = assemble.build_trainer(config, Path()).world_size
+    made = plan.make_plan(config, assemble.build_data(config), ranks)
+    parts = {"lr": made.multiplier, "lr_body": made.body_multiplier}
+    return {name: [made.lr * f(t) for t in range(made.last_step)] for name, f in parts.items() if f}
 
 
 def note(config: DictConfig, rates: list[float]) -> str:
@@ -68,55 +69,40 @@ def note(config: DictConfig, rates: list[float]) -> str:
     return f"{len(rates)} steps, {figures}, weight decay leaves {'about ' if inertia else ''}{left:.4g}{learns}"
 
 
-def write(rates: dict[str, list[float]], path: Path) -> None:
-    """Write a row for each step, in full precision; a shorter plan leaves its column empty at the end."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["step", *rates])
-        for t in range(max(map(len, rates.values()))):
-            table.writerow([t, *(values[t] if t < len(values) else "" for values in rates.values())])
-
-
-def draw(rates: dict[str, list[float]], path: Path, title: str) -> None:
+def draw(rates: Rates, path: Path, title: str) -> None:
     """Draw the curves into one picture, or each into its own where there are many."""
     from matplotlib import pyplot
 
     rows, columns = (math.ceil(len(rates) / 4), 4) if len(rates) > TOGETHER else (1, 1)
-    size = (8, 4.5 if rows == 1 else 1.6 * rows + 0.5)
-    figure, grid = pyplot.subplots(
-        rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True
-    )
-    for n, (name, values) in enumerate(rates.items()):
-        axes = grid.flat[n % grid.size]
+    figure = pyplot.figure(figsize=(8, 4.5 if rows == 1 else 1.6 * rows + 0.5), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    for axes, (name, values) in zip(itertools.cycle(grid), rates.items(), strict=False):
         axes.plot(values, label=name, drawstyle="steps-post")
         axes.set_ylim(0, None)
         axes.grid(alpha=0.3)
         if rows > 1:
             axes.set_title(name, fontsize=8)
-    for axes in grid.flat[len(rates) :]:
+    for axes in grid[len(rates) :]:
         axes.axis("off")
     figure.supxlabel("optimizer step", fontsize=9)
     figure.supylabel("learning rate", fontsize=9)
     figure.suptitle("\n".join(textwrap.wrap(title.replace(",", ", "), 100)), fontsize=9)
     if rows == 1:
-        axes.legend(fontsize=8)
+        grid[0].legend(fontsize=8)
     figure.savefig(path, dpi=150)
 
 
-def chart(rates: dict[str, list[float]], notes: list[str]) -> str:
+def chart(rates: Rates, notes: list[str]) -> str:
     """Draw the curves with a letter each, from 0 to the highest rate; below it a note on each."""
     longest, peak = max(map(len, rates.values())), max(map(max, rates.values())) or 1.0
     grid = [[" "] * WIDTH for _ in range(HEIGHT)]
-    legend = []
-    marks = "abcdefghijklmnopqrstuvwxyz" * len(rates)
-    for mark, (name, values), said in zip(marks, rates.items(), notes, strict=False):
-        for x in range(WIDTH):
-            t = round(x * (longest - 1) / (WIDTH - 1))
-            if t < len(values):
-                grid[HEIGHT - 1 - round(values[t] / peak * (HEIGHT - 1))][x] = mark
-        legend.append(f"  {mark}  {name}: {said}")
+    marks = dict(zip(rates, itertools.cycle(string.ascii_lowercase), strict=False))
+    for (name, values), x in itertools.product(rates.items(), range(WIDTH)):
+        if (t := round(x * (longest - 1) / (WIDTH - 1))) < len(values):
+            grid[HEIGHT - 1 - round(values[t] / peak * (HEIGHT - 1))][x] = marks[name]
     lines = [f"{peak * (HEIGHT - 1 - y) / (HEIGHT - 1):9.3g} |" + "".join(row) for y, row in enumerate(grid)]
     axis = " " * 10 + "+" + "-" * WIDTH + f"\n{0:>12}{longest - 1:>{WIDTH - 1}}"
+    legend = [f"  {marks[name]}  {name}: {said}" for name, said in zip(rates, notes, strict=True)]
     return "\n".join([*lines, axis, *legend])
 
 

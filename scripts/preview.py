@@ -24,8 +24,9 @@ def main() -> None:
     size = (1.6 * COLUMNS, 1.9 * rows)
     figure, grid = pyplot.subplots(rows, COLUMNS, figsize=size, layout="constrained", squeeze=False)
     for part, (label, config) in zip(grid.reshape(len(configs), -1), configs.items(), strict=True):
-        for axes, shown in zip(part, first_images(config), strict=False):
-            show(axes, *shown)
+        for axes, (image, text) in zip(part, first_images(config), strict=False):
+            axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+            axes.set_title(text, fontsize=8, parse_math=False)
         if len(configs) > 1:
             word = label.replace("=", "=\n")
             part[0].text(-0.1, 0.5, word, transform=part[0].transAxes, ha="right", va="center", parse_math=False)
@@ -40,13 +41,11 @@ def main() -> None:
 
 def first_images(config: DictConfig) -> list[tuple[Any, str]]:
     """Return the first batch: images [H, W, C] of 0 .. 1, and the two largest shares of their targets."""
-    from tricklab.assemble import build_data
-    from tricklab.network import read_weights
-    from tricklab.plan import make_plan
+    from tricklab import assemble, network, plan
 
-    data = build_data(config)
-    make_plan(config, data, ranks=1)
-    if (weights := read_weights(config.model)) and weights.images:
+    data = assemble.build_data(config)
+    plan.make_plan(config, data, ranks=1)
+    if (weights := network.read_weights(config.model)) and weights.images:
         data.adapt(weights.images)
     first = next(iter(data.training_batches(lambda: (0, 0))), None)
     if first is None:
@@ -54,17 +53,9 @@ def first_images(config: DictConfig) -> list[tuple[Any, str]]:
     images, targets = data.training_batch(first, (0, 0))
     pixels = ((images - data.prepare.shift) / data.prepare.scale / 255).clamp(0, 1)
     shown = pixels if pixels.shape[1] in (1, 3) else pixels[:, :1]
-    return list(zip(shown.permute(0, 2, 3, 1).numpy(), [say(target, data.classes) for target in targets], strict=True))
-
-
-def say(target: Any, classes: list[str]) -> str:
-    parts = sorted(zip(target.tolist(), classes, strict=True), reverse=True)
-    return "\n".join(f"{share:.2f} {name}" for share, name in parts[:2] if share > 0)
-
-
-def show(axes: Any, image: Any, text: str) -> None:
-    axes.imshow(image, cmap="gray", vmin=0, vmax=1)
-    axes.set_title(text, fontsize=8, parse_math=False)
+    shares = [sorted(zip(target, data.classes, strict=True), reverse=True)[:2] for target in targets.tolist()]
+    texts = ["\n".join(f"{share:.2f} {name}" for share, name in largest if share > 0) for largest in shares]
+    return list(zip(shown.permute(0, 2, 3, 1).numpy(), texts, strict=True))
 
 
 if __name__ == "__main__":
