@@ -47,8 +47,8 @@ Tables = dict[str, dict[str, dict[str, float]]]  # by title, row and column
 
 def main() -> None:
     parts: dict[str, Callable[[int, int], Tables]] = {"steps": steps, "start": start, "growth": growth, "files": files}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help=f"of {', '.join(parts)}; all unless said")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("parts", nargs="*")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--json", type=Path)
@@ -59,10 +59,9 @@ def main() -> None:
     print(f"{options.threads} threads, medians of {options.repeats}")
     found: dict[str, Any] = {"threads": options.threads, "repeats": options.repeats}
     for part in options.parts or parts:
-        tables = parts[part](options.threads, options.repeats)
-        found |= tables
-        for title in tables:
-            show(title, tables[title])
+        found |= (tables := parts[part](options.threads, options.repeats))
+        for title, rows in tables.items():
+            show(title, rows)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 
@@ -75,8 +74,7 @@ def show(title: str, rows: dict[str, dict[str, float]]) -> None:
 
 def apart(measure: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a process of its own, which has done nothing else yet."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=fork_workers) as pool:  # whose process may have workers
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=fork_workers) as pool:
         return pool.submit(measure, *arguments).result()
 
 
@@ -198,16 +196,15 @@ def loaded(data: Any, steps: int, workers: int, root: Path | None) -> Any:
     if root:
         folder = ImageFolder(str(root), transform)
         return torch.utils.data.DataLoader(folder, data.batch_size, shuffle=True, num_workers=workers)
-    pictures = [v2.functional.to_pil_image(image) for image in data.source.train.images[: steps * data.batch_size]]
-    labels = data.source.train.labels.tolist()
-    each = [*zip(pictures, labels, strict=False)] * (steps * data.batch_size // len(pictures) + 1)
+    size, labels = steps * data.batch_size, data.source.train.labels.tolist()
+    pictures = [v2.functional.to_pil_image(image) for image in data.source.train.images[:size]]
 
     class Pictures(torch.utils.data.Dataset[Any]):
         def __len__(self) -> int:
-            return steps * data.batch_size
+            return size
 
         def __getitem__(self, row: int) -> Any:
-            return transform(each[row][0]), each[row][1]
+            return transform(pictures[row % len(pictures)]), labels[row % len(pictures)]
 
     return torch.utils.data.DataLoader(Pictures(), data.batch_size, shuffle=True, num_workers=workers)
 
@@ -320,10 +317,9 @@ def write_files(root: Path) -> None:
 
     _, data = prepared((*COLOUR, f"data.images={JPEGS}", "data.test_images=100"))
     for part, (images, labels) in (("train", data.source.train), ("test", data.source.test)):
-        for k in data.classes:
-            (root / part / k).mkdir(parents=True)
         for i, (image, label) in enumerate(zip(images.permute(0, 2, 3, 1).numpy(), labels.tolist(), strict=True)):
-            Image.fromarray(image).save(root / part / data.classes[label] / f"{i}.jpg")
+            (folder := root / part / data.classes[label]).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{i}.jpg")
 
 
 def from_files(root: Path, threads: int) -> dict[str, float]:

@@ -12,7 +12,6 @@ from tricklab import cli
 
 
 def main() -> None:
-    import torch
     from omegaconf import OmegaConf
     from safetensors.torch import save
 
@@ -23,7 +22,7 @@ def main() -> None:
     trained.net()  # that weights and config fit is known before anything is written
     state = {key: tensor.contiguous().clone() for key, tensor in trained.state.items()}
     target.write_bytes(save(state, metadata={"config": OmegaConf.to_yaml(trained.config)}))
-    print(f"{target}: {sum(map(torch.numel, state.values())):,} numbers")
+    print(f"{target}: {sum(tensor.numel() for tensor in state.values()):,} numbers")
 
 
 if __name__ == "__main__":

@@ -15,19 +15,17 @@ def main() -> None:
     import torch
 
     from tricklab.data.files import decode, image_files
-    from tricklab.errors import UserError
-    from tricklab.network import read_trained
 
     trained = read_trained(sys.argv[1:], input=None, output=None)
     source, target, facts = Path(str(trained.arguments["input"])), trained.arguments["output"], trained.config.dataset
     files = image_files(source) if source.is_dir() else [source] if source.is_file() else []
     if not files:
-        raise UserError(f"input={source}; allowed: an image, or a folder with images")
+        raise cli.UserError(f"input={source}; allowed: an image, or a folder with images")
     if facts.channels not in (1, 3):
-        raise UserError(f"ckpt={trained.arguments['ckpt']} takes {facts.channels} channels; allowed: 1 or 3")
+        raise cli.UserError(f"ckpt={trained.arguments['ckpt']} takes {facts.channels} channels; allowed: 1 or 3")
     net, prepare, mode = trained.net(), trained.prepare(), "L" if facts.channels == 1 else "RGB"
     mixed = torch.autocast("cpu", torch.bfloat16, enabled=trained.config.trainer.precision == "bf16-mixed")
-    rows: list[tuple[object, ...]] = []
+    rows: list[tuple[object, ...]] = [("file", "class", "probability")]
     for start in range(0, len(files), 256):
         batch = files[start : start + 256]
         images = torch.stack([decode(file, (facts.height, facts.width), mode) for file in batch])
@@ -37,7 +35,7 @@ def main() -> None:
         classes = [facts.classes[label] for label in best.indices.tolist()]
         rows += zip(batch, classes, best.values.tolist(), strict=True)
     with Path(target).open("w", newline="", encoding="utf-8") if target else nullcontext(sys.stdout) as file:
-        csv.writer(file, lineterminator="\n").writerows([("file", "class", "probability"), *rows])
+        csv.writer(file, lineterminator="\n").writerows(rows)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import keyword
 import re
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -25,20 +26,15 @@ def main() -> None:
         sys.exit(f"error: NAME={new}; allowed: a word that does not stand in the project yet")
     for folder in (*(ROOT / "src").glob("*.egg-info"), *ROOT.glob("src/**/__pycache__")):
         shutil.rmtree(folder)  # made by the installation of the old name
-    changed = [path for path in files if path.exists() and replace(path, old, new)]
+    changed = 0
+    for path in files:
+        with suppress(UnicodeDecodeError, FileNotFoundError):  # a picture, or of the old installation
+            text = path.read_text("utf-8")
+            renamed = re.sub(rf"\b{old}\b", new, text)
+            path.write_text(renamed, "utf-8")
+            changed += renamed != text
     (ROOT / "src" / old).rename(ROOT / "src" / new)
-    print(f"{old} is {new} now, in {len(changed)} files; next: pip install -e .")
-
-
-def replace(path: Path, old: str, new: str) -> bool:
-    """Replace the name in a text; say whether it was there."""
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError:  # a picture
-        return False
-    renamed = re.sub(rf"\b{old}\b", new, text)
-    path.write_text(renamed, "utf-8")
-    return renamed != text
+    print(f"{old} is {new} now, in {changed} files; next: pip install -e .")
 
 
 if __name__ == "__main__":
