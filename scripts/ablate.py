@@ -7,11 +7,11 @@ The tricks stand in the recipe's file, as claim.tricks; the runs are kept as tho
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from measure import Arms, Recipe, Row, arguments, measure
+from measure import Arms, Recipe, Rows, arguments, measure
 from omegaconf import OmegaConf
 from page import Table, table
 from paired import Summary, detectable, holm, interval, number, paired, summarise
@@ -20,7 +20,6 @@ from tricklab import cli
 
 METRIC = "test/acc"
 HEAD = ["trick", METRIC, "added in turn", "95 % interval", "p (Holm)", "left out of all", "95 % interval", "p (Holm)"]
-Rows = Mapping[str, Mapping[int, Row]]  # by arm and seed
 
 
 def main() -> None:

@@ -9,10 +9,9 @@ results of its runs, a row each, which count as done as long as the config is th
 
 import math
 import sys
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from measure import Recipe, Row, arguments, known, measure
+from measure import Recipe, Rows, arguments, known, measure
 from omegaconf import OmegaConf
 from page import table
 from paired import Summary, needed, number, summarise
@@ -20,14 +19,10 @@ from paired import Summary, needed, number, summarise
 from tricklab import cli
 
 CLAIMS = cli.CONF / "experiment" / "claims"
-HEAD = ["claim", "expected", "measured (95 % interval)", "verdict", "seeds", "minutes", "date"]
 
 
 class Expectation(NamedTuple):
-    """That the metric of an arm, less that of another one, lies above or below a value, or within so much of 0.
-
-    "a + b" is the sum of two arms.
-    """
+    """That a metric of an arm, or of a sum "a + b" of arms, less that of others, lies between bounds, or near 0."""
 
     of: str
     metric: str
@@ -92,7 +87,7 @@ def read_claim(name: str) -> Claim:
     return claim
 
 
-def judge(expectation: Expectation, rows: Mapping[str, Mapping[int, Row]]) -> list[str]:
+def judge(expectation: Expectation, rows: Rows) -> list[str]:
     """Return what was expected, what was measured, and the verdict."""
     signs, metric = expectation.terms, expectation.metric
     seeds = set.intersection(*(set(rows[arm]) for arm in signs))
@@ -121,7 +116,7 @@ def verdict(measured: Summary, low: float, high: float) -> str:
 
 def overview() -> list[list[str]]:
     """Return the table of all claims, from the runs that are known."""
-    lines = [HEAD]
+    lines = [["claim", "expected", "measured (95 % interval)", "verdict", "seeds", "minutes", "date"]]
     for name in cli.options(CLAIMS):
         claim = read_claim(name)
         rows = known(claim.recipe, claim.seeds)

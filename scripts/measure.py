@@ -22,9 +22,8 @@ from tricklab.errors import UserError
 from tricklab.process import quoted
 from tricklab.resume import config_hash, is_volatile, read_result, task, write_whole
 
-METRICS = ("val/acc", "test/acc", "test/loss", "test/ece")
-LAST = "@last"  # behind the name of a metric: its last value in metrics.csv, not that of the best epoch
 Row = dict[str, str]
+Rows = dict[str, dict[int, Row]]  # by arm and seed
 Arms = Mapping[str, Sequence[str]]  # by name, the words that tell them apart
 
 
@@ -33,7 +32,7 @@ class Recipe(NamedTuple):
 
     name: str
     arms: Arms = MappingProxyType({"": ()})
-    metrics: Sequence[str] = METRICS
+    metrics: Sequence[str] = ("val/acc", "test/acc", "test/loss", "test/ece")
 
     @property
     def file(self) -> Path:
@@ -46,8 +45,8 @@ class Recipe(NamedTuple):
 
 def main() -> None:
     name, seeds, words = arguments(cli.options(cli.CONF / "experiment"), lambda _: 10)
-    rows = {seed: row for seed, row in measure(Recipe(name), seeds, words)[""].items() if seed < seeds}
-    print(summary(list(rows.values()), flops(compose(name))))
+    rows = [row for seed, row in measure(Recipe(name), seeds, words)[""].items() if seed < seeds]
+    print(summary(rows, flops(compose(name))))
     if len(rows) < seeds:
         sys.exit(f"error: {len(rows)} of {seeds} seeds are done; the same command again goes on")
 
@@ -69,7 +68,7 @@ def arguments(known: Sequence[str], seeds: Callable[[str], int]) -> tuple[str, i
     return name, int(given), words
 
 
-def measure(recipe: Recipe, seeds: int, words: Sequence[str]) -> dict[str, dict[int, Row]]:
+def measure(recipe: Recipe, seeds: int, words: Sequence[str]) -> Rows:
     """Return the rows of each arm by seed, after those were run that there was none of."""
     found = known(recipe, seeds)
     left = {arm: lacks for arm, rows in found.items() if (lacks := set(range(seeds)) - rows.keys())}
@@ -89,20 +88,21 @@ def compose(name: str, words: Sequence[str] = ()) -> DictConfig:
     return config
 
 
-def known(recipe: Recipe, seeds: int) -> dict[str, dict[int, Row]]:
+def known(recipe: Recipe, seeds: int) -> Rows:
     """Return the rows that there are, by arm and seed: of so many seeds, and of more where the file has them."""
+    found: Rows = {arm: {} for arm in recipe.arms}
     if not recipe.file.is_file() and not recipe.folder.is_dir():
-        return {arm: {} for arm in recipe.arms}
+        return found
     most = max([seeds, *(int(row["seed"]) + 1 for row in read_rows(recipe.file).values())])
-    hashes = {}
+    hashes: dict[tuple[str, int], str] = {}
     for arm, words in recipe.arms.items():
         config = task(compose(recipe.name, words))
-        hashes[arm] = [config_hash(config | {"seed": seed}) for seed in range(most)]
-    rows = gather(recipe, set().union(*hashes.values()))
-    return {
-        arm: {seed: rows[key] for seed, key in enumerate(of_arm) if whole(rows.get(key, {}), recipe)}
-        for arm, of_arm in hashes.items()
-    }
+        hashes |= {(arm, seed): config_hash(config | {"seed": seed}) for seed in range(most)}
+    rows = gather(recipe, {*hashes.values()})
+    for (arm, seed), key in hashes.items():
+        if whole(rows.get(key, {}), recipe):
+            found[arm][seed] = rows[key]
+    return found
 
 
 def gather(recipe: Recipe, wanted: Set[str]) -> dict[str, Row]:
@@ -156,9 +156,9 @@ def to_row(run: Path, recipe: Recipe) -> Row:
 
 
 def read_metric(run: Path, name: str) -> float:
-    """Return a result of a run; X@last is the last value of X that was logged, ood/NOISE/Y what evaluate.py finds."""
-    if name.endswith(LAST):
-        column = [row[name.removesuffix(LAST)] for row in read_table(run / "metrics.csv")]
+    """Return a result of a run, that of its best epoch; X@last is the last value logged, ood/NOISE/Y evaluate.py's."""
+    if name.endswith("@last"):
+        column = [row[name.removesuffix("@last")] for row in read_table(run / "metrics.csv")]
         return float([value for value in column if value][-1])
     if name.startswith("ood/"):
         _, images, measure = name.split("/")

@@ -46,10 +46,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def power(effect: float, n: int, alpha: float) -> float:
-    """Return how often the t-test of n differences, whose mean is `effect` deviations, has a p below `alpha`.
-
-    By the noncentral t distribution, without the cases in which it finds the opposite.
-    """
+    """Return how often n differences, whose mean is `effect` deviations, have a p below `alpha` on the right side."""
     return float(stats.nct.sf(stats.t.ppf(1 - alpha / 2, n - 1), n - 1, effect * math.sqrt(n)))
 
 

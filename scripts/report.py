@@ -70,10 +70,7 @@ def main() -> None:
 
 
 def read_jobs(folder: Path) -> list[Job]:
-    """Read the jobs of `sweep.json`, in its order, whatever state they are in; others in the folder are stale.
-
-    Raises UserError: the folder is not that of a sweep.
-    """
+    """Read the jobs of `sweep.json`, in its order and whatever state they are in. Raises UserError: it is not whole."""
     try:
         listed = json.loads((folder / "sweep.json").read_text("utf-8"))["jobs"]
         jobs = [(folder / str(job["folder"]), list(job["overrides"])) for job in listed]
