@@ -21,18 +21,18 @@ from tricklab import cli
 
 
 def main() -> None:
-    from tricklab import build, checkpoint, experiment
+    from tricklab import build, experiment, network
 
     experiment.hush()
     mine = [word for word in sys.argv[1:] if word.split("=")[0].split(".")[0] == "augment"]
     rest = [word for word in sys.argv[1:] if word not in mine]
-    trained = checkpoint.read_trained(rest, mc="0", tta="0", resamples="200", suite="", other="")
+    trained = network.read_trained(rest, mc="0", tta="0", resamples="200", suite="", other="")
     config, suite = trained.config, trained.arguments["suite"]
     mc, tta, resamples = (count_views(name, trained.arguments[name]) for name in ("mc", "tta", "resamples"))
     if suite not in ("", "ood"):
         raise cli.UserError(f"suite={suite}; allowed: ood")
     if mine:
-        config.augment = checkpoint.compose_one(mine).augment
+        config.augment = network.compose_one(mine).augment
     if (mine and not tta) or (tta and not config.augment) or (mc and tta and mc != tta and not suite):
         raise cli.UserError(f"mc={mc} tta={tta} {' '.join(mine)}; allowed: tta with an augmentation, mc the same or 0")
     data = build.build(config.data, seed=config.seed)
@@ -67,8 +67,7 @@ def show_results(trained: Any, data: Any, mc: int, tta: int, resamples: int) -> 
 def show_suite(trained: Any, data: Any, mc: int, tta: int) -> None:
     """Print, write and draw how sure each view of the checkpoint is of each set, and how well that tells it."""
     from tricklab.calibration import judged
-    from tricklab.ood import separate
-    from tricklab.pictures import draw_confidence
+    from tricklab.ood import draw_confidence, separate
 
     path = Path(trained.arguments["ckpt"]).absolute()
     folder = path.parents[1] if (path.parents[1] / "config.yaml").is_file() else path.parent
@@ -107,15 +106,16 @@ def average(trained: Any, mc: int, tta: int) -> Any:
 
 def sets(trained: Any, data: Any) -> Iterator[tuple[Any, ...]]:
     """Yield the test set, the same under each change, and the test set of other data: name, data, change."""
-    from tricklab import build, checkpoint, ood
+    from tricklab import build, network, ood
 
     config = trained.config
     yield "test", data, None
-    for name, change in ood.shifts(config.seed).items():
-        yield name, data, change
+    yield "noise", data, ood.Noise(config.seed)
+    yield "rotation", data, ood.rotation
+    yield "blur", data, ood.blur
     unlike = "fake" if config.data._target_.endswith(".digits") else "digits"
     name = trained.arguments["other"] or unlike
-    other = build.build(checkpoint.compose_one([f"data={name}"]).data, seed=config.seed)
+    other = build.build(network.compose_one([f"data={name}"]).data, seed=config.seed)
     other.prepare, test = trained.prepare(), other.source.test
     other.source = other.source._replace(test=test._replace(labels=test.labels * 0))  # may be more than the network's
     yield name, other, ood.grey if trained.images.shape[0] == 1 else None

@@ -15,6 +15,7 @@ def main() -> None:
     import torch
 
     from tricklab.data.files import decode, image_files
+    from tricklab.network import read_trained
 
     trained = read_trained(sys.argv[1:], input=None, output=None)
     source, target, facts = Path(str(trained.arguments["input"])), trained.arguments["output"], trained.config.dataset
