@@ -76,10 +76,11 @@ def one_line() -> Iterator[None]:
     except (HydraException, OmegaConfBaseException, UserError, OSError, YAMLError, UnicodeDecodeError) as error:
         sys.exit(f"error: {explain(error)}")
     except ValueError as error:
-        if not str(error).startswith("Config group override"):  # Hydra's word on GROUP=null
+        words = (word.partition("=") for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir())
+        wrong = next((word for word in words if word[2].strip("[]") not in options(CONF / word[0])), None)
+        if not wrong or not str(error).startswith("Config group override"):  # as Hydra calls GROUP=null or GROUP=1
             raise
-        group = next((word[:-5] for word in sys.argv if word.endswith("=null") and (CONF / word[:-5]).is_dir()), "")
-        sys.exit(f"error: {group}=null; allowed: {', '.join(options(CONF / group))}")
+        sys.exit(f"error: {unknown(''.join(wrong), wrong[2], options(CONF / wrong[0]))}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 
