@@ -200,7 +200,8 @@ def test_a_job_ends_with_its_driver_without_pidfd(monkeypatch):
 
 def test_a_job_sees_what_a_single_run_sees_where_no_gpu_is_named(train, tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert train("-m", *SHORT, "seed=range(1)", "name=open").returncode == 0
+    alone = ("-u",)  # a process with a server of its own: that of the tests may have been started with GPUs named
+    assert train("-m", *SHORT, "seed=range(1)", "name=open", python=alone).returncode == 0
     (folder,) = jobs(tmp_path / "sweeps" / "open").values()
     assert result(folder)["cuda_visible_devices"] is None
 
