@@ -30,7 +30,7 @@ def main() -> None:
     rows = measure(Recipe(name, make_arms(tricks), (METRIC,)), seeds, words)
     print(table(lay_out(list(tricks), rows)))
     print(power(list(tricks), rows))
-    if left := sum(seeds - len(of_arm) for of_arm in rows.values()):
+    if left := sum(max(0, seeds - len(of_arm)) for of_arm in rows.values()):
         sys.exit(f"error: {left} runs are not done; the same command again goes on")
 
 

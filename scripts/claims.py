@@ -96,7 +96,8 @@ def judge(expectation: Expectation, rows: Rows) -> list[str]:
     values = [sum(sign * float(rows[arm][seed][metric]) for arm, sign in signs.items()) for seed in seeds]
     measured = summarise([round(value, 12) for value in values])
     low, high = measured.mean - measured.half, measured.mean + measured.half
-    said = f"{number(measured.mean, '+' if expectation.than else '')} ({number(low)} to {number(high)})"
+    ends = f" ({number(low)} to {number(high)})" if measured.n > 1 else ""
+    said = number(measured.mean, "+" if expectation.than else "") + ends
     return [str(expectation), said, verdict(measured, *expectation.bounds)]
 
 

@@ -69,6 +69,11 @@ def test_a_claim_is_judged_seed_by_seed():
     assert said == ["a - b, test/acc: above 0.01", "+0.0200 (0.0200 to 0.0200)", "PASS"]
     assert judge(Expectation("a", "test/acc", below=0.5), found)[1:] == ["0.9000 (0.7758 to 1.0242)", "FAIL"]
     assert judge(Expectation("a", "test/acc", "b", within=0.1), rows(a={}, b={}))[1:] == ["", "not run"]
+    alone = rows(a={0: 0.8}, b={0: 0.7})
+    assert judge(Expectation("a", "test/acc", "b", above=0), alone)[1:] == [
+        "+0.1000",
+        "INCONCLUSIVE, some 2 seeds would decide",
+    ]
 
 
 def test_arms_are_added():

@@ -449,6 +449,16 @@ def test_mnist_from_a_local_copy(tmp_path, name, place, end):
     assert module.classes[9] == {"fashion_mnist": "Ankle boot", "mnist": "9"}[name]
 
 
+def test_a_gzipped_file_that_is_damaged_within_is_named(tmp_path):
+    write_mnist(tmp_path, ".gz")
+    file = tmp_path / "t10k-images-idx3-ubyte.gz"
+    content = bytearray(file.read_bytes())
+    content[12:] = b"\xff" * (len(content) - 12)
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"t10k-images-idx3-ubyte\.gz is not an idx file"):
+        build(configure("data=fashion_mnist", f"data.root={tmp_path}").data)
+
+
 def test_fashion_mnist_cut_short_is_named(tmp_path):
     for file in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (tmp_path / f"{file}-ubyte").write_bytes(b"\x00\x00\x08\x01\x00\x00\x00\x09short")

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import pickle
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def read_idx(folder: Path, name: str) -> Tensor:
             raise ValueError("it does not begin with 0, 0, 8")
         shape = struct.unpack_from(f">{content[3]}I", content, 4)
         return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape))
-    except (OSError, EOFError, IndexError, ValueError, struct.error) as error:
+    except (OSError, EOFError, IndexError, ValueError, struct.error, zlib.error) as error:
         raise UserError(f"{path} is not an idx file: {error}") from error
 
 
