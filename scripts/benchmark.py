@@ -87,7 +87,7 @@ def steps(threads: int, repeats: int) -> Tables:
     """Return the median speed of each, and the median of its share of the plain loop's speed in the same round."""
     tables = {}
     for net, batch in CASES:
-        rounds = apart(take_turns, net, batch, threads, repeats)
+        rounds = take_turns(net, batch, threads, repeats)
         shares = [{name: speed / speeds["plain loop"] for name, speed in speeds.items()} for speeds in rounds]
         tables[f"{net}, batches of {batch}"] = columns({"images/s": rounds, "of the plain loop": shares})
         if (net, batch) == ("mlp", 128) and (fastest := max(r["plain loop"] for r in rounds)) < FLOOR:
@@ -102,19 +102,29 @@ def columns(found: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, flo
 
 
 def take_turns(net: str, batch: int, threads: int, repeats: int) -> list[dict[str, float]]:
-    """Return the images/s of each in each round, after one that is not counted."""
+    """Return the images/s of each in each round, after one that is not counted; each stays in a process of its own."""
+    words = [*GREY, "data.images=60000", "data.val_size=100", *NETS[net], f"data.batch_size={batch}"]
+    ways: dict[str, Callable[[int], float]] = {
+        "plain loop": functools.partial(plain_loop, words),
+        "plain loop, DataLoader, 0 workers": functools.partial(by_loader, words, 0),
+        "plain loop, DataLoader, 2 workers": functools.partial(by_loader, words, 2),
+        "Lightning with nothing on": functools.partial(bare_lightning, words),
+    }
+    ways |= {name: functools.partial(ours, [*words, *more]) for name, more in OURS.items()}
+    context = multiprocessing.get_context("spawn")
+    with contextlib.ExitStack() as stack:
+        turns: dict[str, Callable[[int], float]] = {}
+        for name, way in ways.items():  # in one process, what compiling has left there slows all others down
+            pool = stack.enter_context(ProcessPoolExecutor(1, context, initializer=begin, initargs=(threads,)))
+            turns[name] = lambda steps, pool=pool, way=way: pool.submit(way, steps).result()  # type: ignore[misc]
+        return [in_any_order(turns, CASES[net, batch]) for _ in range(repeats + 1)][1:]
+
+
+def begin(threads: int) -> None:
     import torch
 
+    fork_workers()
     torch.set_num_threads(threads)
-    words = [*GREY, "data.images=60000", "data.val_size=100", *NETS[net], f"data.batch_size={batch}"]
-    turns: dict[str, Callable[[int], float]] = {
-        "plain loop": lambda n: plain_loop(words, n),
-        "plain loop, DataLoader, 0 workers": lambda n: plain_loop(words, max(50, n // 8), 0),
-        "plain loop, DataLoader, 2 workers": lambda n: plain_loop(words, max(50, n // 8), 2),
-        "Lightning with nothing on": lambda n: bare_lightning(words, n),
-    }
-    turns |= {name: functools.partial(ours, [*words, *more]) for name, more in OURS.items()}
-    return [in_any_order(turns, CASES[net, batch]) for _ in range(repeats + 1)][1:]
 
 
 def in_any_order(turns: Mapping[str, Callable[[int], float]], steps: int) -> dict[str, float]:
@@ -143,6 +153,10 @@ def plain_loop(words: Sequence[str], steps: int, workers: int | None = None, roo
         loss.backward()
         optimizer.step()
     return steps * data.batch_size / (time.perf_counter() - began)
+
+
+def by_loader(words: Sequence[str], workers: int, steps: int) -> float:
+    return plain_loop(words, max(50, steps // 8), workers)
 
 
 def bare_lightning(words: Sequence[str], steps: int) -> float:

@@ -98,7 +98,7 @@ def moments(images: Tensor | Files, rows: Tensor) -> tuple[list[float], list[flo
     The sums are integers, hence exact. A channel without any contrast gets the deviation of one grey level.
     """
     total = squares = torch.zeros(images.shape[1], dtype=torch.long)
-    block = max(1, 2**24 // math.prod(images.shape[1:]))  # images at a time
+    block = max(1, 2**22 // math.prod(images.shape[1:]))  # images at a time
     for (part,) in Batches((images,), lambda epoch: rows, lambda: (0, 0), block, len(rows)):
         pixels = part.int()
         total, squares = total + pixels.sum((0, 2, 3)), squares + pixels.square().sum((0, 2, 3))
