@@ -29,10 +29,10 @@ def main() -> None:
     changed = 0
     for path in files:
         with suppress(UnicodeDecodeError, FileNotFoundError):  # a picture, or of the old installation
-            text = path.read_text("utf-8")
-            renamed = re.sub(rf"\b{old}\b", new, text)
-            path.write_text(renamed, "utf-8")
-            changed += renamed != text
+            text, times = re.subn(rf"\b{old}\b", new, path.read_text("utf-8"))
+            if times:
+                path.write_text(text, "utf-8")
+                changed += 1
     (ROOT / "src" / old).rename(ROOT / "src" / new)
     print(f"{old} is {new} now, in {changed} files; next: pip install -e .")
 

@@ -63,6 +63,31 @@ def test_what_a_run_leaves(run):
     ]
 
 
+def test_a_run_takes_the_steps_of_a_plain_loop(run):
+    """The oracle: torch alone, on the batches of a run, across the end of an epoch."""
+    done = run(*SHORT, "scheduler=cosine", "stop_after=17it")
+    config = configure(*SHORT)
+    data = build(config.data)
+    net = build_net(config, data.shape, 10)
+    weights = [p for p in net.parameters() if p.ndim > 1]
+    rest = {"params": [p for p in net.parameters() if p.ndim == 1], "weight_decay": 0}
+    options = {key: config.optimizer[key] for key in ("lr", "momentum", "nesterov", "weight_decay")}
+    optimizer = torch.optim.SGD([{"params": weights}, rest], **options)
+    places = [(epoch, batch) for epoch in range(2) for batch in range(11)]
+    batches = [batch for epoch in range(2) for batch in data.training_batches(lambda epoch=epoch: (epoch, 0))]
+    for t, (place, batch) in enumerate(zip(places[:17], batches)):
+        images, targets = data.training_batch(batch, place)
+        for group in optimizer.param_groups:
+            group["lr"] = options["lr"] * (1 + math.cos(math.pi * t / 165)) / 2
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(images), targets).backward()
+        optimizer.step()
+    kept = torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert kept["global_step"] == 17
+    for key, value in net.state_dict().items():
+        assert torch.allclose(kept["state_dict"][f"net.{key}"], value, rtol=1e-4, atol=1e-5), key
+
+
 def test_checkpoints_are_plain_and_the_right_ones(run):
     """The rate is so high that the last epoch is not the best."""
     done = run(*SHORT, "optimizer.lr=3.0", "trainer.max_epochs=8", "trainer.max_steps=85")

@@ -167,6 +167,7 @@ def test_all_take_their_turn(scripts, monkeypatch):
         ]
         assert set(benchmark.OURS) <= set(speeds)
         assert min(speeds.values()) > 0
+    assert benchmark.prepared.cache_info().currsize == 0  # each has a process of its own
 
 
 @pytest.mark.slow

@@ -119,7 +119,8 @@ def draw_calibration(logits: Tensor, labels: Tensor, temperature: float, path: P
     for name, divisor in {"as trained": 1.0, f"temperature {temperature:.2f}": temperature}.items():
         images, hits, sums = reliability(logits.double() / divisor, labels)
         shares, some = images / images.sum(), images > 0
-        left.scatter((sums / images)[some], (hits / images)[some], s=15 + 300 * shares[some], alpha=0.7, label=name)
+        sizes: Any = {"s": 15 + 300 * shares[some], "clip_on": False}
+        left.scatter((sums / images)[some], (hits / images)[some], alpha=0.7, label=name, **sizes)
         right.stairs(shares, torch.linspace(0, 1, BINS + 1), fill=True, alpha=0.5, label=name)
     left.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     right.set(xlabel="confidence", ylabel="share of the images", xlim=(0, 1))
