@@ -1,12 +1,14 @@
 """Runs of the real config, in this process and outside it."""
 
 import csv
+import functools
 import gzip
 import json
 import logging
 import os
 import re
 import runpy
+import shutil
 import signal
 import struct
 import subprocess
@@ -17,14 +19,24 @@ from typing import Any, NamedTuple
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from tricklab.check import check
 from tricklab.jobs import Composer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test process a core; before torch is imported
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
+LIBRARIES = (
+    "pytorch_lightning",
+    "torchvision",
+    "sklearn.datasets",
+    "scipy.stats",
+    "wandb",
+    "hydra.main",
+    "matplotlib.figure",
+)
 ONE_BATCH = (
     "stop_after=1it",
     "trainer.limit_val_batches=1",
@@ -34,15 +46,33 @@ ONE_BATCH = (
 
 
 def configure(*overrides: str, hydra: bool = False) -> DictConfig:
-    return compose_whole(overrides, hydra=True) if hydra else compose_once(overrides)
+    return compose_whole(overrides) if hydra else compose_once(overrides)
 
 
-def compose_whole(overrides: Sequence[str], hydra: bool = False) -> DictConfig:
+def compose_whole(overrides: Sequence[str]) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", list(overrides), return_hydra_config=hydra)
+        return compose("train", list(overrides), return_hydra_config=True)
 
 
-compose_once = Composer(compose_whole, lambda key: (CONF / key).is_dir())
+def without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+
+
+def is_group(key: str) -> bool:
+    return (CONF / key).is_dir()
+
+
+with_hydra = Composer(compose_whole, is_group)
+compose_once = Composer(lambda words: without_hydra(with_hydra(words)), is_group)
+
+
+def checked(*overrides: str) -> DictConfig:
+    """Compose a config and check it, as the command line does."""
+    config = with_hydra(overrides)
+    config.hydra.overrides.task = list(overrides)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        check(config)
+    return without_hydra(config)
 
 
 def write_mnist(folder: Path, end: str = "") -> dict[int, Any]:
@@ -107,44 +137,79 @@ class Said(NamedTuple):
     modules: frozenset[str] = frozenset()
 
 
-ANSWER = """
-import atexit, json, os, runpy, sys
-import tricklab.check, tricklab.cli
+SERVER = """
+import atexit, importlib, json, os, runpy, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
 for line in sys.stdin:
-    folder, files, *sys.argv = json.loads(line)
+    folder, environment, files, *sys.argv = json.loads(line)
     if (child := os.fork()) == 0:
         os.chdir(folder)
-        for number, file in enumerate(files[:2], 1):
-            os.dup2(os.open(file, os.O_CREAT | os.O_WRONLY), number)
-        atexit.register(lambda: print(*sys.modules, file=open(files[2], "w")))
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.path[:0] = [os.path.dirname(sys.argv[0]), *environment.get("PYTHONPATH", "").split(os.pathsep)]
+        for number, file in enumerate(files[:3]):
+            os.dup2(os.open(file, os.O_CREAT | os.O_RDWR), number)
+        atexit.register(lambda: print(*sys.modules, file=open(files[3], "w")))
         runpy.run_path(sys.argv[0], run_name="__main__")
         sys.exit()
-    print(os.waitpid(child, 0)[1] >> 8, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
+class Server:
+    """A process that has imported some modules; for each command it forks one, as if `python` had imported them."""
+
+    def __init__(self, *modules: str):
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, "-c", SERVER, *modules], **pipes)
+
+    def run(self, files: Path, folder: Path, *command: str, env: dict[str, str], terminal: str = "") -> Said:
+        """Run a script in a folder; what it prints goes to `files`, or with what it reads to a terminal."""
+        places = [terminal or str(files / name) for name in ("in", "out", "err")]
+        request = [str(folder), env, [*places, str(files / "modules")], *command]
+        print(json.dumps(request), file=self.process.stdin, flush=True)
+        code = int(self.process.stdout.readline())  # type: ignore[union-attr]
+        out, err = ("", "") if terminal else ((files / name).read_text("utf-8") for name in ("out", "err"))
+        return Said(code, out, err, frozenset((files / "modules").read_text().split()))
+
+
 @pytest.fixture(scope="session")
-def server() -> Iterator["subprocess.Popen[str]"]:
-    """A process that has imported what a command line needs before torch; it forks one for each line."""
-    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-c", ANSWER], **pipes) as process:
-        yield process
-        process.stdin.close()  # type: ignore[union-attr]
+def servers() -> Iterator[Callable[..., Server]]:
+    """Servers by what they have imported."""
+    start = functools.cache(Server)
+    started: list[Server] = []
+
+    def server(*modules: str) -> Server:
+        started.append(start(*modules))
+        return started[-1]
+
+    yield server
+    for one in started:
+        one.process.stdin.close()  # type: ignore[union-attr]
+        one.process.wait()
 
 
 @pytest.fixture
-def answer(server: "subprocess.Popen[str]", tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def answer(servers: Callable[..., Server], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Run `train.py` from another working directory, in a process that has not imported torch before."""
 
     def answer(*arguments: str) -> Said:
-        files = [tmp_path_factory.mktemp("said") / name for name in ("out", "err", "modules")]
-        print(json.dumps([str(tmp_path), [*map(str, files)], str(ROOT / "train.py"), *arguments]), file=server.stdin)
-        server.stdin.flush()  # type: ignore[union-attr]
-        code = int(server.stdout.readline())  # type: ignore[union-attr]
-        out, err, modules = (file.read_text("utf-8") for file in files)
-        return Said(code, out, err, frozenset(modules.split()))
+        server, files = servers("tricklab.check", "tricklab.cli"), tmp_path_factory.mktemp("said")
+        return server.run(files, tmp_path, str(ROOT / "train.py"), *arguments, env={**os.environ})
 
     return answer
+
+
+@pytest.fixture
+def fresh(servers: Callable[..., Server], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Run a script in a process that has imported other libraries, and nothing of the project."""
+
+    def fresh(*command: str, **options: Any) -> Said:
+        server, files = servers(*LIBRARIES), tmp_path_factory.mktemp("said")
+        return server.run(files, tmp_path, *command, **{"env": {**os.environ}, **options})
+
+    return fresh
 
 
 class Run:
@@ -175,16 +240,40 @@ def environment() -> Iterator[None]:
 def run(tmp_path: Path, environment: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run]:
     """Run a config in this process, in a folder of its own, without what takes as long as all else: bar and picture."""
 
-    def run(*overrides: str, folder: str = "run", choices: dict[str, str] | None = None) -> Run:
+    def run(
+        *overrides: str,
+        folder: str | Path = "run",
+        choices: dict[str, str] | None = None,
+        compose: Callable[..., DictConfig] = configure,
+    ) -> Run:
         from tricklab import experiment
 
         if "logger=wandb" not in overrides:  # which shows it
             monkeypatch.setattr(experiment, "draw_calibration", lambda *arguments: None)
         quiet = ("trainer.accelerator=cpu", "callbacks.progress.refresh_rate=0")
-        experiment.run(configure(*quiet, *overrides), tmp_path / folder, overrides, choices)
+        experiment.run(compose(*quiet, *overrides), tmp_path / folder, overrides, choices)
         return Run(tmp_path / folder)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def kept() -> dict[tuple[str, ...], Path]:
+    """The folders of runs by their words."""
+    return {}
+
+
+@pytest.fixture
+def trained(run: Callable[..., Run], kept: dict[tuple[str, ...], Path], tmp_path: Path, tmp_path_factory: Any) -> Any:
+    """Return a folder of its own with what a run of these words left, which is trained once for all tests."""
+
+    def trained(*words: str, folder: str = "run") -> Run:
+        if words not in kept:
+            kept[words] = run(*words, folder=tmp_path_factory.mktemp("kept") / "run").folder
+        shutil.copytree(kept[words], tmp_path / folder)
+        return Run(tmp_path / folder)
+
+    return trained
 
 
 @pytest.fixture
@@ -210,17 +299,19 @@ def script(
 
 
 @pytest.fixture
-def train(script: Callable[..., Said], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def train(script: Callable[..., Said], fresh: Callable[..., Said], tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Run `train.py` from another working directory, in this process, which has imported torch; or in a new `python`.
 
-    The jobs of a sweep come from one server for all tests, which has imported it too. Launchers and DDP get a new one:
-    they start processes themselves.
+    The jobs of a sweep come from one server for all tests, which has imported it too. Launchers and DDP get a fresh
+    process: they start others themselves.
     """
     handlers, on_end = logging.root.handlers[:], signal.getsignal(signal.SIGTERM)
 
     def train(*arguments: str, python: tuple[str, ...] = ()) -> Any:
         if not python and not re.search("hydra/launcher=|trainer=ddp", " ".join(arguments)):
             return script("../train.py", *arguments)
+        if not python:
+            return fresh(str(ROOT / "train.py"), *arguments)
         command = [sys.executable, *python, str(ROOT / "train.py"), *arguments]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
 

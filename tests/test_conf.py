@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONF, ONE_BATCH, configure, write_cifar, write_mnist
+from conftest import CONF, ONE_BATCH, checked, configure, write_cifar, write_mnist
 from hydra.utils import get_object
+from omegaconf import OmegaConf
 
-from tricklab.cli import compose_each, description, options
+from tricklab.cli import description, options
 from tricklab.data.published import find_mnist
 
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -20,9 +21,10 @@ OTHER_NAME = {"mixup=on": "mixup", "mixup=off": "identity"}
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_trains_one_batch(group, option, run, tree, tmp_path, monkeypatch):
+def test_passes_the_check_and_trains_one_batch(group, option, run, tree, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     extra = requirements(group, option, tree, tmp_path)
+    checked(f"{group}={option}")
     done = run(*ONE_BATCH, f"{group}={option}", *extra)
     assert done.result["status"] == "done"
     assert done.result["metrics"].keys() >= {"val/acc", "val/loss", "test/acc", "test/loss"}
@@ -67,16 +69,11 @@ def requirements(group: str, option: str, tree, tmp_path: Path) -> list[str]:
     }.get(option, [])
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_the_check_takes_it_as_it_is(group, option):
-    compose_each([f"{group}={option}"])
-
-
 @pytest.mark.parametrize(
     "words", [["penalty=[l1,l2]", "penalty.l1.strength=1"], ["augment=[light,erase]", "penalty=[]"]]
 )
 def test_the_check_takes_several_options(words):
-    compose_each(words)
+    checked(*words)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
@@ -89,7 +86,7 @@ def test_yaml_says_what_it_is_and_quotes_on_and_off(path):
 
 @pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] in GROUPS_OF_OURS])
 def test_one_word_in_three_places(group, option):
-    node = configure(f"{group}={option}", *(["data.root=x"] if option == "folder" else []))[group]
+    node = OmegaConf.load(CONF / group / f"{option}.yaml")
     node = node.get(option, {}) if group in ("augment", "penalty") else node  # light to strong are made of others
     if "_target_" in node:
         name = OTHER_NAME.get(f"{group}={option}", option)

@@ -3,8 +3,6 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 from conftest import ONE_BATCH, ROOT
@@ -12,8 +10,12 @@ from conftest import ONE_BATCH, ROOT
 RECIPE = re.compile(r"```python\n(.*?)```.*?`(conf/[\w/]+\.yaml)`.*?```yaml\n(.*?)```.*?Try it: `(.*?)`", re.DOTALL)
 
 
-@pytest.mark.parametrize(("section", "module"), [("scheduler", "scheduler.py"), ("data set", "data/datasets.py")])
-def test_add_as_told(section, module, tmp_path):
+@pytest.mark.xdist_group("servers")
+@pytest.mark.parametrize(
+    ("section", "module"),
+    [("scheduler", "scheduler.py"), pytest.param("data set", "data/datasets.py", marks=pytest.mark.slow)],
+)
+def test_add_as_told(fresh, section, module, tmp_path):
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split(f"## Add a {section}")[1]
     code, yaml, content, command = RECIPE.search(text).groups()
     for part in ("src", "conf"):
@@ -23,13 +25,8 @@ def test_add_as_told(section, module, tmp_path):
         file.write("\n\n" + code)
     (tmp_path / yaml).write_text(content, "utf-8")
     script, *words = command.split()[1:]
-    done = subprocess.run(
-        [sys.executable, script, *words, *ONE_BATCH[1:], "trainer.max_epochs=2"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path / "src")},
-        capture_output=True,
-        text=True,
-    )
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
+    done = fresh(str(tmp_path / script), *words, *ONE_BATCH[1:], "trainer.max_epochs=2", env=env)
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
 

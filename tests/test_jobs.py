@@ -17,13 +17,17 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, configure
+from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from tricklab import process
 from tricklab.cli import sweep_name
 from tricklab.jobs import Jobs
 from tricklab.process import Command, work
 from tricklab.resume import config_hash, task
+
+pytestmark = pytest.mark.xdist_group("servers")  # which start once for all
 
 SHORT = ("model=mlp", "trainer.max_epochs=1")
 LONG = ("model=mlp", "trainer.max_epochs=80", "name=long", "slots=2")
@@ -86,6 +90,7 @@ def test_jobs_are_single_runs_and_run_once(train, tmp_path):
     assert [(f / "result.json").stat().st_mtime_ns for f in jobs(folder).values()] == times
 
 
+@pytest.mark.slow
 def test_arms_are_lists_of_words(train, script, tmp_path):
     words = (
         "-m",
@@ -127,6 +132,7 @@ def test_each_slot_has_a_device(train, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "visible", "expected"),
     [
+        ((), None, [""]),
         ((), "0,1", ["0", "1"]),
         (("slots=3",), "0,1", ["0", "1", "0"]),
         (("slots=2",), "0,1,2,3", ["0,2", "1,3"]),
@@ -135,7 +141,10 @@ def test_each_slot_has_a_device(train, tmp_path, monkeypatch):
     ],
 )
 def test_what_each_slot_sees(monkeypatch, words, visible, expected):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(Path, "glob", lambda *pattern: [])  # no GPU in /proc
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     slots = process.Slots(configure(*words))
     assert [slots.free.get() for _ in range(slots.number)] == expected
 
@@ -198,14 +207,7 @@ def test_a_job_ends_with_its_driver_without_pidfd(monkeypatch):
     assert ended == [(0, signal.SIGKILL)]
 
 
-def test_a_job_sees_what_a_single_run_sees_where_no_gpu_is_named(train, tmp_path, monkeypatch):
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    alone = ("-u",)  # a process with a server of its own: that of the tests may have been started with GPUs named
-    assert train("-m", *SHORT, "seed=range(1)", "name=open", python=alone).returncode == 0
-    (folder,) = jobs(tmp_path / "sweeps" / "open").values()
-    assert result(folder)["cuda_visible_devices"] is None
-
-
+@pytest.mark.slow
 def test_another_launcher_runs_the_same_jobs(train, tmp_path):
     words = ("-m", *SHORT, "seed=0,1", "name=any", "trainer.log_every_n_steps=1")
     ours = train(*words)
@@ -399,16 +401,22 @@ def test_any_folder_will_do(train, tmp_path, name):
     assert "2 of 2 jobs done" in done.stdout, done.stdout + done.stderr
 
 
-def note_start_method(folder):
-    runpy.run_path = lambda *arguments, **options: (folder / "method").write_text(multiprocessing.get_start_method())
+def note(folder):
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+
+    def write(*arguments, **options):
+        (folder / "seen").write_text(f"{multiprocessing.get_start_method()} {os.getenv('CUDA_VISIBLE_DEVICES')}")
+
+    runpy.run_path = write
     work(Command([], folder, "", None), "", 0, os.getppid())
 
 
-def test_workers_of_a_job_start_as_in_any_run(tmp_path):
-    process = multiprocessing.get_context("forkserver").Process(target=note_start_method, args=(tmp_path,))
+def test_a_job_starts_workers_and_sees_gpus_as_any_run_does(tmp_path):
+    """All GPUs, where none is named."""
+    process = multiprocessing.get_context("forkserver").Process(target=note, args=(tmp_path,))
     process.start()
     process.join()
-    assert (tmp_path / "method").read_text() == multiprocessing.get_start_method()
+    assert (tmp_path / "seen").read_text() == f"{multiprocessing.get_start_method()} None"
 
 
 def test_two_runs_in_one_folder_are_refused(train):
@@ -475,21 +483,21 @@ def copy(tmp_path):
     return sweep
 
 
-def test_an_edit_touches_the_jobs_that_it_changes(copy, tmp_path):
-    def planned(*words):
-        out, wrong = copy(*words, "dry=true").communicate()
-        assert not wrong
-        return [line.split("hydra.run.dir=")[1].split()[0] for line in out.splitlines()[1:]]
+def test_an_edit_touches_the_jobs_that_it_changes(tmp_path):
+    def planned():
+        with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
+            configs = [compose("train", [f"mixup={option}"]) for option in ("off", "on", "cutmix")]
+        return [config_hash(task(OmegaConf.merge(config, {"seed": seed}))) for config in configs for seed in (0, 1)]
 
-    grid = ("mixup=off,on,cutmix", "seed=0,1")
-    before = planned(*grid)
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    before = planned()
     path = tmp_path / "conf" / "mixup" / "on.yaml"
     path.write_text(re.sub("alpha: .*", "alpha: 0.7", path.read_text()))
-    after = planned(*grid)
+    after = planned()
     assert [a == b for a, b in zip(before, after)] == [True, True, False, False, True, True]
     path = tmp_path / "conf" / "train.yaml"
     path.write_text(path.read_text().replace("stop_after: null", "stop_after: 1ep"))
-    assert not set(planned(*grid)) & {*before, *after}
+    assert not set(planned()) & {*before, *after}
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -118,17 +119,18 @@ def test_a_run_that_goes_on_keeps_its_id(run, offline, monkeypatch, tmp_path):
     assert exits(tmp_path / "run") == [1, 0]
 
 
-def test_no_key_and_a_terminal_is_no_question(tmp_path):
-    """The terminal never answers: a question would end in the timeout."""
+@pytest.mark.xdist_group("servers")
+def test_no_key_and_a_terminal_is_no_question(fresh, tmp_path):
+    """The terminal has nothing to read: a question would be an error."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"HOME": str(tmp_path)}
     ours, theirs = pty.openpty()
-    command = [sys.executable, str(ROOT / "train.py"), *ONE_BATCH, "model=mlp", "logger=wandb", "hydra.run.dir=run"]
-    with subprocess.Popen(command, cwd=tmp_path, env=env, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+    command = [str(ROOT / "train.py"), *ONE_BATCH, "model=mlp", "logger=wandb", "hydra.run.dir=run"]
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(lambda: b"".join(iter(lambda: read(ours), b"")))
+        done = fresh(*command, env=env, terminal=os.ttyname(theirs))
         os.close(theirs)
-        said = b""
-        while chunk := read(ours):
-            said += chunk
-        assert process.wait(120) == 0
+        said = reading.result()
+    assert done.returncode == 0
     assert said.count(b"W&B is offline (no key)") == 1
     assert exits(tmp_path / "run") == [0]
     choices = merged(tmp_path / "run", "config")["choices"]

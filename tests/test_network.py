@@ -14,12 +14,14 @@ from tricklab.module import ImageClassifier, evaluate
 from tricklab.network import Weights, build_net, load_body, read_state, read_weights
 from tricklab.plan import make_plan
 
+SMALL = "model.widths=[8,8,8]"
+
 
 @pytest.fixture
 def body(run, tmp_path):
     """A checkpoint trained on images of another size."""
     write_mnist(tmp_path)
-    done = run(*ONE_BATCH, "data=fashion_mnist", f"data.root={tmp_path}", folder="body")
+    done = run(*ONE_BATCH, SMALL, "data=fashion_mnist", f"data.root={tmp_path}", folder="body")
     return done.folder / "checkpoints" / "best.ckpt"
 
 
@@ -33,10 +35,12 @@ TUNED = ("trainer.max_epochs=3", "trainer.log_every_n_steps=1", "scheduler=cosin
 
 def test_a_body_is_frozen_then_free_at_the_planned_rates(run, body):
     small = ("data.train_size=352", "data.val_size=100", "data.batch_size=32")
-    options = (*TUNED, *small, f"model.weights={body}", "model.freeze=2ep", "model.body_lr=0.1")
+    options = (*TUNED, *small, SMALL, f"model.weights={body}", "model.freeze=2ep", "model.body_lr=0.1")
     given, _ = read_state(body)
     frozen, free = (run(*options, f"stop_after={n}ep", folder=str(n)) for n in (2, 3))
-    names = [key for key in given if not key.startswith(find_head(build_net(configure(), (1, 28, 28), 10))[0] + ".")]
+    names = [
+        key for key in given if not key.startswith(find_head(build_net(configure(SMALL), (1, 28, 28), 10))[0] + ".")
+    ]
     assert all(torch.equal(state(frozen.folder)[key], given[key]) for key in names)  # batch norm's statistics too
     assert sum(torch.equal(state(free.folder)[key], given[key]) for key in names) == 0
     cfg = configure(*options)
@@ -69,15 +73,15 @@ def test_dropout_acts_while_the_body_is_frozen(run, body, monkeypatch):
         return step(self, batch, index)
 
     monkeypatch.setattr(ImageClassifier, "training_step", watch)
-    run(*ONE_BATCH[1:], "stop_after=2ep", f"model.weights={body}", "model.freeze=1ep", "model.dropout=0.5")
+    run(*ONE_BATCH[1:], SMALL, "stop_after=2ep", f"model.weights={body}", "model.freeze=1ep", "model.dropout=0.5")
     assert [(modes["Dropout"], modes["BatchNorm2d"]) for modes in seen] == [(True, False)] * 11 + [(True, True)] * 11
 
 
 def test_a_free_body_with_its_rate_is_plain_training(run, body):
     """Apart from what is loaded, nothing changes: no second rate, two groups of parameters."""
-    done = run(*ONE_BATCH, f"model.weights={body}")
+    done = run(*ONE_BATCH, SMALL, f"model.weights={body}")
     assert "lr_body" not in (done.folder / "metrics.csv").read_text()
-    apart = run(*ONE_BATCH, f"model.weights={body}", "model.body_lr=0.5", folder="apart")
+    apart = run(*ONE_BATCH, SMALL, f"model.weights={body}", "model.body_lr=0.5", folder="apart")
     groups = torch.load(apart.folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]
     assert [len(group["params"]) for group in groups["param_groups"]] == [1, 1, 6, 12]
     assert [group["weight_decay"] for group in groups["param_groups"]] == [5e-4, 0.0, 5e-4, 0.0]
@@ -85,7 +89,7 @@ def test_a_free_body_with_its_rate_is_plain_training(run, body):
 
 
 def test_momentum_does_not_gather_while_the_body_is_frozen(run, body):
-    done = run(*ONE_BATCH, f"model.weights={body}", "model.freeze=1it")
+    done = run(*ONE_BATCH, SMALL, f"model.weights={body}", "model.freeze=1it")
     kept = torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
     assert sorted(kept) == [0, 1]
 

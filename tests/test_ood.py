@@ -58,8 +58,8 @@ def test_a_quarter_turn_and_a_blur():
 
 
 @pytest.fixture
-def best(run):
-    done: Run = run("trainer.max_epochs=3", "model.dropout=0.3", "model=mlp", "callbacks=ema")
+def best(trained):
+    done: Run = trained("trainer.max_epochs=3", "model.dropout=0.3", "model=mlp", "callbacks=ema")
     return done.folder / "checkpoints" / "best.ckpt"
 
 

@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ONE_BATCH, write_mnist
+from conftest import ONE_BATCH, checked, write_mnist
 from PIL import Image
 
 import tricklab.data.published
+from tricklab.cli import explain
+from tricklab.errors import UserError
 
 CPU = "trainer.accelerator=cpu"
 
@@ -99,12 +101,21 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("words", "says"), ROWS, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
-def test_one_line_and_no_folder(train, there, words, says):
+def test_one_line_and_no_folder(run, there, monkeypatch, words, says):
+    monkeypatch.chdir(there)
     before = sorted(there.rglob("*"))
-    done = train(CPU, *words)
+    with pytest.raises(UserError) as refused:
+        run(*words, compose=checked)
+    assert explain(refused.value).startswith(says)
+    assert sorted(there.rglob("*")) == before
+
+
+def test_the_same_from_the_command_line(train, there):
+    before = sorted(there.rglob("*"))
+    done = train(CPU, "data=folder", "data.root=empty")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {says}")
+    assert line.startswith("error: empty has no image in its class folders")
     (there / "runs").rmdir()  # it is empty
     assert sorted(there.rglob("*")) == before
 

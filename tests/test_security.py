@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ONE_BATCH, Run
+from conftest import ONE_BATCH
 from omegaconf import OmegaConf
 
 from tricklab.build import check_target
@@ -23,18 +23,14 @@ class Payload:
         return os.mkdir, (MARK,)
 
 
-@pytest.fixture
-def trained(train, tmp_path) -> Run:
-    """A short run in the folder `run`."""
-    assert train(CPU, *ONE_BATCH, "model=mlp", "hydra.run.dir=run").returncode == 0
-    return Run(tmp_path / "run")
+RUN = (*ONE_BATCH, "model=mlp")
 
 
 @pytest.mark.parametrize(
     "command",
     [
         ("../train.py", CPU, "model=mlp", "model.weights=bad/checkpoints/last.ckpt"),
-        ("../train.py", CPU, "model=mlp", "resume=run", *ONE_BATCH),
+        ("../train.py", CPU, *RUN, "resume=run"),
         ("evaluate.py", "ckpt=run/checkpoints/last.ckpt"),
         ("predict.py", "ckpt=run/checkpoints/last.ckpt", "input=run"),
         ("export.py", "ckpt=run/checkpoints/last.ckpt", "output=out.safetensors"),
@@ -42,7 +38,7 @@ def trained(train, tmp_path) -> Run:
     ids=lambda command: " ".join(command[:2]),
 )
 def test_a_checkpoint_with_a_payload(trained, script, tmp_path, command):
-    last = trained.folder / "checkpoints" / "last.ckpt"
+    last = trained(*RUN).folder / "checkpoints" / "last.ckpt"
     for place in (last, tmp_path / "bad" / "checkpoints" / "last.ckpt"):
         place.parent.mkdir(parents=True, exist_ok=True)
         torch.save({**torch.load(last, weights_only=True), "extra": Payload()} if place == last else Payload(), place)
@@ -75,22 +71,24 @@ TARGETS = [
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("target", TARGETS, ids=lambda node: node["_target_"])
 def test_a_config_beside_a_checkpoint_builds_networks_alone(trained, script, tmp_path, target, nested):
-    file = trained.folder / "config.yaml"
+    run = trained(*RUN).folder
+    file = run / "config.yaml"
     config = OmegaConf.load(file)
     config.model = OmegaConf.to_container(config.model) | {"more": [{"deeper": target}]} if nested else target
     OmegaConf.save(config, file)
-    done = script("evaluate.py", f"ckpt={trained.folder}/checkpoints/last.ckpt")
+    done = script("evaluate.py", f"ckpt={run}/checkpoints/last.ckpt")
     assert done.returncode == 1
     assert f"_target_={target['_target_']} is not allowed; allowed: what tricklab.augment, " in done.stderr
     assert not list(tmp_path.rglob(MARK))
 
 
 def test_an_augmentation_beside_a_checkpoint_writes_nothing(trained, script, tmp_path):
-    file = trained.folder / "config.yaml"
+    run = trained(*RUN).folder
+    file = run / "config.yaml"
     config = OmegaConf.load(file)
     config.augment = {"x": {"_target_": "tricklab.logger.Wandb", "save_dir": MARK, "project": "x"}}
     OmegaConf.save(config, file)
-    done = script("evaluate.py", f"ckpt={trained.folder}/checkpoints/last.ckpt", "tta=2")
+    done = script("evaluate.py", f"ckpt={run}/checkpoints/last.ckpt", "tta=2")
     assert "_target_=tricklab.logger.Wandb is not allowed" in done.stderr
     assert not list(tmp_path.rglob(MARK))
 
@@ -116,6 +114,7 @@ def test_an_image_of_2500_million_pixels_is_not_decoded(train, tree):
     assert f"{root}/cat/bomb.png can't be decoded: Image size (2500000000 pixels) exceeds limit" in done.stderr
 
 
+@pytest.mark.xdist_group("servers")
 def test_a_folder_named_like_a_script_is_text(train, script, tree, tmp_path):
     """That of the data, which the report names, and that of a class."""
     name = "<script>alert(1)<"

@@ -106,8 +106,8 @@ def test_dropout_without_a_layer_is_found_and_norms_stay():
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true", "bf16-true"])
-def test_views_in_any_precision_are_those_of_training(run, script, precision):
-    done = run("model=mlp", "augment=rotate", "trainer.max_epochs=3")
+def test_views_in_any_precision_are_those_of_training(trained, script, precision):
+    done = trained("model=mlp", "augment=rotate", "trainer.max_epochs=3")
     ckpt = f"ckpt={done.folder}/checkpoints/best.ckpt"
     plain, other = (
         values(

@@ -73,8 +73,9 @@ def refuse(config: DictConfig) -> None:
     """End the process with one line if anything is wrong; after any other exception Hydra would go on."""
     try:
         with one_line():
-            check(config)
-            if (planned := os.environ.get(resume.HASH)) and planned != resume.config_hash(resume.task(config)):
+            if not (planned := os.environ.get(resume.HASH)):
+                check(config)
+            elif planned != resume.config_hash(resume.task(config)):  # of the config that the sweep has checked
                 raise UserError("conf/ was changed after this sweep had begun; give its command again")
             together = "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
             if together and not any(word.startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra):
@@ -176,8 +177,11 @@ def check_together(config: DictConfig) -> None:
 
 def defaults(config: DictConfig) -> dict[str, Any]:
     """Return the values of the chosen options as their files have them: without experiment, debug and single values."""
-    chosen = {*config.hydra.runtime.choices, *SEVERAL_OPTIONS}  # Hydra leaves out groups with several options
-    words = [word for word in config.hydra.overrides.task if word.lstrip("+~").split("=")[0] in chosen]
+    choices, given = config.hydra.runtime.choices, list(config.hydra.overrides.task)
+    chosen = {*choices, *SEVERAL_OPTIONS}  # Hydra leaves out groups with several options
+    words = [word for word in given if word.lstrip("+~").split("=")[0] in chosen]
+    if words == given and not choices.get("experiment") and not choices.get("debug"):
+        return leaves(resume.task(config))  # which takes no second look at the files
     folders = [source.path for source in config.hydra.runtime.config_sources if source.schema == "file"]
     return merge_files(config.hydra.job.config_name, (*config.hydra.overrides.hydra, *words), tuple(folders))
 
@@ -185,14 +189,14 @@ def defaults(config: DictConfig) -> dict[str, Any]:
 @functools.cache
 def merge_files(name: str, words: tuple[str, ...], folders: tuple[str, ...]) -> dict[str, Any]:
     files = GlobalHydra.instance().config_loader().compute_defaults_list(name, list(words), RunMode.RUN).defaults
-    merged: Any = OmegaConf.create()
+    parts = []
     for file in files:
         if not str(file.config_path).startswith(("hydra/", "experiment/", "debug/")):
             path = next(p for p in (Path(f) / f"{file.config_path}.yaml" for f in folders) if p.is_file())
             content: Any = OmegaConf.load(path)
             content.pop("defaults", None)
-            merged = OmegaConf.merge(merged, {file.package: content} if file.package else content)
-    return leaves(resume.task(merged))
+            parts.append({file.package: content} if file.package else content)
+    return leaves(resume.task(OmegaConf.merge(*parts)))  # type: ignore[arg-type]
 
 
 def leaves(config: Mapping[Any, Any], path: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,6 +63,7 @@ def fetched(data: Any, rows: Sequence[Tensor], workers: int) -> Iterator[Any]:
     try:
         yield from torch.utils.data.DataLoader(data, batch_size=None, sampler=rows, **options)
     except UserError as error:  # with the traceback of the worker
+        traceback.clear_frames(error.__traceback__)  # or the loader stays, and then waits 5 s for each worker
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
     except RuntimeError as error:
         if not re.search("exited unexpectedly|killed by signal", str(error)):
