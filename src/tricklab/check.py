@@ -178,7 +178,7 @@ def check_together(config: DictConfig) -> None:
 def defaults(config: DictConfig) -> dict[str, Any]:
     """Return the values of the chosen options as their files have them: without experiment, debug and single values."""
     choices, given = config.hydra.runtime.choices, list(config.hydra.overrides.task)
-    chosen = {*choices, *SEVERAL_OPTIONS}  # Hydra leaves out groups with several options
+    chosen = {*choices, *SEVERAL_OPTIONS} - {"tags"}  # Hydra leaves out groups with several options
     words = [word for word in given if word.lstrip("+~").split("=")[0] in chosen]
     if words == given and not choices.get("experiment") and not choices.get("debug"):
         return leaves(resume.task(config))  # which takes no second look at the files
