@@ -18,7 +18,7 @@ from tricklab.errors import UserError
 from tricklab.resume import config_hash, task
 
 NAMES = options(CONF / "experiment" / "claims")
-pytestmark = pytest.mark.xdist_group("claims")  # each config of which is composed once
+COMPOSED = pytest.mark.xdist_group("claims")  # each config once
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +87,7 @@ def test_arms_are_added():
     ]
 
 
+@COMPOSED
 @pytest.mark.parametrize("name", NAMES)
 def test_a_claim_says_what_it_compares(name):
     """Its arms compute different things, its expectations are of them, and its rows are its own."""
@@ -123,6 +124,7 @@ def test_a_claim_that_is_not_whole_is_refused(change, says, tmp_path, monkeypatc
         claims.read_claim("two_names")
 
 
+@COMPOSED
 def test_the_table_of_all_claims_is_that_of_readme(script, monkeypatch):
     monkeypatch.setattr("measure.compose", lambda name, words: configure(f"experiment={name}", *words))
     done = script("claims.py")

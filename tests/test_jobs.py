@@ -27,7 +27,7 @@ from tricklab.jobs import Jobs
 from tricklab.process import Command, work
 from tricklab.resume import config_hash, task
 
-pytestmark = pytest.mark.xdist_group("servers")  # which start once for all
+SERVERS = pytest.mark.xdist_group("servers")  # which start once for all
 
 SHORT = ("model=mlp", "trainer.max_epochs=1")
 LONG = ("model=mlp", "trainer.max_epochs=80", "name=long", "slots=2")
@@ -61,6 +61,7 @@ def test_the_hash_of_a_job_is_that_of_what_it_computes():
     assert all(config_hash(task(configure(word, hydra=True))) == plain for word in same)
 
 
+@SERVERS
 def test_jobs_are_single_runs_and_run_once(train, tmp_path):
     words = (*SHORT, "trainer.log_every_n_steps=1")
     first = train("-m", *words, "mixup=off,on", "slots=2")
@@ -113,6 +114,7 @@ def test_arms_are_lists_of_words(train, script, tmp_path):
     assert "sweep=arms without sweep.of; allowed: with lists of words by name" in refused.stderr
 
 
+@SERVERS
 def test_a_failed_job_ends_neither_the_others_nor_with_0(train, tmp_path):
     done = train("-m", *SHORT, "data.train_size=1,50", "name=part")
     assert done.returncode == 1
@@ -122,6 +124,7 @@ def test_a_failed_job_ends_neither_the_others_nor_with_0(train, tmp_path):
     assert sorted(result(f)["status"] for f in jobs(tmp_path / "sweeps" / "part").values()) == ["done", "failed"]
 
 
+@SERVERS
 def test_each_slot_has_a_device(train, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
     assert train("-m", *SHORT, "seed=range(4)", "trainer.accelerator=cpu", "name=placed").returncode == 0
@@ -161,6 +164,7 @@ def test_what_is_quoted_is_read_as_that_text(value):
     assert OverridesParser.create().parse_override(f"x={process.quoted(value)}").value() == value
 
 
+@SERVERS
 def test_jobs_find_what_the_sweep_found(train, tmp_path):
     """Configs of one's own, elsewhere."""
     for folder in ("one", "an other"):
@@ -411,6 +415,7 @@ def note(folder):
     work(Command([], folder, "", None), "", 0, os.getppid())
 
 
+@SERVERS
 def test_a_job_starts_workers_and_sees_gpus_as_any_run_does(tmp_path):
     """All GPUs, where none is named."""
     process = multiprocessing.get_context("forkserver").Process(target=note, args=(tmp_path,))

@@ -74,7 +74,8 @@ def test_what_is_not_installed_is_named(train, word, needs):
 
 @pytest.mark.slow
 def test_ray_gives_each_job_half_a_device(train, tmp_path):
-    done = train(*WORDS, "seed=range(5)", "name=s", *RAY, "hydra.launcher.ray.remote.num_gpus=0.5")
+    words = (*WORDS, "trainer.max_epochs=40", "seed=range(5)", "name=s", *RAY)  # so long that they meet
+    done = train(*words, "hydra.launcher.ray.remote.num_gpus=0.5")
     assert done.returncode == 0, done.stderr
     assert "5 of 5 jobs done" in done.stdout
     devices = {}
@@ -82,7 +83,7 @@ def test_ray_gives_each_job_half_a_device(train, tmp_path):
         devices.setdefault(result["cuda_visible_devices"], []).append(result)
     assert devices.keys() == set("01")
     assert max(map(together, devices.values())) == 2
-    again = train(*WORDS, "seed=range(5)", "name=s", *RAY)
+    again = train(*words)
     assert (again.returncode, again.stdout.splitlines()[0]) == (0, f"5 jobs, 5 done, in {tmp_path}/sweeps/s")
     assert "Ray" not in again.stdout
 
