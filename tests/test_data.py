@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import pickle
 from types import SimpleNamespace
@@ -323,6 +324,7 @@ def test_a_file_that_is_no_image_is_named(tree, monkeypatch):
     for workers in (0, 2):
         with pytest.raises(UserError, match=r"^[^\n]*x\.png can't be decoded[^\n]*$"):
             build(configure("data=folder", f"data.root='{root}'", f"data.num_workers={workers}").data)
+        assert not multiprocessing.active_children()  # the loader is gone, or each would be waited for later
 
 
 def test_hidden_files_are_no_images_and_each_class_needs_one(tree):
