@@ -124,6 +124,13 @@ def test_a_failed_job_ends_neither_the_others_nor_with_0(train, tmp_path):
     assert sorted(result(f)["status"] for f in jobs(tmp_path / "sweeps" / "part").values()) == ["done", "failed"]
 
 
+@pytest.mark.slow
+def test_a_sweeper_that_checks_nothing_leaves_that_to_the_job(train, tmp_path):
+    train("-m", *SHORT, "model.dropout=1.5", "hydra/sweeper=basic", "hydra/launcher=basic", "hydra.sweep.dir=s")
+    (log,) = tmp_path.glob("s/*/job.log")
+    assert "error: model.dropout=1.5; allowed: 0 to 1" in log.read_text()
+
+
 @SERVERS
 def test_each_slot_has_a_device(train, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")

@@ -121,9 +121,10 @@ def test_a_run_that_goes_on_keeps_its_id(run, offline, monkeypatch, tmp_path):
 
 @pytest.mark.xdist_group("servers")
 def test_no_key_and_a_terminal_is_no_question(fresh, tmp_path):
-    """The terminal has nothing to read: a question would be an error."""
+    """What the terminal gives has ended: a question would be an error."""
     env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"HOME": str(tmp_path)}
     ours, theirs = pty.openpty()
+    os.write(ours, b"\4" * 9)  # Ctrl-D
     command = [str(ROOT / "train.py"), *ONE_BATCH, "model=mlp", "logger=wandb", "hydra.run.dir=run"]
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(lambda: b"".join(iter(lambda: read(ours), b"")))

@@ -73,9 +73,8 @@ def refuse(config: DictConfig) -> None:
     """End the process with one line if anything is wrong; after any other exception Hydra would go on."""
     try:
         with one_line():
-            if not (planned := os.environ.get(resume.HASH)):
-                check(config)
-            elif planned != resume.config_hash(resume.task(config)):  # of the config that the sweep has checked
+            check(config)
+            if (planned := os.environ.get(resume.HASH)) and planned != resume.config_hash(resume.task(config)):
                 raise UserError("conf/ was changed after this sweep had begun; give its command again")
             together = "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
             if together and not any(word.startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra):
