@@ -11,7 +11,7 @@ from PIL import Image
 
 from tricklab.augment import affine, crop, erase, flip
 from tricklab.build import build
-from tricklab.data.batches import moments
+from tricklab.data.batches import Images, Preparation, moments
 from tricklab.data.files import decode
 from tricklab.data.module import fit, moved
 from tricklab.data.split import corrupt, stratified_order
@@ -162,6 +162,16 @@ def test_moments_are_those_of_the_training_part():
     assert mean == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=1e-12)
     assert std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist(), abs=1e-12)
     assert moments(images, torch.arange(25, 50)) == ([1.0] * 3, [1 / 255] * 3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float])
+def test_preparation_normalises_and_leaves_what_it_is_given(dtype, channels):
+    images = torch.arange(16 * channels).view(2, channels, 2, 4).to(dtype)
+    before, mean, std = images.clone(), [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
+    expected = (images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    torch.testing.assert_close(Preparation(Images((3, 2, 4), mean, std))(images), expected)
+    assert torch.equal(images, before)
 
 
 def test_training_batches_are_normalised_and_probabilities():

@@ -16,27 +16,36 @@ from tricklab.randomness import Rand
 
 def crop(images: Tensor, rand: Rand, padding: float = 0.125) -> Tensor:
     """Pad with black and cut the old size out anywhere. `padding`: pixels, or a share of the side if it is below 1."""
-    h, w = images.shape[2:]
+    b, c, h, w = images.shape
     pad_h, pad_w = (round(padding if padding >= 1 else padding * side) for side in (h, w))
     if pad_h > h or pad_w > w:
         raise UserError(f"augment.crop.padding={padding} of images of {h} x {w}; allowed: up to that")
     numbers = rand(2)
     top, left = (numbers[:, 0] * (2 * pad_h + 1)).long(), (numbers[:, 1] * (2 * pad_w + 1)).long()
-    windows = F.pad(images, [pad_w, pad_w, pad_h, pad_h]).unfold(2, h, 1).unfold(3, w, 1)  # [B, C, tops, lefts, H, W]
-    return windows[torch.arange(len(images), device=images.device), :, top, left]
+    padded = F.pad(images, [pad_w, pad_w, pad_h, pad_h])
+    planes, rows = torch.arange(b * c, device=top.device).view(b, c, 1), torch.arange(h, device=top.device)
+    rows = planes * padded.shape[2] + top[:, None, None] + rows  # [B, C, H], counted through all of `padded`
+    pixels = rows * padded.shape[3] + left[:, None, None]  # with which a row of the result begins
+    return padded.flatten().unfold(0, w, 1).index_select(0, pixels.flatten()).view(images.shape)
 
 
 def flip(images: Tensor, rand: Rand, horizontal: float = 0.5, vertical: float = 0.0) -> Tensor:
     """Mirror left and right, top and bottom, with these probabilities."""
-    x, y = rand(2, 1, 1, 1).unbind(1)  # [B, 1, 1, 1] each
-    images = torch.where(x < horizontal, images.flip(3), images)
-    return torch.where(y < vertical, images.flip(2), images) if vertical else images
+    x, y = rand(2).T  # [B] each
+    images = choose(x < horizontal, images.flip(3), images)
+    return choose(y < vertical, images.flip(2), images) if vertical else images
 
 
 def alternating_flip(images: Tensor, rand: Rand) -> Tensor:
     """Mirror each image in every other epoch: half of them in the first, the others in the next. arXiv 2404.00498."""
     turned = (rand.lasting < 0.5) ^ bool(rand.epoch % 2)  # [B]
-    return torch.where(turned[:, None, None, None], images.flip(3), images)
+    return choose(turned, images.flip(3), images)
+
+
+def choose(first: Tensor, images: Tensor, others: Tensor) -> Tensor:
+    """Return `images` where `first` [B] holds and `others` elsewhere; `torch.where` takes twice as long for bytes."""
+    rows = torch.arange(len(images), device=images.device) + len(images) * ~first
+    return torch.cat([images, others]).index_select(0, rows)
 
 
 def rotate(images: Tensor, rand: Rand, degrees: float = 15.0) -> Tensor:
@@ -78,15 +87,16 @@ def erase(
     height = (area * ratio).sqrt().round().clamp(max=h) * (chance < probability)
     width = (area / ratio).sqrt().round().clamp(max=w)
     top, left = (y * (h - height + 1)).floor(), (x * (w - width + 1)).floor()
-    return images.masked_fill(box(top, top + height, left, left + width, h, w), value)
+    inside = box(top, top + height, left, left + width, h, w).to(images.dtype)
+    return images * (1 - inside) + inside * value  # masked_fill takes twice as long
 
 
 def box(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: int, width: int) -> Tensor:
-    """Return a mask [B, 1, height, width] of the pixels between these borders [B], the second of each left out."""
+    """Return bytes [B, 1, height, width], 1 between these borders [B], the second of each left out, and 0 elsewhere."""
     rows, columns = torch.arange(height, device=top.device), torch.arange(width, device=top.device)
     inside_rows = (top[:, None] <= rows) & (rows < bottom[:, None])  # [B, H]
     inside_columns = (left[:, None] <= columns) & (columns < right[:, None])  # [B, W]
-    return (inside_rows[:, :, None] & inside_columns[:, None, :])[:, None]
+    return (inside_rows.byte()[:, :, None] * inside_columns.byte()[:, None, :])[:, None]
 
 
 def jitter(images: Tensor, rand: Rand, brightness: float = 0.2, contrast: float = 0.2) -> Tensor:

@@ -83,13 +83,13 @@ def draw_boxes(height: int, width: int, lam: Tensor, generator: Generator) -> Te
     side, centre = (1 - lam).sqrt(), torch.rand(2, len(lam), dtype=torch.double, generator=generator)
     y, x = (centre[0] * height).long(), (centre[1] * width).long()
     half_h, half_w = (height * side).long() // 2, (width * side).long() // 2
-    return box(y - half_h, y + half_h, x - half_w, x + half_w, height, width)
+    return box(y - half_h, y + half_h, x - half_w, x + half_w, height, width).bool()
 
 
 def blend(values: Tensor, partner: Tensor, lam: Tensor) -> Tensor:
     """Return lam values + (1 - lam) values[partner], with a lam [1] for all or one [B] for each."""
     own, other = (there(x.float().view(-1, *[1] * (values.ndim - 1)), values) for x in (lam, 1 - lam))
-    return own * values + other * values.index_select(0, there(partner, values))
+    return values.index_select(0, there(partner, values)).mul_(other).add_(own * values)
 
 
 def there(numbers: Tensor, values: Tensor) -> Tensor:

@@ -86,10 +86,10 @@ class Preparation(nn.Module):
         self.shift = nn.Buffer(shift.float().view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        images = images.float()
         if list(images.shape[2:]) != self.size:
-            images = F.interpolate(images, self.size, mode="bilinear", antialias=True)
-        return (images * self.scale).add_(self.shift)
+            images = F.interpolate(images.float(), self.size, mode="bilinear", antialias=True)
+        images = images.expand(-1, self.scale.shape[1], -1, -1).to(torch.float, copy=True)  # which is changed in place:
+        return images.mul_(self.scale).add_(self.shift)  # one tensor more would take 0.5 ms of 512 images
 
 
 def moments(images: Tensor | Files, rows: Tensor) -> tuple[list[float], list[float]]:
