@@ -63,9 +63,11 @@ def test_what_a_run_leaves(run):
     ]
 
 
-def test_a_run_takes_the_steps_of_a_plain_loop(run):
+@pytest.mark.parametrize("clip", [math.inf, 0.5])
+def test_a_run_takes_the_steps_of_a_plain_loop(run, clip):
     """The oracle: torch alone, on the batches of a run, across the end of an epoch."""
-    done = run(*SHORT, "scheduler=cosine", "stop_after=17it")
+    clipped = ["trainer.gradient_clip_val=0.5"] if clip == 0.5 else []
+    done = run(*SHORT, "scheduler=cosine", "stop_after=17it", *clipped)
     config = configure(*SHORT)
     data = build(config.data)
     net = build_net(config, data.shape, 10)
@@ -81,6 +83,7 @@ def test_a_run_takes_the_steps_of_a_plain_loop(run):
             group["lr"] = options["lr"] * (1 + math.cos(math.pi * t / 165)) / 2
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(net(images), targets).backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
         optimizer.step()
     kept = torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 17

@@ -30,6 +30,7 @@ class BestCheckpoint(ModelCheckpoint):
     """Keeps the weights with the highest val/acc, of equal ones those with the lower val/loss."""
 
     state_key = "best"  # Lightning's is made anew from all options, six times a step
+    on_train_batch_end = pl.Callback.on_train_batch_end  # it looks at evaluations alone
 
     def __init__(self, **options: Any):
         super().__init__(monitor="val/acc", mode="max", **options)
@@ -72,12 +73,13 @@ class LastCheckpoint(ModelCheckpoint):
         signal.signal(number, end_at_once)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        end, every = self.must_end(trainer), self.every_n_steps
+        if not end and (not every or trainer.global_step % every):
+            return
         if trainer.fit_loop._should_accumulate() or trainer.is_last_batch or trainer.global_step >= pl_module.last_step:
             return
-        end = self.must_end(trainer)
-        if end or (self.every_n_steps and trainer.global_step % self.every_n_steps == 0):
-            pl_module.look_at_losses()
-            trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
+        pl_module.look_at_losses()
+        trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
         if end:
             raise SystemExit(128 + end)
 

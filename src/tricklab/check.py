@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from tricklab import resume, scheduler
-from tricklab.cli import one_line, unknown
+from tricklab.cli import given, one_line, swept, unknown
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest
 
@@ -67,6 +67,12 @@ class Check(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.resume != "none":
             raise SystemExit(f"error: resume={config.resume} -m; allowed: none, a sweep goes on by itself")
+        if several := swept(given()) & {"slots", "dry"}:
+            raise SystemExit(f"error: {min(several)} has several values; allowed: one, which is that of the sweep")
+        chosen = config.hydra.runtime.choices
+        if chosen["hydra/launcher"] == "local" and chosen["hydra/sweeper"] != "search":
+            said = f"hydra/sweeper={chosen['hydra/sweeper']} hydra/launcher=local"
+            raise SystemExit(f"error: {said}; allowed: hydra/sweeper=search, or another launcher, as basic")
 
 
 def refuse(config: DictConfig) -> None:

@@ -109,13 +109,13 @@ class ImageClassifier(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch  # [B, C, H, W], [B, K]
         self.images_seen += len(images)
-        logits = self(images)
+        step, logits = self.global_step, self(images)
         total = loss = self.loss(logits, targets)
-        self.losses.append((self.global_step, loss.detach()))
+        self.losses.append((step, loss.detach()))
         penalties = {name: term.act(term.weights) for name, term in self.terms.items()}
         for penalty in penalties.values():
             total = total + penalty
-        if self.global_step % self.log_every == 0:
+        if step % self.log_every == 0:
             hits = targets.gather(1, logits.argmax(1, keepdim=True)).mean()  # weighs by lam where images are mixed
             values = {"loss": loss, self.accuracy: hits, **penalties}
             self.window.append({f"train/{name}": value.detach() for name, value in values.items()})
@@ -193,6 +193,12 @@ class ImageClassifier(pl.LightningModule):
         for group in optimizer.param_groups:  # 5 us; the optimizer's own takes 35
             for parameter in group["params"]:
                 parameter.grad = None
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        if gradient_clip_val:  # Lightning's looks at how it is done, also where nothing is
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     @torch.no_grad()
     def _project(self, groups: list[dict[str, Any]]) -> None:

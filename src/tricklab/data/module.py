@@ -122,6 +122,9 @@ class ImageData(pl.LightningDataModule):
     def test_dataloader(self) -> Batches:
         return self._in_order(self.source.test, torch.arange(len(self.source.test.labels)), self.batch_size)
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        return tuple(part.to(device, non_blocking=device.type == "cuda") for part in batch)
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if not self.trainer.training:
             return self.prepare(batch[0]), batch[1]
