@@ -67,8 +67,8 @@ class Check(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         if config.resume != "none":
             raise SystemExit(f"error: resume={config.resume} -m; allowed: none, a sweep goes on by itself")
-        if several := swept(given()) & {"slots", "dry"}:
-            raise SystemExit(f"error: {min(several)} has several values; allowed: one, which is that of the sweep")
+        if several := [key for key in swept(given()) if key.partition(".")[0] in ("sweep", "slots", "dry")]:
+            raise SystemExit(f"error: {several[0]} has several values; allowed: one, which is that of the sweep")
         chosen = config.hydra.runtime.choices
         if chosen["hydra/launcher"] == "local" and chosen["hydra/sweeper"] != "search":
             said = f"hydra/sweeper={chosen['hydra/sweeper']} hydra/launcher=local"
