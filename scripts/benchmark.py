@@ -31,7 +31,8 @@ from tricklab import cli
 FLOOR = 60_000  # images/s of the plain loop with the dense network, batches of 128, on two quiet cores
 GREY = ["data=fake", "data.channels=1", "data.height=28", "data.width=28", "data.test_images=100"]
 NETS = {"mlp": ["model=mlp", "model.widths=[64,128,64]"], "convnet": ["model=convnet"]}
-CASES = {("mlp", 128): 800, ("mlp", 512): 250, ("convnet", 128): 30}  # steps a turn
+CASES = {("mlp", 128): 200, ("mlp", 512): 80, ("convnet", 128): 20}  # steps a turn
+TURNS = 3  # of each in a repeat: many short ones, as the speed of a machine changes within minutes
 IMAGES, PENALTIES = ["augment=[crop,flip,erase]", "mixup=on"], ["penalty=[l1,l2]"]
 EVERYTHING = [*IMAGES, *PENALTIES, "scheduler=cosine", "scheduler.warmup=10%", "loss=smooth", "model.dropout=0.1"]
 OURS = {"defaults": [], "defaults, l1 + l2": PENALTIES, "defaults, augmented and mixed": IMAGES}
@@ -56,7 +57,7 @@ def main() -> None:
     if wrong := set(options.parts) - {*parts}:
         parser.error(f"{', '.join(wrong)} is no part; allowed: {', '.join(parts)}")
     sys.argv = sys.argv[:1]  # the names of folders are made of the rest
-    print(f"{options.threads} threads, medians of {options.repeats}")
+    print(f"{options.threads} threads, medians of {options.repeats}; in turns, of {TURNS * options.repeats}")
     found: dict[str, Any] = {"threads": options.threads, "repeats": options.repeats}
     for part in options.parts or parts:
         found |= (tables := parts[part](options.threads, options.repeats))
@@ -87,7 +88,7 @@ def steps(threads: int, repeats: int) -> Tables:
     """Return the median speed of each, and the median of its share of the plain loop's speed in the same round."""
     tables = {}
     for net, batch in CASES:
-        rounds = take_turns(net, batch, threads, repeats)
+        rounds = take_turns(net, batch, threads, TURNS * repeats)
         shares = [{name: speed / speeds["plain loop"] for name, speed in speeds.items()} for speeds in rounds]
         tables[f"{net}, batches of {batch}"] = columns({"images/s": rounds, "of the plain loop": shares})
         if (net, batch) == ("mlp", 128) and (fastest := max(r["plain loop"] for r in rounds)) < FLOOR:
@@ -156,7 +157,7 @@ def plain_loop(words: Sequence[str], steps: int, workers: int | None = None, roo
 
 
 def by_loader(words: Sequence[str], workers: int, steps: int) -> float:
-    return plain_loop(words, max(50, steps // 8), workers)
+    return plain_loop(words, max(25, steps // 8), workers)
 
 
 def bare_lightning(words: Sequence[str], steps: int) -> float:
@@ -313,7 +314,7 @@ def grown(sizes: tuple[int, ...], threads: int, repeats: int) -> tuple[list[dict
     torch.set_num_threads(threads)
     words = {f"{size:,} images": [*GREY, f"data.images={size}", "data.val_size=100", *NETS["mlp"]] for size in sizes}
     turns = {name: functools.partial(ours, more) for name, more in words.items()}
-    rounds = [in_any_order(turns, CASES["mlp", 128]) for _ in range(repeats + 1)]
+    rounds = [in_any_order(turns, CASES["mlp", 128]) for _ in range(TURNS * repeats + 1)]
     return rounds[1:], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
