@@ -32,7 +32,7 @@ FLOOR = 60_000  # images/s of the plain loop with the dense network, batches of 
 GREY = ["data=fake", "data.channels=1", "data.height=28", "data.width=28", "data.test_images=100"]
 NETS = {"mlp": ["model=mlp", "model.widths=[64,128,64]"], "convnet": ["model=convnet"]}
 CASES = {("mlp", 128): 200, ("mlp", 512): 80, ("convnet", 128): 20}  # steps a turn
-TURNS = 3  # of each in a repeat: many short ones, as the speed of a machine changes within minutes
+TURNS = 3  # of each in a repeat: many short ones, as the speed of a machine changes within seconds
 IMAGES, PENALTIES = ["augment=[crop,flip,erase]", "mixup=on"], ["penalty=[l1,l2]"]
 EVERYTHING = [*IMAGES, *PENALTIES, "scheduler=cosine", "scheduler.warmup=10%", "loss=smooth", "model.dropout=0.1"]
 OURS = {"defaults": [], "defaults, l1 + l2": PENALTIES, "defaults, augmented and mixed": IMAGES}
@@ -163,7 +163,7 @@ def plain_loop(words: Sequence[str], steps: int, workers: int | None = None, roo
 
 
 def by_loader(words: Sequence[str], workers: int, steps: int) -> float:
-    return plain_loop(words, max(25, steps // 8), workers)
+    return plain_loop(words, min(25, steps), workers)
 
 
 def bare_lightning(words: Sequence[str], steps: int) -> float:

@@ -153,6 +153,16 @@ def test_what_has_a_row_is_not_run_again(tmp_path):
     assert len(done.stdout.splitlines()) == 1
 
 
+def test_shares_are_of_the_same_round_and_of_the_fastest_turns(scripts, monkeypatch, capsys):
+    import benchmark
+
+    rounds = [{"plain loop": plain, "ours": ours} for plain, ours in ((100.0, 50.0), (200.0, 180.0), (50.0, 40.0))]
+    monkeypatch.setattr(benchmark, "take_turns", lambda net, batch, threads, rounds_asked: rounds * (rounds_asked // 3))
+    ours = benchmark.steps(threads=1, repeats=1)["mlp, batches of 128"]["ours"]
+    assert ours == {"images/s": 50, "of the plain loop": 0.8, "at their fastest": 0.9}
+    assert "200 images/s of the plain loop at best" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_all_take_their_turn(scripts, monkeypatch):
     """In processes that are forked, as new ones take ten seconds each."""
