@@ -32,7 +32,7 @@ FLOOR = 60_000  # images/s of the plain loop with the dense network, batches of 
 GREY = ["data=fake", "data.channels=1", "data.height=28", "data.width=28", "data.test_images=100"]
 NETS = {"mlp": ["model=mlp", "model.widths=[64,128,64]"], "convnet": ["model=convnet"]}
 CASES = {("mlp", 128): 200, ("mlp", 512): 80, ("convnet", 128): 20}  # steps a turn
-TURNS = 3  # of each in a repeat: many short ones, as the speed of a machine changes within seconds
+TURNS = 3  # of each in a repeat: several short ones, as the speed of a machine changes within seconds
 IMAGES, PENALTIES = ["augment=[crop,flip,erase]", "mixup=on"], ["penalty=[l1,l2]"]
 EVERYTHING = [*IMAGES, *PENALTIES, "scheduler=cosine", "scheduler.warmup=10%", "loss=smooth", "model.dropout=0.1"]
 OURS = {"defaults": [], "defaults, l1 + l2": PENALTIES, "defaults, augmented and mixed": IMAGES}
@@ -91,7 +91,7 @@ def steps(threads: int, repeats: int) -> Tables:
     """
     tables = {}
     for net, batch in CASES:
-        rounds = take_turns(net, batch, threads, TURNS * repeats)
+        rounds = take_turns(net, batch, threads, repeats)
         shares = [{name: speed / speeds["plain loop"] for name, speed in speeds.items()} for speeds in rounds]
         fastest = {name: max(speeds[name] for speeds in rounds) for name in rounds[0]}
         of_these = {name: speed / fastest["plain loop"] for name, speed in fastest.items()}
@@ -109,7 +109,10 @@ def columns(found: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, flo
 
 
 def take_turns(net: str, batch: int, threads: int, repeats: int) -> list[dict[str, float]]:
-    """Return the images/s of each in each round, after one that is not counted; each stays in a process of its own."""
+    """Return the images/s of each in each round; in each repeat, each has a new process for its turns.
+
+    Of the same program, one process is some percent faster than the next, as long as it lives.
+    """
     words = [*GREY, "data.images=60000", "data.val_size=100", *NETS[net], f"data.batch_size={batch}"]
     ways: dict[str, Callable[[int], float]] = {
         "plain loop": functools.partial(plain_loop, words),
@@ -118,13 +121,19 @@ def take_turns(net: str, batch: int, threads: int, repeats: int) -> list[dict[st
         "Lightning with nothing on": functools.partial(bare_lightning, words),
     }
     ways |= {name: functools.partial(ours, [*words, *more]) for name, more in OURS.items()}
-    context = multiprocessing.get_context("spawn")
+    return [speeds for _ in range(repeats) for speeds in in_processes(ways, CASES[net, batch], threads)]
+
+
+def in_processes(ways: Mapping[str, Callable[[int], float]], steps: int, threads: int) -> list[dict[str, float]]:
+    """Return the images/s of each in each round, each in a process of its own: compiling slows all that follows."""
+    context, turns = multiprocessing.get_context("spawn"), dict[str, Callable[[int], float]]()
     with contextlib.ExitStack() as stack:
-        turns: dict[str, Callable[[int], float]] = {}
-        for name, way in ways.items():  # in one process, what compiling has left there slows all others down
+        for name, way in ways.items():
             pool = stack.enter_context(ProcessPoolExecutor(1, context, initializer=begin, initargs=(threads,)))
+            pool.submit(way, steps)  # all at once, as what this takes is not of interest
             turns[name] = lambda steps, pool=pool, way=way: pool.submit(way, steps).result()  # type: ignore[misc]
-        return [in_any_order(turns, CASES[net, batch]) for _ in range(repeats + 1)][1:]
+        in_any_order(turns, 1)  # which waits for all of them
+        return [in_any_order(turns, steps) for _ in range(TURNS)]
 
 
 def begin(threads: int) -> None:
@@ -250,11 +259,12 @@ def fit(config: Any, data: Any) -> Any:
     import pytorch_lightning as pl
 
     from tricklab.assemble import build_module, build_trainer
+    from tricklab.callbacks import FewHooks
     from tricklab.experiment import hush
     from tricklab.network import build_net
     from tricklab.plan import make_plan
 
-    class Clock(pl.Callback):
+    class Clock(FewHooks, pl.Callback):
         """Seconds of training after the first steps; it stands still in evaluation."""
 
         images, checkpoint = data.batch_size, 0.0

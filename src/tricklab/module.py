@@ -129,6 +129,10 @@ class ImageClassifier(pl.LightningModule):
         whole = self.trainer.accumulate_grad_batches
         return whole / min(whole, int(self.trainer.num_training_batches) - batch_idx // whole * whole)
 
+    on_before_zero_grad: Any = None  # Lightning leaves out a hook that is none
+    on_before_backward: Any = None
+    on_after_backward: Any = None
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.frozen():
             for group in optimizer.param_groups[2:]:

@@ -123,6 +123,8 @@ class ImageData(pl.LightningDataModule):
         return self._in_order(self.source.test, torch.arange(len(self.source.test.labels)), self.batch_size)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        if batch[0].device == device:
+            return batch
         return tuple(part.to(device, non_blocking=device.type == "cuda") for part in batch)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
