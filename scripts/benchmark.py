@@ -32,7 +32,7 @@ FLOOR = 60_000  # images/s of the plain loop with the dense network, batches of 
 GREY = ["data=fake", "data.channels=1", "data.height=28", "data.width=28", "data.test_images=100"]
 NETS = {"mlp": ["model=mlp", "model.widths=[64,128,64]"], "convnet": ["model=convnet"]}
 CASES = {("mlp", 128): 200, ("mlp", 512): 80, ("convnet", 128): 20}  # steps a turn
-TURNS = 3  # of each in a repeat: several short ones, as the speed of a machine changes within seconds
+TURNS = 3  # of each in a repeat, after one to warm up: several short ones, as the speed of a machine changes within seconds
 IMAGES, PENALTIES = ["augment=[crop,flip,erase]", "mixup=on"], ["penalty=[l1,l2]"]
 EVERYTHING = [*IMAGES, *PENALTIES, "scheduler=cosine", "scheduler.warmup=10%", "loss=smooth", "model.dropout=0.1"]
 OURS = {"defaults": [], "defaults, l1 + l2": PENALTIES, "defaults, augmented and mixed": IMAGES}
@@ -126,14 +126,13 @@ def take_turns(net: str, batch: int, threads: int, repeats: int) -> list[dict[st
 
 def in_processes(ways: Mapping[str, Callable[[int], float]], steps: int, threads: int) -> list[dict[str, float]]:
     """Return the images/s of each in each round, each in a process of its own: compiling slows all that follows."""
-    context, turns = multiprocessing.get_context("spawn"), dict[str, Callable[[int], float]]()
+    context, turns = multiprocessing.get_context("forkserver"), dict[str, Callable[[int], float]]()
+    context.set_forkserver_preload(["tricklab.experiment"])  # all begin with the same imports, which take seconds
     with contextlib.ExitStack() as stack:
         for name, way in ways.items():
             pool = stack.enter_context(ProcessPoolExecutor(1, context, initializer=begin, initargs=(threads,)))
-            pool.submit(way, steps)  # all at once, as what this takes is not of interest
             turns[name] = lambda steps, pool=pool, way=way: pool.submit(way, steps).result()  # type: ignore[misc]
-        in_any_order(turns, 1)  # which waits for all of them
-        return [in_any_order(turns, steps) for _ in range(TURNS)]
+        return [in_any_order(turns, steps) for _ in range(TURNS + 1)][1:]
 
 
 def begin(threads: int) -> None:
