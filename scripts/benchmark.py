@@ -32,7 +32,7 @@ FLOOR = 60_000  # images/s of the plain loop with the dense network, batches of 
 GREY = ["data=fake", "data.channels=1", "data.height=28", "data.width=28", "data.test_images=100"]
 NETS = {"mlp": ["model=mlp", "model.widths=[64,128,64]"], "convnet": ["model=convnet"]}
 CASES = {("mlp", 128): 200, ("mlp", 512): 80, ("convnet", 128): 20}  # steps a turn
-TURNS = 3  # of each in a repeat, after one to warm up: several short ones, as the speed of a machine changes within seconds
+TURNS = 3  # of each in a repeat: several short ones, as the speed of a machine changes within seconds
 IMAGES, PENALTIES = ["augment=[crop,flip,erase]", "mixup=on"], ["penalty=[l1,l2]"]
 EVERYTHING = [*IMAGES, *PENALTIES, "scheduler=cosine", "scheduler.warmup=10%", "loss=smooth", "model.dropout=0.1"]
 OURS = {"defaults": [], "defaults, l1 + l2": PENALTIES, "defaults, augmented and mixed": IMAGES}
