@@ -14,7 +14,7 @@ import yaml
 from conftest import ONE_BATCH, Run, configure
 
 from tricklab.build import build, check_target
-from tricklab.callbacks import BestCheckpoint, rank
+from tricklab.callbacks import BestCheckpoint, NoProfiler, rank
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile
@@ -414,6 +414,17 @@ def test_a_sanity_check_is_no_result(run):
 def test_the_profile_is_shown(run, caplog):
     run("debug=profile", "stop_after=2it")
     assert "run_training_batch" in caplog.text
+
+
+def test_no_hook_is_called_that_does_nothing(run, monkeypatch):
+    called = set()
+    monkeypatch.setattr(NoProfiler, "profile", lambda self, name: called.add(name) or self.nothing)
+    run(*ONE_BATCH)
+    hooks = {name.rpartition(".")[2] for name in called}
+    assert not hooks & {"on_before_zero_grad", "on_before_backward", "on_after_backward"}
+    assert [name for name in called if "on_before_optimizer_step" in name] == [
+        "[LightningModule]ImageClassifier.on_before_optimizer_step"
+    ]
 
 
 def test_loggers_get_the_config_and_wandb_the_exit_code(run, monkeypatch):

@@ -163,6 +163,15 @@ def test_shares_are_of_the_same_round_and_of_the_fastest_turns(scripts, monkeypa
     assert "200 images/s of the plain loop at best" in capsys.readouterr().out
 
 
+def test_each_repeat_has_processes_of_its_own(scripts, monkeypatch):
+    import benchmark
+
+    groups = []
+    monkeypatch.setattr(benchmark, "in_processes", lambda ways, *_: groups.append({*ways}) or [{"group": len(groups)}])
+    assert benchmark.take_turns("mlp", 128, threads=1, repeats=2) == [{"group": 1}, {"group": 2}]
+    assert groups[0] == groups[1] >= {"plain loop", *benchmark.OURS}
+
+
 @pytest.mark.slow
 def test_all_take_their_turn(scripts, monkeypatch):
     """In processes that are forked, as new ones take ten seconds each."""
