@@ -317,10 +317,12 @@ def stages(threads: int) -> dict[str, float]:
 
 def growth(threads: int, repeats: int) -> Tables:
     """Return images/s, in turns, and the peak memory of a process that has trained on so many images."""
-    rounds = apart(grown, SIZES, threads, repeats)[0]
+    rounds, usual = apart(grown, SIZES, threads, repeats)[0], f"{SIZES[1]:,} images"
+    shares = [{name: speed / speeds[usual] for name, speed in speeds.items()} for speeds in rounds]
     memory = {f"{size:,} images": apart(grown, (size,), threads, 0)[1] for size in SIZES}
     data = {f"{size:,} images": size * 784 / 1e9 for size in SIZES}
-    return {"mlp, batches of 128": columns({"images/s": rounds, "GB of data": [data], "GB at the peak": [memory]})}
+    found = {"images/s": rounds, f"of {usual}": shares, "GB of data": [data], "GB at the peak": [memory]}
+    return {"mlp, batches of 128": columns(found)}
 
 
 def grown(sizes: tuple[int, ...], threads: int, repeats: int) -> tuple[list[dict[str, float]], float]:

@@ -44,6 +44,7 @@ def first_images(config: DictConfig) -> list[tuple[Any, str]]:
     from tricklab import assemble, network, plan
 
     data = assemble.build_data(config)
+    data.by_index = False  # all are shown as shares
     plan.make_plan(config, data, ranks=1)
     if (weights := network.read_weights(config.model)) and weights.images:
         data.adapt(weights.images)

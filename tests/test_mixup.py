@@ -7,12 +7,14 @@ from scipy import stats
 from timm.loss import LabelSmoothingCrossEntropy
 from torchvision.transforms import v2
 
+from tricklab.assemble import build_data
 from tricklab.build import build
 from tricklab.cli import options
 from tricklab.duration import Length
 from tricklab.errors import UserError
 from tricklab.mixup import alternate, blend, cutmix, draw, draw_boxes, draw_lam, identity, images_only, mixup
-from tricklab.module import ImageClassifier
+from tricklab.module import ImageClassifier, share_right
+from tricklab.plan import make_plan
 from tricklab.randomness import generator
 
 WAYS = [
@@ -196,9 +198,12 @@ def test_every_word_mixes_within_its_window_only(name):
 
 
 def test_the_window_holds_in_a_run(run):
-    given = ("model=mlp", "trainer.max_epochs=3", "trainer.log_every_n_steps=1", "mixup=on", "mixup.alpha=8.0")
-    plain, late = run(*given, "mixup.alpha=0", folder="plain"), run(*given, "mixup.begin=2ep", folder="late")
-    whole = run(*given, folder="whole")
+    given, mixing = (
+        ("model=mlp", "trainer.max_epochs=3", "trainer.log_every_n_steps=1"),
+        ("mixup=on", "mixup.alpha=8.0"),
+    )
+    plain, whole = run(*given, folder="plain"), run(*given, *mixing, folder="whole")
+    late = run(*given, *mixing, "mixup.begin=2ep", folder="late")
     assert late.column("train/loss")[:22] == plain.column("train/loss")[:22]
     assert late.column("train/loss")[22] > 2 * plain.column("train/loss")[22]
     assert whole.column("train/loss")[0] != plain.column("train/loss")[0]
@@ -211,6 +216,43 @@ def test_training_accuracy_is_named_for_the_mixing(run):
         assert name in names
         assert ({"train/acc", "train/acc_mixed"} - {name}).isdisjoint(names)
         assert "train/acc_clean" in names
+
+
+@pytest.mark.parametrize(
+    ("words", "dimensions"),
+    [
+        ((), 1),
+        (("mixup=on",), 2),
+        (("mixup=on", "mixup.begin=1ep"), 1),
+        (("loss=smooth",), 2),
+        ((f"loss.weight={[1] * 10}",), 2),
+        (("loss._target_=torch.nn.BCEWithLogitsLoss", "~loss.label_smoothing"), 2),
+    ],
+)
+def test_targets_are_class_indices_where_the_plain_loss_is_the_same(words, dimensions):
+    data = build_data(cfg := configure("data=fake", "data.images=100", *words))
+    make_plan(cfg, data, ranks=1)
+    raw = next(iter(data.training_batches(lambda: (0, 0))))
+    assert data.training_batch(raw, (0, 0))[1].ndim == dimensions
+
+
+def test_class_indices_give_the_weights_that_probabilities_do(run, monkeypatch):
+    """Bit for bit, with mixing in the second of three epochs."""
+    options = ("model=mlp", "trainer.max_epochs=3", "mixup=on", "mixup.begin=1ep", "mixup.end=2ep")
+    done = [run(*options, folder="indices")]
+    monkeypatch.setattr("tricklab.assemble.PLAIN", {})
+    done.append(run(*options, folder="probabilities"))
+    assert done[0].column("train/acc_mixed") == done[1].column("train/acc_mixed")
+    states = [torch.load(d.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for d in done]
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_the_share_of_right_targets():
+    logits = torch.tensor([[2.0, 1, 0], [0, 1, 2], [0, 3, 1], [5, 4, 3]])
+    assert share_right(logits, torch.tensor([0, 2, 0, 1])) == 0.5
+    assert share_right(logits, F.one_hot(torch.tensor([0, 2, 0, 1])).float()) == 0.5
+    mixed = torch.tensor([[0.7, 0.3, 0], [0.4, 0, 0.6], [1, 0, 0], [0.9, 0, 0.1]])
+    assert share_right(logits, mixed).item() == pytest.approx((0.7 + 0.6 + 0 + 0.9) / 4)
 
 
 def test_label_smoothing_is_timms_and_its_formula():

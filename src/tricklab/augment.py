@@ -23,10 +23,10 @@ def crop(images: Tensor, rand: Rand, padding: float = 0.125) -> Tensor:
     numbers = rand(2)
     top, left = (numbers[:, 0] * (2 * pad_h + 1)).long(), (numbers[:, 1] * (2 * pad_w + 1)).long()
     padded = F.pad(images, [pad_w, pad_w, pad_h, pad_h])
-    planes, rows = torch.arange(b * c, device=top.device).view(b, c, 1), torch.arange(h, device=top.device)
-    rows = planes * padded.shape[2] + top[:, None, None] + rows  # [B, C, H], counted through all of `padded`
-    pixels = rows * padded.shape[3] + left[:, None, None]  # with which a row of the result begins
-    return padded.flatten().unfold(0, w, 1).index_select(0, pixels.flatten()).view(images.shape)
+    high, wide = padded.shape[2:]
+    rows = torch.arange(0, padded.numel(), wide, device=top.device).view(b, c, high)  # pixels that begin a row, counted
+    begins = rows[:, :, :h] + (top * wide + left)[:, None, None]  # through all of `padded`, before and after the shift
+    return padded.flatten().unfold(0, w, 1).index_select(0, begins.flatten()).view(images.shape)
 
 
 def flip(images: Tensor, rand: Rand, horizontal: float = 0.5, vertical: float = 0.0) -> Tensor:
@@ -84,11 +84,11 @@ def erase(
     chance, size, shape, y, x = rand(5).T  # [B] each
     area = (smallest + (largest - smallest) * size) * h * w
     ratio = 0.3 ** (2 * shape - 1)
-    height = (area * ratio).sqrt().round().clamp(max=h) * (chance < probability)
-    width = (area / ratio).sqrt().round().clamp(max=w)
-    top, left = (y * (h - height + 1)).floor(), (x * (w - width + 1)).floor()
+    height, width = (area * ratio).sqrt().round() * (chance < probability), (area / ratio).sqrt().round()
+    top, left = (y * (h + 1 - height)).floor(), (x * (w + 1 - width)).floor()  # one too high or wide covers the image
     inside = box(top, top + height, left, left + width, h, w).to(images.dtype)
-    return images * (1 - inside) + inside * value  # masked_fill takes twice as long
+    kept = images * (1 - inside)  # masked_fill takes twice as long
+    return kept + inside * value if value else kept
 
 
 def box(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: int, width: int) -> Tensor:
@@ -96,7 +96,7 @@ def box(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: int, w
     rows, columns = torch.arange(height, device=top.device), torch.arange(width, device=top.device)
     inside_rows = (top[:, None] <= rows) & (rows < bottom[:, None])  # [B, H]
     inside_columns = (left[:, None] <= columns) & (columns < right[:, None])  # [B, W]
-    return (inside_rows.byte()[:, :, None] * inside_columns.byte()[:, None, :])[:, None]
+    return (inside_rows.view(torch.uint8)[:, :, None] & inside_columns.view(torch.uint8)[:, None, :])[:, None]
 
 
 def jitter(images: Tensor, rand: Rand, brightness: float = 0.2, contrast: float = 0.2) -> Tensor:

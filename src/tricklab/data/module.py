@@ -23,8 +23,9 @@ class ImageData(pl.LightningDataModule):
     """Splits a source, and turns its uint8 images into normalised batches on the device.
 
     Training batches are images [B, C, H, W] and target probabilities [B, K], augmented and mixed; evaluation batches
-    are clean images and class indices [B]. For the options see conf/data/_options.yaml. Order, augmentation, mixing and
-    label noise follow from `seed`. Raises UserError: a size or fold that there is not, labels without a class.
+    are clean images and class indices [B], as those of training are with `by_index` where nothing is mixed. For the
+    options see conf/data/_options.yaml. Order, augmentation, mixing and label noise follow from `seed`. Raises
+    UserError: a size or fold that there is not, labels without a class.
     """
 
     trainer: pl.Trainer
@@ -43,10 +44,12 @@ class ImageData(pl.LightningDataModule):
         seed: int = 0,
         augment: Mapping[str, Callable[[Tensor, Rand], Tensor]] = {},
         mixup: Callable[[Tensor, Tensor, torch.Generator], Mixed] = identity,
+        by_index: bool = False,
     ):
         super().__init__()
         self.source, self.classes, self.seed = source, source.classes, seed
         self.batch_size, self.drop_last, self.augment, self.mixup = batch_size, drop_last, augment, mixup
+        self.by_index = by_index
         self.mixing: tuple[tuple[float, int], ...] = (0, 0), (math.inf, 0)  # first epoch and batch, and those after it
         check_labels(source)
         images, labels = source.train
@@ -141,10 +144,11 @@ class ImageData(pl.LightningDataModule):
             source = generator(self.seed, f"augment {name}", *place, device=images.device)
             images = change(images, Rand(source, size, rank, ranks, place[0], lasting))
         images = self.prepare(images)  # float32 [B, C, H, W]
+        mixed = self.mixup is not identity and self.mixing[0] <= place < self.mixing[1]
+        if self.by_index and not mixed:
+            return images, labels
         targets = self.one_hot.index_select(0, labels)  # [B, K]
-        if self.mixup is identity or not self.mixing[0] <= place < self.mixing[1]:
-            return images, targets
-        return self.mixup(images, targets, generator(self.seed, "mix", *place, rank))
+        return self.mixup(images, targets, generator(self.seed, "mix", *place, rank)) if mixed else (images, targets)
 
     def _in_order(self, data: Labelled, rows: Tensor, batch_size: int) -> Batches:
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
