@@ -269,8 +269,8 @@ def test_a_fixed_stratified_part_of_training_is_also_evaluated_as_it_is():
     module = at(data("data.images=5000", "data.label_noise=0.5", augment={"crop": crop}))
     module.trainer.training = False
     validation, clean = module.val_dataloader()
-    assert len(torch.cat([y for _, y in validation])) == len(module.val_rows)
-    labels = torch.cat([y for _, y in clean])
+    assert torch.equal(torch.cat([rows for _, _, rows in validation]), module.val_rows)
+    labels = torch.cat([y for _, y, _ in clean])
     assert torch.equal(labels, module.train.labels[module.clean_rows])  # as they are learned
     assert len(labels) == 2000
     assert set(module.clean_rows.tolist()) <= set(module.train_rows.tolist())

@@ -68,7 +68,7 @@ class ImageClassifier(pl.LightningModule):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Lightning notes the hook it is in, forty times a step: torch's own takes 0.1 ms for that."""
-        if name == "_current_fx_name":
+        if name in ("_current_fx_name", "images_seen"):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
@@ -80,12 +80,12 @@ class ImageClassifier(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make_optimizer(parameter_groups(self.net, body_apart=bool(self.body_multiplier)))
 
-    def set_rates(self, optimizer: torch.optim.Optimizer) -> None:
+    def set_rates(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Give the optimizer the rate of the coming step, and the momentum where that moves too."""
-        step, apart = self.global_step, self.body_multiplier
+        head = self.multiplier(step)
+        body = self.body_multiplier(step) if self.body_multiplier else head
         for i, group in enumerate(optimizer.param_groups):
-            share = apart(step) if apart and i >= 2 else self.multiplier(step)
-            group["lr"] = optimizer.defaults["lr"] * share
+            group["lr"] = optimizer.defaults["lr"] * (body if i >= 2 else head)
             if self.multiplier.momentum:
                 momentum = self.multiplier.momentum(step)
                 group |= {"betas": (momentum, group["betas"][1])} if "betas" in group else {"momentum": momentum}
@@ -126,6 +126,8 @@ class ImageClassifier(pl.LightningModule):
     def _window_weight(self, batch_idx: int) -> float:
         """Make up for Lightning, which divides by the whole window also where an epoch ends within one."""
         whole = self.trainer.accumulate_grad_batches
+        if whole == 1:
+            return 1.0
         return whole / min(whole, int(self.trainer.num_training_batches) - batch_idx // whole * whole)
 
     on_train_batch_end: Any = None  # Lightning leaves out a hook that is none
@@ -187,12 +189,13 @@ class ImageClassifier(pl.LightningModule):
         raise UserError(f"step {step}: {what}, lr {lr:g}; try a lower optimizer.lr or a gradient_clip_val")
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        self.set_rates(optimizer)
+        step = self.global_step
+        self.set_rates(optimizer, step)
         before = self._loss_scale() if self.projections else 1.0
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.projections and self._loss_scale() >= before:  # a lower one tells of a step that was left out
             self._project(optimizer.param_groups)
-        if self.global_step + 1 >= self.last_step:
+        if step + 1 >= self.last_step:
             self._end()
 
     def _end(self) -> None:

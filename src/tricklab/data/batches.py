@@ -39,18 +39,20 @@ class Source(NamedTuple):
 
 
 class Rows:
-    """Tensors [N, ...] of which so many rows are taken at once."""
+    """Tensors [N, ...] of which so many rows are taken at once, and the numbers [B] of these rows."""
 
     def __init__(self, data: tuple[Tensor | Files, ...]):
         self.data = data
 
     def __getitem__(self, rows: Tensor) -> Batch:
-        return tuple(part.index_select(0, rows) for part in self.data)  # part[rows] takes ten times as long
+        return *(part.index_select(0, rows) for part in self.data), rows  # part[rows] takes ten times as long
 
 
 @dataclass(eq=False)
 class Batches:
-    """Batches by one gather each of tensors [N, ...]. Without state: asked to, it starts at any batch of any epoch.
+    """Batches by one gather each of tensors [N, ...], with the numbers of their rows behind.
+
+    Without state: asked to, it starts at any batch of any epoch.
 
     `order(epoch)` returns the rows [N] to go through, `start()` the epoch and the batch to begin with. A global
     batch is `batch_size * ranks` rows long, which go to the ranks in turn.
@@ -99,7 +101,7 @@ def moments(images: Tensor | Files, rows: Tensor) -> tuple[list[float], list[flo
     """
     total = squares = torch.zeros(images.shape[1], dtype=torch.long)
     block = max(1, 2**22 // math.prod(images.shape[1:]))  # images at a time
-    for (part,) in Batches((images,), lambda epoch: rows, lambda: (0, 0), block, len(rows)):
+    for part, _ in Batches((images,), lambda epoch: rows, lambda: (0, 0), block, len(rows)):
         pixels = part.int()
         total, squares = total + pixels.sum((0, 2, 3)), squares + pixels.square().sum((0, 2, 3))
     n = len(rows) * images.shape[2] * images.shape[3]

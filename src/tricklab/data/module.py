@@ -97,23 +97,24 @@ class ImageData(pl.LightningDataModule):
         """Move what each step needs to the device; all images too, where they fit into half of what a GPU has free."""
         device = self.trainer.strategy.root_device
         self.prepare, self.one_hot = self.prepare.to(device), self.one_hot.to(device)
+        self.lasting = self.lasting.to(device)
         parts = [self.train, self.val, self.source.test]
         if device.type == "cuda" and fit(parts, torch.cuda.mem_get_info(device)[0] / 2):
             self.train, self.val, test = moved(parts, device)
-            self.source, self.lasting = self.source._replace(test=test), self.lasting.to(device)
+            self.source = self.source._replace(test=test)
 
     def train_dataloader(self) -> Batches:
         return self.training_batches(self._place, self.trainer.global_rank, self.trainer.world_size)
 
     def training_batches(self, start: Callable[[], tuple[int, int]], rank: int = 0, ranks: int = 1) -> Batches:
-        """Batches of uint8 images and labels in the order of training, beginning at `start()`."""
+        """Batches of uint8 images, labels and numbers of rows in the order of training, beginning at `start()`."""
         rows, n = self.train_rows, len(self.train_rows)
         length = count_batches(n, self.batch_size, ranks, self.drop_last)
 
         def order(epoch: int) -> Tensor:
             return rows[torch.randperm(n, generator=generator(self.seed, "order", epoch))[: n - n % ranks]]
 
-        return Batches((*self.train, self.lasting), order, start, self.batch_size, length, rank, ranks)
+        return Batches(self.train, order, start, self.batch_size, length, rank, ranks)
 
     def val_dataloader(self) -> list[Batches]:
         """Validation, and a fixed part of training without augmentation and mixing, labels as they are learned."""
@@ -137,9 +138,10 @@ class ImageData(pl.LightningDataModule):
 
     def training_batch(self, batch: Batch, place: tuple[int, int], rank: int = 0, ranks: int = 1) -> Batch:
         """Augment, normalise and mix part `rank` of `ranks` of the batch at `place`: an epoch, and a number in it."""
-        images, labels, lasting = batch  # uint8 [B, C, H, W], [B], [B]
+        images, labels, rows = batch  # uint8 [B, C, H, W], [B], [B]
         size, n = self.batch_size * ranks, len(self.train_rows)
         size = min(size, n - n % ranks - place[1] * size)
+        lasting = self.lasting.index_select(0, rows) if self.augment else None
         for name, change in self.augment.items():
             source = generator(self.seed, f"augment {name}", *place, device=images.device)
             images = change(images, Rand(source, size, rank, ranks, place[0], lasting))
