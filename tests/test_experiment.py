@@ -425,6 +425,7 @@ def test_no_hook_is_called_that_does_nothing(run, monkeypatch):
     assert {name for name in called if "on_train_batch_end" in name} == {
         "[Callback]last.on_train_batch_end",
         "[Callback]ProgressBar.on_train_batch_end",
+        "[LightningModule]ImageClassifier.on_train_batch_end",
     }
     assert [name for name in called if "on_before_optimizer_step" in name] == [
         "[LightningModule]ImageClassifier.on_before_optimizer_step"

@@ -25,7 +25,7 @@ from tricklab.randomness import Rand, generator
 from tricklab.record import Record
 
 NOT_TRAINER = ("compile", "channels_last")  # stand with the trainer's options, act on the network
-PLAIN = {"_target_": "torch.nn.CrossEntropyLoss", "label_smoothing": 0.0, "weight": None}
+PLAIN = {"_target_": "torch.nn.CrossEntropyLoss", "label_smoothing": 0.0, "weight": None}  # neither smooths nor weighs
 WINDOW = ("begin", "end")  # stand with the options of mixing, say when it is done
 
 
@@ -59,7 +59,8 @@ def check_lone_image(net: nn.Module, shape: tuple[int, int, int]) -> None:
 def build_data(cfg: DictConfig) -> ImageData:
     """Build the data with their augmentation and mixing.
 
-    Of class indices, the plain cross-entropy has the gradients that it has of one-hot targets, in half the time.
+    Unless images are mixed, plain cross-entropy gets class indices: it has the gradients of one-hot targets, on a CPU
+    bit for bit, in half the time.
     """
     parts = {"augment": build_each(cfg.augment), "mixup": build(without(cfg.mixup, *WINDOW))}
     data: ImageData = build(cfg.data, seed=cfg.seed, by_index=cfg.loss == PLAIN, **parts)

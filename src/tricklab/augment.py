@@ -24,8 +24,9 @@ def crop(images: Tensor, rand: Rand, padding: float = 0.125) -> Tensor:
     top, left = (numbers[:, 0] * (2 * pad_h + 1)).long(), (numbers[:, 1] * (2 * pad_w + 1)).long()
     padded = F.pad(images, [pad_w, pad_w, pad_h, pad_h])
     high, wide = padded.shape[2:]
-    rows = torch.arange(0, padded.numel(), wide, device=top.device).view(b, c, high)  # pixels that begin a row, counted
-    begins = rows[:, :, :h] + (top * wide + left)[:, None, None]  # through all of `padded`, before and after the shift
+    # where a row begins, counted through all pixels of `padded`: as it is, and moved
+    rows = torch.arange(0, padded.numel(), wide, device=top.device).view(b, c, high)
+    begins = rows[:, :, :h] + (top * wide + left)[:, None, None]
     return padded.flatten().unfold(0, w, 1).index_select(0, begins.flatten()).view(images.shape)
 
 
@@ -85,7 +86,7 @@ def erase(
     area = (smallest + (largest - smallest) * size) * h * w
     ratio = 0.3 ** (2 * shape - 1)
     height, width = (area * ratio).sqrt().round() * (chance < probability), (area / ratio).sqrt().round()
-    top, left = (y * (h + 1 - height)).floor(), (x * (w + 1 - width)).floor()  # one too high or wide covers the image
+    top, left = (y * (h + 1 - height)).floor(), (x * (w + 1 - width)).floor()  # 0 or less of a box that covers all
     inside = box(top, top + height, left, left + width, h, w).to(images.dtype)
     kept = images * (1 - inside)  # masked_fill takes twice as long
     return kept + inside * value if value else kept

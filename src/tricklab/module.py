@@ -20,11 +20,11 @@ from tricklab.scheduler import Curve, Multiplier, Plateau
 
 
 class ImageClassifier(pl.LightningModule):
-    """Trains `net` on what `loss` takes and evaluates it on class indices, for which `net` is enough.
+    """Trains `net` on target probabilities or class indices and evaluates it on these, for which `net` is enough.
 
     Args:
         net: images [B, C, H, W] to logits [B, K].
-        loss: logits and targets, probabilities [B, K] or class indices [B], to their mean cross-entropy; it may smooth.
+        loss: logits and the targets of training batches to their mean cross-entropy; it may smooth the targets.
         penalties: by name, with the weights they act on; each `term(weights)` is added to the training loss, each
             `project(weights, lr)` done after a step, see `tricklab.penalty`.
         optimizer: makes an optimizer of parameter groups.
@@ -67,7 +67,7 @@ class ImageClassifier(pl.LightningModule):
         self.temperature = 1.0  # fitted on the last validation
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Lightning notes the hook it is in, forty times a step: torch's own takes 0.1 ms for that."""
+        """Set what each step changes: Lightning notes its hook forty times, for which torch's own takes 0.1 ms."""
         if name in ("_current_fx_name", "images_seen"):
             self.__dict__[name] = value
         else:
@@ -80,8 +80,9 @@ class ImageClassifier(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make_optimizer(parameter_groups(self.net, body_apart=bool(self.body_multiplier)))
 
-    def set_rates(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def set_rates(self, optimizer: torch.optim.Optimizer) -> None:
         """Give the optimizer the rate of the coming step, and the momentum where that moves too."""
+        step = self.global_step
         head = self.multiplier(step)
         body = self.body_multiplier(step) if self.body_multiplier else head
         for i, group in enumerate(optimizer.param_groups):
@@ -118,20 +119,16 @@ class ImageClassifier(pl.LightningModule):
         if step % self.log_every == 0:
             values = {"loss": loss, self.accuracy: share_right(logits, targets), **penalties}
             self.window.append({f"train/{name}": value.detach() for name, value in values.items()})
-        weight = self._window_weight(batch_idx)
-        return total if weight == 1 else total * weight
+        return total if self.trainer.accumulate_grad_batches == 1 else total * self._window_weight(batch_idx)
 
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]  # read in every step
 
     def _window_weight(self, batch_idx: int) -> float:
         """Make up for Lightning, which divides by the whole window also where an epoch ends within one."""
         whole = self.trainer.accumulate_grad_batches
-        if whole == 1:
-            return 1.0
         return whole / min(whole, int(self.trainer.num_training_batches) - batch_idx // whole * whole)
 
-    on_train_batch_end: Any = None  # Lightning leaves out a hook that is none
-    on_before_zero_grad: Any = None
+    on_before_zero_grad: Any = None  # Lightning leaves out a hook that is none
     on_before_backward: Any = None
     on_after_backward: Any = None
 
@@ -189,20 +186,11 @@ class ImageClassifier(pl.LightningModule):
         raise UserError(f"step {step}: {what}, lr {lr:g}; try a lower optimizer.lr or a gradient_clip_val")
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
-        step = self.global_step
-        self.set_rates(optimizer, step)
+        self.set_rates(optimizer)
         before = self._loss_scale() if self.projections else 1.0
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.projections and self._loss_scale() >= before:  # a lower one tells of a step that was left out
             self._project(optimizer.param_groups)
-        if step + 1 >= self.last_step:
-            self._end()
-
-    def _end(self) -> None:
-        every = self.trainer.check_val_every_n_epoch or 1
-        self.extra_validation = not self.trainer.is_last_batch or (self.current_epoch + 1) % every > 0
-        self.trainer.should_stop = True  # unlike max_steps it validates first, even in the middle of an epoch
-        self.trainer.check_val_every_n_epoch = 1  # and in any epoch
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         for group in optimizer.param_groups:  # 5 us; the optimizer's own takes 35
@@ -222,6 +210,13 @@ class ImageClassifier(pl.LightningModule):
             for project in self.projections:
                 if weights := [w for w in project.weights if id(w) in own]:
                     project.act(weights, lr=group["lr"])
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.global_step >= self.last_step:
+            every = self.trainer.check_val_every_n_epoch or 1
+            self.extra_validation = not self.trainer.is_last_batch or (self.current_epoch + 1) % every > 0
+            self.trainer.should_stop = True  # unlike max_steps it validates first, even in the middle of an epoch
+            self.trainer.check_val_every_n_epoch = 1  # and in any epoch
 
     def on_validation_epoch_start(self) -> None:
         self.evaluated.clear()

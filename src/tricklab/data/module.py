@@ -22,10 +22,10 @@ FOR_MOMENTS = 100_000  # training images whose mean and deviation are taken, at 
 class ImageData(pl.LightningDataModule):
     """Splits a source, and turns its uint8 images into normalised batches on the device.
 
-    Training batches are images [B, C, H, W] and target probabilities [B, K], augmented and mixed; evaluation batches
-    are clean images and class indices [B], as those of training are with `by_index` where nothing is mixed. For the
-    options see conf/data/_options.yaml. Order, augmentation, mixing and label noise follow from `seed`. Raises
-    UserError: a size or fold that there is not, labels without a class.
+    Training batches are images [B, C, H, W], augmented and mixed, and target probabilities [B, K], or with `by_index`
+    class indices [B] where nothing is mixed; evaluation batches are clean images and class indices. For the options see
+    conf/data/_options.yaml. Order, augmentation, mixing and label noise follow from `seed`. Raises UserError: a size or
+    fold that there is not, labels without a class.
     """
 
     trainer: pl.Trainer
