@@ -193,6 +193,22 @@ def test_training_batches_are_augmented():
     assert torch.equal(turned.on_after_batch_transfer(raw, 0)[0], turned.prepare(255 - raw[0]))
 
 
+def test_an_image_keeps_its_number_in_all_epochs():
+    kept = []
+
+    def note(images, rand):
+        kept.append(rand.lasting)
+        return images
+
+    module = data("data.batch_size=30", augment={"note": note})
+    for epoch in range(2):
+        for images, _, rows in at(module, epoch=epoch).train_dataloader():
+            assert torch.equal(images, module.train.images[rows])
+            module.training_batch((images, module.train.labels[rows], rows), (epoch, 0))
+            assert torch.equal(kept.pop(), module.lasting[rows])
+    assert len(module.lasting.unique()) > 50
+
+
 def test_an_odd_rest_is_the_same_for_each_rank():
     module = data("data.batch_size=16", "data.train_size=87", augment={"crop": crop})  # 5 x 16 + 7
     sizes = []

@@ -77,14 +77,16 @@ def test_a_run_takes_the_steps_of_a_plain_loop(run, clip):
     optimizer = torch.optim.SGD([{"params": weights}, rest], **options)
     places = [(epoch, batch) for epoch in range(2) for batch in range(11)]
     batches = [batch for epoch in range(2) for batch in data.training_batches(lambda epoch=epoch: (epoch, 0))]
+    norms = []
     for t, (place, batch) in enumerate(zip(places[:17], batches)):
         images, targets = data.training_batch(batch, place)
         for group in optimizer.param_groups:
             group["lr"] = options["lr"] * (1 + math.cos(math.pi * t / 165)) / 2
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(net(images), targets).backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), clip)
+        norms.append(torch.nn.utils.clip_grad_norm_(net.parameters(), clip).item())
         optimizer.step()
+    assert done.column("train/grad_norm") == pytest.approx(norms, rel=1e-3)
     kept = torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert kept["global_step"] == 17
     for key, value in net.state_dict().items():

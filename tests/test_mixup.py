@@ -198,12 +198,10 @@ def test_every_word_mixes_within_its_window_only(name):
 
 
 def test_the_window_holds_in_a_run(run):
-    given, mixing = (
-        ("model=mlp", "trainer.max_epochs=3", "trainer.log_every_n_steps=1"),
-        ("mixup=on", "mixup.alpha=8.0"),
-    )
-    plain, whole = run(*given, folder="plain"), run(*given, *mixing, folder="whole")
-    late = run(*given, *mixing, "mixup.begin=2ep", folder="late")
+    given = ("model=mlp", "trainer.max_epochs=3", "trainer.log_every_n_steps=1")
+    mixed = (*given, "mixup=on", "mixup.alpha=8.0")
+    plain, whole = run(*given, folder="plain"), run(*mixed, folder="whole")
+    late = run(*mixed, "mixup.begin=2ep", folder="late")
     assert late.column("train/loss")[:22] == plain.column("train/loss")[:22]
     assert late.column("train/loss")[22] > 2 * plain.column("train/loss")[22]
     assert whole.column("train/loss")[0] != plain.column("train/loss")[0]

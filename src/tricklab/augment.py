@@ -88,8 +88,7 @@ def erase(
     height, width = (area * ratio).sqrt().round() * (chance < probability), (area / ratio).sqrt().round()
     top, left = (y * (h + 1 - height)).floor(), (x * (w + 1 - width)).floor()  # 0 or less of a box that covers all
     inside = box(top, top + height, left, left + width, h, w).to(images.dtype)
-    kept = images * (1 - inside)  # masked_fill takes twice as long
-    return kept + inside * value if value else kept
+    return images * (1 - inside) + inside * value  # masked_fill takes twice as long
 
 
 def box(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: int, width: int) -> Tensor:
