@@ -15,9 +15,13 @@ def main(cfg: DictConfig) -> float | None:
     run = HydraConfig.get()
     folder, words = Path(run.runtime.output_dir), list(run.overrides.task)
     with cli.one_line():
-        if run.mode == RunMode.MULTIRUN:  # a launcher other than the local one has placed the job here
+        if (
+            run.mode == RunMode.MULTIRUN
+        ):  # a launcher other than the local one has placed the job here
             return process.be_placed(words, folder, cfg)
-        from tricklab import experiment  # takes seconds, so not before the options are known to be right
+        from tricklab import (
+            experiment,
+        )  # takes seconds, so not before the options are known to be right
 
         return experiment.run(cfg, folder, words, run.runtime.choices)
 

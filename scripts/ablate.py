@@ -19,14 +19,27 @@ from paired import Summary, detectable, holm, interval, number, paired, summaris
 from tricklab import cli
 
 METRIC = "test/acc"
-HEAD = ["trick", METRIC, "added in turn", "95 % interval", "p (Holm)", "left out of all", "95 % interval", "p (Holm)"]
+HEAD = [
+    "trick",
+    METRIC,
+    "added in turn",
+    "95 % interval",
+    "p (Holm)",
+    "left out of all",
+    "95 % interval",
+    "p (Holm)",
+]
 
 
 def main() -> None:
     name, seeds, words = arguments(cli.options(cli.CONF / "experiment"), lambda _: 3)
-    tricks: Any = OmegaConf.select(OmegaConf.load(cli.CONF / "experiment" / f"{name}.yaml"), "claim.tricks")
+    tricks: Any = OmegaConf.select(
+        OmegaConf.load(cli.CONF / "experiment" / f"{name}.yaml"), "claim.tricks"
+    )
     if not tricks:
-        raise cli.UserError(f"experiment={name} has no claim.tricks; allowed: one that has, as fashion_tricks")
+        raise cli.UserError(
+            f"experiment={name} has no claim.tricks; allowed: one that has, as fashion_tricks"
+        )
     rows = measure(Recipe(name, make_arms(tricks), (METRIC,)), seeds, words)
     print(table(lay_out(list(tricks), rows)))
     print(power(list(tricks), rows))
@@ -37,16 +50,25 @@ def main() -> None:
 def make_arms(tricks: Arms) -> dict[str, list[str]]:
     """Return the words without tricks, up to each of them, and of all but each of them."""
     names = list(tricks)
-    chosen: dict[str, list[str]] = {"none": []} | {f"to_{name}": names[: i + 1] for i, name in enumerate(names)}
+    chosen: dict[str, list[str]] = {"none": []} | {
+        f"to_{name}": names[: i + 1] for i, name in enumerate(names)
+    }
     chosen |= {f"no_{name}": [other for other in names if other != name] for name in names}
-    return {arm: [word for name in of_arm for word in tricks[name]] for arm, of_arm in chosen.items()}
+    return {
+        arm: [word for name in of_arm for word in tricks[name]] for arm, of_arm in chosen.items()
+    }
 
 
 def differences(tricks: Sequence[str], rows: Rows) -> list[Summary]:
     """Compare, seed by seed, each trick in turn with what came before it, and all of them with all but each."""
-    values = {arm: {seed: float(row[METRIC]) for seed, row in of_arm.items()} for arm, of_arm in rows.items()}
+    values = {
+        arm: {seed: float(row[METRIC]) for seed, row in of_arm.items()}
+        for arm, of_arm in rows.items()
+    }
     turns = pairwise(["none", *(f"to_{name}" for name in tricks)])
-    pairs = [(after, before) for before, after in turns] + [(f"to_{tricks[-1]}", f"no_{name}") for name in tricks]
+    pairs = [(after, before) for before, after in turns] + [
+        (f"to_{tricks[-1]}", f"no_{name}") for name in tricks
+    ]
     return [paired(values[ours], values[theirs]) for ours, theirs in pairs]
 
 
@@ -54,9 +76,17 @@ def lay_out(tricks: Sequence[str], rows: Rows) -> Table:
     """Return the table: p-values are corrected for the number of all comparisons in it."""
     found = differences(tricks, rows)
     ps = iter(holm([s.p for s in found if not math.isnan(s.p)]))
-    cells = [[number(s.mean, "+"), interval(s), "" if math.isnan(s.p) else f"{next(ps):.3g}"] for s in found]
-    means = [number(summarise([float(row[METRIC]) for row in rows[arm].values()]).mean) for arm in rows]
-    lines = [[f"+ {name}", means[i + 1], *cells[i], *cells[len(tricks) + i]] for i, name in enumerate(tricks)]
+    cells = [
+        [number(s.mean, "+"), interval(s), "" if math.isnan(s.p) else f"{next(ps):.3g}"]
+        for s in found
+    ]
+    means = [
+        number(summarise([float(row[METRIC]) for row in rows[arm].values()]).mean) for arm in rows
+    ]
+    lines = [
+        [f"+ {name}", means[i + 1], *cells[i], *cells[len(tricks) + i]]
+        for i, name in enumerate(tricks)
+    ]
     return [HEAD, ["none", means[0], *[""] * 6], *lines]
 
 
@@ -65,7 +95,10 @@ def power(tricks: Sequence[str], rows: Rows) -> str:
     found = [s for s in differences(tricks, rows) if s.n > 1]
     if not found:
         return "no two seeds are done"
-    deviation, n = math.sqrt(math.fsum(s.deviation**2 for s in found) / len(found)), min(s.n for s in found)
+    deviation, n = (
+        math.sqrt(math.fsum(s.deviation**2 for s in found) / len(found)),
+        min(s.n for s in found),
+    )
     said = f"{n} seeds: differences deviate by {deviation:.4f} from seed to seed; seen in 4 of 5 cases would be one of"
     alone, corrected = (deviation * detectable(n, 0.05 / of) for of in (1, len(found)))
     return f"{said} {alone:.4f} by itself, of {corrected:.4f} among {len(found)}"

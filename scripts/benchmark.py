@@ -28,26 +28,53 @@ from typing import Any
 
 from tricklab import cli
 
-FLOOR = 60_000  # images/s of the plain loop with the dense network, batches of 128, on two quiet cores
+FLOOR = (
+    60_000  # images/s of the plain loop with the dense network, batches of 128, on two quiet cores
+)
 GREY = ["data=fake", "data.channels=1", "data.height=28", "data.width=28", "data.test_images=100"]
 NETS = {"mlp": ["model=mlp", "model.widths=[64,128,64]"], "convnet": ["model=convnet"]}
 CASES = {("mlp", 128): 200, ("mlp", 512): 80, ("convnet", 128): 20}  # steps a turn
-TURNS = 3  # of each in a repeat: several short ones, as the speed of a machine changes within seconds
+TURNS = (
+    3  # of each in a repeat: several short ones, as the speed of a machine changes within seconds
+)
 IMAGES, PENALTIES = ["augment=[crop,flip,erase]", "mixup=on"], ["penalty=[l1,l2]"]
-EVERYTHING = [*IMAGES, *PENALTIES, "scheduler=cosine", "scheduler.warmup=10%", "loss=smooth", "model.dropout=0.1"]
+EVERYTHING = [
+    *IMAGES,
+    *PENALTIES,
+    "scheduler=cosine",
+    "scheduler.warmup=10%",
+    "loss=smooth",
+    "model.dropout=0.1",
+]
 OURS = {"defaults": [], "defaults, l1 + l2": PENALTIES, "defaults, augmented and mixed": IMAGES}
 OURS |= {"everything on": EVERYTHING, "defaults, channels last": ["trainer.channels_last=true"]}
-OURS |= {"defaults, channels last, bfloat16": ["trainer.channels_last=true", "trainer.precision=bf16-mixed"]}
+OURS |= {
+    "defaults, channels last, bfloat16": [
+        "trainer.channels_last=true",
+        "trainer.precision=bf16-mixed",
+    ]
+}
 OURS |= {"defaults, compiled": ["trainer.compile=true"]}
 SIZES, JPEGS = (2_000, 60_000, 600_000), 60_000
 COLOUR = ["data=fake", "data.channels=3", "data.height=32", "data.width=32"]
-PLAIN: dict[str, Any] = {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "foreach": True}
+PLAIN: dict[str, Any] = {
+    "lr": 0.1,
+    "momentum": 0.9,
+    "nesterov": True,
+    "weight_decay": 5e-4,
+    "foreach": True,
+}
 WARM = 10  # steps of a turn that are not counted
 Tables = dict[str, dict[str, dict[str, float]]]  # by title, row and column
 
 
 def main() -> None:
-    parts: dict[str, Callable[[int, int], Tables]] = {"steps": steps, "start": start, "growth": growth, "files": files}
+    parts: dict[str, Callable[[int, int], Tables]] = {
+        "steps": steps,
+        "start": start,
+        "growth": growth,
+        "files": files,
+    }
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="*")
     parser.add_argument("--threads", type=int, default=2)
@@ -57,7 +84,9 @@ def main() -> None:
     if wrong := set(options.parts) - {*parts}:
         parser.error(f"{', '.join(wrong)} is no part; allowed: {', '.join(parts)}")
     sys.argv = sys.argv[:1]  # the names of folders are made of the rest
-    print(f"{options.threads} threads, medians of {options.repeats}; in turns, of {TURNS * options.repeats}")
+    print(
+        f"{options.threads} threads, medians of {options.repeats}; in turns, of {TURNS * options.repeats}"
+    )
     found: dict[str, Any] = {"threads": options.threads, "repeats": options.repeats}
     for part in options.parts or parts:
         found |= (tables := parts[part](options.threads, options.repeats))
@@ -70,12 +99,17 @@ def main() -> None:
 def show(title: str, rows: dict[str, dict[str, float]]) -> None:
     print(f"\n{title:55}" + "".join(f"{column:>20}" for column in next(iter(rows.values()))))
     for name, values in rows.items():
-        print(f"  {name:53}" + "".join(f"{value:20,.{0 if value > 100 else 3}f}" for value in values.values()))
+        print(
+            f"  {name:53}"
+            + "".join(f"{value:20,.{0 if value > 100 else 3}f}" for value in values.values())
+        )
 
 
 def apart(measure: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a process of its own, which has done nothing else yet."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=fork_workers) as pool:
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), initializer=fork_workers
+    ) as pool:
         return pool.submit(measure, *arguments).result()
 
 
@@ -92,20 +126,28 @@ def steps(threads: int, repeats: int) -> Tables:
     tables = {}
     for net, batch in CASES:
         rounds = take_turns(net, batch, threads, repeats)
-        shares = [{name: speed / speeds["plain loop"] for name, speed in speeds.items()} for speeds in rounds]
+        shares = [
+            {name: speed / speeds["plain loop"] for name, speed in speeds.items()}
+            for speeds in rounds
+        ]
         fastest = {name: max(speeds[name] for speeds in rounds) for name in rounds[0]}
         of_these = {name: speed / fastest["plain loop"] for name, speed in fastest.items()}
         found = {"images/s": rounds, "of the plain loop": shares, "at their fastest": [of_these]}
         tables[f"{net}, batches of {batch}"] = columns(found)
         if (net, batch) == ("mlp", 128) and fastest["plain loop"] < FLOOR:
-            print(f"no quiet machine: {fastest['plain loop']:,.0f} images/s of the plain loop at best, not {FLOOR:,}")
+            print(
+                f"no quiet machine: {fastest['plain loop']:,.0f} images/s of the plain loop at best, not {FLOOR:,}"
+            )
     return tables
 
 
 def columns(found: dict[str, list[dict[str, float]]]) -> dict[str, dict[str, float]]:
     """Return rows of medians, from the rounds of each column."""
     names = next(iter(found.values()))[0]
-    return {name: {column: median(r[name] for r in rounds) for column, rounds in found.items()} for name in names}
+    return {
+        name: {column: median(r[name] for r in rounds) for column, rounds in found.items()}
+        for name in names
+    }
 
 
 def take_turns(net: str, batch: int, threads: int, repeats: int) -> list[dict[str, float]]:
@@ -113,7 +155,13 @@ def take_turns(net: str, batch: int, threads: int, repeats: int) -> list[dict[st
 
     Of the same program, one process is some percent faster than the next, as long as it lives.
     """
-    words = [*GREY, "data.images=60000", "data.val_size=100", *NETS[net], f"data.batch_size={batch}"]
+    words = [
+        *GREY,
+        "data.images=60000",
+        "data.val_size=100",
+        *NETS[net],
+        f"data.batch_size={batch}",
+    ]
     ways: dict[str, Callable[[int], float]] = {
         "plain loop": functools.partial(plain_loop, words),
         "plain loop, DataLoader, 0 workers": functools.partial(by_loader, words, 0),
@@ -121,16 +169,24 @@ def take_turns(net: str, batch: int, threads: int, repeats: int) -> list[dict[st
         "Lightning with nothing on": functools.partial(bare_lightning, words),
     }
     ways |= {name: functools.partial(ours, [*words, *more]) for name, more in OURS.items()}
-    return [speeds for _ in range(repeats) for speeds in in_processes(ways, CASES[net, batch], threads)]
+    return [
+        speeds for _ in range(repeats) for speeds in in_processes(ways, CASES[net, batch], threads)
+    ]
 
 
-def in_processes(ways: Mapping[str, Callable[[int], float]], steps: int, threads: int) -> list[dict[str, float]]:
+def in_processes(
+    ways: Mapping[str, Callable[[int], float]], steps: int, threads: int
+) -> list[dict[str, float]]:
     """Return the images/s of each in each round, each in a process of its own: compiling slows all that follows."""
     context, turns = multiprocessing.get_context("forkserver"), dict[str, Callable[[int], float]]()
-    context.set_forkserver_preload(["tricklab.experiment"])  # all begin with the same imports, which take seconds
+    context.set_forkserver_preload(
+        ["tricklab.experiment"]
+    )  # all begin with the same imports, which take seconds
     with contextlib.ExitStack() as stack:
         for name, way in ways.items():
-            pool = stack.enter_context(ProcessPoolExecutor(1, context, initializer=begin, initargs=(threads,)))
+            pool = stack.enter_context(
+                ProcessPoolExecutor(1, context, initializer=begin, initargs=(threads,))
+            )
             turns[name] = lambda steps, pool=pool, way=way: pool.submit(way, steps).result()  # type: ignore[misc]
         return [in_any_order(turns, steps) for _ in range(TURNS + 1)][1:]
 
@@ -147,7 +203,9 @@ def in_any_order(turns: Mapping[str, Callable[[int], float]], steps: int) -> dic
     return {name: speeds[name] for name in turns}
 
 
-def plain_loop(words: Sequence[str], steps: int, workers: int | None = None, root: Path | None = None) -> float:
+def plain_loop(
+    words: Sequence[str], steps: int, workers: int | None = None, root: Path | None = None
+) -> float:
     """Train without any framework: on one tensor of uint8, or by a DataLoader with transforms for each image.
 
     Its images are in memory, or else in the class folders of `root`.
@@ -159,7 +217,11 @@ def plain_loop(words: Sequence[str], steps: int, workers: int | None = None, roo
     config, data = prepared(tuple(words))
     net = build_net(config, data.shape, len(data.classes)).train()
     optimizer = torch.optim.SGD(net.parameters(), **PLAIN)
-    batches = gathered(data, steps + WARM) if workers is None else loaded(data, steps + WARM, workers, root)
+    batches = (
+        gathered(data, steps + WARM)
+        if workers is None
+        else loaded(data, steps + WARM, workers, root)
+    )
     for step, (images, labels) in enumerate(batches):
         if step == WARM:
             began = time.perf_counter()
@@ -212,7 +274,10 @@ def gathered(data: Any, steps: int) -> Any:
     scale, shift = 1 / (255 * data.std[0]), -data.mean[0] / data.std[0]
     for _ in range(steps):
         rows = torch.randint(len(labels), (data.batch_size,))
-        yield images.index_select(0, rows).float().mul_(scale).add_(shift), labels.index_select(0, rows)
+        yield (
+            images.index_select(0, rows).float().mul_(scale).add_(shift),
+            labels.index_select(0, rows),
+        )
 
 
 def loaded(data: Any, steps: int, workers: int, root: Path | None) -> Any:
@@ -221,10 +286,14 @@ def loaded(data: Any, steps: int, workers: int, root: Path | None) -> Any:
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
 
-    transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)])
+    transform = v2.Compose(
+        [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)]
+    )
     if root:
         folder = ImageFolder(str(root), transform)
-        return torch.utils.data.DataLoader(folder, data.batch_size, shuffle=True, num_workers=workers)
+        return torch.utils.data.DataLoader(
+            folder, data.batch_size, shuffle=True, num_workers=workers
+        )
     size, labels = steps * data.batch_size, data.source.train.labels.tolist()
     pictures = [v2.functional.to_pil_image(image) for image in data.source.train.images[:size]]
 
@@ -235,7 +304,9 @@ def loaded(data: Any, steps: int, workers: int, root: Path | None) -> Any:
         def __getitem__(self, row: int) -> Any:
             return transform(pictures[row % len(pictures)]), labels[row % len(pictures)]
 
-    return torch.utils.data.DataLoader(Pictures(), data.batch_size, shuffle=True, num_workers=workers)
+    return torch.utils.data.DataLoader(
+        Pictures(), data.batch_size, shuffle=True, num_workers=workers
+    )
 
 
 def ours(words: Sequence[str], steps: int) -> float:
@@ -296,7 +367,11 @@ def fit(config: Any, data: Any) -> Any:
 
 def start(threads: int, repeats: int) -> Tables:
     """Return the median seconds of each stage of a run on digits, each time in a new process."""
-    return {"python train.py, on digits": columns({"seconds": [apart(stages, threads) for _ in range(repeats)]})}
+    return {
+        "python train.py, on digits": columns(
+            {"seconds": [apart(stages, threads) for _ in range(repeats)]}
+        )
+    }
 
 
 def stages(threads: int) -> dict[str, float]:
@@ -311,7 +386,10 @@ def stages(threads: int) -> dict[str, float]:
     imported = time.perf_counter()
     clock = fit(config, assemble.build_data(config))
     stages = {"to compose the config": composed - began, "to import the rest": imported - composed}
-    after = {"from there to the end of the first step": clock.first - imported, "a checkpoint": clock.checkpoint}
+    after = {
+        "from there to the end of the first step": clock.first - imported,
+        "a checkpoint": clock.checkpoint,
+    }
     return stages | after
 
 
@@ -321,15 +399,25 @@ def growth(threads: int, repeats: int) -> Tables:
     shares = [{name: speed / speeds[usual] for name, speed in speeds.items()} for speeds in rounds]
     memory = {f"{size:,} images": apart(grown, (size,), threads, 0)[1] for size in SIZES}
     data = {f"{size:,} images": size * 784 / 1e9 for size in SIZES}
-    found = {"images/s": rounds, f"of {usual}": shares, "GB of data": [data], "GB at the peak": [memory]}
+    found = {
+        "images/s": rounds,
+        f"of {usual}": shares,
+        "GB of data": [data],
+        "GB at the peak": [memory],
+    }
     return {"mlp, batches of 128": columns(found)}
 
 
-def grown(sizes: tuple[int, ...], threads: int, repeats: int) -> tuple[list[dict[str, float]], float]:
+def grown(
+    sizes: tuple[int, ...], threads: int, repeats: int
+) -> tuple[list[dict[str, float]], float]:
     import torch
 
     torch.set_num_threads(threads)
-    words = {f"{size:,} images": [*GREY, f"data.images={size}", "data.val_size=100", *NETS["mlp"]] for size in sizes}
+    words = {
+        f"{size:,} images": [*GREY, f"data.images={size}", "data.val_size=100", *NETS["mlp"]]
+        for size in sizes
+    }
     turns = {name: functools.partial(ours, more) for name, more in words.items()}
     rounds = [in_any_order(turns, CASES["mlp", 128]) for _ in range(TURNS * repeats + 1)]
     return rounds[1:], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -340,7 +428,11 @@ def files(threads: int, repeats: int) -> Tables:
     with tempfile.TemporaryDirectory() as root:
         apart(write_files, Path(root))
         rounds = [apart(from_files, Path(root), threads) for _ in range(repeats)]
-    return {f"mlp, batches of 128, {JPEGS:,} JPEG files of 32 x 32, {threads} workers": columns({"images/s": rounds})}
+    return {
+        f"mlp, batches of 128, {JPEGS:,} JPEG files of 32 x 32, {threads} workers": columns(
+            {"images/s": rounds}
+        )
+    }
 
 
 def write_files(root: Path) -> None:
@@ -349,7 +441,9 @@ def write_files(root: Path) -> None:
 
     _, data = prepared((*COLOUR, f"data.images={JPEGS}", "data.test_images=100"))
     for part, (images, labels) in (("train", data.source.train), ("test", data.source.test)):
-        for i, (image, label) in enumerate(zip(images.permute(0, 2, 3, 1).numpy(), labels.tolist(), strict=True)):
+        for i, (image, label) in enumerate(
+            zip(images.permute(0, 2, 3, 1).numpy(), labels.tolist(), strict=True)
+        ):
             (folder := root / part / data.classes[label]).mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(folder / f"{i}.jpg")
 
@@ -367,13 +461,20 @@ def from_files(root: Path, threads: int) -> dict[str, float]:
     decoding = time.perf_counter() - began
     mapped = (*words, f"data.cache={root / 'cache'}")
     turns: dict[str, Callable[[int], float]] = {
-        "plain loop, ImageFolder, DataLoader": lambda n: plain_loop(words, n, threads, root / "train"),
+        "plain loop, ImageFolder, DataLoader": lambda n: plain_loop(
+            words, n, threads, root / "train"
+        ),
         "ours, later epochs": functools.partial(ours, words),
         "ours, later epochs, data.cache=FOLDER": functools.partial(ours, mapped),
-        "ours, images that were never files": functools.partial(ours, (*COLOUR, f"data.images={JPEGS}", *in_memory)),
+        "ours, images that were never files": functools.partial(
+            ours, (*COLOUR, f"data.images={JPEGS}", *in_memory)
+        ),
     }
     speeds = in_any_order(turns, images // 128 - WARM)
-    return {**speeds, "ours, first epoch": images / (decoding + images / speeds["ours, later epochs"])}
+    return {
+        **speeds,
+        "ours, first epoch": images / (decoding + images / speeds["ours, later epochs"]),
+    }
 
 
 if __name__ == "__main__":

@@ -34,13 +34,17 @@ class Expectation(NamedTuple):
     def __str__(self) -> str:
         than = f"({self.than})" if " + " in self.than else self.than
         bounds = {"above ": self.above, "below ": self.below, "within ±": self.within}
-        said = " and ".join(f"{word}{bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
+        said = " and ".join(
+            f"{word}{bound:g}" for word, bound in bounds.items() if math.isfinite(bound)
+        )
         return f"{self.of}{' - ' * bool(than)}{than}, {self.metric}: {said}"
 
     @property
     def terms(self) -> dict[str, float]:
         """The sign of each arm."""
-        return dict.fromkeys(self.of.split(" + "), 1.0) | dict.fromkeys(filter(None, self.than.split(" + ")), -1.0)
+        return dict.fromkeys(self.of.split(" + "), 1.0) | dict.fromkeys(
+            filter(None, self.than.split(" + ")), -1.0
+        )
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -78,7 +82,9 @@ def read_claim(name: str) -> Claim:
     try:
         said: Any = OmegaConf.to_container(OmegaConf.load(path).claim)
         expect = [Expectation(**entry) for entry in said["expect"]]
-        recipe = Recipe(f"claims/{name}", said["arms"], list(dict.fromkeys(e.metric for e in expect)))
+        recipe = Recipe(
+            f"claims/{name}", said["arms"], list(dict.fromkeys(e.metric for e in expect))
+        )
         claim = Claim(recipe, cli.description(path), expect, said["seeds"], said["minutes"])
     except (KeyError, TypeError, AttributeError) as error:
         raise cli.UserError(f"{path}: {error}; allowed: as in the claims beside it") from error
@@ -93,7 +99,9 @@ def judge(expectation: Expectation, rows: Rows) -> list[str]:
     seeds = set.intersection(*(set(rows[arm]) for arm in signs))
     if not seeds:
         return [str(expectation), "", "not run"]
-    values = [sum(sign * float(rows[arm][seed][metric]) for arm, sign in signs.items()) for seed in seeds]
+    values = [
+        sum(sign * float(rows[arm][seed][metric]) for arm, sign in signs.items()) for seed in seeds
+    ]
     measured = summarise([round(value, 12) for value in values])
     low, high = measured.mean - measured.half, measured.mean + measured.half
     ends = f" ({number(low)} to {number(high)})" if measured.n > 1 else ""
@@ -117,15 +125,23 @@ def verdict(measured: Summary, low: float, high: float) -> str:
 
 def overview() -> list[list[str]]:
     """Return the table of all claims, from the runs that are known."""
-    lines = [["claim", "expected", "measured (95 % interval)", "verdict", "seeds", "minutes", "date"]]
+    lines = [
+        ["claim", "expected", "measured (95 % interval)", "verdict", "seeds", "minutes", "date"]
+    ]
     for name in cli.options(CLAIMS):
         claim = read_claim(name)
         rows = known(claim.recipe, claim.seeds)
         done = [row for of_arm in rows.values() for row in of_arm.values()]
         minutes = math.fsum(float(row["seconds"]) for row in done) / 60 if done else claim.minutes
-        facts = [str(min(map(len, rows.values()))), f"{minutes:.0f}", max((row["date"] for row in done), default="")]
+        facts = [
+            str(min(map(len, rows.values()))),
+            f"{minutes:.0f}",
+            max((row["date"] for row in done), default=""),
+        ]
         lines.append([f"`{name}`", claim.says, "", "" if done else "not run", *facts])
-        lines += [["", *judge(expectation, rows), "", "", ""] for expectation in claim.expect if done]
+        lines += [
+            ["", *judge(expectation, rows), "", "", ""] for expectation in claim.expect if done
+        ]
     return lines
 
 

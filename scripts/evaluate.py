@@ -28,16 +28,26 @@ def main() -> None:
     rest = [word for word in sys.argv[1:] if word not in mine]
     trained = network.read_trained(rest, mc="0", tta="0", resamples="200", suite="", other="")
     config, suite = trained.config, trained.arguments["suite"]
-    mc, tta, resamples = (count_views(name, trained.arguments[name]) for name in ("mc", "tta", "resamples"))
+    mc, tta, resamples = (
+        count_views(name, trained.arguments[name]) for name in ("mc", "tta", "resamples")
+    )
     if suite not in ("", "ood"):
         raise cli.UserError(f"suite={suite}; allowed: ood")
     if mine:
         config.augment = network.compose_one(mine).augment
-    if (mine and not tta) or (tta and not config.augment) or (mc and tta and mc != tta and not suite):
-        raise cli.UserError(f"mc={mc} tta={tta} {' '.join(mine)}; allowed: tta with an augmentation, mc the same or 0")
+    if (
+        (mine and not tta)
+        or (tta and not config.augment)
+        or (mc and tta and mc != tta and not suite)
+    ):
+        raise cli.UserError(
+            f"mc={mc} tta={tta} {' '.join(mine)}; allowed: tta with an augmentation, mc the same or 0"
+        )
     data = build.build(config.data, seed=config.seed)
     if data.classes != list(config.dataset.classes):
-        raise cli.UserError(f"the data have the classes {data.classes}, the checkpoint {list(config.dataset.classes)}")
+        raise cli.UserError(
+            f"the data have the classes {data.classes}, the checkpoint {list(config.dataset.classes)}"
+        )
     data.adapt(trained.images)
     if suite:
         show_suite(trained, data, mc, tta)
@@ -57,11 +67,19 @@ def show_results(trained: Any, data: Any, mc: int, tta: int, resamples: int) -> 
 
     net = average(trained, mc, tta) if mc or tta else trained.net()
     module = assess(trained.config, net, data)
-    intervals = bootstrap(module.logits, module.labels, module.temperature, resamples) if resamples else {}
+    intervals = (
+        bootstrap(module.logits, module.labels, module.temperature, resamples) if resamples else {}
+    )
     views = {"entropy": net.entropy, "mutual_information": net.information} if mc or tta else {}
-    measured = {f"test/{name}": torch.cat(parts).double().mean().item() for name, parts in views.items()}
+    measured = {
+        f"test/{name}": torch.cat(parts).double().mean().item() for name, parts in views.items()
+    }
     for name, value in (module.results | measured).items():
-        print(name, value, *(["({:.4g} to {:.4g})".format(*intervals[name])] if name in intervals else []))
+        print(
+            name,
+            value,
+            *(["({:.4g} to {:.4g})".format(*intervals[name])] if name in intervals else []),
+        )
 
 
 def show_suite(trained: Any, data: Any, mc: int, tta: int) -> None:
@@ -78,12 +96,20 @@ def show_suite(trained: Any, data: Any, mc: int, tta: int) -> None:
         for name, *images in sets(trained, data):
             module = assess(trained.config, net, *images)
             confidences[name] = judged(module.logits, module.labels)[0]
-            told = ["", ""] if name == "test" else separate(confidences["test"], confidences[name]).values()
+            told = (
+                ["", ""]
+                if name == "test"
+                else separate(confidences["test"], confidences[name]).values()
+            )
             rows.append([view, name, float(confidences[name].mean()), *told])
     with (folder / "ood.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     for row in rows:
-        print("{:16}{:16}{:>12}{:>10}{:>10}".format(*(f"{x:.4f}" if isinstance(x, float) else x for x in row)))
+        print(
+            "{:16}{:16}{:>12}{:>10}{:>10}".format(
+                *(f"{x:.4f}" if isinstance(x, float) else x for x in row)
+            )
+        )
     draw_confidence(found, folder / "ood.png")
 
 
@@ -101,7 +127,9 @@ def average(trained: Any, mc: int, tta: int) -> Any:
     from tricklab.views import Averaged
 
     changes = build_each(trained.config.augment) if tta else {}
-    return Averaged(trained.net(), trained.prepare(), mc or tta, mc > 0, changes, trained.config.seed)
+    return Averaged(
+        trained.net(), trained.prepare(), mc or tta, mc > 0, changes, trained.config.seed
+    )
 
 
 def sets(trained: Any, data: Any) -> Iterator[tuple[Any, ...]]:
@@ -117,7 +145,9 @@ def sets(trained: Any, data: Any) -> Iterator[tuple[Any, ...]]:
     name = trained.arguments["other"] or unlike
     other = build.build(network.compose_one([f"data={name}"]).data, seed=config.seed)
     other.prepare, test = trained.prepare(), other.source.test
-    other.source = other.source._replace(test=test._replace(labels=test.labels * 0))  # may be more than the network's
+    other.source = other.source._replace(
+        test=test._replace(labels=test.labels * 0)
+    )  # may be more than the network's
     yield name, other, ood.grey if trained.images.shape[0] == 1 else None
 
 
@@ -149,14 +179,18 @@ def make_trainer(of_run: Any) -> Any:
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
     options = {key: of_run[key] for key in ("accelerator", "precision", "limit_test_batches")}
-    off: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    off: Any = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
     try:
         return pl.Trainer(devices=1, **options, **off)
     except (MisconfigurationException, ImportError, ValueError) as error:
         raise cli.UserError(f"{options}: {error}") from error
 
 
-def bootstrap(logits: Any, labels: Any, temperature: float, resamples: int) -> dict[str, tuple[float, float]]:
+def bootstrap(
+    logits: Any, labels: Any, temperature: float, resamples: int
+) -> dict[str, tuple[float, float]]:
     """Return an interval of 95 % for each result, from images drawn anew (Efron, 1979).
 
     It holds the middle of the values found. Those of a calibration error are too large, as drawing adds noise to what

@@ -18,7 +18,9 @@ def main() -> None:
     from tricklab.network import read_trained
 
     trained = read_trained(sys.argv[1:], output=None)
-    target = Path(trained.arguments["output"] or Path(trained.arguments["ckpt"]).with_suffix(".safetensors"))
+    target = Path(
+        trained.arguments["output"] or Path(trained.arguments["ckpt"]).with_suffix(".safetensors")
+    )
     trained.net()  # that weights and config fit is known before anything is written
     state = {key: tensor.contiguous().clone() for key, tensor in trained.state.items()}
     target.write_bytes(save(state, metadata={"config": OmegaConf.to_yaml(trained.config)}))

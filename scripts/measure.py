@@ -63,8 +63,12 @@ def arguments(known: Sequence[str], seeds: Callable[[str], int]) -> tuple[str, i
     if not given.isdecimal() or int(given) < 1:
         raise UserError(f"seeds={given}; allowed: 1 or more")
     words = [word for word in words if not word.startswith("seeds=")]
-    if wrong := next((word for word in words if not is_volatile(word.lstrip("+~").partition("=")[0])), None):
-        raise UserError(f"{wrong} would change what is measured; allowed: seeds=N, and words of the sweep, as slots=2")
+    if wrong := next(
+        (word for word in words if not is_volatile(word.lstrip("+~").partition("=")[0])), None
+    ):
+        raise UserError(
+            f"{wrong} would change what is measured; allowed: seeds=N, and words of the sweep, as slots=2"
+        )
     return name, int(given), words
 
 
@@ -75,7 +79,12 @@ def measure(recipe: Recipe, seeds: int, words: Sequence[str]) -> Rows:
     if not left:
         return found
     missing = ",".join(map(str, sorted(set.union(*left.values()))))
-    of_sweep = [f"experiment={recipe.name}", f"seed={missing}", f"hydra.sweep.dir={quoted(recipe.folder)}", *words]
+    of_sweep = [
+        f"experiment={recipe.name}",
+        f"seed={missing}",
+        f"hydra.sweep.dir={quoted(recipe.folder)}",
+        *words,
+    ]
     if any(recipe.arms.values()):
         of = ",".join(f"{arm}:[{','.join(map(quoted, recipe.arms[arm]))}]" for arm in left)
         of_sweep += ["sweep=arms", f"sweep.of={{{of}}}"]
@@ -112,10 +121,16 @@ def gather(recipe: Recipe, wanted: Set[str]) -> dict[str, Row]:
     for run in sorted(recipe.folder.glob("*/")):
         result = read_result(run)
         of_run = result.get("config_hash", "")
-        if result.get("status") == "done" and of_run in wanted and not whole(rows.get(of_run, {}), recipe):
+        if (
+            result.get("status") == "done"
+            and of_run in wanted
+            and not whole(rows.get(of_run, {}), recipe)
+        ):
             rows[of_run] = to_row(run, recipe)
     if rows != before:
-        ordered = sorted(rows.values(), key=lambda row: (row.get("words", ""), row["date"], int(row["seed"])))
+        ordered = sorted(
+            rows.values(), key=lambda row: (row.get("words", ""), row["date"], int(row["seed"]))
+        )
         write_whole(recipe.file, to_text(ordered))
     return rows
 
@@ -137,7 +152,9 @@ def read_rows(file: Path) -> dict[str, Row]:
 def to_text(rows: Sequence[Row]) -> str:
     """Return rows as CSV, with all columns that any has."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer = csv.DictWriter(
+        text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -147,11 +164,20 @@ def to_row(run: Path, recipe: Recipe) -> Row:
     """Return what is kept of a run."""
     result = read_result(run)
     words = {word.partition("=")[0]: word for word in result["overrides"]}
-    own = [word for key, word in words.items() if key not in ("experiment", "seed") and not is_volatile(key)]
-    row = {"config_hash": result["config_hash"]} | ({"words": " ".join(own)} if len(recipe.arms) > 1 else {})
+    own = [
+        word
+        for key, word in words.items()
+        if key not in ("experiment", "seed") and not is_volatile(key)
+    ]
+    row = {"config_hash": result["config_hash"]} | (
+        {"words": " ".join(own)} if len(recipe.arms) > 1 else {}
+    )
     row |= {"seed": words["seed"].partition("=")[2], "seconds": result["seconds"]}
     row |= {name: round(read_metric(run, name), 6) for name in recipe.metrics}
-    row |= {"commit": (result["git"] or {}).get("commit", "")[:10], "torch": result["versions"]["torch"]}
+    row |= {
+        "commit": (result["git"] or {}).get("commit", "")[:10],
+        "torch": result["versions"]["torch"],
+    }
     return {key: str(value) for key, value in {**row, "date": result["started"][:10]}.items()}
 
 
@@ -164,8 +190,15 @@ def read_metric(run: Path, name: str) -> float:
         _, images, measure = name.split("/")
         if not (run / "ood.csv").is_file():
             command = ["scripts/evaluate.py", f"ckpt={run}/checkpoints/best.ckpt", "suite=ood"]
-            subprocess.run([sys.executable, *command], cwd=cli.CONF.parent, check=True, stdout=subprocess.DEVNULL)
-        return next(float(row[measure]) for row in read_table(run / "ood.csv") if row["images"] == images)
+            subprocess.run(
+                [sys.executable, *command],
+                cwd=cli.CONF.parent,
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+        return next(
+            float(row[measure]) for row in read_table(run / "ood.csv") if row["images"] == images
+        )
     return float(read_result(run)["metrics"][name])
 
 
@@ -181,7 +214,12 @@ def flops(config: Any) -> float:
     net = network.build_net(config, data.shape, len(data.classes)).train()
     with FlopCounterMode(display=False) as counter:
         net(torch.zeros(2, *data.shape)).sum().backward()
-    return counter.get_total_flops() / 2 * plan.make_plan(config, data, ranks=1).last_step * data.batch_size
+    return (
+        counter.get_total_flops()
+        / 2
+        * plan.make_plan(config, data, ranks=1).last_step
+        * data.batch_size
+    )
 
 
 def summary(rows: list[Row], flops: float) -> str:

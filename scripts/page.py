@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 Table = list[list[str]]
-Section = tuple[str, Table | str]  # a heading, or none, and a table whose first row is its head, or a command
+Section = tuple[
+    str, Table | str
+]  # a heading, or none, and a table whose first row is its head, or a command
 SHOWN = 8  # configurations in a picture
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; color: #222; }
@@ -44,16 +46,25 @@ def markdown(title: str, sections: list[Section]) -> str:
 def table(rows: Table) -> str:
     rows = [[text.replace("|", "\\|") for text in line] for line in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |" for line in rows]
+    lines = [
+        "| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |"
+        for line in rows
+    ]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
 def html(title: str, sections: list[Section], pictures: list[str]) -> str:
     """Lay out a report as a page; all text is escaped, pictures are SVG."""
-    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    )
     head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
     first, *others = map(html_section, sections)
-    parts = [f"<!doctype html><html lang=en><head>{head}</head><body>", f"<h1>{escape(title)}</h1>", first]
+    parts = [
+        f"<!doctype html><html lang=en><head>{head}</head><body>",
+        f"<h1>{escape(title)}</h1>",
+        first,
+    ]
     return "\n".join([*parts, "<main>", *pictures, "</main>", *others, "</body></html>\n"])
 
 
@@ -66,14 +77,21 @@ def html_section(section: Section) -> str:
     return f"{heading}<div><table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table></div>"
 
 
-def pictures(configurations: Runs, effects: Mapping[str, Mapping[str, Any]], metric: str) -> list[str]:
+def pictures(
+    configurations: Runs, effects: Mapping[str, Mapping[str, Any]], metric: str
+) -> list[str]:
     """Draw the effects, and of the best configurations the curves, accuracy against calibration and the rates.
 
     `effects` holds, for each value of a key, a mean and half the width of its interval.
     """
     found = {label.replace("$", r"\$"): runs for label, runs in configurations.items() if runs}
-    scores = {label: np.mean([run.results.get("val/acc") or 0.0 for run in runs]) for label, runs in found.items()}
-    shown = {label: found[label] for label in sorted(found, key=lambda label: -scores[label])[:SHOWN]}
+    scores = {
+        label: np.mean([run.results.get("val/acc") or 0.0 for run in runs])
+        for label, runs in found.items()
+    }
+    shown = {
+        label: found[label] for label in sorted(found, key=lambda label: -scores[label])[:SHOWN]
+    }
     best = f", best {SHOWN} of {len(found)}" if len(found) > SHOWN else ""
     drawn: list[tuple[str, Callable[..., None], Any]] = [
         (f"accuracy on validation, mean ± sd over seeds{best}", draw_curves, shown),
@@ -107,7 +125,10 @@ def draw_curves(axes: Any, configurations: Runs) -> None:
         of_epoch: dict[float, list[float]] = {}
         for row in [row for run in runs for row in run.metrics if "val/acc" in row]:
             of_epoch.setdefault(row["epoch"] + 1, []).append(row["val/acc"])
-        points = [(epoch, np.mean(x), np.std(x, ddof=min(1, len(x) - 1))) for epoch, x in sorted(of_epoch.items())]
+        points = [
+            (epoch, np.mean(x), np.std(x, ddof=min(1, len(x) - 1)))
+            for epoch, x in sorted(of_epoch.items())
+        ]
         epochs, means, spread = np.array(points).reshape(-1, 3).T
         axes.plot(epochs, means, label=label)
         axes.fill_between(epochs, means - spread, means + spread, alpha=0.2)
@@ -118,13 +139,22 @@ def draw_effects(axes: Any, effects: Mapping[str, Mapping[str, Any]]) -> None:
     for n, (key, of_value) in enumerate(effects.items()):
         known = {f"{key}={value}": s for value, s in of_value.items() if s.n}
         halves = np.nan_to_num([s.half for s in known.values()])  # of a single run there is none
-        axes.errorbar([s.mean for s in known.values()], list(known), xerr=halves, fmt="o", capsize=3, color=f"C{n}")
+        axes.errorbar(
+            [s.mean for s in known.values()],
+            list(known),
+            xerr=halves,
+            fmt="o",
+            capsize=3,
+            color=f"C{n}",
+        )
     axes.invert_yaxis()
 
 
 def draw_calibration(axes: Any, configurations: Runs) -> None:
     for label, runs in configurations.items():
-        points = [(r.results["test/ece"], r.results["test/acc"]) for r in runs if "test/ece" in r.results]
+        points = [
+            (r.results["test/ece"], r.results["test/acc"]) for r in runs if "test/ece" in r.results
+        ]
         axes.plot(*np.reshape(points, (-1, 2)).T, "o", alpha=0.6, label=label)
     axes.set(xlabel="expected calibration error (lower is better)", ylabel="accuracy")
 
@@ -134,11 +164,17 @@ def draw_reliability(axes: Any, configurations: Runs) -> None:
     axes.plot([0, 1], [0, 1], "--", color="grey")
     for n, (label, runs) in enumerate(configurations.items()):
         of_bin: dict[int, Any] = {}
-        for i, row in [pair for run in runs for pair in enumerate(run.calibration) if len(pair[1]) == 3]:
-            of_bin[i] = of_bin.get(i, 0) + np.array([row["images"], row["right"], row["confidence"]])
+        for i, row in [
+            pair for run in runs for pair in enumerate(run.calibration) if len(pair[1]) == 3
+        ]:
+            of_bin[i] = of_bin.get(i, 0) + np.array(
+                [row["images"], row["right"], row["confidence"]]
+            )
         images, right, confidence = np.array([of_bin[i] for i in sorted(of_bin)]).reshape(-1, 3).T
         some, style = images > 0, {"alpha": 0.6, "color": f"C{n}"}
-        axes.plot(confidence[some] / images[some], right[some] / images[some], "o-", label=label, **style)
+        axes.plot(
+            confidence[some] / images[some], right[some] / images[some], "o-", label=label, **style
+        )
         axes.stairs(images / max(images.sum(), 1), np.linspace(0, 1, len(images) + 1), **style)
     axes.set(xlabel="confidence", ylabel="accuracy; steps: share of the images")
 

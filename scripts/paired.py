@@ -55,8 +55,12 @@ def needed(summary: Summary, alpha: float = 0.05) -> int:
     if not summary.mean:
         return 0
     effect = abs(summary.mean) / summary.deviation
-    about = ((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(0.8)) / effect) ** 2  # less than with an unknown deviation
-    return next(n for n in itertools.count(max(summary.n + 1, int(about))) if power(effect, n, alpha) >= 0.8)
+    about = (
+        (stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(0.8)) / effect
+    ) ** 2  # less than with an unknown deviation
+    return next(
+        n for n in itertools.count(max(summary.n + 1, int(about))) if power(effect, n, alpha) >= 0.8
+    )
 
 
 def detectable(n: int, alpha: float) -> float:

@@ -30,7 +30,9 @@ def main() -> None:
             notes.append(note(config, values))
     folder = Path(next(iter(configs.values())).hydra.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "plan.csv").open("w", newline="", encoding="utf-8") as file:  # a shorter plan has empty cells
+    with (folder / "plan.csv").open(
+        "w", newline="", encoding="utf-8"
+    ) as file:  # a shorter plan has empty cells
         rows = enumerate(itertools.zip_longest(*rates.values(), fillvalue=""))
         csv.writer(file).writerows([["step", *rates], *([t, *row] for t, row in rows)])
     draw(rates, folder / "plan.png", cli.title() or next(iter(configs)))
@@ -62,9 +64,17 @@ def note(config: DictConfig, rates: list[float]) -> str:
     decay += config.penalty.decay.strength if "decay" in config.penalty else 0.0
     if decay * max(rates) >= 1:
         said = f"optimizer.lr={config.optimizer.lr} with optimizer.weight_decay={config.optimizer.weight_decay}"
-        raise cli.UserError(f"{said}, momentum and penalty turns the sign of weights; allowed: less than 1 together")
-    figures = f"first {rates[0]:.4g}, peak {max(rates):.4g}, last {rates[-1]:.4g}, sum {sum(rates):.4g}"
-    learns = "; lower when val/loss no longer falls" if config.scheduler._target_.endswith(".plateau") else ""
+        raise cli.UserError(
+            f"{said}, momentum and penalty turns the sign of weights; allowed: less than 1 together"
+        )
+    figures = (
+        f"first {rates[0]:.4g}, peak {max(rates):.4g}, last {rates[-1]:.4g}, sum {sum(rates):.4g}"
+    )
+    learns = (
+        "; lower when val/loss no longer falls"
+        if config.scheduler._target_.endswith(".plateau")
+        else ""
+    )
     left = math.prod(1 - rate * decay for rate in rates)
     return f"{len(rates)} steps, {figures}, weight decay leaves {'about ' if inertia else ''}{left:.4g}{learns}"
 
@@ -74,7 +84,9 @@ def draw(rates: Rates, path: Path, title: str) -> None:
     from matplotlib import pyplot
 
     rows, columns = (math.ceil(len(rates) / 4), 4) if len(rates) > TOGETHER else (1, 1)
-    figure = pyplot.figure(figsize=(8, 4.5 if rows == 1 else 1.6 * rows + 0.5), layout="constrained")
+    figure = pyplot.figure(
+        figsize=(8, 4.5 if rows == 1 else 1.6 * rows + 0.5), layout="constrained"
+    )
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for axes, (name, values) in zip(itertools.cycle(grid), rates.items(), strict=False):
         axes.plot(values, label=name, drawstyle="steps-post")
@@ -100,7 +112,10 @@ def chart(rates: Rates, notes: list[str]) -> str:
     for (name, values), x in itertools.product(rates.items(), range(WIDTH)):
         if (t := round(x * (longest - 1) / (WIDTH - 1))) < len(values):
             grid[HEIGHT - 1 - round(values[t] / peak * (HEIGHT - 1))][x] = marks[name]
-    lines = [f"{peak * (HEIGHT - 1 - y) / (HEIGHT - 1):9.3g} |" + "".join(row) for y, row in enumerate(grid)]
+    lines = [
+        f"{peak * (HEIGHT - 1 - y) / (HEIGHT - 1):9.3g} |" + "".join(row)
+        for y, row in enumerate(grid)
+    ]
     axis = " " * 10 + "+" + "-" * WIDTH + f"\n{0:>12}{longest - 1:>{WIDTH - 1}}"
     legend = [f"  {marks[name]}  {name}: {said}" for name, said in zip(rates, notes, strict=True)]
     return "\n".join([*lines, axis, *legend])

@@ -18,14 +18,22 @@ def main() -> None:
     from tricklab.network import read_trained
 
     trained = read_trained(sys.argv[1:], input=None, output=None)
-    source, target, facts = Path(str(trained.arguments["input"])), trained.arguments["output"], trained.config.dataset
+    source, target, facts = (
+        Path(str(trained.arguments["input"])),
+        trained.arguments["output"],
+        trained.config.dataset,
+    )
     files = image_files(source) if source.is_dir() else [source] if source.is_file() else []
     if not files:
         raise cli.UserError(f"input={source}; allowed: an image, or a folder with images")
     if facts.channels not in (1, 3):
-        raise cli.UserError(f"ckpt={trained.arguments['ckpt']} takes {facts.channels} channels; allowed: 1 or 3")
+        raise cli.UserError(
+            f"ckpt={trained.arguments['ckpt']} takes {facts.channels} channels; allowed: 1 or 3"
+        )
     net, prepare, mode = trained.net(), trained.prepare(), "L" if facts.channels == 1 else "RGB"
-    mixed = torch.autocast("cpu", torch.bfloat16, enabled=trained.config.trainer.precision == "bf16-mixed")
+    mixed = torch.autocast(
+        "cpu", torch.bfloat16, enabled=trained.config.trainer.precision == "bf16-mixed"
+    )
     rows: list[tuple[object, ...]] = [("file", "class", "probability")]
     for start in range(0, len(files), 256):
         batch = files[start : start + 256]
@@ -35,7 +43,11 @@ def main() -> None:
         best = logits.float().softmax(1).max(1)
         classes = [facts.classes[label] for label in best.indices.tolist()]
         rows += zip(batch, classes, best.values.tolist(), strict=True)
-    with Path(target).open("w", newline="", encoding="utf-8") if target else nullcontext(sys.stdout) as file:
+    with (
+        Path(target).open("w", newline="", encoding="utf-8")
+        if target
+        else nullcontext(sys.stdout) as file
+    ):
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 

@@ -29,7 +29,15 @@ def main() -> None:
             axes.set_title(text, fontsize=8, parse_math=False)
         if len(configs) > 1:
             word = label.replace("=", "=\n")
-            part[0].text(-0.1, 0.5, word, transform=part[0].transAxes, ha="right", va="center", parse_math=False)
+            part[0].text(
+                -0.1,
+                0.5,
+                word,
+                transform=part[0].transAxes,
+                ha="right",
+                va="center",
+                parse_math=False,
+            )
     for axes in grid.flat:
         axes.axis("off")
     figure.suptitle(cli.title() or "python train.py")
@@ -50,12 +58,20 @@ def first_images(config: DictConfig) -> list[tuple[Any, str]]:
         data.adapt(weights.images)
     first = next(iter(data.training_batches(lambda: (0, 0))), None)
     if first is None:
-        raise cli.UserError(f"data.batch_size={data.batch_size} of {len(data.train_rows)} images makes no batch")
+        raise cli.UserError(
+            f"data.batch_size={data.batch_size} of {len(data.train_rows)} images makes no batch"
+        )
     images, targets = data.training_batch(first, (0, 0))
     pixels = ((images - data.prepare.shift) / data.prepare.scale / 255).clamp(0, 1)
     shown = pixels if pixels.shape[1] in (1, 3) else pixels[:, :1]
-    shares = [sorted(zip(target, data.classes, strict=True), reverse=True)[:2] for target in targets.tolist()]
-    texts = ["\n".join(f"{share:.2f} {name}" for share, name in largest if share > 0) for largest in shares]
+    shares = [
+        sorted(zip(target, data.classes, strict=True), reverse=True)[:2]
+        for target in targets.tolist()
+    ]
+    texts = [
+        "\n".join(f"{share:.2f} {name}" for share, name in largest if share > 0)
+        for largest in shares
+    ]
     return list(zip(shown.permute(0, 2, 3, 1).numpy(), texts, strict=True))
 
 

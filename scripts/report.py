@@ -57,15 +57,23 @@ def main() -> None:
             raise UserError(cli.unknown(f"metric={metric}", metric, known))
         varied, cells = arrange(jobs)
         whole = all(job.status == "done" and job.words.keys() >= set(varied) for job in jobs)
-        effects = {key: effect(key, jobs, metric) for key in varied if whole}  # or all else would differ with its value
-        sections = report(cells, effects if len(varied) > 1 else {}, metric, baseline, incomplete == "true")
+        effects = {
+            key: effect(key, jobs, metric) for key in varied if whole
+        }  # or all else would differ with its value
+        sections = report(
+            cells, effects if len(varied) > 1 else {}, metric, baseline, incomplete == "true"
+        )
         sections += left_out(folder, jobs)
         text = page.markdown(metric, sections)
         (folder / "report.md").write_text(text, "utf-8")
         with (folder / "report.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows(sections[0][1])
-        drawn = page.pictures({label: read_runs(cell) for label, cell in cells.items()}, effects, metric)
-        (folder / "report.html").write_text(page.html(f"{folder.resolve().name}: {metric}", sections, drawn), "utf-8")
+        drawn = page.pictures(
+            {label: read_runs(cell) for label, cell in cells.items()}, effects, metric
+        )
+        (folder / "report.html").write_text(
+            page.html(f"{folder.resolve().name}: {metric}", sections, drawn), "utf-8"
+        )
         print(text, end="")
 
 
@@ -75,7 +83,9 @@ def read_jobs(folder: Path) -> list[Job]:
         listed = json.loads((folder / "sweep.json").read_text("utf-8"))["jobs"]
         jobs = [(folder / str(job["folder"]), list(job["overrides"])) for job in listed]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: no sweep.json there; allowed: the folder of a sweep ({error})") from None
+        raise UserError(
+            f"{folder}: no sweep.json there; allowed: the folder of a sweep ({error})"
+        ) from None
     if not jobs:
         raise UserError(f"{folder}: no jobs in sweep.json")
     return [read_job(path, words) for path, words in jobs]
@@ -84,7 +94,9 @@ def read_jobs(folder: Path) -> list[Job]:
 def read_job(folder: Path, overrides: list[str]) -> Job:
     """Read what a job has left; "stopped" is one that sweep=halving has ended early."""
     parts = (word.lstrip("+").partition("=") for word in overrides)
-    words = {key: value for key, _, value in parts if not is_volatile(key)}  # those that say what is computed
+    words = {
+        key: value for key, _, value in parts if not is_volatile(key)
+    }  # those that say what is computed
     result = {"status": "missing", **read_result(folder)}
     early = [word for word in result.get("overrides", []) if word.startswith("stop_after=")]
     if early and "stop_after" not in words:
@@ -101,12 +113,16 @@ def arrange(jobs: list[Job]) -> tuple[list[str], Cells]:
     cells: Cells = {}
     for job in jobs:
         label = " ".join(f"{key}={job.words[key]}" for key in varied if key in job.words) or "base"
-        replicate = ", ".join(job.words.get(key, "0") for key in REPLICATES if key in job.words or key == "seed")
+        replicate = ", ".join(
+            job.words.get(key, "0") for key in REPLICATES if key in job.words or key == "seed"
+        )
         cells.setdefault(label, {})[replicate] = job
     return varied, cells
 
 
-def report(cells: Cells, effects: Effects, metric: str, baseline: str, incomplete: bool) -> list[Section]:
+def report(
+    cells: Cells, effects: Effects, metric: str, baseline: str, incomplete: bool
+) -> list[Section]:
     """Make the sections of a report."""
     values = {label: of_seeds(cell, metric) for label, cell in cells.items()}
     base = baseline or next(iter(cells))
@@ -114,9 +130,14 @@ def report(cells: Cells, effects: Effects, metric: str, baseline: str, incomplet
         raise UserError(f"baseline={base}; allowed: {', '.join(cells)}.{nearest(base, cells)}")
     rows = [["configuration", "n", "mean", "sd", "95 % interval", "seconds"]]
     for label, cell in cells.items():
-        s, seconds = summarise(values[label].values()), [job.seconds for job in cell.values() if job.status == "done"]
+        s, seconds = (
+            summarise(values[label].values()),
+            [job.seconds for job in cell.values() if job.status == "done"],
+        )
         took = f"{math.fsum(seconds) / len(seconds):.1f}" if seconds else ""
-        rows.append([label, f"{s.n} of {len(cell)}", number(s.mean), number(s.deviation), interval(s), took])
+        rows.append(
+            [label, f"{s.n} of {len(cell)}", number(s.mean), number(s.deviation), interval(s), took]
+        )
     sections: list[Section] = [("", rows)]
     if len(cells) > 1:
         sections.append((f"Differences to {base}", compare(values, base, incomplete, cells)))
@@ -144,7 +165,9 @@ def compare(values: Values, base: str, incomplete: bool, cells: Cells) -> Table:
         p = corrected.get(label)
         if p is None:
             few = "too few seeds, or no spread"
-            verdict = few if label in able else "seeds are missing: incomplete=true compares the others"
+            verdict = (
+                few if label in able else "seeds are missing: incomplete=true compares the others"
+            )
         elif p < 0.05:
             verdict = "higher" if s.mean > 0 else "lower"
         elif not s.deviation:
@@ -152,7 +175,16 @@ def compare(values: Values, base: str, incomplete: bool, cells: Cells) -> Table:
         else:
             more = needed(s, 0.05 / len(judged))
             verdict = f"can't tell; some {more} seeds would" if more else "can't tell"
-        rows.append([label, str(s.n), number(s.mean, "+"), interval(s), "" if p is None else f"{p:.3g}", verdict])
+        rows.append(
+            [
+                label,
+                str(s.n),
+                number(s.mean, "+"),
+                interval(s),
+                "" if p is None else f"{p:.3g}",
+                verdict,
+            ]
+        )
     return rows
 
 
@@ -167,12 +199,20 @@ def effect(key: str, jobs: list[Job], metric: str) -> dict[str, Summary]:
 def best(values: Values, cells: Cells) -> list[Section]:
     """Name the configuration with the highest validation accuracy, and the command that runs it again."""
     most = max(map(len, values.values()))
-    scored = {label: of_seeds(cells[label], "val/acc") for label in cells if len(values[label]) == most > 0}
+    scored = {
+        label: of_seeds(cells[label], "val/acc")
+        for label in cells
+        if len(values[label]) == most > 0
+    }
     if not any(scored.values()):
         return []
     first = max(scored, key=lambda label: summarise(scored[label].values()).mean)
     jobs = list(cells[first].values())
-    words = [word for word in jobs[0].overrides if word.lstrip("+").split("=")[0] in jobs[0].words.keys() - REPLICATES]
+    words = [
+        word
+        for word in jobs[0].overrides
+        if word.lstrip("+").split("=")[0] in jobs[0].words.keys() - REPLICATES
+    ]
     for key in REPLICATES:
         if several := dict.fromkeys(job.words[key] for job in jobs if key in job.words):
             words.append(f"{key}={','.join(several)}")
@@ -182,7 +222,9 @@ def best(values: Values, cells: Cells) -> list[Section]:
 def left_out(folder: Path, jobs: list[Job]) -> list[Section]:
     """List what is not done, and why; and other runs in the folder, of an earlier command or config."""
     rows = [[job.status, job.reason, job.folder.name] for job in jobs if job.status != "done"]
-    others = {path.parent.name for path in folder.glob("*/result.json")} - {job.folder.name for job in jobs}
+    others = {path.parent.name for path in folder.glob("*/result.json")} - {
+        job.folder.name for job in jobs
+    }
     rows += [["stale", "not of the last command or config", name] for name in sorted(others)]
     return [("Left out", [["status", "reason", "folder"], *rows])] if rows else []
 
@@ -190,13 +232,19 @@ def left_out(folder: Path, jobs: list[Job]) -> list[Section]:
 def read_runs(cell: dict[str, Job]) -> list[Run]:
     """Read the results of the seeds that are done, what was logged on the way, and how sure they were."""
     done = [job for job in cell.values() if job.status == "done"]
-    return [Run(job.metrics, *(read_columns(job.folder / f"{name}.csv") for name in Run._fields[1:])) for job in done]
+    return [
+        Run(job.metrics, *(read_columns(job.folder / f"{name}.csv") for name in Run._fields[1:]))
+        for job in done
+    ]
 
 
 def read_columns(path: Path) -> list[dict[str, float]]:
     try:
         lines = path.read_text("utf-8").splitlines()
-        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(lines)]
+        return [
+            {key: float(value) for key, value in row.items() if value}
+            for row in csv.DictReader(lines)
+        ]
     except (OSError, ValueError, TypeError):
         return []
 

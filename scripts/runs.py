@@ -29,25 +29,48 @@ def main() -> None:
         raise UserError(f"{wrong}; allowed: WORD=VALUE, as status=failed or scheduler=cosine")
     asked = dict(word.split("=", 1) for word in sys.argv[1:])
     root, delete = Path(asked.pop("root", "runs")), asked.pop("delete", "false")
-    if asked.get("status", "done") not in STATUSES or delete not in ("true", "false") or not root.is_dir():
-        raise UserError(f"root={root} (a folder), delete={delete} (true, false), status: {', '.join(STATUSES)}")
+    if (
+        asked.get("status", "done") not in STATUSES
+        or delete not in ("true", "false")
+        or not root.is_dir()
+    ):
+        raise UserError(
+            f"root={root} (a folder), delete={delete} (true, false), status: {', '.join(STATUSES)}"
+        )
     if delete == "true" and not asked:
         raise UserError("delete=true; allowed: with what to find, as status=failed")
     facts = {folder: read_facts(folder) for folder in find_runs(root)}
     known = {"status"}.union(*facts.values())
     if facts and (strange := next((key for key in asked if key not in known), None)):
-        raise UserError(f"{strange} is no word or key of any run below {root}.{nearest(strange, known)}")
-    values = {key: (value, OmegaConf.from_dotlist([f"v={value}"]).v) for key, value in asked.items()}  # 0.1 is 1e-1
-    found = [folder for folder, of in facts.items() if all(key in of and of[key] in values[key] for key in values)]
+        raise UserError(
+            f"{strange} is no word or key of any run below {root}.{nearest(strange, known)}"
+        )
+    values = {
+        key: (value, OmegaConf.from_dotlist([f"v={value}"]).v) for key, value in asked.items()
+    }  # 0.1 is 1e-1
+    found = [
+        folder
+        for folder, of in facts.items()
+        if all(key in of and of[key] in values[key] for key in values)
+    ]
     kept = ("running",) if "status" in asked else ("running", "unfinished")
-    doomed = [folder for folder in found if delete == "true" and facts[folder]["status"] not in kept]
+    doomed = [
+        folder for folder in found if delete == "true" and facts[folder]["status"] not in kept
+    ]
     for folder in found:
         result, ended = read_result(folder), facts[folder]["status"]
-        val, test = (f"{result.get('metrics', {}).get(f'{part}/acc', float('nan')):.4f}" for part in ("val", "test"))
-        print(f"{ended:11}  val {val:6}  test {test:6}  {result.get('seconds') or 0:8.1f} s  {folder}")
+        val, test = (
+            f"{result.get('metrics', {}).get(f'{part}/acc', float('nan')):.4f}"
+            for part in ("val", "test")
+        )
+        print(
+            f"{ended:11}  val {val:6}  test {test:6}  {result.get('seconds') or 0:8.1f} s  {folder}"
+        )
     for folder in doomed:
         folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
-    print(f"{len(found)} runs below {root}" + (f", {len(doomed)} deleted" if delete == "true" else ""))
+    print(
+        f"{len(found)} runs below {root}" + (f", {len(doomed)} deleted" if delete == "true" else "")
+    )
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

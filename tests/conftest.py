@@ -83,8 +83,15 @@ def write_mnist(folder: Path, end: str = "") -> dict[int, Any]:
     pixels = {n: random.integers(0, 256, (n, 28, 28), dtype=np.uint8) for n in (40, 20)}
     folder.mkdir(parents=True, exist_ok=True)
     for part, n in (("train", 40), ("t10k", 20)):
-        for name, array in (("images-idx3", pixels[n]), ("labels-idx1", (np.arange(n) % 10).astype(np.uint8))):
-            content = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+        for name, array in (
+            ("images-idx3", pixels[n]),
+            ("labels-idx1", (np.arange(n) % 10).astype(np.uint8)),
+        ):
+            content = (
+                bytes([0, 0, 8, array.ndim])
+                + struct.pack(f">{array.ndim}I", *array.shape)
+                + array.tobytes()
+            )
             file = folder / f"{part}-{name}-ubyte{end}"
             file.write_bytes(gzip.compress(content) if end else content)
     return pixels
@@ -104,10 +111,17 @@ def write_cifar(folder: Path, classes: int = 10) -> dict[str, Any]:
         pixels[name] = random.integers(0, 256, (20 if tens else 100, 3072), dtype=np.uint8)
         labels = [i % classes for i in range(len(pixels[name]))]
         kind = "labels" if tens else "fine_labels"
-        entries = python2_text(kind) + python2_list(labels) + python2_text("data") + python2_array(pixels[name])
+        entries = (
+            python2_text(kind)
+            + python2_list(labels)
+            + python2_text("data")
+            + python2_array(pixels[name])
+        )
         (folder / place / name).write_bytes(b"\x80\x02}(" + entries + b"u.")
     words = [python2_text(f"thing {i}") for i in range(classes)]
-    entry = python2_text("label_names" if tens else "fine_label_names") + b"](" + b"".join(words) + b"e"
+    entry = (
+        python2_text("label_names" if tens else "fine_label_names") + b"](" + b"".join(words) + b"e"
+    )
     (folder / place / meta).write_bytes(b"\x80\x02}(" + entry + b"u.")
     return pixels
 
@@ -122,10 +136,23 @@ def python2_list(numbers: list[int]) -> bytes:
 
 def python2_array(array: Any) -> bytes:
     shape = b"".join(b"J" + struct.pack("<i", size) for size in array.shape) + b"\x86"
-    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + python2_text("b") + b"\x87R"
+    empty = (
+        b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85"
+        + python2_text("b")
+        + b"\x87R"
+    )
     kind = b"cnumpy\ndtype\n" + python2_text("u1") + b"K\x00K\x01\x87R(K\x03" + python2_text("|")
     kind += b"NNN" + b"J\xff\xff\xff\xff" * 2 + b"K\x00tb"
-    return empty + b"(K\x01" + shape + kind + b"\x89T" + struct.pack("<i", array.size) + array.tobytes() + b"tb"
+    return (
+        empty
+        + b"(K\x01"
+        + shape
+        + kind
+        + b"\x89T"
+        + struct.pack("<i", array.size)
+        + array.tobytes()
+        + b"tb"
+    )
 
 
 class Said(NamedTuple):
@@ -164,13 +191,17 @@ class Server:
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen([sys.executable, "-c", SERVER, *modules], **pipes)
 
-    def run(self, files: Path, folder: Path, *command: str, env: dict[str, str], terminal: str = "") -> Said:
+    def run(
+        self, files: Path, folder: Path, *command: str, env: dict[str, str], terminal: str = ""
+    ) -> Said:
         """Run a script in a folder; what it prints goes to `files`, or with what it reads to a terminal."""
         places = [terminal or str(files / name) for name in ("in", "out", "err")]
         request = [str(folder), env, [*places, str(files / "modules")], *command]
         print(json.dumps(request), file=self.process.stdin, flush=True)
         code = int(self.process.stdout.readline())  # type: ignore[union-attr]
-        out, err = ("", "") if terminal else ((files / name).read_text("utf-8") for name in ("out", "err"))
+        out, err = (
+            ("", "") if terminal else ((files / name).read_text("utf-8") for name in ("out", "err"))
+        )
         return Said(code, out, err, frozenset((files / "modules").read_text().split()))
 
 
@@ -191,7 +222,9 @@ def servers() -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture
-def answer(servers: Callable[..., Server], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def answer(
+    servers: Callable[..., Server], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
     """Run `train.py` from another working directory, in a process that has not imported torch before."""
 
     def answer(*arguments: str) -> Said:
@@ -202,7 +235,9 @@ def answer(servers: Callable[..., Server], tmp_path: Path, tmp_path_factory: pyt
 
 
 @pytest.fixture
-def fresh(servers: Callable[..., Server], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def fresh(
+    servers: Callable[..., Server], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Any:
     """Run a script in a process that has imported other libraries, and nothing of the project."""
 
     def fresh(*command: str, **options: Any) -> Said:
@@ -264,7 +299,12 @@ def kept() -> dict[tuple[str, ...], Path]:
 
 
 @pytest.fixture
-def trained(run: Callable[..., Run], kept: dict[tuple[str, ...], Path], tmp_path: Path, tmp_path_factory: Any) -> Any:
+def trained(
+    run: Callable[..., Run],
+    kept: dict[tuple[str, ...], Path],
+    tmp_path: Path,
+    tmp_path_factory: Any,
+) -> Any:
     """Return a folder of its own with what a run of these words left, which is trained once for all tests."""
 
     def trained(*words: str, folder: str = "run") -> Run:
@@ -278,7 +318,10 @@ def trained(run: Callable[..., Run], kept: dict[tuple[str, ...], Path], tmp_path
 
 @pytest.fixture
 def script(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], environment: None
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    environment: None,
 ) -> Callable[..., Said]:
     """Run a script in this process, as if from the command line in another working directory."""
     monkeypatch.chdir(tmp_path)
@@ -299,7 +342,9 @@ def script(
 
 
 @pytest.fixture
-def train(script: Callable[..., Said], fresh: Callable[..., Said], tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def train(
+    script: Callable[..., Said], fresh: Callable[..., Said], tmp_path: Path
+) -> Iterator[Callable[..., Any]]:
     """Run `train.py` from another working directory, in this process, which has imported torch; or in a new `python`.
 
     The jobs of a sweep come from one server for all tests, which has imported it too. Launchers and DDP get a fresh
@@ -313,7 +358,9 @@ def train(script: Callable[..., Said], fresh: Callable[..., Said], tmp_path: Pat
         if not python:
             return fresh(str(ROOT / "train.py"), *arguments)
         command = [sys.executable, *python, str(ROOT / "train.py"), *arguments]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
+        return subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8"
+        )
 
     yield train
     logging.root.handlers[:] = handlers  # Hydra's writes to what is closed by then
@@ -326,7 +373,9 @@ def tree(tmp_path: Path) -> Callable[..., Path]:
     import numpy as np
     from PIL import Image
 
-    def tree(parts: dict[str, int], classes: tuple[str, ...] = ("cat", "dog"), size: int = 12) -> Path:
+    def tree(
+        parts: dict[str, int], classes: tuple[str, ...] = ("cat", "dog"), size: int = 12
+    ) -> Path:
         random, root = np.random.default_rng(0), tmp_path / "bilder für später"
         for part, images in parts.items():
             for name in classes:

@@ -38,10 +38,14 @@ def test_crop_is_pad_and_cut():
     padded = F.pad(IMAGES, [2] * 4)
     assert out.dtype == torch.uint8
     for image, big, (top, left) in zip(out, padded, rand(IMAGES)(2).tolist()):
-        assert torch.equal(image, big[:, int(top * 5) : int(top * 5) + 9, int(left * 5) : int(left * 5) + 7])
+        assert torch.equal(
+            image, big[:, int(top * 5) : int(top * 5) + 9, int(left * 5) : int(left * 5) + 7]
+        )
 
 
-@pytest.mark.parametrize(("padding", "places"), [(2, 25), (0.25, 25), (0.125, 9), (1, 9), (0, 1), (0.0, 1)])
+@pytest.mark.parametrize(
+    ("padding", "places"), [(2, 25), (0.25, 25), (0.125, 9), (1, 9), (0, 1), (0.0, 1)]
+)
 def test_crop_reaches_every_place(padding, places):
     spot = torch.zeros(4000, 1, 9, 9, dtype=torch.uint8)
     spot[:, :, 4, 4] = 1
@@ -51,7 +55,9 @@ def test_crop_reaches_every_place(padding, places):
 def test_flip_is_mirror_with_the_probability():
     out = flip(IMAGES, rand(IMAGES), horizontal=0.5, vertical=0.3)
     for before, after, (x, y) in zip(IMAGES, out, rand(IMAGES)(2).tolist()):
-        assert torch.equal(after, before.flip([d for d, done in ((2, x < 0.5), (1, y < 0.3)) if done]))
+        assert torch.equal(
+            after, before.flip([d for d, done in ((2, x < 0.5), (1, y < 0.3)) if done])
+        )
     sides = torch.zeros(4000, 1, 2, 2, dtype=torch.uint8)
     sides[:, :, 0, 0] = 1
     turned = flip(sides, rand(sides), horizontal=0.3, vertical=0.6).float().mean((0, 1))
@@ -60,7 +66,9 @@ def test_flip_is_mirror_with_the_probability():
 
 def test_alternating_flip_turns_every_image_in_every_other_epoch():
     lasting = torch.rand(64, generator=generator(0, "lasting"))
-    epochs = [alternating_flip(IMAGES, rand(IMAGES, seed=n, epoch=n, lasting=lasting)) for n in range(4)]
+    epochs = [
+        alternating_flip(IMAGES, rand(IMAGES, seed=n, epoch=n, lasting=lasting)) for n in range(4)
+    ]
     assert torch.equal(epochs[0], epochs[2])
     assert torch.equal(epochs[1], epochs[3])
     assert torch.equal(epochs[1], epochs[0].flip(3))
@@ -70,24 +78,34 @@ def test_alternating_flip_turns_every_image_in_every_other_epoch():
 
 @pytest.mark.parametrize("shape", [(9, 9), (9, 7), (6, 12)])
 @pytest.mark.parametrize(
-    "case", [(30, 0, 1, 0, 0), (0, 25, 1, 0, 0), (0, 0, 1.3, 0, 0), (0, 0, 1, 2, -1), (20, 10, 0.8, 1, 2)]
+    "case",
+    [(30, 0, 1, 0, 0), (0, 25, 1, 0, 0), (0, 0, 1.3, 0, 0), (0, 0, 1, 2, -1), (20, 10, 0.8, 1, 2)],
 )
 def test_warp_equals_torchvision(shape, case):
     degrees, shear, scale, right, down = case
     images = torch.rand(2, 3, *shape, generator=generator(0, "images")) * 255
     shift = torch.tensor([[2 * right / shape[1], 2 * down / shape[0]]]).expand(2, 2)
     numbers = (torch.full((2,), float(x)) for x in (degrees, shear, scale))
-    expected = theirs.affine(images, degrees, [right, down], scale, [shear, 0.0], v2.InterpolationMode.BILINEAR)
+    expected = theirs.affine(
+        images, degrees, [right, down], scale, [shear, 0.0], v2.InterpolationMode.BILINEAR
+    )
     assert torch.allclose(warp(images, *numbers, shift), expected, atol=0.02)
 
 
 def test_affine_draws_each_within_its_limits(monkeypatch):
     seen = []
-    monkeypatch.setattr("tricklab.augment.warp", lambda images, *moves: seen.append(moves) or images)
+    monkeypatch.setattr(
+        "tricklab.augment.warp", lambda images, *moves: seen.append(moves) or images
+    )
     many = torch.zeros(5000, 1, 2, 2)
     affine(many, rand(many), degrees=20, translate=0.25, scale=0.1, shear=5)
     degrees, shear, scale, shift = seen[0]
-    for values, low, high in ((degrees, -20, 20), (shear, -5, 5), (scale, 0.9, 1.1), (shift, -0.5, 0.5)):
+    for values, low, high in (
+        (degrees, -20, 20),
+        (shear, -5, 5),
+        (scale, 0.9, 1.1),
+        (shift, -0.5, 0.5),
+    ):
         assert values.min() == pytest.approx(low, abs=0.01 * (high - low))
         assert values.max() == pytest.approx(high, abs=0.01 * (high - low))
         assert values.mean() == pytest.approx((low + high) / 2, abs=0.02 * (high - low))
@@ -120,7 +138,9 @@ def test_jitter_equals_torchvision():
     images = torch.randint(60, 160, (16, 1, 9, 7), generator=generator(0, "images")).float()
     out = jitter(images, rand(images), brightness=0.3, contrast=0.4)
     for before, after, (x, y) in zip(images / 255, out / 255, (rand(images)(2) * 2 - 1).tolist()):
-        expected = theirs.adjust_contrast(theirs.adjust_brightness(before, 1 + 0.3 * x), 1 + 0.4 * y)
+        expected = theirs.adjust_contrast(
+            theirs.adjust_brightness(before, 1 + 0.3 * x), 1 + 0.4 * y
+        )
         assert torch.allclose(after, expected, atol=1e-4)
 
 
@@ -141,7 +161,9 @@ def test_image_by_image_equals_torchvision_and_leaves_the_generator(ours, transf
     for image, after, number in zip(images, out, rand(images)().tolist()):
         torch.manual_seed(int(number * 2**24))
         assert torch.equal(after, transform(image))
-    assert torch.equal(ours(images.float() + 0.2, rand(images)), out)  # as another augmentation may leave them
+    assert torch.equal(
+        ours(images.float() + 0.2, rand(images)), out
+    )  # as another augmentation may leave them
     assert not torch.equal(out, images)
 
 
@@ -177,14 +199,19 @@ def test_every_word_changes_images_of_any_shape_and_belongs_to_the_image(name, s
 
 
 def test_the_ladder_rises():
-    names = [list(configure(f"augment={step}").augment) for step in ("none", "light", "medium", "strong")]
+    names = [
+        list(configure(f"augment={step}").augment) for step in ("none", "light", "medium", "strong")
+    ]
     assert all(set(lower) < set(higher) for lower, higher in pairwise(names))
     assert list(configure("augment=[erase,crop]").augment) == ["erase", "crop"]  # in this order
 
 
 def test_what_an_augmentation_refuses_is_said_before_training(run, capsys):
     for words, says in (
-        (("augment=randaugment", "data=fake", "data.channels=4"), "do not take 4 channels; allowed: 1, 3"),
+        (
+            ("augment=randaugment", "data=fake", "data.channels=4"),
+            "do not take 4 channels; allowed: 1, 3",
+        ),
         (("augment=crop", "augment.crop.padding=9"), r"augment.crop.padding=9 of images of 8 x 8"),
     ):
         with pytest.raises(UserError, match=says):

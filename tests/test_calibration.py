@@ -13,7 +13,15 @@ from torchmetrics.classification import MulticlassCalibrationError
 
 from tricklab.calibration import Calibration, fit_temperature, measure, reliability
 
-CASES = [(1, 2, 1), (10, 3, 0.1), (1000, 10, 3), (500, 100, 10), (50, 1, 1), (300, 4, 0.0), (200, 3, 1e4)]
+CASES = [
+    (1, 2, 1),
+    (10, 3, 0.1),
+    (1000, 10, 3),
+    (500, 100, 10),
+    (50, 1, 1),
+    (300, 4, 0.0),
+    (200, 3, 1e4),
+]
 
 
 def draw(n, classes, scale):
@@ -42,8 +50,15 @@ def by_hand(logits, labels, bins=15):
         "ece": ece,
         "ece_mass": sum(abs(part.sum()) for part in parts) / len(labels),
         "gap": confidence.mean() - hit.mean(),
-        "nll": -np.mean([row[label] for row, label in zip(log_softmax(logits.astype(np.float64), axis=1), labels)]),
-        "brier": np.mean([np.sum((row - np.eye(len(row))[label]) ** 2) for row, label in zip(p, labels)]),
+        "nll": -np.mean(
+            [
+                row[label]
+                for row, label in zip(log_softmax(logits.astype(np.float64), axis=1), labels)
+            ]
+        ),
+        "brier": np.mean(
+            [np.sum((row - np.eye(len(row))[label]) ** 2) for row, label in zip(p, labels)]
+        ),
         "aurc": np.mean(risks),
     }
 
@@ -51,7 +66,9 @@ def by_hand(logits, labels, bins=15):
 @pytest.mark.parametrize(("n", "classes", "scale"), CASES)
 def test_against_a_loop(n, classes, scale):
     logits, labels = draw(n, classes, scale)
-    assert measure(torch.tensor(logits), torch.tensor(labels)) == pytest.approx(by_hand(logits, labels), abs=1e-9)
+    assert measure(torch.tensor(logits), torch.tensor(labels)) == pytest.approx(
+        by_hand(logits, labels), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("shift", [0, 1])
@@ -64,7 +81,9 @@ def test_against_others(shift):
     p = softmax(logits.astype(np.float64), axis=1)
     assert found["nll"] == pytest.approx(log_loss(labels, p, labels=range(10)), abs=1e-6)
     assert found["brier"] == pytest.approx(brier_score_loss(labels, p, labels=range(10)), abs=1e-6)
-    theirs = MulticlassCalibrationError(10, n_bins=15)(torch.tensor(p, dtype=torch.float), torch.tensor(labels))
+    theirs = MulticlassCalibrationError(10, n_bins=15)(
+        torch.tensor(p, dtype=torch.float), torch.tensor(labels)
+    )
     assert found["ece"] == pytest.approx(float(theirs), abs=1e-6)
 
 
@@ -97,8 +116,12 @@ def test_temperature_is_scipys_and_never_harms(n, classes, scale):
     def nll(log_t):
         return measure(logits.double() / math.exp(log_t), labels)["nll"]
 
-    theirs = minimize_scalar(nll, bounds=(math.log(0.01), math.log(100)), method="bounded", options={"xatol": 1e-10})
-    assert measure(tempered, labels)["nll"] <= min(theirs.fun + 1e-9, measure(logits, labels)["nll"])
+    theirs = minimize_scalar(
+        nll, bounds=(math.log(0.01), math.log(100)), method="bounded", options={"xatol": 1e-10}
+    )
+    assert measure(tempered, labels)["nll"] <= min(
+        theirs.fun + 1e-9, measure(logits, labels)["nll"]
+    )
 
 
 def test_temperature_finds_what_was_done_to_the_logits():
@@ -122,7 +145,12 @@ def test_metric_of_torchmetrics():
 
 
 def test_a_run_has_it_and_evaluate_the_same_with_intervals(train, script, tmp_path):
-    assert train("trainer.accelerator=cpu", "model=mlp", "trainer.max_epochs=2", "hydra.run.dir=run").returncode == 0
+    assert (
+        train(
+            "trainer.accelerator=cpu", "model=mlp", "trainer.max_epochs=2", "hydra.run.dir=run"
+        ).returncode
+        == 0
+    )
     done = Run(tmp_path / "run")
     metrics = done.result["metrics"]
     assert metrics["val/nll"] >= metrics["val/nll_t"]
@@ -130,13 +158,18 @@ def test_a_run_has_it_and_evaluate_the_same_with_intervals(train, script, tmp_pa
     assert done.column("val/ece")[-1] == metrics["val/ece"]
     assert done.column("val/brier_t")[-1] == metrics["val/brier_t"]
     assert (done.folder / "calibration.png").read_bytes().startswith(b"\x89PNG")
-    bins = [[float(x) for x in line.split(",")] for line in (done.folder / "calibration.csv").read_text().split()[1:]]
+    bins = [
+        [float(x) for x in line.split(",")]
+        for line in (done.folder / "calibration.csv").read_text().split()[1:]
+    ]
     images, right, _ = map(sum, zip(*bins, strict=True))
     assert (len(bins), images, right / images) == (15, 359, pytest.approx(metrics["test/acc"]))
     assert sum(abs(b[1] - b[2]) for b in bins) / images == pytest.approx(metrics["test/ece"])
     said = script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt", "resamples=50").stdout
     for name in ("test/acc", "test/ece", "test/ece_t", "test/aurc", "test/brier_t"):
-        value, low, _, high = next(line.split()[1:] for line in said.splitlines() if line.split()[0] == name)
+        value, low, _, high = next(
+            line.split()[1:] for line in said.splitlines() if line.split()[0] == name
+        )
         assert float(value) == metrics[name]
         assert float(low.strip("(")) < float(high.strip(")"))
     low, high = (float(x.strip("()")) for x in said.split("test/acc ")[1].split()[1:4:2])

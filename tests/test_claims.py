@@ -28,7 +28,10 @@ def scripts(monkeypatch):
 
 def rows(**arms):
     """Rows as they are read from a file, of so many test accuracies by seed."""
-    return {arm: {seed: {"test/acc": str(value)} for seed, value in of.items()} for arm, of in arms.items()}
+    return {
+        arm: {seed: {"test/acc": str(value)} for seed, value in of.items()}
+        for arm, of in arms.items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -59,17 +62,28 @@ def test_the_seeds_that_would_decide_are_those_of_the_distance_to_the_bound():
     from claims import verdict
     from paired import Summary
 
-    assert verdict(Summary(5, 0.06, 0.05, 0.07), 0.05, math.inf) == "INCONCLUSIVE, some 199 seeds would decide"
+    assert (
+        verdict(Summary(5, 0.06, 0.05, 0.07), 0.05, math.inf)
+        == "INCONCLUSIVE, some 199 seeds would decide"
+    )
 
 
 def test_a_claim_is_judged_seed_by_seed():
     from claims import Expectation, judge
 
-    found = rows(a={0: 0.90, 1: 0.95, 2: 0.85}, b={0: 0.88, 1: 0.93, 3: 0.99})  # 2 and 3 have no partner
+    found = rows(
+        a={0: 0.90, 1: 0.95, 2: 0.85}, b={0: 0.88, 1: 0.93, 3: 0.99}
+    )  # 2 and 3 have no partner
     said = judge(Expectation("a", "test/acc", "b", above=0.01), found)
     assert said == ["a - b, test/acc: above 0.01", "+0.0200 (0.0200 to 0.0200)", "PASS"]
-    assert judge(Expectation("a", "test/acc", below=0.5), found)[1:] == ["0.9000 (0.7758 to 1.0242)", "FAIL"]
-    assert judge(Expectation("a", "test/acc", "b", within=0.1), rows(a={}, b={}))[1:] == ["", "not run"]
+    assert judge(Expectation("a", "test/acc", below=0.5), found)[1:] == [
+        "0.9000 (0.7758 to 1.0242)",
+        "FAIL",
+    ]
+    assert judge(Expectation("a", "test/acc", "b", within=0.1), rows(a={}, b={}))[1:] == [
+        "",
+        "not run",
+    ]
     alone = rows(a={0: 0.8}, b={0: 0.7})
     assert judge(Expectation("a", "test/acc", "b", above=0), alone)[1:] == [
         "+0.1000",
@@ -80,7 +94,12 @@ def test_a_claim_is_judged_seed_by_seed():
 def test_arms_are_added():
     from claims import Expectation, judge
 
-    found = rows(**{arm: {0: value, 1: value + 0.1} for arm, value in zip("abcd", (0.5, 0.4, 0.3, 0.1), strict=True)})
+    found = rows(
+        **{
+            arm: {0: value, 1: value + 0.1}
+            for arm, value in zip("abcd", (0.5, 0.4, 0.3, 0.1), strict=True)
+        }
+    )
     assert judge(Expectation("a + d", "test/acc", "b + c", above=0), found)[:2] == [
         "a + d - (b + c), test/acc: above 0",
         "-0.1000 (-0.1000 to -0.1000)",
@@ -95,20 +114,31 @@ def test_a_claim_says_what_it_compares(name):
 
     claim = read_claim(name)
     base = f"experiment=claims/{name}"
-    hashes = {arm: config_hash(task(configure(base, *words, "seed=0"))) for arm, words in claim.recipe.arms.items()}
+    hashes = {
+        arm: config_hash(task(configure(base, *words, "seed=0")))
+        for arm, words in claim.recipe.arms.items()
+    }
     assert len({*hashes.values()}) == len(claim.recipe.arms) > 1
     assert {arm for expected in claim.expect for arm in expected.terms} == set(claim.recipe.arms)
-    assert all(len([b for b in expected.bounds if math.isfinite(b)]) > 0 for expected in claim.expect)
+    assert all(
+        len([b for b in expected.bounds if math.isfinite(b)]) > 0 for expected in claim.expect
+    )
     if claim.recipe.file.is_file():
         found = list(csv.DictReader(claim.recipe.file.open()))
-        own = [config_hash(task(configure(base, *row["words"].split(), f"seed={row['seed']}"))) for row in found]
+        own = [
+            config_hash(task(configure(base, *row["words"].split(), f"seed={row['seed']}")))
+            for row in found
+        ]
         assert own == [row["config_hash"] for row in found]
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (("of: polynomial", "of: polynomal"), "polynomal does not exist; allowed: linear, polynomial. Did you mean"),
+        (
+            ("of: polynomial", "of: polynomal"),
+            "polynomal does not exist; allowed: linear, polynomial. Did you mean",
+        ),
         (("above", "over"), "unexpected keyword argument 'over'"),
         (("  seeds: 5\n", ""), "'seeds'"),
     ],
@@ -126,14 +156,18 @@ def test_a_claim_that_is_not_whole_is_refused(change, says, tmp_path, monkeypatc
 
 @COMPOSED
 def test_the_table_of_all_claims_is_that_of_readme(script, monkeypatch):
-    monkeypatch.setattr("measure.compose", lambda name, words: configure(f"experiment={name}", *words))
+    monkeypatch.setattr(
+        "measure.compose", lambda name, words: configure(f"experiment={name}", *words)
+    )
     done = script("claims.py")
     lines = done.stdout.splitlines()
     assert {name for line in lines[2:] for name in re.findall(r"^\| `(\w+)`", line)} == set(NAMES)
     assert done.stdout in (ROOT / "README.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize(("words", "says"), [(["decai"], "Did you mean 'decay'"), (["decay", "seeds=x"], "seeds=x")])
+@pytest.mark.parametrize(
+    ("words", "says"), [(["decai"], "Did you mean 'decay'"), (["decay", "seeds=x"], "seeds=x")]
+)
 def test_claims_refuse(script, words, says):
     done = script("claims.py", *words)
     assert done.returncode == 1
@@ -145,7 +179,9 @@ def copy(tmp_path):
     """A copy of the project, since rows are written beside the claims."""
     for part in ("src", "conf", "scripts"):
         shutil.copytree(
-            ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__", "*.csv")
+            ROOT / part,
+            tmp_path / part,
+            ignore=shutil.ignore_patterns("*.egg-info", "__pycache__", "*.csv"),
         )
     shutil.copy(ROOT / "train.py", tmp_path)
     return tmp_path
@@ -165,7 +201,9 @@ def test_a_claim_that_is_killed_goes_on_and_the_false_one_is_not_passed(copy):
     before = {path: path.stat().st_mtime_ns for path in done}
     second = subprocess.run(command, **options, capture_output=True)
     assert second.returncode == 0, second.stderr
-    assert "polynomial - linear, test/acc: above 0; +0.0000 (0.0000 to 0.0000); FAIL" in second.stdout
+    assert (
+        "polynomial - linear, test/acc: above 0; +0.0000 (0.0000 to 0.0000); FAIL" in second.stdout
+    )
     assert {path: path.stat().st_mtime_ns for path in done} == before
     assert len(list(csv.DictReader((copy / "conf/experiment/claims/two_names.csv").open()))) == 6
     shutil.rmtree(copy / "sweeps")
@@ -197,7 +235,10 @@ def test_the_table_of_an_ablation():
         "no_a": (0.84, 0.87),
         "no_b": (0.85, 0.86),
     }
-    found = {arm: {seed: {"test/acc": value} for seed, value in enumerate(of)} for arm, of in values.items()}
+    found = {
+        arm: {seed: {"test/acc": value} for seed, value in enumerate(of)}
+        for arm, of in values.items()
+    }
     _, none, a, b = lay_out(["a", "b"], found)
     assert none[:2] == ["none", "0.8100"]
     assert [line[i] for line in (a, b) for i in (0, 1, 2, 5)] == [
@@ -214,8 +255,12 @@ def test_an_ablation_runs_each_set_of_tricks_once(copy):
     text = re.sub(r"  - override /data: .*\n", "", text).replace("max_epochs: 20", "max_epochs: 2")
     recipe.write_text(re.sub(r"    (flip|dropout|smoothing): .*\n", "", text))
     options = {"cwd": copy, "env": os.environ | {"PYTHONPATH": str(copy / "src")}, "text": True}
-    done = subprocess.run([sys.executable, "scripts/ablate.py", "small", "seeds=2"], **options, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "scripts/ablate.py", "small", "seeds=2"], **options, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
-    assert "8 jobs" in done.stdout  # none, cosine, both, mixup: without the last trick is with the first alone
+    assert (
+        "8 jobs" in done.stdout
+    )  # none, cosine, both, mixup: without the last trick is with the first alone
     assert re.search(r"\| \+ mixup +\| 0\.\d{4}", done.stdout)
     assert "2 seeds: differences deviate by" in done.stdout

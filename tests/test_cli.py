@@ -11,7 +11,11 @@ from tricklab.errors import UserError
 
 
 def imported(trace: str, module: str) -> bool:
-    return any(line.split("|")[-1].strip() == module for line in trace.splitlines() if line.startswith("import time"))
+    return any(
+        line.split("|")[-1].strip() == module
+        for line in trace.splitlines()
+        if line.startswith("import time")
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,8 +41,16 @@ def imported(trace: str, module: str) -> bool:
             f"penalty=l3 does not exist; allowed: {', '.join(options(CONF / 'penalty'))}. Did you mean",
         ),
         (["data.batch_size=big"], 1, "data.batch_size='big' is a str; allowed: int"),
-        (["augment=null"], 1, "augment=null does not exist; allowed: affine, alternating_flip, crop, "),
-        (["mixup=1"], 1, "mixup=1 does not exist; allowed: alternate, cutmix, images_only, off, on."),
+        (
+            ["augment=null"],
+            1,
+            "augment=null does not exist; allowed: affine, alternating_flip, crop, ",
+        ),
+        (
+            ["mixup=1"],
+            1,
+            "mixup=1 does not exist; allowed: alternate, cutmix, images_only, off, on.",
+        ),
         (["a=b=c"], 1, "error: "),
         (["resume=1"], 1, "resume=1; allowed: none, auto"),
         (["~seed"], 1, "~seed would leave out what is needed; allowed: another value"),
@@ -47,10 +59,18 @@ def imported(trace: str, module: str) -> bool:
         (["model=[mlp,convnet]"], 1, "model=[mlp,convnet]; allowed: one option of model"),
         (["+model=mlp"], 1, "Multiple values for model"),
         (["seed=1,2"], 1, "Ambiguous value for argument 'seed=1,2'"),
-        (["resume=nowhere"], 1, "resume=nowhere; allowed: none, auto, the folder of a run or a checkpoint in it"),
+        (
+            ["resume=nowhere"],
+            1,
+            "resume=nowhere; allowed: none, auto, the folder of a run or a checkpoint in it",
+        ),
         (["hydra.run.dir=/proc/x"], 1, "error: "),
         (["debug=bach"], 1, "Did you mean 'batch'?"),
-        (["sweep=gird"], 1, "sweep=gird does not exist; allowed: arms, grid, halving, optuna. Did you mean 'grid'?"),
+        (
+            ["sweep=gird"],
+            1,
+            "sweep=gird does not exist; allowed: arms, grid, halving, optuna. Did you mean 'grid'?",
+        ),
         (["foo=1"], 1, "foo does not exist; allowed: augment, callbacks, claim, data, "),
     ],
 )
@@ -72,15 +92,30 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
             ["scheduler.warmup=5", "scheduler=cosine"],
             "scheduler.warmup=5 is not a duration; allowed: 0, or a number with a unit: 5ep",
         ),
-        (["mixup=on", "mixup.per=images"], "mixup.per=images; allowed: batch, image. Did you mean 'image'?"),
+        (
+            ["mixup=on", "mixup.per=images"],
+            "mixup.per=images; allowed: batch, image. Did you mean 'image'?",
+        ),
         (["mixup=cutmix", "mixup.end=80"], "mixup.end=80 is not a duration"),
         (["augment=light", "augment.flip.vertical=2"], "augment.flip.vertical=2; allowed: 0 to 1"),
-        (["augment=randaugment", "augment.randaugment.magnitude=31"], "magnitude=31; allowed: 0 to 30"),
-        (["loss.weight=[1,2]", "mixup=on"], "loss.weight=[1, 2] with mixing: an image of two classes"),
+        (
+            ["augment=randaugment", "augment.randaugment.magnitude=31"],
+            "magnitude=31; allowed: 0 to 30",
+        ),
+        (
+            ["loss.weight=[1,2]", "mixup=on"],
+            "loss.weight=[1, 2] with mixing: an image of two classes",
+        ),
         (["loss.weight=3"], "loss.weight=3 is a int; allowed: null, list"),
         (["mixup=on", "mixup.alpha=inf"], "mixup.alpha=inf; allowed: 0 or more"),
-        (["scheduler=multistep", "scheduler.milestones=50%"], "milestones=50%; allowed: a list of durations"),
-        (["scheduler=step", "scheduler.every=[10%]"], "scheduler.every=['10%']; allowed: one duration"),
+        (
+            ["scheduler=multistep", "scheduler.milestones=50%"],
+            "milestones=50%; allowed: a list of durations",
+        ),
+        (
+            ["scheduler=step", "scheduler.every=[10%]"],
+            "scheduler.every=['10%']; allowed: one duration",
+        ),
         (["scheduler=step", "scheduler.gamma=0"], "scheduler.gamma=0; allowed: 1e-06 to 1"),
         (["penalty=l1_prox", "callbacks=ema"], "an average of weights is hardly ever 0"),
         (["model.dropout=1.5"], "model.dropout=1.5; allowed: 0 to 1"),
@@ -96,17 +131,35 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
             ["trainer.precision=16-mixed", "trainer.gradient_clip_val=1", "optimizer.fused=true"],
             "allowed: with optimizer.fused=false",
         ),
-        (["model.freeze=1ep"], "model.freeze=1ep would keep random weights; allowed: with model.weights"),
-        (["logger=wandb", "+logger.wandb.settings={a: {api_key: x}}"], "logger.wandb.settings=*** would be written"),
+        (
+            ["model.freeze=1ep"],
+            "model.freeze=1ep would keep random weights; allowed: with model.weights",
+        ),
+        (
+            ["logger=wandb", "+logger.wandb.settings={a: {api_key: x}}"],
+            "logger.wandb.settings=*** would be written",
+        ),
         (["stop_after=xep"], "stop_after='xep' is not a duration"),
-        (["trainer.check_val_every_n_epoch=0"], "trainer.check_val_every_n_epoch=0; allowed: 1 or more"),
-        (["stop_after=3ep", "trainer.check_val_every_n_epoch=2"], "stop_after=3ep ends with a validation: "),
+        (
+            ["trainer.check_val_every_n_epoch=0"],
+            "trainer.check_val_every_n_epoch=0; allowed: 1 or more",
+        ),
+        (
+            ["stop_after=3ep", "trainer.check_val_every_n_epoch=2"],
+            "stop_after=3ep ends with a validation: ",
+        ),
         (["~optimizer.lr"], "~optimizer.lr would leave out what is needed; allowed: another value"),
         (["model=mlp", "model.widths=[a]"], "model.widths=['a']; allowed: a list of int"),
         (["model.widths=[16,0]"], "model.widths=[16, 0]; allowed: 1 or more"),
         (["model.widths=64"], "model.widths=64 is a int; allowed: list"),
-        (["optimizer=adamw", "optimizer.betas=[0.9]"], "optimizer.betas=[0.9]; allowed: two numbers"),
-        (["optimizer=adamw", "optimizer.betas=[0.9,1.0]"], "betas=[0.9, 1.0]; allowed: 0 to 0.9999999"),
+        (
+            ["optimizer=adamw", "optimizer.betas=[0.9]"],
+            "optimizer.betas=[0.9]; allowed: two numbers",
+        ),
+        (
+            ["optimizer=adamw", "optimizer.betas=[0.9,1.0]"],
+            "betas=[0.9, 1.0]; allowed: 0 to 0.9999999",
+        ),
         (["optimizer.lr=nan"], "optimizer.lr=nan; allowed: 0 or more"),
         (["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val=-1; allowed: 0 or more"),
         (["trainer.precision=17"], "trainer.precision=17; allowed: 32-true, "),
@@ -114,7 +167,10 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
         (["trainer.max_epochs=1.5"], "trainer.max_epochs=1.5 is a float; allowed: int"),
         (["stop_after=0ep"], "stop_after=0ep; allowed: more than 0"),
         (["stop_after=5"], "stop_after=5 is not a duration; allowed: 0, or a number with a unit"),
-        (["scheduler=cosine", "scheduler.warmup=-5ep"], "scheduler.warmup='-5ep' is not a duration"),
+        (
+            ["scheduler=cosine", "scheduler.warmup=-5ep"],
+            "scheduler.warmup='-5ep' is not a duration",
+        ),
         (["callbacks.last.every_n_steps=0"], "callbacks.last.every_n_steps=0; allowed: 1 or more"),
         (["experiment=[fashion_91,fashion_92]"], "allowed: one option of experiment"),
         (
@@ -148,7 +204,11 @@ def test_help_lists_every_option_with_a_word_about_it(tmp_path):
     text = list_words()
     for group in (p for p in CONF.iterdir() if p.is_dir()):
         for option in options(group):
-            (line,) = (line for line in text.splitlines() if line.lstrip(" *").startswith(f"{group.name}={option} "))
+            (line,) = (
+                line
+                for line in text.splitlines()
+                if line.lstrip(" *").startswith(f"{group.name}={option} ")
+            )
             assert len(line.split(maxsplit=1)[1]) >= 5
     assert " *scheduler=constant" in text
     for path in CONF.rglob("*.yaml"):
@@ -162,7 +222,9 @@ def test_help_lists_every_option_with_a_word_about_it(tmp_path):
 def test_a_key_that_an_experiment_misspells(train, tmp_path):
     conf = tmp_path / "mine"
     (conf / "experiment").mkdir(parents=True)
-    (conf / "experiment" / "bad.yaml").write_text("# @package _global_\noptimizer:\n  lrr: 0.1\nsead: 7\n")
+    (conf / "experiment" / "bad.yaml").write_text(
+        "# @package _global_\noptimizer:\n  lrr: 0.1\nsead: 7\n"
+    )
     done = train("experiment=bad", f"hydra.searchpath=[file://{conf}]")
     assert done.returncode == 1
     assert "optimizer.lrr does not exist" in done.stderr
@@ -203,15 +265,26 @@ def test_a_key_added_on_purpose_is_let_through(run, train):
 def test_first_run_from_another_folder_with_odd_letters(train, tmp_path):
     """The main job: a folder by its choices, the contract's files, the last lines on the screen."""
     home = tmp_path / "Übungen für morgen"
-    done = train("scheduler=cosine", "mixup=on", *ONE_BATCH, f"hydra.run.dir='{home}/${{run_name:}}'")
+    done = train(
+        "scheduler=cosine", "mixup=on", *ONE_BATCH, f"hydra.run.dir='{home}/${{run_name:}}'"
+    )
     assert done.returncode == 0, done.stderr
     last = done.stdout.strip().splitlines()[-2:]
     (folder,) = home.iterdir()
     assert last[0].startswith("test accuracy 0.")
     assert last[1] == f"run folder    {folder.relative_to(tmp_path)}"
     assert folder.name.startswith("digits_convnet_mixup-on_scheduler-cosine")
-    assert {p.name for p in folder.iterdir()} >= {".hydra", "config.yaml", "metrics.csv", "checkpoints", "result.json"}
-    assert json.loads((folder / "result.json").read_text("utf-8"))["overrides"][:2] == ["scheduler=cosine", "mixup=on"]
+    assert {p.name for p in folder.iterdir()} >= {
+        ".hydra",
+        "config.yaml",
+        "metrics.csv",
+        "checkpoints",
+        "result.json",
+    }
+    assert json.loads((folder / "result.json").read_text("utf-8"))["overrides"][:2] == [
+        "scheduler=cosine",
+        "mixup=on",
+    ]
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     again = train("seed=3", *ONE_BATCH, f"hydra.run.dir='{folder}'")
     assert again.returncode == 1
@@ -221,7 +294,12 @@ def test_first_run_from_another_folder_with_odd_letters(train, tmp_path):
 
 def test_folder_names_can_be_typed_back():
     cfg = configure(
-        "penalty=[l1,l2]", "+trainer.plugins=null", "model.widths=[1,2]", "seed=7", "data=digits", hydra=True
+        "penalty=[l1,l2]",
+        "+trainer.plugins=null",
+        "model.widths=[1,2]",
+        "seed=7",
+        "data=digits",
+        hydra=True,
     )
     name = run_name(_root_=cfg)
     assert name == "digits_convnet_trainer.plugins-null_model.widths-1-2_penalty-l1-l2_seed-7"
@@ -263,7 +341,9 @@ def test_what_is_right_is_let_through(right):
 def test_a_folder_that_can_not_be_written(train, tmp_path, monkeypatch):
     from tricklab import check
 
-    monkeypatch.setattr(check.os, "access", lambda path, mode: path != tmp_path)  # root may write anywhere
+    monkeypatch.setattr(
+        check.os, "access", lambda path, mode: path != tmp_path
+    )  # root may write anywhere
     with pytest.raises(UserError, match=f"{tmp_path} can't be written"):
         check.check_folder(tmp_path / "a" / "b", configure())
     check.check_folder(tmp_path.parent / "c", configure())

@@ -13,7 +13,12 @@ from tricklab.cli import description, options
 from tricklab.data.published import find_mnist
 
 FILES = sorted(CONF.rglob("*.yaml"))
-OPTIONS = [(p.name, o) for p in sorted(CONF.iterdir()) if p.is_dir() and p.name != "hydra" for o in options(p)]
+OPTIONS = [
+    (p.name, o)
+    for p in sorted(CONF.iterdir())
+    if p.is_dir() and p.name != "hydra"
+    for o in options(p)
+]
 GROUPS_OF_OURS = ("data", "augment", "mixup", "model", "penalty", "scheduler")
 COMPUTE = ("data", "augment", "mixup", "model", "penalty", "callbacks", "optimizer")
 VARIES: tuple[str, ...] = ()
@@ -34,15 +39,22 @@ def test_passes_the_check_and_trains_one_batch(group, option, run, tree, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair[0] in COMPUTE])
-def test_the_same_command_twice_gives_the_same_bits(group, option, run, tree, tmp_path, monkeypatch):
+def test_the_same_command_twice_gives_the_same_bits(
+    group, option, run, tree, tmp_path, monkeypatch
+):
     """On a CPU with one thread; an option for which this can't hold would have to be named in VARIES."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     extra = requirements(group, option, tree, tmp_path)
     words = (*ONE_BATCH[1:], "stop_after=3it", "model.dropout=0.2")
     runs = [run(*words, f"{group}={option}", *extra, folder=folder) for folder in ("one", "two")]
-    weights = [torch.load(r.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for r in runs]
+    weights = [
+        torch.load(r.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for r in runs
+    ]
     same = all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
-    same &= (runs[0].folder / "metrics.csv").read_text() == (runs[1].folder / "metrics.csv").read_text()
+    same &= (runs[0].folder / "metrics.csv").read_text() == (
+        runs[1].folder / "metrics.csv"
+    ).read_text()
     assert same == (f"{group}={option}" not in VARIES)
 
 
@@ -52,7 +64,9 @@ def requirements(group: str, option: str, tree, tmp_path: Path) -> list[str]:
         pytest.skip("needs a GPU")
     if option == "tensorboard":
         pytest.importorskip("tensorboard", reason="needs the extra [tensorboard]")
-    overridden = re.search(r"override /data: (\w+)", (CONF / group / f"{option}.yaml").read_text("utf-8"))
+    overridden = re.search(
+        r"override /data: (\w+)", (CONF / group / f"{option}.yaml").read_text("utf-8")
+    )
     data = overridden[1] if overridden else option
     if data == "fashion_mnist" and not find_mnist(Path("data"), "FashionMNIST"):
         pytest.skip("needs Fashion-MNIST: apt-get install dataset-fashion-mnist")
@@ -80,14 +94,18 @@ def test_the_check_takes_several_options(words):
 def test_yaml_says_what_it_is_and_quotes_on_and_off(path):
     text = path.read_text("utf-8")
     assert description(path)
-    bare = re.compile(r"^[^#'\"]*[:\[,]\s*(on|off|yes|no)\s*([,\]#]|$)", re.MULTILINE | re.IGNORECASE)
+    bare = re.compile(
+        r"^[^#'\"]*[:\[,]\s*(on|off|yes|no)\s*([,\]#]|$)", re.MULTILINE | re.IGNORECASE
+    )
     assert not bare.search(text)
 
 
 @pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] in GROUPS_OF_OURS])
 def test_one_word_in_three_places(group, option):
     node = OmegaConf.load(CONF / group / f"{option}.yaml")
-    node = node.get(option, {}) if group in ("augment", "penalty") else node  # light to strong are made of others
+    node = (
+        node.get(option, {}) if group in ("augment", "penalty") else node
+    )  # light to strong are made of others
     if "_target_" in node:
         name = OTHER_NAME.get(f"{group}={option}", option)
         assert re.fullmatch(rf"tricklab\.{group}(\.\w+)?\.{name}", node._target_)

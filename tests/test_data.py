@@ -20,7 +20,9 @@ from tricklab.mixup import cutmix, mixup
 
 
 def data(*overrides, **options):
-    return build(configure("data=fake", "data.images=100", "data.test_images=20", *overrides).data, **options)
+    return build(
+        configure("data=fake", "data.images=100", "data.test_images=20", *overrides).data, **options
+    )
 
 
 def at(module, epoch=0, batch=0, rank=0, ranks=1, device="cpu"):
@@ -70,7 +72,9 @@ def test_folds_cover_everything_once_and_are_stratified():
 
 
 def test_a_fold_needs_folds():
-    with pytest.raises(UserError, match=r"data.fold=1 data.folds=None; allowed: with data.folds, as 5"):
+    with pytest.raises(
+        UserError, match=r"data.fold=1 data.folds=None; allowed: with data.folds, as 5"
+    ):
         data("data.fold=1")
 
 
@@ -87,7 +91,9 @@ def test_folds_that_do_not_exist(wrong):
 def test_folds_of_data_with_a_validation_part_are_refused(tree):
     root = tree({"train": 5, "val": 2, "test": 1})
     assert len(build(configure("data=folder", f"data.root='{root}'").data).val_rows) == 4
-    with pytest.raises(UserError, match=r"data.folds=5: these data have a part for validation; allowed: null"):
+    with pytest.raises(
+        UserError, match=r"data.folds=5: these data have a part for validation; allowed: null"
+    ):
         build(configure("data=folder", f"data.root='{root}'", "data.folds=5").data)
 
 
@@ -123,7 +129,13 @@ def test_wrong_labels_are_uniform_over_the_others():
 
 @pytest.mark.parametrize(
     "wrong",
-    ["data.val_size=100", "data.train_size=1000", "data.val_size=0", "data.val_size=1.5", "data.train_size=abc"],
+    [
+        "data.val_size=100",
+        "data.train_size=1000",
+        "data.val_size=0",
+        "data.val_size=1.5",
+        "data.train_size=abc",
+    ],
 )
 def test_sizes_that_do_not_exist(wrong):
     with pytest.raises(UserError, match=wrong.replace(".", r"\.")):
@@ -140,7 +152,12 @@ def test_digits_are_those_of_scikit_learn():
             [*source.train.labels, *source.test.labels],
         )
     )
-    theirs = sorted(zip((bunch.images.reshape(-1, 64) * 255 / 16).round().astype(int).tolist(), bunch.target.tolist()))
+    theirs = sorted(
+        zip(
+            (bunch.images.reshape(-1, 64) * 255 / 16).round().astype(int).tolist(),
+            bunch.target.tolist(),
+        )
+    )
     assert ours == theirs
     assert source.classes == [str(name) for name in bunch.target_names]
 
@@ -181,12 +198,15 @@ def test_training_batches_are_normalised_and_probabilities():
     assert images.std((0, 2, 3), correction=0).sub(1).abs().max() < 1e-5
     assert targets.shape == (90, 10)
     assert targets.dtype == torch.float32
-    assert torch.equal(targets.argmax(1), torch.cat([y for _, y, _ in module.training_batches(lambda: (0, 0))]))
+    assert torch.equal(
+        targets.argmax(1), torch.cat([y for _, y, _ in module.training_batches(lambda: (0, 0))])
+    )
 
 
 def test_training_batches_are_augmented():
     plain, turned = (
-        at(data("data.batch_size=90", augment=a)) for a in ({}, {"turn": lambda images, rand: 255 - images})
+        at(data("data.batch_size=90", augment=a))
+        for a in ({}, {"turn": lambda images, rand: 255 - images})
     )
     raw = next(iter(plain.train_dataloader()))
     assert torch.equal(plain.on_after_batch_transfer(raw, 0)[0], plain.prepare(raw[0]))
@@ -215,7 +235,9 @@ def test_an_odd_rest_is_the_same_for_each_rank():
     for rank in range(2):
         batches = list(at(module, rank=rank, ranks=2).train_dataloader())
         sizes.append([len(labels) for _, labels, _ in batches])
-        at(module, batch=len(batches) - 1, rank=rank, ranks=2).on_after_batch_transfer(batches[-1], 0)
+        at(module, batch=len(batches) - 1, rank=rank, ranks=2).on_after_batch_transfer(
+            batches[-1], 0
+        )
     assert sizes == [[16, 16, 11], [16, 16, 11]]
 
 
@@ -243,9 +265,14 @@ def test_order_changes_with_the_epoch_and_starts_anywhere():
 
 
 def test_the_global_batch_is_the_same_for_any_number_of_ranks():
-    module, two = data("data.batch_size=16", augment={"crop": crop}), data("data.batch_size=8", augment={"crop": crop})
+    module, two = (
+        data("data.batch_size=16", augment={"crop": crop}),
+        data("data.batch_size=8", augment={"crop": crop}),
+    )
     for batch in range(6):
-        whole = module.on_after_batch_transfer(next(iter(at(module, batch=batch).train_dataloader())), 0)
+        whole = module.on_after_batch_transfer(
+            next(iter(at(module, batch=batch).train_dataloader())), 0
+        )
         for rank in range(2):
             part = next(iter(at(two, batch=batch, rank=rank, ranks=2).train_dataloader()))
             images, targets = two.on_after_batch_transfer(part, 0)
@@ -266,11 +293,16 @@ def test_mixing_moves_no_other_stream():
 
 def test_an_augmentation_moves_no_other_one():
     """Nor the order, nor the partners and lams of mixing."""
-    ways = [{"crop": crop}, {"idle": lambda images, rand: images + 0 * rand(3).sum().byte(), "crop": crop}]
+    ways = [
+        {"crop": crop},
+        {"idle": lambda images, rand: images + 0 * rand(3).sum().byte(), "crop": crop},
+    ]
     one, two = (data(augment=way, mixup=lambda x, y, g: mixup(x, y, g, alpha=1.0)) for way in ways)
     raw = [next(iter(at(module).train_dataloader())) for module in (one, two)]
     assert torch.equal(raw[0][0], raw[1][0])
-    for ours, theirs in zip(one.on_after_batch_transfer(raw[0], 0), two.on_after_batch_transfer(raw[1], 0)):
+    for ours, theirs in zip(
+        one.on_after_batch_transfer(raw[0], 0), two.on_after_batch_transfer(raw[1], 0)
+    ):
         assert torch.equal(ours, theirs)
 
 
@@ -307,15 +339,24 @@ def test_ranks_mix_differently():
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 5, 9), (4, 1, 1)])
 def test_fake_has_any_shape(shape):
     channels, height, width = shape
-    module = data(f"data.channels={channels}", f"data.height={height}", f"data.width={width}", "data.classes=7")
+    module = data(
+        f"data.channels={channels}",
+        f"data.height={height}",
+        f"data.width={width}",
+        "data.classes=7",
+    )
     assert module.shape == shape
     assert module.classes == list("0123456")
 
 
-@pytest.mark.parametrize("parts", [{"train": 9, "val": 4, "test": 5}, {"train": 9, "test": 5}, {"train": 9}, {".": 9}])
+@pytest.mark.parametrize(
+    "parts", [{"train": 9, "val": 4, "test": 5}, {"train": 9, "test": 5}, {"train": 9}, {".": 9}]
+)
 def test_folder_splits(tree, parts):
     root = tree(parts)
-    module = build(configure("data=folder", f"data.root='{root}'", "data.val_size=4", "data.test_size=6").data)
+    module = build(
+        configure("data=folder", f"data.root='{root}'", "data.val_size=4", "data.test_size=6").data
+    )
     assert module.classes == ["cat", "dog"]
     assert len(module.val_rows) == (8 if "val" in parts else 4)
     assert len(module.source.test.labels) == (10 if "test" in parts else 6)
@@ -328,7 +369,13 @@ def test_folder_of_one_size_stays_as_it_is_and_mixed_sizes_are_named(tree):
     root = tree({"train": 1})
     for part in ("cat", "dog"):
         Image.new("RGB", (12, 12)).save(root / "train" / part / "1.png")
-    options = ["data=folder", f"data.root='{root}'", "data.resize=null", "data.val_size=1", "data.test_size=2"]
+    options = [
+        "data=folder",
+        f"data.root='{root}'",
+        "data.resize=null",
+        "data.val_size=1",
+        "data.test_size=2",
+    ]
     assert build(configure(*options).data).shape == (3, 12, 12)
     Image.new("RGB", (13, 12)).save(root / "train" / "dog" / "2.png")
     with pytest.raises(UserError, match=r"2\.png.*data\.resize"):
@@ -337,7 +384,9 @@ def test_folder_of_one_size_stays_as_it_is_and_mixed_sizes_are_named(tree):
 
 def test_a_rank_without_an_image_has_an_empty_batch(tree):
     root = tree({"train": 5}, size=8)
-    made = build(configure("data=folder", f"data.root='{root}'", "data.resize=8", "data.cache=none").data)
+    made = build(
+        configure("data=folder", f"data.root='{root}'", "data.resize=8", "data.cache=none").data
+    )
     batch = made.train.images.index_select(0, torch.arange(0))
     assert batch.shape == (0, 3, 8, 8)
     assert batch.dtype == torch.uint8
@@ -349,8 +398,12 @@ def test_a_file_that_is_no_image_is_named(tree, monkeypatch):
     monkeypatch.setattr("tricklab.data.files.BLOCK", 2)
     for workers in (0, 2):
         with pytest.raises(UserError, match=r"^[^\n]*x\.png can't be decoded[^\n]*$"):
-            build(configure("data=folder", f"data.root='{root}'", f"data.num_workers={workers}").data)
-        assert not multiprocessing.active_children()  # the loader is gone, or each would be waited for later
+            build(
+                configure("data=folder", f"data.root='{root}'", f"data.num_workers={workers}").data
+            )
+        assert (
+            not multiprocessing.active_children()
+        )  # the loader is gone, or each would be waited for later
 
 
 def test_hidden_files_are_no_images_and_each_class_needs_one(tree):
@@ -360,7 +413,9 @@ def test_hidden_files_are_no_images_and_each_class_needs_one(tree):
     (root / "train" / "cat" / ".ipynb_checkpoints" / "0.png").write_bytes(b"not an image")
     (root / "test" / "cat" / "0.png").unlink()
     (root / "test" / "cat").rmdir()
-    assert len(build(configure("data=folder", f"data.root='{root}'").data).source.train.labels) == 10
+    assert (
+        len(build(configure("data=folder", f"data.root='{root}'").data).source.train.labels) == 10
+    )
     (root / "train" / "emu").mkdir()
     with pytest.raises(UserError, match="without: emu"):
         build(configure("data=folder", f"data.root='{root}'").data)
@@ -369,9 +424,18 @@ def test_hidden_files_are_no_images_and_each_class_needs_one(tree):
 def test_a_worker_that_dies_is_named(tree, monkeypatch):
     root = tree({"": 90}, size=4)
     monkeypatch.setattr("tricklab.data.files.BLOCK", 16)
-    monkeypatch.setattr("tricklab.data.files.Files.index_select", lambda *arguments: os.kill(os.getpid(), 9))
-    with pytest.raises(UserError, match=r"data\.num_workers=1: one has died \(DataLoader worker .*\); fewer take less"):
-        build(configure("data=folder", f"data.root='{root}'", "data.resize=8", "data.num_workers=1").data)
+    monkeypatch.setattr(
+        "tricklab.data.files.Files.index_select", lambda *arguments: os.kill(os.getpid(), 9)
+    )
+    with pytest.raises(
+        UserError,
+        match=r"data\.num_workers=1: one has died \(DataLoader worker .*\); fewer take less",
+    ):
+        build(
+            configure(
+                "data=folder", f"data.root='{root}'", "data.resize=8", "data.num_workers=1"
+            ).data
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
@@ -383,7 +447,10 @@ def test_neither_cache_nor_workers_change_a_batch(tree, tmp_path, monkeypatch, c
     one = build(configure(*words, "data.num_workers=0").data)
     other = build(configure(*words, f"data.cache={cache}", f"data.num_workers={workers}").data)
     before = torch.get_rng_state()
-    for read in (lambda m: at(m, epoch=1, batch=1).train_dataloader(), lambda m: at(m).test_dataloader()):
+    for read in (
+        lambda m: at(m, epoch=1, batch=1).train_dataloader(),
+        lambda m: at(m).test_dataloader(),
+    ):
         for ours, theirs in zip(read(one), read(other), strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     assert torch.equal(torch.get_rng_state(), before)
@@ -392,8 +459,16 @@ def test_neither_cache_nor_workers_change_a_batch(tree, tmp_path, monkeypatch, c
 
 def test_a_cache_is_read_until_the_files_change(tree, tmp_path, monkeypatch):
     root, decoded = tree({"train": 4, "test": 2}), []
-    monkeypatch.setattr("tricklab.data.files.decode", lambda path, *rest: decoded.append(path) or decode(path, *rest))
-    words = ["data=folder", f"data.root='{root}'", f"data.cache='{tmp_path / 'kept'}'", "data.num_workers=0"]
+    monkeypatch.setattr(
+        "tricklab.data.files.decode",
+        lambda path, *rest: decoded.append(path) or decode(path, *rest),
+    )
+    words = [
+        "data=folder",
+        f"data.root='{root}'",
+        f"data.cache='{tmp_path / 'kept'}'",
+        "data.num_workers=0",
+    ]
     build(configure(*words).data)
     assert set(decoded) == set(root.rglob("*.png"))
     decoded.clear()
@@ -408,9 +483,12 @@ def test_a_cache_is_read_until_the_files_change(tree, tmp_path, monkeypatch):
 def test_images_that_do_not_fit_into_memory(tree, monkeypatch):
     monkeypatch.setattr("os.sysconf", lambda name: 1)
     with pytest.raises(
-        UserError, match=r"data\.cache=memory: 3 images take 0\.0 GB, there are 0\.0 GB.*data\.cache=none"
+        UserError,
+        match=r"data\.cache=memory: 3 images take 0\.0 GB, there are 0\.0 GB.*data\.cache=none",
     ):
-        build(configure("data=folder", f"data.root='{tree({'train': 3})}'", "data.test_size=3").data)
+        build(
+            configure("data=folder", f"data.root='{tree({'train': 3})}'", "data.test_size=3").data
+        )
 
 
 @pytest.mark.gpu
@@ -453,11 +531,15 @@ def test_test_folder_with_another_class(tree):
 def test_every_mode_keeps_its_grey(tmp_path, mode):
     grey = 200
     if mode in ("I;16", "I"):
-        image = Image.fromarray(np.full((6, 6), grey * 257, np.uint16 if mode == "I;16" else np.int32))
+        image = Image.fromarray(
+            np.full((6, 6), grey * 257, np.uint16 if mode == "I;16" else np.int32)
+        )
     elif mode == "1":
         image, grey = Image.new("1", (6, 6), 1), 255
     else:
-        image = Image.new("L", (6, 6), grey).convert("RGB" if mode == "CMYK" else mode).convert(mode)
+        image = (
+            Image.new("L", (6, 6), grey).convert("RGB" if mode == "CMYK" else mode).convert(mode)
+        )
     path = tmp_path / ("x.tif" if mode in ("F", "I", "CMYK") else "x.png")
     image.save(path)
     pixels = decode(path, size=(4, 4), mode="RGB")
@@ -465,7 +547,9 @@ def test_every_mode_keeps_its_grey(tmp_path, mode):
     assert pixels.float().mean() == pytest.approx(grey, abs=3)
 
 
-@pytest.mark.parametrize(("place", "end"), [("", ""), ("", ".gz"), ("FashionMNIST/raw", ""), ("fashion-mnist", ".gz")])
+@pytest.mark.parametrize(
+    ("place", "end"), [("", ""), ("", ".gz"), ("FashionMNIST/raw", ""), ("fashion-mnist", ".gz")]
+)
 @pytest.mark.parametrize("name", ["fashion_mnist", "mnist"])
 def test_mnist_from_a_local_copy(tmp_path, name, place, end):
     if name == "mnist":
@@ -527,8 +611,12 @@ class Payload:
 
 def test_a_pickle_of_cifar_can_not_run_anything(tmp_path, capsys):
     write_cifar(tmp_path)
-    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(pickle.dumps({"data": Payload()}, protocol=2))
-    with pytest.raises(UserError, match=r"data_batch_3 is not a file of CIFAR: it asks for __builtin__\.print"):
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(
+        pickle.dumps({"data": Payload()}, protocol=2)
+    )
+    with pytest.raises(
+        UserError, match=r"data_batch_3 is not a file of CIFAR: it asks for __builtin__\.print"
+    ):
         build(configure("data=cifar10", f"data.root={tmp_path}").data)
     assert capsys.readouterr().out == ""
 
@@ -543,7 +631,10 @@ def test_cifar_that_is_not_is_named(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="does not hold CIFAR10: KeyError"):
         build(configure("data=cifar10", f"data.root={tmp_path}").data)
     content = (folder / "data_batch_3").read_bytes()
-    for wrong in (content.replace(b"K\x07", b"K\x63"), content.replace(b"K\x07", b"")):  # a label of 99, one too few
+    for wrong in (
+        content.replace(b"K\x07", b"K\x63"),
+        content.replace(b"K\x07", b""),
+    ):  # a label of 99, one too few
         (folder / "data_batch_2").write_bytes(wrong)
         with pytest.raises(UserError, match="does not hold CIFAR10: ValueError"):
             build(configure("data=cifar10", f"data.root={tmp_path}").data)

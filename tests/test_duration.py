@@ -8,7 +8,17 @@ from tricklab.errors import UserError
 
 @pytest.mark.parametrize(
     ("duration", "steps"),
-    [("5ep", 50), ("0.5ep", 5), ("7it", 7), ("10%", 20), ("0.1%", 1), (0, 0), ("0", 0), ("0ep", 0), ("33%", 66)],
+    [
+        ("5ep", 50),
+        ("0.5ep", 5),
+        ("7it", 7),
+        ("10%", 20),
+        ("0.1%", 1),
+        (0, 0),
+        ("0", 0),
+        ("0ep", 0),
+        ("33%", 66),
+    ],
 )
 def test_steps(duration, steps):
     assert to_steps(duration, Length(steps=200, epoch=10)) == steps
@@ -32,7 +42,10 @@ def test_wrong_durations_are_refused(wrong):
         (dict(images=1000, batch_size=100, max_epochs=3, max_steps=12), Length(12, 10)),
         (dict(images=1000, batch_size=100, max_epochs=-1, max_steps=12), Length(12, 10)),
         (dict(images=1000, batch_size=100, max_epochs=3, ranks=2), Length(15, 5)),
-        (dict(images=1001, batch_size=100, max_epochs=1), Length(10, 10)),  # a lone image has no batch statistics
+        (
+            dict(images=1001, batch_size=100, max_epochs=1),
+            Length(10, 10),
+        ),  # a lone image has no batch statistics
         (dict(images=7, batch_size=100, max_epochs=2), Length(2, 1)),
     ],
 )
@@ -48,7 +61,13 @@ def test_run_length_is_lightnings_and_is_what_happens(run):
         ("trainer.limit_train_batches=0.5",),
         ("trainer.max_steps=7",),
     ):
-        done = run("model=mlp", "trainer.max_epochs=2", "trainer.log_every_n_steps=1", *overrides, folder=overrides[-1])
+        done = run(
+            "model=mlp",
+            "trainer.max_epochs=2",
+            "trainer.log_every_n_steps=1",
+            *overrides,
+            folder=overrides[-1],
+        )
         options = dict(o.split("=") for o in overrides)
         expected = run_length(
             images=1294,
@@ -67,7 +86,16 @@ def test_run_length_is_lightnings_and_is_what_happens(run):
 
 @pytest.mark.parametrize(
     ("duration", "steps"),
-    [("99%", 9), ("90%", 9), ("96%", 9), ("100%", 10), ("1%", 1), ("10it", 10), ("3ep", 15), ("0", 0)],
+    [
+        ("99%", 9),
+        ("90%", 9),
+        ("96%", 9),
+        ("100%", 10),
+        ("1%", 1),
+        ("10it", 10),
+        ("3ep", 15),
+        ("0", 0),
+    ],
 )
 def test_a_part_is_not_rounded_to_the_whole(duration, steps):
     assert to_steps(duration, Length(10, 5), most=9) == steps

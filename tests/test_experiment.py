@@ -43,7 +43,11 @@ def test_what_a_run_leaves(run):
     config = yaml.safe_load((done.folder / "config.yaml").read_text("utf-8"))
     assert config["scheduler"]["_target_"] == "tricklab.scheduler.cosine"
     assert config["dataset"]["classes"] == [str(k) for k in range(10)]
-    assert (config["dataset"]["channels"], config["dataset"]["height"], config["dataset"]["width"]) == (1, 8, 8)
+    assert (
+        config["dataset"]["channels"],
+        config["dataset"]["height"],
+        config["dataset"]["width"],
+    ) == (1, 8, 8)
     assert 0 < config["dataset"]["mean"][0] < 1
     first = (done.folder / "metrics.csv").read_text().splitlines()[0]
     assert first.split(",") == [
@@ -55,7 +59,10 @@ def test_what_a_run_leaves(run):
         "train/acc",
         "val/loss",
         "val/acc",
-        *(f"val/{name}" for name in ("ece", "ece_mass", "gap", "nll", "brier", "aurc", "temperature")),
+        *(
+            f"val/{name}"
+            for name in ("ece", "ece_mass", "gap", "nll", "brier", "aurc", "temperature")
+        ),
         *(f"val/{name}_t" for name in ("ece", "ece_mass", "gap", "nll", "brier", "aurc")),
         "train/loss_clean",
         "train/acc_clean",
@@ -76,7 +83,11 @@ def test_a_run_takes_the_steps_of_a_plain_loop(run, clip):
     options = {key: config.optimizer[key] for key in ("lr", "momentum", "nesterov", "weight_decay")}
     optimizer = torch.optim.SGD([{"params": weights}, rest], **options)
     places = [(epoch, batch) for epoch in range(2) for batch in range(11)]
-    batches = [batch for epoch in range(2) for batch in data.training_batches(lambda epoch=epoch: (epoch, 0))]
+    batches = [
+        batch
+        for epoch in range(2)
+        for batch in data.training_batches(lambda epoch=epoch: (epoch, 0))
+    ]
     norms = []
     for t, (place, batch) in enumerate(zip(places[:17], batches)):
         images, targets = data.training_batch(batch, place)
@@ -96,17 +107,25 @@ def test_a_run_takes_the_steps_of_a_plain_loop(run, clip):
 def test_checkpoints_are_plain_and_the_right_ones(run):
     """The rate is so high that the last epoch is not the best."""
     done = run(*SHORT, "optimizer.lr=3.0", "trainer.max_epochs=8", "trainer.max_steps=85")
-    best, last = (torch.load(done.folder / "checkpoints" / f"{n}.ckpt", weights_only=True) for n in ("best", "last"))
+    best, last = (
+        torch.load(done.folder / "checkpoints" / f"{n}.ckpt", weights_only=True)
+        for n in ("best", "last")
+    )
     assert last["global_step"] == 85
     losses, accuracies, steps = (done.column(c) for c in ("val/loss", "val/acc", "step"))
     ends = [
-        int(s) for s, row in zip(steps, (done.folder / "metrics.csv").read_text().splitlines()[1:]) if row[-1] != ","
+        int(s)
+        for s, row in zip(steps, (done.folder / "metrics.csv").read_text().splitlines()[1:])
+        if row[-1] != ","
     ]
     chosen = min(range(len(losses)), key=lambda i: (-accuracies[i], losses[i]))
     assert best["global_step"] == ends[chosen]
     assert done.result["metrics"]["val/loss"] == losses[chosen]
     assert best["global_step"] != last["global_step"]
-    assert sorted(p.name for p in (done.folder / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(p.name for p in (done.folder / "checkpoints").iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+    ]
 
 
 def test_a_loss_that_is_no_number_is_the_worst_and_never_json():
@@ -120,9 +139,18 @@ NAME = Record.__module__.split(".")[0]
 
 @pytest.mark.parametrize("every", [2, 99])
 def test_no_number_ends_the_run_and_is_no_checkpoint(run, tmp_path, every):
-    says = r"step 1: train/loss=(nan|inf)" + (", gradient norm nan" if every == 2 else "") + r", lr 1e\+20"
+    says = (
+        r"step 1: train/loss=(nan|inf)"
+        + (", gradient norm nan" if every == 2 else "")
+        + r", lr 1e\+20"
+    )
     with pytest.raises(UserError, match=says):
-        run("model=mlp", "optimizer.lr=1e20", "trainer.max_epochs=2", f"trainer.log_every_n_steps={every}")
+        run(
+            "model=mlp",
+            "optimizer.lr=1e20",
+            "trainer.max_epochs=2",
+            f"trainer.log_every_n_steps={every}",
+        )
     assert re.match(f"UserError: {says}", Run(tmp_path / "run").result["reason"])
     assert Run(tmp_path / "run").result["status"] == "failed"
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -135,7 +163,9 @@ def test_a_gradient_that_is_no_number_ends_the_run(run, monkeypatch):
         next(self.net.parameters()).grad.fill_(math.inf)
 
     monkeypatch.setattr(ImageClassifier, "on_after_backward", spoil)
-    with pytest.raises(UserError, match=r"step 0: train/grad_norm=(inf|nan), lr 0\.1; try a lower optimizer\.lr"):
+    with pytest.raises(
+        UserError, match=r"step 0: train/grad_norm=(inf|nan), lr 0\.1; try a lower optimizer\.lr"
+    ):
         run("model=mlp", *ONE_BATCH)
 
 
@@ -150,7 +180,11 @@ def test_equal_accuracy_goes_to_the_lower_loss():
     best, kept = BestCheckpoint(), []
     for acc, loss in [(0.5, 1.0), (0.5, 0.9), (0.5, 0.95), (0.4, 0.1), (0.6, 2.0)]:
         results = {"val/acc": acc, "val/loss": loss}
-        kept.append(best.check_monitor_top_k(SimpleNamespace(lightning_module=SimpleNamespace(results=results))))
+        kept.append(
+            best.check_monitor_top_k(
+                SimpleNamespace(lightning_module=SimpleNamespace(results=results))
+            )
+        )
     assert kept == [True, True, False, False, True]
     resumed = BestCheckpoint()
     resumed.load_state_dict(best.state_dict() | {"dirpath": None})
@@ -198,11 +232,15 @@ def test_smoothing_is_in_the_training_loss_alone(run):
 def test_ema_is_what_is_kept(run):
     done = run(*SHORT, "callbacks=ema", "trainer.max_epochs=2")
     last = torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert any(not torch.equal(v, last["current_model_state"][k]) for k, v in last["state_dict"].items())
+    assert any(
+        not torch.equal(v, last["current_model_state"][k]) for k, v in last["state_dict"].items()
+    )
 
 
 def test_early_stopping(run):
-    done = run(*SHORT, "callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=0")
+    done = run(
+        *SHORT, "callbacks=early_stopping", "callbacks.early_stopping.patience=1", "optimizer.lr=0"
+    )
     assert len(done.column("val/loss")) == 2
 
 
@@ -214,7 +252,13 @@ def test_overfitting_ten_images(run):
 
 def test_one_evaluation_of_accumulated_batches_is_that_of_the_whole(run):
     """Two batches of 64 make the step of one batch of 128: no batch norm, no last batch."""
-    options = (*SHORT, "model.batch_norm=false", "data.drop_last=true", "trainer.max_epochs=2", "penalty=[l1,l2]")
+    options = (
+        *SHORT,
+        "model.batch_norm=false",
+        "data.drop_last=true",
+        "trainer.max_epochs=2",
+        "penalty=[l1,l2]",
+    )
     whole = run(*options, "data.batch_size=128", folder="whole")
     parts = run(*options, "data.batch_size=64", "trainer.accumulate_grad_batches=2", folder="parts")
     for column in ("train/loss", "train/l1", "train/l2", "val/loss"):
@@ -232,7 +276,9 @@ def test_a_failed_run_says_why(run, tmp_path):
 
 def test_an_interrupted_run_says_so(run, tmp_path, monkeypatch):
     """Before training, too: there it ends at once."""
-    monkeypatch.setattr("tricklab.experiment.make_plan", lambda *a: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(
+        "tricklab.experiment.make_plan", lambda *a: os.kill(os.getpid(), signal.SIGINT)
+    )
     with pytest.raises(SystemExit) as ended:
         run(*SHORT)
     assert ended.value.code == 130
@@ -241,8 +287,20 @@ def test_an_interrupted_run_says_so(run, tmp_path, monkeypatch):
 
 
 def test_config_hash_leaves_out_what_changes_no_number(monkeypatch):
-    one = {"seed": 0, "data": {"batch_size": 1, "num_workers": 2}, "name": "a", "tags": [1], "logger": {}}
-    same = {"logger": {"x": 1}, "name": "b", "tags": [], "data": {"num_workers": 0, "batch_size": 1}, "seed": 0}
+    one = {
+        "seed": 0,
+        "data": {"batch_size": 1, "num_workers": 2},
+        "name": "a",
+        "tags": [1],
+        "logger": {},
+    }
+    same = {
+        "logger": {"x": 1},
+        "name": "b",
+        "tags": [],
+        "data": {"num_workers": 0, "batch_size": 1},
+        "seed": 0,
+    }
     assert config_hash(one) == config_hash(same)
     assert config_hash(one) != config_hash(one | {"seed": 1})
     of_package = config_hash({"model": {"_target_": f"{NAME}.model.mlp"}})
@@ -279,21 +337,42 @@ def test_what_is_built_is_called_directly():
 
 @pytest.mark.parametrize(("optimizer", "lr"), [("sgd", 0.1), ("adamw", 0.001)])
 def test_a_fused_step_is_the_plain_one(run, optimizer, lr):
-    words = ["model=mlp", "stop_after=3it", f"optimizer={optimizer}", "trainer.max_epochs=2", "penalty=l2"]
+    words = [
+        "model=mlp",
+        "stop_after=3it",
+        f"optimizer={optimizer}",
+        "trainer.max_epochs=2",
+        "penalty=l2",
+    ]
     runs = [run(*words, f"optimizer.fused={fused}", folder=fused) for fused in ("true", "false")]
-    weights = [torch.load(r.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for r in runs]
+    weights = [
+        torch.load(r.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for r in runs
+    ]
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*(w.values() for w in weights)))
-    groups = torch.load(runs[0].folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"]
+    groups = torch.load(runs[0].folder / "checkpoints" / "last.ckpt", weights_only=True)[
+        "optimizer_states"
+    ]
     assert groups[0]["param_groups"][0]["fused"]
 
 
 @pytest.mark.slow
 def test_two_processes_are_one_with_the_double_batch(train, tmp_path):
-    options = ["model=mlp", "model.batch_norm=false", "trainer.max_epochs=2", "penalty=l2", "trainer.accelerator=cpu"]
+    options = [
+        "model=mlp",
+        "model.batch_norm=false",
+        "trainer.max_epochs=2",
+        "penalty=l2",
+        "trainer.accelerator=cpu",
+    ]
     one = train(*options, "data.batch_size=64", "hydra.run.dir=one")
-    two = train(*options, "data.batch_size=32", "hydra.run.dir=two", "trainer=ddp", "trainer.devices=2")
+    two = train(
+        *options, "data.batch_size=32", "hydra.run.dir=two", "trainer=ddp", "trainer.devices=2"
+    )
     assert one.returncode == two.returncode == 0, one.stderr + two.stderr
-    results = [json.loads((tmp_path / name / "result.json").read_text("utf-8")) for name in ("one", "two")]
+    results = [
+        json.loads((tmp_path / name / "result.json").read_text("utf-8")) for name in ("one", "two")
+    ]
     assert results[0]["metrics"] == pytest.approx(results[1]["metrics"], abs=1e-6)
     assert results[1]["devices"] == ["cpu", "cpu"]
     assert two.stdout.count("test accuracy") == 1
@@ -304,7 +383,8 @@ def test_compiled_trains_and_its_checkpoint_loads_uncompiled(run):
     done = run(*ONE_BATCH, "model=mlp", "trainer.compile=true", folder="compiled")
     plain = run(*ONE_BATCH, "model=mlp", folder="plain")
     one, other = (
-        torch.load(r.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for r in (done, plain)
+        torch.load(r.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for r in (done, plain)
     )
     assert one.keys() == other.keys()
     assert all(torch.allclose(one[k].float(), other[k].float(), atol=1e-4) for k in one)
@@ -328,7 +408,9 @@ def test_a_rest_of_one_image_is_left_out(run):
 def test_the_gradient_norm_is_that_without_a_loss_scale(run):
     words = (*ONE_BATCH, "model=mlp", "trainer=gpu", "trainer.accelerator=gpu")
     half, whole = (run(*words, f"trainer.precision={p}", folder=p) for p in ("16-mixed", "32-true"))
-    assert half.column("train/grad_norm") == pytest.approx(whole.column("train/grad_norm"), rel=0.05)
+    assert half.column("train/grad_norm") == pytest.approx(
+        whole.column("train/grad_norm"), rel=0.05
+    )
 
 
 @pytest.mark.gpu
@@ -340,7 +422,10 @@ def test_gpu_names_its_device(run):
 
 def test_what_is_not_committed_is_kept(tmp_path):
     def git(*arguments):
-        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=b", *arguments], check=True)
+        subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=b", *arguments],
+            check=True,
+        )
 
     assert git_state(tmp_path) is None
     git("init", "-q")
@@ -403,7 +488,9 @@ def test_the_optimizer_gets_both_groups(run):
 def test_a_window_that_the_epoch_cuts_short_counts_in_full(run):
     """11 batches make one step, whether the window would have held 11 or 16."""
     options = (*SHORT, "trainer.max_epochs=1", "penalty=l2")
-    short, whole = (run(*options, f"trainer.accumulate_grad_batches={n}", folder=str(n)) for n in (16, 11))
+    short, whole = (
+        run(*options, f"trainer.accumulate_grad_batches={n}", folder=str(n)) for n in (16, 11)
+    )
     for column in ("train/grad_norm", "train/l2", "val/loss"):
         assert short.column(column) == pytest.approx(whole.column(column), rel=1e-5)
 
@@ -462,7 +549,8 @@ def test_accuracy_on_clean_training_images_in_evaluation_mode(run):
 
 
 @pytest.mark.parametrize(
-    "trick", ["mixup=alternate", "augment=strong", "augment=randaugment", "loss=smooth", "penalty=l1"]
+    "trick",
+    ["mixup=alternate", "augment=strong", "augment=randaugment", "loss=smooth", "penalty=l1"],
 )
 def test_a_trick_leaves_weights_order_and_dropout_as_they_were(run, monkeypatch, trick):
     """So that the comparison of a run with it and a run without it is a paired one."""
@@ -472,7 +560,9 @@ def test_a_trick_leaves_weights_order_and_dropout_as_they_were(run, monkeypatch,
         seen = []
 
         def keep(self, batch, index):
-            seen.extend([torch.get_rng_state(), *(p.detach().clone() for p in self.net.parameters())])
+            seen.extend(
+                [torch.get_rng_state(), *(p.detach().clone() for p in self.net.parameters())]
+            )
             return step(self, batch, index)
 
         def order(self, batch, *place):
@@ -481,7 +571,14 @@ def test_a_trick_leaves_weights_order_and_dropout_as_they_were(run, monkeypatch,
 
         monkeypatch.setattr(ImageClassifier, "training_step", keep)
         monkeypatch.setattr(ImageData, "training_batch", order)
-        run("debug=batch", "model=mlp", "model.dropout=0.5", "model.batch_norm=false", *overrides, folder=folder)
+        run(
+            "debug=batch",
+            "model=mlp",
+            "model.dropout=0.5",
+            "model.batch_norm=false",
+            *overrides,
+            folder=folder,
+        )
         return seen
 
     plain, tricked = traced(folder="plain"), traced(trick, folder="tricked")
@@ -500,20 +597,28 @@ def test_class_weights_weigh_the_images(run, monkeypatch):
     weights = [1, 1, 1, 5, 1, 1, 1, 1, 1, 0.5]
     done = run("debug=batch", f"loss.weight={weights}", folder="weighted")
     each = torch.nn.functional.cross_entropy(seen["logits"], seen["labels"], reduction="none")
-    expected = (each * torch.tensor(weights)[seen["labels"]]).mean().item()  # over the images, not the weights
+    expected = (
+        (each * torch.tensor(weights)[seen["labels"]]).mean().item()
+    )  # over the images, not the weights
     assert done.column("train/loss")[0] == pytest.approx(expected, abs=1e-6)
     monkeypatch.setattr(ImageClassifier, "training_step", step)
-    plain, ones = (run("debug=batch", *more, folder=f"{len(more)}") for more in ((), (f"loss.weight={[1] * 10}",)))
+    plain, ones = (
+        run("debug=batch", *more, folder=f"{len(more)}")
+        for more in ((), (f"loss.weight={[1] * 10}",))
+    )
     assert plain.column("train/loss") == pytest.approx(ones.column("train/loss"))
     assert plain.result["metrics"]["test/nll"] == ones.result["metrics"]["test/nll"]
     for wrong in ("[1,2]", "[]", "[a,1,1,1,1,1,1,1,1,1]", "[-1,1,1,1,1,1,1,1,1,1]", str([0] * 10)):
-        with pytest.raises(UserError, match=r"loss\.weight=.*allowed: 10 numbers of 0 or more, not all of them 0"):
+        with pytest.raises(
+            UserError, match=r"loss\.weight=.*allowed: 10 numbers of 0 or more, not all of them 0"
+        ):
             run("debug=batch", f"loss.weight={wrong}", folder="wrong")
 
 
 @pytest.mark.parametrize("loss", ["NLLLoss", "MultiMarginLoss"])
 def test_a_loss_of_indices_is_refused(run, loss):
     with pytest.raises(
-        UserError, match=rf"loss=torch.nn.{loss} .*allowed: a loss of probabilities, not of class indices"
+        UserError,
+        match=rf"loss=torch.nn.{loss} .*allowed: a loss of probabilities, not of class indices",
     ):
         run("debug=batch", f"loss._target_=torch.nn.{loss}", "~loss.label_smoothing", "mixup=on")

@@ -46,16 +46,31 @@ def result(folder: Path):
 def test_the_name_of_a_sweep_stays_when_its_grid_grows(monkeypatch):
     def name(*words):
         monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words])
-        return sweep_name(_root_=configure("model=mlp", *(w for w in words if w.startswith("name=")), hydra=True))
+        return sweep_name(
+            _root_=configure("model=mlp", *(w for w in words if w.startswith("name=")), hydra=True)
+        )
 
-    assert name("model=mlp", "seed=0,1", "optimizer.lr=0.1") == "digits_mlp_optimizer.lr-0.1_by_seed"
-    assert name("seed=range(3)", "optimizer.lr=0.1", "model=mlp", "slots=2") == "digits_mlp_optimizer.lr-0.1_by_seed"
+    assert (
+        name("model=mlp", "seed=0,1", "optimizer.lr=0.1") == "digits_mlp_optimizer.lr-0.1_by_seed"
+    )
+    assert (
+        name("seed=range(3)", "optimizer.lr=0.1", "model=mlp", "slots=2")
+        == "digits_mlp_optimizer.lr-0.1_by_seed"
+    )
     assert name("mixup=on,off", "penalty=[l1,l2]", "seed=1") == "digits_mlp_penalty-l1-l2_by_mixup"
     assert name("seed=0,1", "name=mine") == "mine"
 
 
 def test_the_hash_of_a_job_is_that_of_what_it_computes():
-    same = ("name=a", "tags=[b]", "slots=3", "dry=true", "job_timeout=9", "logger=tensorboard", "resume=auto")
+    same = (
+        "name=a",
+        "tags=[b]",
+        "slots=3",
+        "dry=true",
+        "job_timeout=9",
+        "logger=tensorboard",
+        "resume=auto",
+    )
     plain, other = (config_hash(task(configure(*words, hydra=True))) for words in ((), ("seed=1",)))
     assert plain != other
     assert all(config_hash(task(configure(word, hydra=True))) == plain for word in same)
@@ -66,16 +81,22 @@ def test_jobs_are_single_runs_and_run_once(train, tmp_path):
     words = (*SHORT, "trainer.log_every_n_steps=1")
     first = train("-m", *words, "mixup=off,on", "slots=2")
     assert first.returncode == 0, first.stderr
-    folder = tmp_path / "sweeps" / "digits_mlp_trainer.log_every_n_steps-1_trainer.max_epochs-1_by_mixup"
+    folder = (
+        tmp_path / "sweeps" / "digits_mlp_trainer.log_every_n_steps-1_trainer.max_epochs-1_by_mixup"
+    )
     assert first.stdout.startswith(f"2 jobs, 0 done, in {folder}")
     assert "2 of 2 jobs done" in first.stdout
     assert "2 of 2: done 0." in first.stdout
     for n, mixup in enumerate(("off", "on")):
-        single = train(*SHORT, f"mixup={mixup}", "trainer.log_every_n_steps=1", f"hydra.run.dir={n}")
+        single = train(
+            *SHORT, f"mixup={mixup}", "trainer.log_every_n_steps=1", f"hydra.run.dir={n}"
+        )
         assert single.returncode == 0
         job = next(f for words, f in jobs(folder).items() if f"mixup={mixup}" in words)
         assert (job / "metrics.csv").read_text() == (tmp_path / str(n) / "metrics.csv").read_text()
-        assert result(job)["config_hash"] == result(tmp_path / str(n))["config_hash"] == job.name[-12:]
+        assert (
+            result(job)["config_hash"] == result(tmp_path / str(n))["config_hash"] == job.name[-12:]
+        )
         assert "test accuracy" in (job / "job.log").read_text()
     times = [(f / "result.json").stat().st_mtime_ns for f in jobs(folder).values()]
     dry = train("-m", *words, "mixup=off,on,cutmix", "dry=true")
@@ -104,7 +125,10 @@ def test_arms_are_lists_of_words(train, script, tmp_path):
     assert train(*words).returncode == 0
     folder = tmp_path / "sweeps" / "x"
     given = sorted(sorted({*words.split()} - {*SHORT, "name=x"}) for words in jobs(folder))
-    assert given == [["mixup=on", "scheduler=cosine", f"seed={n}"] for n in (0, 1)] + [["seed=0"], ["seed=1"]]
+    assert given == [["mixup=on", "scheduler=cosine", f"seed={n}"] for n in (0, 1)] + [
+        ["seed=0"],
+        ["seed=1"],
+    ]
     said = script("report.py", str(folder)).stdout
     assert "## Differences to base" in said
     assert "mixup=on scheduler=cosine" in said
@@ -121,12 +145,22 @@ def test_a_failed_job_ends_neither_the_others_nor_with_0(train, tmp_path):
     assert "1 of 2 jobs done" in done.stdout
     assert "failed: UserError: 1 training images, data.batch_size=128, " in done.stdout
     assert "the same command again goes on with these: python train.py -m model=mlp" in done.stdout
-    assert sorted(result(f)["status"] for f in jobs(tmp_path / "sweeps" / "part").values()) == ["done", "failed"]
+    assert sorted(result(f)["status"] for f in jobs(tmp_path / "sweeps" / "part").values()) == [
+        "done",
+        "failed",
+    ]
 
 
 @pytest.mark.slow
 def test_a_sweeper_that_checks_nothing_leaves_that_to_the_job(train, tmp_path):
-    train("-m", *SHORT, "model.dropout=1.5", "hydra/sweeper=basic", "hydra/launcher=basic", "hydra.sweep.dir=s")
+    train(
+        "-m",
+        *SHORT,
+        "model.dropout=1.5",
+        "hydra/sweeper=basic",
+        "hydra/launcher=basic",
+        "hydra.sweep.dir=s",
+    )
     (log,) = tmp_path.glob("s/*/job.log")
     assert "error: model.dropout=1.5; allowed: 0 to 1" in log.read_text()
 
@@ -134,7 +168,10 @@ def test_a_sweeper_that_checks_nothing_leaves_that_to_the_job(train, tmp_path):
 @SERVERS
 def test_each_slot_has_a_device(train, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
-    assert train("-m", *SHORT, "seed=range(4)", "trainer.accelerator=cpu", "name=placed").returncode == 0
+    assert (
+        train("-m", *SHORT, "seed=range(4)", "trainer.accelerator=cpu", "name=placed").returncode
+        == 0
+    )
     results = [result(folder) for folder in jobs(tmp_path / "sweeps" / "placed").values()]
     assert {found["cuda_visible_devices"] for found in results} == {"5", "GPU-7"}
 
@@ -166,7 +203,9 @@ def test_threads_are_shared_by_the_slots(monkeypatch):
         assert process.Slots(configure("slots=2")).threads == threads
 
 
-@pytest.mark.parametrize("value", ["20260301", "1e5", "null", "true", "a b", "it's", "/a/b", "x=1", "", "a,b", "ü"])
+@pytest.mark.parametrize(
+    "value", ["20260301", "1e5", "null", "true", "a b", "it's", "/a/b", "x=1", "", "a,b", "ü"]
+)
 def test_what_is_quoted_is_read_as_that_text(value):
     assert OverridesParser.create().parse_override(f"x={process.quoted(value)}").value() == value
 
@@ -176,9 +215,13 @@ def test_jobs_find_what_the_sweep_found(train, tmp_path):
     """Configs of one's own, elsewhere."""
     for folder in ("one", "an other"):
         (tmp_path / folder / "experiment").mkdir(parents=True)
-        (tmp_path / folder / "experiment" / f"{folder[-3:]}.yaml").write_text("# @package _global_\nseed: 3\n")
+        (tmp_path / folder / "experiment" / f"{folder[-3:]}.yaml").write_text(
+            "# @package _global_\nseed: 3\n"
+        )
     path = f"hydra.searchpath=['file://{tmp_path}/an other']"
-    done = train("-m", *SHORT, "experiment=one,her", path, "name=found", "--config-dir", f"{tmp_path}/one")
+    done = train(
+        "-m", *SHORT, "experiment=one,her", path, "name=found", "--config-dir", f"{tmp_path}/one"
+    )
     assert done.returncode == 0, done.stdout
     assert len(jobs(tmp_path / "sweeps" / "found")) == 2
 
@@ -195,7 +238,9 @@ def test_a_launcher_that_is_ended_ends_its_job(monkeypatch, tmp_path):
     monkeypatch.setattr(
         process.multiprocessing,
         "get_context",
-        lambda kind: SimpleNamespace(set_forkserver_preload=lambda names: None, Process=lambda **options: job),
+        lambda kind: SimpleNamespace(
+            set_forkserver_preload=lambda names: None, Process=lambda **options: job
+        ),
     )
     monkeypatch.setattr(process, "end", lambda process, by: told.append(by))
     with pytest.raises(SystemExit):
@@ -225,12 +270,18 @@ def test_another_launcher_runs_the_same_jobs(train, tmp_path):
     theirs = train(*words, "hydra/launcher=basic", "hydra.sweep.dir=theirs")
     assert (ours.returncode, theirs.returncode) == (0, 0), theirs.stderr
     for folder in jobs(tmp_path / "sweeps" / "any").values():
-        assert (folder / "metrics.csv").read_text() == (tmp_path / "theirs" / folder.name / "metrics.csv").read_text()
+        assert (folder / "metrics.csv").read_text() == (
+            tmp_path / "theirs" / folder.name / "metrics.csv"
+        ).read_text()
     done = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("theirs/*/result.json"))]
     assert train(*words, "hydra/launcher=basic", "hydra.sweep.dir=theirs").returncode == 0
-    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("theirs/*/result.json"))] == done
+    assert [
+        path.stat().st_mtime_ns for path in sorted(tmp_path.glob("theirs/*/result.json"))
+    ] == done
     assert len(done) == 2
-    wrong = train("-m", *SHORT, "model.dropout=0.1,1.5", "hydra/launcher=basic", "hydra.sweep.dir=wrong")
+    wrong = train(
+        "-m", *SHORT, "model.dropout=0.1,1.5", "hydra/launcher=basic", "hydra.sweep.dir=wrong"
+    )
     assert wrong.returncode == 1
     assert "model.dropout=1.5; allowed: 0 to 1" in wrong.stderr
 
@@ -252,9 +303,15 @@ def test_processes_started_together_share_a_folder(train, tmp_path, monkeypatch)
     ("words", "says"),
     [
         (("seed=0,1", "mixup=on,of"), "mixup=of does not exist"),
-        (("seed=0,1", "model.dropout=0.1,1.5"), "model.dropout=1.5: model.dropout=1.5; allowed: 0 to 1"),
+        (
+            ("seed=0,1", "model.dropout=0.1,1.5"),
+            "model.dropout=1.5: model.dropout=1.5; allowed: 0 to 1",
+        ),
         (("seed=0,1", "resume=auto"), "resume=auto -m; allowed: none"),
-        (("seed=0,1", "hydra/sweeper=basic"), "hydra/launcher=local; allowed: hydra/sweeper=search"),
+        (
+            ("seed=0,1", "hydra/sweeper=basic"),
+            "hydra/launcher=local; allowed: hydra/sweeper=search",
+        ),
         (("seed=0,1", "slots=0"), "slots=0; allowed: 1 or more"),
         (("seed=0,1", "slots=1,2"), "slots has several values; allowed: one"),
         (("seed=0,1", "sweep=grid,halving"), "sweep has several values; allowed: one"),
@@ -279,7 +336,10 @@ def start(tmp_path: Path, *words: str) -> "subprocess.Popen[str]":
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while sum(p.stat().st_mtime > since for p in tmp_path.glob("sweeps/long/*/checkpoints/last.ckpt")) < 2:
+    while (
+        sum(p.stat().st_mtime > since for p in tmp_path.glob("sweeps/long/*/checkpoints/last.ckpt"))
+        < 2
+    ):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     return process
@@ -293,7 +353,10 @@ def holder(folder: Path) -> int:
 
 
 def alive(process: int) -> bool:
-    return Path(f"/proc/{process}").exists() and "Z" not in Path(f"/proc/{process}/stat").read_text().split()[2]
+    return (
+        Path(f"/proc/{process}").exists()
+        and "Z" not in Path(f"/proc/{process}/stat").read_text().split()[2]
+    )
 
 
 @pytest.mark.slow
@@ -312,7 +375,10 @@ def test_what_dies_and_what_goes_on(train, tmp_path):
 
     process = start(tmp_path, "seed=0,2")
     other = train("-m", *LONG, "seed=0,2,3")
-    assert (other.returncode, other.stderr.split(";")[0]) == (1, f"error: the sweep in {sweep} is running")
+    assert (other.returncode, other.stderr.split(";")[0]) == (
+        1,
+        f"error: the sweep in {sweep} is running",
+    )
     process.send_signal(signal.SIGINT)
     out, err = process.communicate()
     assert process.returncode == 130
@@ -348,7 +414,9 @@ def test_an_interrupt_between_two_submissions_ends_the_first(monkeypatch):
             time.sleep(0.01)
         return future
 
-    monkeypatch.setattr(process, "run_job", lambda *given: (given[-1].append(at_work), ended.wait()))
+    monkeypatch.setattr(
+        process, "run_job", lambda *given: (given[-1].append(at_work), ended.wait())
+    )
     monkeypatch.setattr(process, "end", lambda job, by: ended.set())
     monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_one)
     slots = process.Slots(configure("slots=2"))
@@ -372,7 +440,14 @@ def test_an_interrupt_at_the_start_of_the_follower_ends_it(monkeypatch):
 
 @pytest.mark.slow
 def test_ctrl_c_while_the_first_jobs_start(tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), "-m", *LONG, "trainer.max_epochs=100000", "seed=0,1,2"]
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        "-m",
+        *LONG,
+        "trainer.max_epochs=100000",
+        "seed=0,1,2",
+    ]
     process = subprocess.Popen(
         command,
         cwd=tmp_path,
@@ -419,7 +494,9 @@ def note(folder):
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
 
     def write(*arguments, **options):
-        (folder / "seen").write_text(f"{multiprocessing.get_start_method()} {os.getenv('CUDA_VISIBLE_DEVICES')}")
+        (folder / "seen").write_text(
+            f"{multiprocessing.get_start_method()} {os.getenv('CUDA_VISIBLE_DEVICES')}"
+        )
 
     runpy.run_path = write
     work(Command([], folder, "", None), "", 0, os.getppid())
@@ -443,9 +520,19 @@ def test_two_runs_in_one_folder_are_refused(train):
 @pytest.mark.slow
 def test_an_edit_during_a_sweep_is_noticed(tmp_path):
     for part in ("src", "conf"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+        shutil.copytree(
+            ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
+        )
     shutil.copy(ROOT / "train.py", tmp_path)
-    command = [sys.executable, "train.py", "-m", "model=mlp", "trainer.max_epochs=40", "seed=0,1", "name=edited"]
+    command = [
+        sys.executable,
+        "train.py",
+        "-m",
+        "model=mlp",
+        "trainer.max_epochs=40",
+        "seed=0,1",
+        "name=edited",
+    ]
     env = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
     process = subprocess.Popen(
         command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -462,7 +549,15 @@ def test_an_edit_during_a_sweep_is_noticed(tmp_path):
 
 @pytest.mark.slow
 def test_a_job_has_its_time(train, tmp_path):
-    done = train("-m", "model=mlp", "trainer.max_epochs=3000", "job_timeout=3", "seed=0,1", "slots=2", "name=timed")
+    done = train(
+        "-m",
+        "model=mlp",
+        "trainer.max_epochs=3000",
+        "job_timeout=3",
+        "seed=0,1",
+        "slots=2",
+        "name=timed",
+    )
     assert done.returncode == 1
     assert "0 of 2 jobs done" in done.stdout
 
@@ -481,19 +576,28 @@ FAULTS = {
 def copy(tmp_path):
     """A copy of the project with an experiment for each fault; returns how to run it."""
     for part in ("src", "conf"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+        shutil.copytree(
+            ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
+        )
     shutil.copy(ROOT / "train.py", tmp_path)
     for name, content in FAULTS.items():
-        (tmp_path / "conf" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{content}\n")
+        (tmp_path / "conf" / "experiment" / f"{name}.yaml").write_text(
+            f"# @package _global_\n{content}\n"
+        )
     for n in range(6):
         (tmp_path / "conf" / "experiment" / f"fine{n}.yaml").write_text(
             f"# @package _global_\ntrainer: {{max_epochs: {n + 1}}}\n"
         )
 
     def sweep(*words):
-        env = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "https_proxy": "http://127.0.0.1:9"}
+        env = os.environ | {
+            "PYTHONPATH": str(tmp_path / "src"),
+            "https_proxy": "http://127.0.0.1:9",
+        }
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([sys.executable, "train.py", "-m", "model=mlp", *words], cwd=tmp_path, env=env, **pipes)
+        return subprocess.Popen(
+            [sys.executable, "train.py", "-m", "model=mlp", *words], cwd=tmp_path, env=env, **pipes
+        )
 
     return sweep
 
@@ -502,7 +606,11 @@ def test_an_edit_touches_the_jobs_that_it_changes(tmp_path):
     def planned():
         with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
             configs = [compose("train", [f"mixup={option}"]) for option in ("off", "on", "cutmix")]
-        return [config_hash(task(OmegaConf.merge(config, {"seed": seed}))) for config in configs for seed in (0, 1)]
+        return [
+            config_hash(task(OmegaConf.merge(config, {"seed": seed})))
+            for config in configs
+            for seed in (0, 1)
+        ]
 
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
     before = planned()
@@ -546,12 +654,22 @@ def test_of_twelve_jobs_six_die(copy, tmp_path):
             "kill": "killed: exit code -9",
             "full": "No space left on device",
         }.items():
-            line = next(line for line in out.splitlines() if line.startswith("  ") and f"experiment={name} " in line)
+            line = next(
+                line
+                for line in out.splitlines()
+                if line.startswith("  ") and f"experiment={name} " in line
+            )
             assert reason in line
-        done = {name: (folder / "result.json").stat().st_mtime_ns for name, folder in folders.items() if "fine" in name}
+        done = {
+            name: (folder / "result.json").stat().st_mtime_ns
+            for name, folder in folders.items()
+            if "fine" in name
+        }
         planned, _ = copy(*twelve, "dry=true").communicate()
         assert planned.startswith("12 jobs, 6 done")
-        assert {line.split("experiment=")[1].split()[0] for line in planned.splitlines()[1:]} == FAULTS.keys()
+        assert {
+            line.split("experiment=")[1].split()[0] for line in planned.splitlines()[1:]
+        } == FAULTS.keys()
     finally:
         subprocess.run(["umount", folders["full"]])
     assert done == {name: (folders[name] / "result.json").stat().st_mtime_ns for name in done}

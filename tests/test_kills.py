@@ -21,7 +21,14 @@ from tricklab.data.datasets import digits
 from tricklab.process import Command, work
 
 WORDS = (
-    *("data=folder", "data.cache=none", "data.mode=L", "model=convnet", "model.dropout=0.2", "model.widths=[8,16]"),
+    *(
+        "data=folder",
+        "data.cache=none",
+        "data.mode=L",
+        "model=convnet",
+        "model.dropout=0.2",
+        "model.widths=[8,16]",
+    ),
     *("mixup=on", "augment=[light,alternating_flip]", "callbacks=ema", "scheduler.warmup=2ep"),
     *("trainer.accelerator=cpu", "trainer.accumulate_grad_batches=3", "trainer.max_epochs=8"),
     *("data.train_size=350", "data.val_size=80", "data.batch_size=16"),  # 8 steps an epoch
@@ -56,8 +63,18 @@ def start(images):
 
     def start(folder, case, *more, until=("", 0)):
         scheduler, workers, processes = case
-        words = [*WORDS, f"data.root={images}", f"scheduler={scheduler}", f"data.num_workers={workers}", *more]
-        words += ["trainer=ddp", f"trainer.devices={processes}", "trainer.accelerator=cpu"] if processes > 1 else []
+        words = [
+            *WORDS,
+            f"data.root={images}",
+            f"scheduler={scheduler}",
+            f"data.num_workers={workers}",
+            *more,
+        ]
+        words += (
+            ["trainer=ddp", f"trainer.devices={processes}", "trainer.accelerator=cpu"]
+            if processes > 1
+            else []
+        )
         folder.mkdir(parents=True, exist_ok=True)
         process = context.Process(
             target=work_until, args=(*until, Command(words, folder, "", None), "", 1, os.getpid())
@@ -104,7 +121,13 @@ def whole(start, tmp_path_factory):
 def step(folder):
     """Return the last step that was logged, or -1."""
     try:
-        return int((folder / "metrics.csv").read_text().rpartition("\n")[0].rpartition("\n")[2].split(",")[1])
+        return int(
+            (folder / "metrics.csv")
+            .read_text()
+            .rpartition("\n")[0]
+            .rpartition("\n")[2]
+            .split(",")[1]
+        )
     except (OSError, IndexError, ValueError):
         return -1
 
@@ -114,9 +137,14 @@ def assert_same(folder, wanted):
     assert json.loads((folder / "result.json").read_text())["status"] == "done", log
     assert Run(folder).result["metrics"] == wanted.result["metrics"]
     assert (folder / "metrics.csv").read_text() == (wanted.folder / "metrics.csv").read_text()
-    ours, theirs = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (folder, wanted.folder))
+    ours, theirs = (
+        torch.load(f / "checkpoints" / "last.ckpt", weights_only=True)
+        for f in (folder, wanted.folder)
+    )
     assert ours["global_step"] == theirs["global_step"]
-    assert all(torch.equal(ours["state_dict"][key], tensor) for key, tensor in theirs["state_dict"].items())
+    assert all(
+        torch.equal(ours["state_dict"][key], tensor) for key, tensor in theirs["state_dict"].items()
+    )
 
 
 def kill_at_random(start, folder, case, whole, rng):

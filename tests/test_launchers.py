@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 WORDS = ("-m", "model=mlp", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
-RAY = ("hydra/launcher=ray", "hydra.launcher.ray.init.num_gpus=2", "hydra.launcher.ray.init.num_cpus=8")
+RAY = (
+    "hydra/launcher=ray",
+    "hydra.launcher.ray.init.num_gpus=2",
+    "hydra.launcher.ray.init.num_cpus=8",
+)
 SBATCH = """#!{python}
 import os, pathlib, re, subprocess, sys
 script = pathlib.Path(sys.argv[1])
@@ -40,7 +44,10 @@ exec "$@"
 def results(sweep: Path):
     """The results of a sweep by the names of its jobs."""
     listed = json.loads((sweep / "sweep.json").read_text())["jobs"]
-    return {job["folder"]: json.loads((sweep / job["folder"] / "result.json").read_text()) for job in listed}
+    return {
+        job["folder"]: json.loads((sweep / job["folder"] / "result.json").read_text())
+        for job in listed
+    }
 
 
 def together(jobs: list) -> int:
@@ -74,7 +81,13 @@ def test_what_is_not_installed_is_named(train, word, needs):
 
 @pytest.mark.slow
 def test_ray_gives_each_job_half_a_device(train, tmp_path):
-    words = (*WORDS, "trainer.max_epochs=40", "seed=range(5)", "name=s", *RAY)  # so long that they meet
+    words = (
+        *WORDS,
+        "trainer.max_epochs=40",
+        "seed=range(5)",
+        "name=s",
+        *RAY,
+    )  # so long that they meet
     done = train(*words, "hydra.launcher.ray.remote.num_gpus=0.5")
     assert done.returncode == 0, done.stderr
     assert "5 of 5 jobs done" in done.stdout
@@ -84,7 +97,10 @@ def test_ray_gives_each_job_half_a_device(train, tmp_path):
     assert devices.keys() == set("01")
     assert max(map(together, devices.values())) == 2
     again = train(*words)
-    assert (again.returncode, again.stdout.splitlines()[0]) == (0, f"5 jobs, 5 done, in {tmp_path}/sweeps/s")
+    assert (again.returncode, again.stdout.splitlines()[0]) == (
+        0,
+        f"5 jobs, 5 done, in {tmp_path}/sweeps/s",
+    )
     assert "Ray" not in again.stdout
 
 
@@ -93,7 +109,9 @@ def test_submitit_runs_the_same_jobs(train, tmp_path):
     assert train(*WORDS, "seed=0,1", "name=ours").returncode == 0
     done = train(*WORDS, "seed=0,1", "name=theirs", "hydra/launcher=submitit_local")
     assert done.returncode == 0, done.stderr
-    ours, theirs = (sorted((tmp_path / "sweeps" / name).glob("*/metrics.csv")) for name in ("ours", "theirs"))
+    ours, theirs = (
+        sorted((tmp_path / "sweeps" / name).glob("*/metrics.csv")) for name in ("ours", "theirs")
+    )
     assert len(ours) == 2
     assert [path.read_text() for path in ours] == [path.read_text() for path in theirs]
 
@@ -111,13 +129,21 @@ def test_slurm_gets_an_array_of_jobs(train, tmp_path, monkeypatch):
         path.write_text(text)
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    slurm = ("hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.launcher.timeout_min=90")
+    slurm = (
+        "hydra/launcher=slurm",
+        "hydra.launcher.partition=gpu",
+        "hydra.launcher.timeout_min=90",
+    )
     done = train(*WORDS, "seed=0,1", "name=s", *slurm)
     script = (tmp_path / "bin" / "submitted.sh").read_text()
     print(script)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 of 2 jobs done" in done.stdout
-    lines = {line.removeprefix("#SBATCH --") for line in script.splitlines() if line.startswith("#SBATCH")}
+    lines = {
+        line.removeprefix("#SBATCH --")
+        for line in script.splitlines()
+        if line.startswith("#SBATCH")
+    }
     assert lines >= {
         *("array=0-1%2", "partition=gpu", "time=90", "nodes=1", "ntasks-per-node=1"),
         *("gpus-per-node=1", "cpus-per-task=4", "mem=16GB", "signal=USR2@120"),

@@ -35,7 +35,9 @@ def records(folder, kind):
     lines = [
         line
         for file in files
-        for line in subprocess.check_output([WANDB, "leet", "inspect", "--json", file], text=True).splitlines()
+        for line in subprocess.check_output(
+            [WANDB, "leet", "inspect", "--json", file], text=True
+        ).splitlines()
     ]
     return [record[kind] for record in map(json.loads, lines) if record["type"] == kind]
 
@@ -60,7 +62,9 @@ def test_a_mistake_is_shown_with_its_own_picture():
     """Also where fewer images were evaluated than there are."""
     seen, logger = [], Wandb.__new__(Wandb)
     logger.mistakes, logger.confusion = 5, False
-    logger.log_image = lambda key, images, caption: seen.extend(int(image[0, 0]) for image in images)
+    logger.log_image = lambda key, images, caption: seen.extend(
+        int(image[0, 0]) for image in images
+    )
     images = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 1, 2, 2)
     logits = 5 * torch.eye(2)[[0, 1, 0, 1]]
     logger.show(logits, torch.tensor([0, 0, 0, 0]), images, ["a", "b"])
@@ -68,11 +72,33 @@ def test_a_mistake_is_shown_with_its_own_picture():
 
 
 def test_wandb_holds_all_of_a_run(run, offline):
-    extra = ["logger.wandb.group=g", "logger.wandb.notes=why", "logger.wandb.job_type=try", "tags=[a,b]"]
-    shown = ["logger.wandb.checkpoint=true", "logger.wandb.mistakes=3", "logger.wandb.confusion=true"]
-    done = run(*ONE_BATCH, "logger=wandb", "penalty=l1", "model=mlp", *extra, *shown, choices={"model": "mlp"})
+    extra = [
+        "logger.wandb.group=g",
+        "logger.wandb.notes=why",
+        "logger.wandb.job_type=try",
+        "tags=[a,b]",
+    ]
+    shown = [
+        "logger.wandb.checkpoint=true",
+        "logger.wandb.mistakes=3",
+        "logger.wandb.confusion=true",
+    ]
+    done = run(
+        *ONE_BATCH,
+        "logger=wandb",
+        "penalty=l1",
+        "model=mlp",
+        *extra,
+        *shown,
+        choices={"model": "mlp"},
+    )
     (about,) = records(done.folder, "run")
-    assert (about["project"], about["run_group"], about["job_type"], about["notes"]) == ("tricklab", "g", "try", "why")
+    assert (about["project"], about["run_group"], about["job_type"], about["notes"]) == (
+        "tricklab",
+        "g",
+        "try",
+        "why",
+    )
     assert about["tags"] == ["a", "b"]
     assert about["display_name"] == done.folder.name
     config = merged(done.folder, "config")
@@ -80,7 +106,11 @@ def test_wandb_holds_all_of_a_run(run, offline):
     assert config["choices"] == {"model": "mlp"}
     assert config["command"].startswith("python train.py stop_after=1it")
     assert config["git"] == done.result["git"]
-    history = {name: value for row in records(done.folder, "history") for name, value in row["item"].items()}
+    history = {
+        name: value
+        for row in records(done.folder, "history")
+        for name, value in row["item"].items()
+    }
     assert set(history) >= CURVES
     assert history["lr"] == 0.1
     summary = merged(done.folder, "summary")
@@ -88,11 +118,16 @@ def test_wandb_holds_all_of_a_run(run, offline):
     assert {name: summary[name] for name in best} == best
     assert summary["val/acc"] == done.column("val/acc")[-1]
     assert [a["type"] for a in records(done.folder, "artifact")] == ["model", "run_table"]
-    assert len(list(done.folder.glob("wandb/*run-*/files/media/images/test/*.png"))) == 4  # and that of calibration
+    assert (
+        len(list(done.folder.glob("wandb/*run-*/files/media/images/test/*.png"))) == 4
+    )  # and that of calibration
     (table,) = done.folder.glob("wandb/*run-*/files/media/table/test/confusion*.json")
     cells = json.loads(table.read_text())["data"]
     assert sum(count for _, _, count in cells) == 128
-    assert sum(count for true, said, count in cells if true == said) / 128 == done.result["metrics"]["test/acc"]
+    assert (
+        sum(count for true, said, count in cells if true == said) / 128
+        == done.result["metrics"]["test/acc"]
+    )
     assert exits(done.folder) == [0]
 
 
@@ -122,7 +157,9 @@ def test_a_run_that_goes_on_keeps_its_id(run, offline, monkeypatch, tmp_path):
 @pytest.mark.xdist_group("servers")
 def test_no_key_and_a_terminal_is_no_question(fresh, tmp_path):
     """What the terminal gives has ended: a question would be an error."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {"HOME": str(tmp_path)}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")} | {
+        "HOME": str(tmp_path)
+    }
     ours, theirs = pty.openpty()
     os.write(ours, b"\4" * 9)  # Ctrl-D
     command = [str(ROOT / "train.py"), *ONE_BATCH, "model=mlp", "logger=wandb", "hydra.run.dir=run"]
@@ -135,7 +172,11 @@ def test_no_key_and_a_terminal_is_no_question(fresh, tmp_path):
     assert said.count(b"W&B is offline (no key)") == 1
     assert exits(tmp_path / "run") == [0]
     choices = merged(tmp_path / "run", "config")["choices"]
-    assert (choices["model"], choices["scheduler"], choices["logger"]) == ("mlp", "constant", "wandb")
+    assert (choices["model"], choices["scheduler"], choices["logger"]) == (
+        "mlp",
+        "constant",
+        "wandb",
+    )
 
 
 def read(terminal):

@@ -21,8 +21,16 @@ def scripts(monkeypatch):
 
 def write_result(folder, seed, status="done", accuracy=0.9, words=()):
     folder.mkdir(parents=True)
-    result = {"status": status, "config_hash": f"hash{seed}", "overrides": ["experiment=x", *words, f"seed={seed}"]}
-    result |= {"seconds": 10.0 + seed, "git": {"commit": "0123456789ab"}, "versions": {"torch": "2"}}
+    result = {
+        "status": status,
+        "config_hash": f"hash{seed}",
+        "overrides": ["experiment=x", *words, f"seed={seed}"],
+    }
+    result |= {
+        "seconds": 10.0 + seed,
+        "git": {"commit": "0123456789ab"},
+        "versions": {"torch": "2"},
+    }
     result |= {"started": "2026-11-25T10:00:00+00:00"}
     metrics = {"val/acc": accuracy + 0.01, "test/acc": accuracy, "test/loss": 0.5, "test/ece": 0.02}
     (folder / "result.json").write_text(json.dumps(result | {"metrics": metrics}))
@@ -54,22 +62,37 @@ def test_rows_of_done_runs_are_kept_and_added_to(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(Recipe, "folder", tmp_path / "later")
     write_result(recipe.folder / "c", seed=2, accuracy=0.92)
     rows = gather(recipe, wanted)
-    assert [(row["seed"], row["test/acc"], row["seconds"]) for row in csv.DictReader(recipe.file.open())] == [
+    assert [
+        (row["seed"], row["test/acc"], row["seconds"]) for row in csv.DictReader(recipe.file.open())
+    ] == [
         ("0", "0.9", "10.0"),
         ("2", "0.92", "12.0"),
     ]
     said = summary(list(rows.values()), 1.5e12)
-    assert "2 seeds: test/acc 0.9100 ± 0.0141, val/acc 0.9200 ± 0.0141, 11 s a run (10 to 12), 1.5e+12 FLOPs" in said
+    assert (
+        "2 seeds: test/acc 0.9100 ± 0.0141, val/acc 0.9200 ± 0.0141, 11 s a run (10 to 12), 1.5e+12 FLOPs"
+        in said
+    )
 
 
 def test_a_row_has_the_words_of_its_arm_and_the_last_value_of_a_metric(recipe):
     from measure import gather
 
-    several = recipe._replace(arms={"a": ["mixup=off"], "b": ["mixup=on"]}, metrics=("test/acc", "val/acc@last"))
-    write_result(recipe.folder / "a", seed=0, words=["mixup=on", "mixup.alpha=2", "~penalty.x", "resume=auto"])
+    several = recipe._replace(
+        arms={"a": ["mixup=off"], "b": ["mixup=on"]}, metrics=("test/acc", "val/acc@last")
+    )
+    write_result(
+        recipe.folder / "a",
+        seed=0,
+        words=["mixup=on", "mixup.alpha=2", "~penalty.x", "resume=auto"],
+    )
     (recipe.folder / "a" / "metrics.csv").write_text("step,val/acc,lr\n1,0.5,\n2,0.75,\n3,,0.1\n")
     (row,) = gather(several, {"hash0"}).values()
-    assert (row["words"], row["test/acc"], row["val/acc@last"]) == ("mixup=on mixup.alpha=2 ~penalty.x", "0.9", "0.75")
+    assert (row["words"], row["test/acc"], row["val/acc@last"]) == (
+        "mixup=on mixup.alpha=2 ~penalty.x",
+        "0.9",
+        "0.75",
+    )
     assert "test/loss" not in row
 
 
@@ -110,7 +133,9 @@ def test_flops_are_those_of_all_steps(scripts):
 
     forwards = 2 * (64 * 8 + 8 * 10)
     backwards = 2 * (64 * 8 + 2 * 8 * 10)  # no gradient of the pixels
-    config = configure("model=mlp", "model.widths=[8]", "data.batch_size=100", "trainer.max_epochs=3")
+    config = configure(
+        "model=mlp", "model.widths=[8]", "data.batch_size=100", "trainer.max_epochs=3"
+    )
     assert flops(config) == (forwards + backwards) * 3 * 13 * 100
 
 
@@ -132,7 +157,9 @@ def test_measure_refuses(script, words, says):
     assert says in done.stderr
 
 
-@pytest.mark.parametrize("file", sorted((CONF / "experiment").glob("*.csv")), ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file", sorted((CONF / "experiment").glob("*.csv")), ids=lambda file: file.stem
+)
 def test_the_rows_beside_a_recipe_are_its_own(file):
     """Or it computes something else since they were written: then they no longer count, and README's table neither."""
     rows = list(csv.DictReader(file.open()))
@@ -144,7 +171,9 @@ def test_the_rows_beside_a_recipe_are_its_own(file):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not find_mnist(ROOT / "data", "FashionMNIST"), reason="needs a copy of Fashion-MNIST")
+@pytest.mark.skipif(
+    not find_mnist(ROOT / "data", "FashionMNIST"), reason="needs a copy of Fashion-MNIST"
+)
 def test_what_has_a_row_is_not_run_again(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "measure.py"), "fashion_91", "seeds=3"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
@@ -156,8 +185,13 @@ def test_what_has_a_row_is_not_run_again(tmp_path):
 def test_shares_are_of_the_same_round_and_of_the_fastest_turns(scripts, monkeypatch, capsys):
     import benchmark
 
-    rounds = [{"plain loop": plain, "ours": ours} for plain, ours in ((100.0, 50.0), (200.0, 180.0), (50.0, 40.0))]
-    monkeypatch.setattr(benchmark, "take_turns", lambda net, batch, threads, repeats: rounds * repeats)
+    rounds = [
+        {"plain loop": plain, "ours": ours}
+        for plain, ours in ((100.0, 50.0), (200.0, 180.0), (50.0, 40.0))
+    ]
+    monkeypatch.setattr(
+        benchmark, "take_turns", lambda net, batch, threads, repeats: rounds * repeats
+    )
     ours = benchmark.steps(threads=1, repeats=1)["mlp, batches of 128"]["ours"]
     assert ours == {"images/s": 50, "of the plain loop": 0.8, "at their fastest": 0.9}
     assert "200 images/s of the plain loop at best" in capsys.readouterr().out
@@ -167,7 +201,11 @@ def test_each_repeat_has_processes_of_its_own(scripts, monkeypatch):
     import benchmark
 
     groups = []
-    monkeypatch.setattr(benchmark, "in_processes", lambda ways, *_: groups.append({*ways}) or [{"group": len(groups)}])
+    monkeypatch.setattr(
+        benchmark,
+        "in_processes",
+        lambda ways, *_: groups.append({*ways}) or [{"group": len(groups)}],
+    )
     assert benchmark.take_turns("mlp", 128, threads=1, repeats=2) == [{"group": 1}, {"group": 2}]
     assert groups[0] == groups[1] >= {"plain loop", *benchmark.OURS}
 
@@ -231,11 +269,16 @@ def test_the_plain_loop_trains_the_same_network(scripts, monkeypatch):
     seen = []
     monkeypatch.setattr(nn.Flatten, "forward", lambda self, x: seen.append(x) or x.flatten(1))
     words = (*benchmark.GREY, "data.images=600", "data.val_size=100", *benchmark.NETS["mlp"])
-    ways = [lambda: benchmark.plain_loop(words, 5), lambda: benchmark.plain_loop(words, 5, workers=0)]
+    ways = [
+        lambda: benchmark.plain_loop(words, 5),
+        lambda: benchmark.plain_loop(words, 5, workers=0),
+    ]
     for train in [*ways, lambda: benchmark.ours(words, 5)]:
         seen.clear()
         train()
-        batch = seen[-1] if train in ways else seen[2]  # after those that count the inputs and are evaluated
+        batch = (
+            seen[-1] if train in ways else seen[2]
+        )  # after those that count the inputs and are evaluated
         assert batch.shape == (128, 1, 28, 28)
         assert batch.mean().abs() < 0.1
         assert (batch.std() - 1).abs() < 0.1

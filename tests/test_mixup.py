@@ -12,7 +12,17 @@ from tricklab.build import build
 from tricklab.cli import options
 from tricklab.duration import Length
 from tricklab.errors import UserError
-from tricklab.mixup import alternate, blend, cutmix, draw, draw_boxes, draw_lam, identity, images_only, mixup
+from tricklab.mixup import (
+    alternate,
+    blend,
+    cutmix,
+    draw,
+    draw_boxes,
+    draw_lam,
+    identity,
+    images_only,
+    mixup,
+)
 from tricklab.module import ImageClassifier, share_right
 from tricklab.plan import make_plan
 from tricklab.randomness import generator
@@ -25,7 +35,11 @@ WAYS = [
 
 
 def batch(size=8, height=9, width=7):
-    images = torch.arange(size, dtype=torch.float)[:, None, None, None].expand(size, 3, height, width).clone()
+    images = (
+        torch.arange(size, dtype=torch.float)[:, None, None, None]
+        .expand(size, 3, height, width)
+        .clone()
+    )
     return images, torch.eye(size)
 
 
@@ -74,8 +88,12 @@ def test_cutmix_weighs_targets_by_the_pixels_pasted(shape):
     """In 10,000 boxes, most of them cut off at a border."""
     height, width = shape
     labels = torch.arange(10_000) % 10
-    images = torch.arange(10_000, dtype=torch.float)[:, None, None, None].expand(10_000, 1, height, width)
-    mixed, targets = cutmix(images, F.one_hot(labels, 10).float(), generator(0, "mix"), 1.0, per="image")
+    images = torch.arange(10_000, dtype=torch.float)[:, None, None, None].expand(
+        10_000, 1, height, width
+    )
+    mixed, targets = cutmix(
+        images, F.one_hot(labels, 10).float(), generator(0, "mix"), 1.0, per="image"
+    )
     own = (mixed == images).float().mean((1, 2, 3))
     partner = torch.randperm(10_000, generator=generator(0, "mix"))
     other = labels != labels[partner]
@@ -101,8 +119,14 @@ def test_any_batch_size(mix, per, size):
 @pytest.mark.parametrize("off", [{"alpha": 0, "cutmix_alpha": 0}, {"probability": 0.0}])
 def test_off_is_off_bit_for_bit(mix, per, off):
     images, targets = torch.randn(8, 3, 5, 5), torch.eye(8)
-    off = off if mix is WAYS[2] else {key: value for key, value in off.items() if key != "cutmix_alpha"}
-    for ours, plain in zip(mix(images, targets, generator(0, "mix"), per=per, **off), identity(images, targets, None)):
+    off = (
+        off
+        if mix is WAYS[2]
+        else {key: value for key, value in off.items() if key != "cutmix_alpha"}
+    )
+    for ours, plain in zip(
+        mix(images, targets, generator(0, "mix"), per=per, **off), identity(images, targets, None)
+    ):
         assert torch.equal(ours, plain)
 
 
@@ -137,7 +161,9 @@ def test_alternate_blends_half_and_pastes_half():
     assert torch.allclose(mixed_targets.diagonal()[~blended], own[~blended], atol=1e-6)
     of_batch = [alternate(*batch(2, 4, 4), generator(0, "mix", n), 1.0, 1.0)[0] for n in range(400)]
     pasted = [torch.equal(x, x.round()) and 0 < x[0].mean() < 1 for x in of_batch]
-    assert 0.1 < sum(pasted) / 400 < 0.4  # half of them, less the empty boxes and an image that is its own partner
+    assert (
+        0.1 < sum(pasted) / 400 < 0.4
+    )  # half of them, less the empty boxes and an image that is its own partner
 
 
 def test_each_way_of_alternate_has_its_alpha():
@@ -163,7 +189,9 @@ def test_cutmix_weighs_each_batch_too(per):
 
 @pytest.mark.parametrize("alpha", [0.01, 0.1, 0.2, 1.0, 8.0])
 def test_lam_is_beta_distributed(alpha):
-    lams = draw_lam(alpha, generator(0, "mix"), 4000)  # at 0.1, a double is exactly 1 in 1.3 % of the cases
+    lams = draw_lam(
+        alpha, generator(0, "mix"), 4000
+    )  # at 0.1, a double is exactly 1 in 1.3 % of the cases
     if alpha < 0.1:  # nearly all of them lie closer to 0 or 1 than a double can tell
         assert lams.mean() == pytest.approx(0.5, abs=0.03)
         assert ((lams >= 0) & (lams <= 1)).all()
@@ -182,14 +210,18 @@ def test_box_has_the_area_when_it_is_not_cut_off():
 def test_every_word_mixes_within_its_window_only(name):
     """Of 4 epochs of 6 batches with 2 a step, from step 3 to the end of step 8."""
     cfg = configure("data=fake", "data.images=100", "data.batch_size=16", f"mixup={name}")
-    mix = build(DictConfig({key: value for key, value in cfg.mixup.items() if key not in ("begin", "end")}))
+    mix = build(
+        DictConfig({key: value for key, value in cfg.mixup.items() if key not in ("begin", "end")})
+    )
     data, plain = build(cfg.data, mixup=mix), build(cfg.data)
     data.mix_between("25%", "9it", Length(12, 3), accumulate=2)
     mixed = []
     for n in range(24):
         place = divmod(n, 6)
         raw = next(iter(data.training_batches(lambda place=place: place)))
-        mixed.append(not torch.equal(data.training_batch(raw, place)[1], plain.training_batch(raw, place)[1]))
+        mixed.append(
+            not torch.equal(data.training_batch(raw, place)[1], plain.training_batch(raw, place)[1])
+        )
     assert [n for n in range(24) if mixed[n]] == [n for n in range(6, 18) if mixed[n]]
     assert sum(mixed) > 6
     for wrong in (("50%", "50%"), ("60%", "50%"), (0, "13it")):
@@ -209,7 +241,9 @@ def test_the_window_holds_in_a_run(run):
 
 def test_training_accuracy_is_named_for_the_mixing(run):
     for name, mixup_is in (("train/acc", "off"), ("train/acc_mixed", "on")):
-        header = (run("debug=batch", f"mixup={mixup_is}", folder=mixup_is).folder / "metrics.csv").read_text()
+        header = (
+            run("debug=batch", f"mixup={mixup_is}", folder=mixup_is).folder / "metrics.csv"
+        ).read_text()
         names = header.split("\n")[0].split(",")
         assert name in names
         assert ({"train/acc", "train/acc_mixed"} - {name}).isdisjoint(names)
@@ -241,7 +275,10 @@ def test_class_indices_give_the_weights_that_probabilities_do(run, monkeypatch):
     monkeypatch.setattr("tricklab.assemble.PLAIN", {})
     done.append(run(*options, folder="probabilities"))
     assert done[0].column("train/acc_mixed") == done[1].column("train/acc_mixed")
-    states = [torch.load(d.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for d in done]
+    states = [
+        torch.load(d.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for d in done
+    ]
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
@@ -256,9 +293,13 @@ def test_the_share_of_right_targets():
 def test_label_smoothing_is_timms_and_its_formula():
     logits, labels = torch.randn(64, 10), torch.randint(10, (64,))
     ours = build(configure("loss=smooth").loss)(logits, F.one_hot(labels, 10).float())
-    assert ours.item() == pytest.approx(LabelSmoothingCrossEntropy(0.1)(logits, labels).item(), abs=1e-6)
+    assert ours.item() == pytest.approx(
+        LabelSmoothingCrossEntropy(0.1)(logits, labels).item(), abs=1e-6
+    )
     smooth = 0.9 * F.one_hot(labels, 10) + 0.1 / 10
-    assert ours.item() == pytest.approx(-(smooth * logits.log_softmax(1)).sum(1).mean().item(), abs=1e-6)
+    assert ours.item() == pytest.approx(
+        -(smooth * logits.log_softmax(1)).sum(1).mean().item(), abs=1e-6
+    )
 
 
 def test_mixed_targets_are_smoothed_once(run, monkeypatch):
@@ -274,7 +315,10 @@ def test_mixed_targets_are_smoothed_once(run, monkeypatch):
     done = run("debug=batch", "model=mlp", "mixup=on", "mixup.alpha=1.0", "loss=smooth")
     assert 0.1 < seen["targets"].max(1).values.mean() < 0.999  # mixed, not smoothed yet
     losses = [
-        -(((1 - eps) * seen["targets"] + eps / 10) * seen["logits"].log_softmax(1)).sum(1).mean().item()
+        -(((1 - eps) * seen["targets"] + eps / 10) * seen["logits"].log_softmax(1))
+        .sum(1)
+        .mean()
+        .item()
         for eps in (0.1, 0.19)
     ]
     assert done.column("train/loss")[0] == pytest.approx(losses[0], abs=1e-6)

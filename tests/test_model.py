@@ -39,7 +39,10 @@ def test_weights_follow_from_the_seed_alone(name):
     torch.rand(7)
     first = net(f"model={name}", "mixup=on", "seed=3").state_dict()
     torch.rand(8)
-    again, other = net(f"model={name}", "seed=3").state_dict(), net(f"model={name}", "seed=4").state_dict()
+    again, other = (
+        net(f"model={name}", "seed=3").state_dict(),
+        net(f"model={name}", "seed=4").state_dict(),
+    )
     assert all(torch.equal(first[k], again[k]) for k in first)
     assert any(not torch.equal(first[k], other[k]) for k in first)
 
@@ -49,12 +52,19 @@ def test_resnet_has_the_layers_of_the_paper(depth, parameters):
     """The paper's 0.27 M, 0.46 M and 0.85 M, to the last one those published for projection shortcuts."""
     model = net("model=resnet", f"model.depth={depth}")
     assert sum(p.numel() for p in model.parameters()) == parameters
-    assert sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in model.modules()) == depth - 1
+    assert (
+        sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in model.modules())
+        == depth - 1
+    )
 
 
 def test_mlp_widths_and_input_dropout():
-    model = net("model=mlp", "model.widths=[64,128,64]", "model.input_dropout=0.2", shape=(1, 28, 28))
-    assert [(m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)] == [
+    model = net(
+        "model=mlp", "model.widths=[64,128,64]", "model.input_dropout=0.2", shape=(1, 28, 28)
+    )
+    assert [
+        (m.in_features, m.out_features) for m in model.modules() if isinstance(m, nn.Linear)
+    ] == [
         (784, 64),
         (64, 128),
         (128, 64),
@@ -66,7 +76,10 @@ def test_mlp_widths_and_input_dropout():
 def test_an_early_pool_halves_after_the_first_convolution_of_each_width():
     late, early = net("model=convnet"), net("model=convnet", "model.pool_early=true")
     assert sum(p.numel() for p in late.parameters()) == sum(p.numel() for p in early.parameters())
-    for built, expected in ((late, ["conv", "conv", "pool"] * 3), (early, ["conv", "pool", "conv"] * 3)):
+    for built, expected in (
+        (late, ["conv", "conv", "pool"] * 3),
+        (early, ["conv", "pool", "conv"] * 3),
+    ):
         kinds = {nn.Conv2d: "conv", nn.MaxPool2d: "pool"}
         assert [kinds[type(layer)] for layer in built if type(layer) in kinds] == expected
 
@@ -98,7 +111,10 @@ def test_input_dropout_acts_on_pixels(model):
     built = net(f"model={model}", "model.input_dropout=0.4").train()
     first = next(m for m in built.modules() if isinstance(m, nn.Dropout))
     assert first.p == 0.4
-    assert next(m for m in built.modules() if not list(m.children()) and not isinstance(m, nn.Flatten)) is first
+    assert (
+        next(m for m in built.modules() if not list(m.children()) and not isinstance(m, nn.Flatten))
+        is first
+    )
 
 
 def test_spatial_dropout_drops_whole_channels():
@@ -106,7 +122,10 @@ def test_spatial_dropout_drops_whole_channels():
         drops = layers(model, nn.Dropout2d, "model.spatial_dropout=0.5")
         assert [d.p for d in drops] == [0.5] * count
         dropped = drops[0].train()(torch.ones(50, 20, 4, 4)).flatten(2)
-        assert {tuple(channel.unique().tolist()) for image in dropped for channel in image} == {(0.0,), (2.0,)}
+        assert {tuple(channel.unique().tolist()) for image in dropped for channel in image} == {
+            (0.0,),
+            (2.0,),
+        }
 
 
 def test_stochastic_depth_drops_whole_blocks_at_linear_rates():
@@ -125,7 +144,8 @@ def test_stochastic_depth_drops_whole_blocks_at_linear_rates():
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), [("torchvision", ["model.name=convnext_tiny"]), ("timm", ["model.name=convnext_atto"])]
+    ("name", "options"),
+    [("torchvision", ["model.name=convnext_tiny"]), ("timm", ["model.name=convnext_atto"])],
 )
 def test_stochastic_depth_of_libraries(name, options):
     built = net(f"model={name}", *options, "model.drop_path=0.3", shape=(3, 32, 32))
@@ -152,13 +172,24 @@ def test_stochastic_depth_of_libraries(name, options):
 def test_dropout_before_batch_norm_is_named(run, capsys, overrides, named):
     run("debug=batch", *overrides)
     said = capsys.readouterr().err
-    assert (f"warning: dropout in layer {named} stands before a batch norm" in said) if named else "warning" not in said
+    assert (
+        (f"warning: dropout in layer {named} stands before a batch norm" in said)
+        if named
+        else "warning" not in said
+    )
 
 
 def test_dropout_of_0_is_the_plain_network(run):
-    off = ("model.dropout=0", "model.input_dropout=0", "model.spatial_dropout=0", "model.drop_path=0")
+    off = (
+        "model.dropout=0",
+        "model.input_dropout=0",
+        "model.spatial_dropout=0",
+        "model.drop_path=0",
+    )
     plain, with_off, with_on = (
         run("debug=batch", "model=resnet", "model.depth=8", *more, folder=folder)
         for more, folder in (((), "plain"), (off, "off"), (("model.drop_path=0.5",), "on"))
     )
-    assert plain.column("train/loss") == with_off.column("train/loss") != with_on.column("train/loss")
+    assert (
+        plain.column("train/loss") == with_off.column("train/loss") != with_on.column("train/loss")
+    )

@@ -30,33 +30,53 @@ def state(folder):
     return weights
 
 
-TUNED = ("trainer.max_epochs=3", "trainer.log_every_n_steps=1", "scheduler=cosine", "scheduler.warmup=2it")
+TUNED = (
+    "trainer.max_epochs=3",
+    "trainer.log_every_n_steps=1",
+    "scheduler=cosine",
+    "scheduler.warmup=2it",
+)
 
 
 def test_a_body_is_frozen_then_free_at_the_planned_rates(run, body):
     small = ("data.train_size=352", "data.val_size=100", "data.batch_size=32")
-    options = (*TUNED, *small, SMALL, f"model.weights={body}", "model.freeze=2ep", "model.body_lr=0.1")
+    options = (
+        *TUNED,
+        *small,
+        SMALL,
+        f"model.weights={body}",
+        "model.freeze=2ep",
+        "model.body_lr=0.1",
+    )
     given, _ = read_state(body)
     frozen, free = (run(*options, f"stop_after={n}ep", folder=str(n)) for n in (2, 3))
     head, _ = find_head(build_net(configure(SMALL), (1, 28, 28), 10))
     names = [key for key in given if not key.startswith(f"{head}.")]
-    assert all(torch.equal(state(frozen.folder)[key], given[key]) for key in names)  # batch norm's statistics too
+    assert all(
+        torch.equal(state(frozen.folder)[key], given[key]) for key in names
+    )  # batch norm's statistics too
     assert sum(torch.equal(state(free.folder)[key], given[key]) for key in names) == 0
     cfg = configure(*options)
     plan = make_plan(cfg, build(cfg.data, seed=0), 1)
     rates = [0.1 * plan.multiplier(t) for t in range(33)]
     assert free.column("lr") == rates
-    assert free.column("lr_body") == pytest.approx([0.0] * 22 + [0.1 * rate for rate in rates[22:]], rel=1e-12)
+    assert free.column("lr_body") == pytest.approx(
+        [0.0] * 22 + [0.1 * rate for rate in rates[22:]], rel=1e-12
+    )
     assert plan.body_multiplier(21) == 0
 
 
 def test_images_are_made_what_the_weights_were_trained_on(run, script, tmp_path):
     """Normalised as they were and resized from 8 to 28 pixels, by evaluate too: a dense body takes no other size."""
     write_mnist(tmp_path)
-    body = run(*ONE_BATCH, "model=mlp", "data=fashion_mnist", f"data.root={tmp_path}", folder="body")
+    body = run(
+        *ONE_BATCH, "model=mlp", "data=fashion_mnist", f"data.root={tmp_path}", folder="body"
+    )
     file = body.folder / "checkpoints" / "best.ckpt"
     done = run("model=mlp", f"model.weights={file}", "stop_after=2ep")
-    theirs, ours = (read_state(path)[1].dataset for path in (file, done.folder / "checkpoints" / "best.ckpt"))
+    theirs, ours = (
+        read_state(path)[1].dataset for path in (file, done.folder / "checkpoints" / "best.ckpt")
+    )
     assert (ours.mean, ours.std, ours.input) == (theirs.mean, theirs.std, [1, 28, 28])
     assert (ours.height, ours.width) == (8, 8)
     said = script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt", "resamples=0")
@@ -72,8 +92,17 @@ def test_dropout_acts_while_the_body_is_frozen(run, body, monkeypatch):
         return step(self, batch, index)
 
     monkeypatch.setattr(ImageClassifier, "training_step", watch)
-    run(*ONE_BATCH[1:], SMALL, "stop_after=2ep", f"model.weights={body}", "model.freeze=1ep", "model.dropout=0.5")
-    assert [(modes["Dropout"], modes["BatchNorm2d"]) for modes in seen] == [(True, False)] * 11 + [(True, True)] * 11
+    run(
+        *ONE_BATCH[1:],
+        SMALL,
+        "stop_after=2ep",
+        f"model.weights={body}",
+        "model.freeze=1ep",
+        "model.dropout=0.5",
+    )
+    assert [(modes["Dropout"], modes["BatchNorm2d"]) for modes in seen] == [(True, False)] * 11 + [
+        (True, True)
+    ] * 11
 
 
 def test_a_free_body_with_its_rate_is_plain_training(run, body):
@@ -81,7 +110,9 @@ def test_a_free_body_with_its_rate_is_plain_training(run, body):
     done = run(*ONE_BATCH, SMALL, f"model.weights={body}")
     assert "lr_body" not in (done.folder / "metrics.csv").read_text()
     apart = run(*ONE_BATCH, SMALL, f"model.weights={body}", "model.body_lr=0.5", folder="apart")
-    groups = torch.load(apart.folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]
+    groups = torch.load(apart.folder / "checkpoints" / "last.ckpt", weights_only=True)[
+        "optimizer_states"
+    ][0]
     assert [len(group["params"]) for group in groups["param_groups"]] == [1, 1, 6, 12]
     assert [group["weight_decay"] for group in groups["param_groups"]] == [5e-4, 0.0, 5e-4, 0.0]
     assert (apart.column("lr"), apart.column("lr_body")) == ([0.1], [0.05])
@@ -89,7 +120,9 @@ def test_a_free_body_with_its_rate_is_plain_training(run, body):
 
 def test_momentum_does_not_gather_while_the_body_is_frozen(run, body):
     done = run(*ONE_BATCH, SMALL, f"model.weights={body}", "model.freeze=1it")
-    kept = torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)["optimizer_states"][0]["state"]
+    kept = torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)[
+        "optimizer_states"
+    ][0]["state"]
     assert sorted(kept) == [0, 1]
 
 
@@ -105,7 +138,10 @@ def test_the_classifier_is_not_loaded():
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        ("model.widths=[16,32,48]", r"17.weight is \[48, 32, 3, 3\] in the file, \[64, 32, 3, 3\] in the network"),
+        (
+            "model.widths=[16,32,48]",
+            r"17.weight is \[48, 32, 3, 3\] in the file, \[64, 32, 3, 3\] in the network",
+        ),
         ("model.widths=[16,32]", "17.weight is missing in the file"),
         ("model.widths=[16,32,64,64]", r"21.weight is .* in the file|missing in the network"),
         ("model=mlp", ".* in the network"),
@@ -113,7 +149,10 @@ def test_the_classifier_is_not_loaded():
 )
 def test_weights_of_another_network_are_refused(other, says):
     with pytest.raises(UserError, match=rf"model\.weights: {says}"):
-        load_body(build_net(configure(), (1, 8, 8), 10), build_net(configure(other), (1, 8, 8), 10).state_dict())
+        load_body(
+            build_net(configure(), (1, 8, 8), 10),
+            build_net(configure(other), (1, 8, 8), 10).state_dict(),
+        )
 
 
 @pytest.mark.parametrize(
@@ -131,11 +170,23 @@ def test_weights_of_another_network_are_refused(other, says):
             ["model=timm", "model.weights=pretrained", "model.name=resnt18"],
             "model.name=resnt18; allowed: .* 'resnet18'",
         ),
-        (["model=torchvision", "model.weights=pretrained", "model.name=resnt18"], "model.name=resnt18; .* 'resnet18'"),
+        (
+            ["model=torchvision", "model.weights=pretrained", "model.name=resnt18"],
+            "model.name=resnt18; .* 'resnet18'",
+        ),
         (["model.freeze=100ep"], "model.freeze=100ep is 1100 steps; allowed: 0 to 165"),
-        (["model=torchvision", "model.name=resnet81"], "model.name=resnet81; allowed: torchvision.* 'resnet18'"),
-        (["model=timm", "model.name=resnet81"], "model.name=resnet81; allowed: timm.list_models.* 'resnet18'"),
-        (["model=torchvision", "model.name=vit_b_16"], "model: Wrong image height! Expected 224 but got 8!"),
+        (
+            ["model=torchvision", "model.name=resnet81"],
+            "model.name=resnet81; allowed: torchvision.* 'resnet18'",
+        ),
+        (
+            ["model=timm", "model.name=resnet81"],
+            "model.name=resnet81; allowed: timm.list_models.* 'resnet18'",
+        ),
+        (
+            ["model=torchvision", "model.name=vit_b_16"],
+            "model: Wrong image height! Expected 224 but got 8!",
+        ),
     ],
 )
 def test_mistakes_are_one_line(run, overrides, says):
@@ -162,9 +213,15 @@ def test_dropout_of_torchvision_is_what_is_asked_for(dropout):
     """Where a network has it itself, not twice; and stochastic depth in proportion."""
     net = torchvision(3, 5, "mobilenet_v3_small", dropout=dropout)
     assert [m.p for m in net.modules() if isinstance(m, nn.Dropout)] == [dropout]
-    paths = [m.p for m in torchvision(3, 5, "efficientnet_b0", drop_path=dropout).modules() if "Depth" in str(type(m))]
+    paths = [
+        m.p
+        for m in torchvision(3, 5, "efficientnet_b0", drop_path=dropout).modules()
+        if "Depth" in str(type(m))
+    ]
     assert paths == pytest.approx([dropout * i / (len(paths) - 1) for i in range(len(paths))])
-    with pytest.raises(UserError, match=r"model.drop_path=0.1: resnet18 has no stochastic depth; allowed: 0"):
+    with pytest.raises(
+        UserError, match=r"model.drop_path=0.1: resnet18 has no stochastic depth; allowed: 0"
+    ):
         torchvision(3, 5, "resnet18", drop_path=0.1)
 
 
@@ -177,7 +234,12 @@ def test_published_weights_of_torchvision(run, monkeypatch, tmp_path):
     published = resnet18().state_dict()
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(published, tmp_path / "hub" / "checkpoints" / "resnet18-f37072fd.pth")
-    options = ("model=torchvision", "model.weights=pretrained", "data.batch_size=4", "model.freeze=1it")
+    options = (
+        "model=torchvision",
+        "model.weights=pretrained",
+        "data.batch_size=4",
+        "model.freeze=1it",
+    )
     done = run(*ONE_BATCH, *options)
     facts = read_state(done.folder / "checkpoints" / "last.ckpt")[1].dataset
     assert facts.input == [3, 224, 224]
@@ -202,7 +264,9 @@ def test_published_weights_of_timm(monkeypatch):
 
 def test_no_network_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *a, **k: (_ for _ in ()).throw(OSError("no route")))
+    monkeypatch.setattr(
+        "torch.hub.download_url_to_file", lambda *a, **k: (_ for _ in ()).throw(OSError("no route"))
+    )
     with pytest.raises(UserError, match=r"model\.weights=pretrained of resnet18: no route"):
         read_weights(configure("model=torchvision", "model.weights=pretrained").model)
 
@@ -229,7 +293,9 @@ def test_the_rate_scales_with_the_images_of_a_step(run, capsys):
     options = ("optimizer.lr_per=256", "data.batch_size=64", "trainer.accumulate_grad_batches=2")
     done = run(*ONE_BATCH, *options)
     assert done.column("lr") == [0.05]
-    assert "optimizer.lr=0.1 per 256 images is 0.05 for the 128 of a step" in capsys.readouterr().out
+    assert (
+        "optimizer.lr=0.1 per 256 images is 0.05 for the 128 of a step" in capsys.readouterr().out
+    )
     cfg = configure(*options)
     assert make_plan(cfg, build(cfg.data, seed=0), 4).lr == 0.2
 
@@ -248,7 +314,9 @@ def test_top_5_is_torchmetrics():
     logits, labels = torch.randn(500, 20), torch.randint(20, (500,))
     values = evaluate(logits, labels)
     for name, k in (("acc", 1), ("acc_top5", 5)):
-        expected = accuracy(logits, labels, task="multiclass", num_classes=20, top_k=k, average="micro")
+        expected = accuracy(
+            logits, labels, task="multiclass", num_classes=20, top_k=k, average="micro"
+        )
         assert values[name] == pytest.approx(float(expected))
 
 
@@ -263,17 +331,29 @@ def test_auxiliary_classifiers_are_left_out(name, monkeypatch):
     full = models.get_model(name, init_weights=False, aux_logits=True).state_dict()
     best = models.get_model_weights(name)["DEFAULT"]
     monkeypatch.setattr(type(best), "get_state_dict", lambda self, **options: full)
-    weights = read_weights(configure("model=torchvision", f"model.name={name}", "model.weights=pretrained").model)
+    weights = read_weights(
+        configure("model=torchvision", f"model.name={name}", "model.weights=pretrained").model
+    )
     load_body(net, weights.state)
     image, shown = torch.rand(1, 3, 8, 8), best.transforms()
-    normal = (image - torch.tensor(shown.mean).view(3, 1, 1)) / torch.tensor(shown.std).view(3, 1, 1)
-    theirs = models.get_model(name, init_weights=False, transform_input=True)._transform_input(normal)
-    assert torch.allclose((image - weights.images.mean[0]) / weights.images.std[0], theirs, atol=1e-5)
+    normal = (image - torch.tensor(shown.mean).view(3, 1, 1)) / torch.tensor(shown.std).view(
+        3, 1, 1
+    )
+    theirs = models.get_model(name, init_weights=False, transform_input=True)._transform_input(
+        normal
+    )
+    assert torch.allclose(
+        (image - weights.images.mean[0]) / weights.images.std[0], theirs, atol=1e-5
+    )
 
 
 def test_another_number_of_channels_changes_nothing_else():
     plain, grey = (build_net(configure("model=torchvision"), (c, 64, 64), 5).conv1 for c in (3, 1))
-    assert (plain.stride, plain.padding, plain.kernel_size) == (grey.stride, grey.padding, grey.kernel_size)
+    assert (plain.stride, plain.padding, plain.kernel_size) == (
+        grey.stride,
+        grey.padding,
+        grey.kernel_size,
+    )
     assert grey.bias is None
 
 

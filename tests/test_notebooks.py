@@ -23,14 +23,18 @@ def test_it_runs(path, monkeypatch, tmp_path):
             exec("".join(cell["source"]), names)
             if "parameters" in cell["metadata"].get("tags", ()):
                 names |= {name: value for name, value in SMALL.items() if name in names}
-    assert all(axes.has_data() for number in pyplot.get_fignums() for axes in pyplot.figure(number).axes)
+    assert all(
+        axes.has_data() for number in pyplot.get_fignums() for axes in pyplot.figure(number).axes
+    )
     assert len(pyplot.get_fignums()) >= 1
     pyplot.close("all")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_is_committed_as_it_was_run(path):
-    cells = [cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+    cells = [
+        cell for cell in json.loads(path.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"
+    ]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert not [output for output in outputs if output["output_type"] == "error"]

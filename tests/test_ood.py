@@ -64,13 +64,21 @@ def best(trained):
 
 
 def test_views_of_a_checkpoint_side_by_side(best, script):
-    done = script("evaluate.py", f"ckpt={best}", "suite=ood", "mc=4", "tta=2", "augment=rotate", "other=fake")
+    done = script(
+        "evaluate.py", f"ckpt={best}", "suite=ood", "mc=4", "tta=2", "augment=rotate", "other=fake"
+    )
     assert done.returncode == 0, done.stderr
     with (best.parents[1] / "ood.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     of = {(row["view"], row["images"]): row for row in rows}
     assert [*dict.fromkeys(view for view, _ in of)] == ["average", "last weights", "mc=4", "tta=2"]
-    assert [*dict.fromkeys(images for _, images in of)] == ["test", "noise", "rotation", "blur", "fake"]
+    assert [*dict.fromkeys(images for _, images in of)] == [
+        "test",
+        "noise",
+        "rotation",
+        "blur",
+        "fake",
+    ]
     for images in ("test", "noise"):  # each view sees something else
         assert len({of[view, images]["confidence"] for view, name in of if name == images}) == 4
     assert all(float(of["average", name]["auroc"]) > 0.8 for name in ("noise", "blur", "fake"))
@@ -87,7 +95,9 @@ def test_the_confidence_on_the_test_set_is_that_of_its_logits(best, script):
     results = {line.split()[0]: float(line.split()[1]) for line in said.splitlines()}
     with (best.parents[1] / "ood.csv").open(newline="") as file:
         row = next(csv.DictReader(file))
-    assert float(row["confidence"]) == pytest.approx(results["test/gap"] + results["test/acc"], abs=1e-9)
+    assert float(row["confidence"]) == pytest.approx(
+        results["test/gap"] + results["test/acc"], abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("words", [["suite=odd"], ["suite=ood", "other=nothing"]])

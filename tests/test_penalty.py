@@ -35,7 +35,10 @@ def test_terms_of_many_weights_are_those_of_autograd():
     for term, expected in plain.items():
         ours = 3 * term(given, 0.1) ** 2
         assert torch.isclose(ours, 3 * (0.1 * expected) ** 2)
-        for a, b in zip(torch.autograd.grad(ours, weights), torch.autograd.grad(3 * (0.1 * expected) ** 2, weights)):
+        for a, b in zip(
+            torch.autograd.grad(ours, weights),
+            torch.autograd.grad(3 * (0.1 * expected) ** 2, weights),
+        ):
             assert torch.allclose(a, b)
 
 
@@ -96,8 +99,16 @@ def test_prox_reaches_elastic_net_with_the_same_zeros(momentum):
     x = random.normal(size=(200, 20))
     y = x @ np.where(np.arange(20) < 5, 2.0, 0.0) + 0.1 * random.normal(size=200)
     alpha, ratio = 0.3, 0.6
-    theirs = ElasticNet(alpha=alpha, l1_ratio=ratio, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(x, y).coef_
-    w, data, target = torch.zeros(1, 20, dtype=torch.double, requires_grad=True), torch.tensor(x), torch.tensor(y)
+    theirs = (
+        ElasticNet(alpha=alpha, l1_ratio=ratio, fit_intercept=False, tol=1e-14, max_iter=100_000)
+        .fit(x, y)
+        .coef_
+    )
+    w, data, target = (
+        torch.zeros(1, 20, dtype=torch.double, requires_grad=True),
+        torch.tensor(x),
+        torch.tensor(y),
+    )
     optimizer = torch.optim.SGD([w], lr=0.1, momentum=momentum)
     for _ in range(3000):
         optimizer.zero_grad()
@@ -116,8 +127,14 @@ def test_l2_reaches_logistic_regression():
     random = np.random.default_rng(1)
     x = random.normal(size=(150, 6))
     y = (x @ random.normal(size=(6, 3)) + random.normal(size=(150, 3))).argmax(1)
-    theirs = LogisticRegression(C=0.5, fit_intercept=False, tol=1e-12, max_iter=10_000).fit(x, y).coef_
-    w, data, target = torch.zeros(3, 6, dtype=torch.double, requires_grad=True), torch.tensor(x), torch.tensor(y)
+    theirs = (
+        LogisticRegression(C=0.5, fit_intercept=False, tol=1e-12, max_iter=10_000).fit(x, y).coef_
+    )
+    w, data, target = (
+        torch.zeros(3, 6, dtype=torch.double, requires_grad=True),
+        torch.tensor(x),
+        torch.tensor(y),
+    )
     optimizer = torch.optim.LBFGS([w], max_iter=500, tolerance_grad=1e-12, tolerance_change=1e-16)
 
     def loss():
@@ -155,7 +172,13 @@ def test_prox_and_max_norm_act_after_each_step_and_are_logged(run):
     assert prox.column("train/loss")[0] == plain.column("train/loss")[0]
     weights = torch.load(norm.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(w.norm(dim=1).max() <= 0.5 + 1e-6 for w in weights.values() if w.ndim == 2)
-    frozen = run(*options, "penalty=l1_prox", "penalty.l1_prox.strength=0.1", "model.freeze=100%", folder="frozen")
+    frozen = run(
+        *options,
+        "penalty=l1_prox",
+        "penalty.l1_prox.strength=0.1",
+        "model.freeze=100%",
+        folder="frozen",
+    )
     kept = torch.load(frozen.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     zeros = {key: int((w == 0).sum()) for key, w in kept.items() if w.ndim == 2}
     assert [count > 0 for count in zeros.values()] == [False, False, True]
@@ -163,7 +186,13 @@ def test_prox_and_max_norm_act_after_each_step_and_are_logged(run):
 
 def test_a_projection_follows_each_step_not_each_batch(run):
     """A window of two equal halves is the whole: with the threshold once, not twice."""
-    options = ("model=mlp", "model.batch_norm=false", "trainer.max_epochs=1", "penalty=l1_prox", "data.train_size=1280")
+    options = (
+        "model=mlp",
+        "model.batch_norm=false",
+        "trainer.max_epochs=1",
+        "penalty=l1_prox",
+        "data.train_size=1280",
+    )
     one = run(*options, "data.batch_size=128", "penalty.l1_prox.strength=0.01", folder="one")
     two = run(
         *options,
@@ -180,7 +209,11 @@ def test_l1_in_the_loss_reaches_elastic_net_but_no_zero():
     x = random.normal(size=(200, 10))
     y = x[:, :3] @ [1.0, -2.0, 3.0] + 0.1 * random.normal(size=200)
     theirs = ElasticNet(alpha=0.1, l1_ratio=0.5, fit_intercept=False, tol=1e-14).fit(x, y).coef_
-    w, data, target = torch.zeros(1, 10, dtype=torch.double, requires_grad=True), torch.tensor(x), torch.tensor(y)
+    w, data, target = (
+        torch.zeros(1, 10, dtype=torch.double, requires_grad=True),
+        torch.tensor(x),
+        torch.tensor(y),
+    )
     optimizer = torch.optim.SGD([w], lr=0.1)
     for n in range(4000):
         optimizer.param_groups[0]["lr"] = 0.1 * 0.997**n
@@ -188,7 +221,9 @@ def test_l1_in_the_loss_reaches_elastic_net_but_no_zero():
         residual = target - (data @ w.T)[:, 0]
         (residual.square().mean() / 2 + l1([w], 0.05) + l2([w], 0.05)).backward()
         optimizer.step()
-    assert np.abs(w.detach().numpy()[0] - theirs).max() < 1e-4  # the zeros keep jumping from side to side
+    assert (
+        np.abs(w.detach().numpy()[0] - theirs).max() < 1e-4
+    )  # the zeros keep jumping from side to side
     assert (theirs == 0).any()
     assert (w != 0).all()
 
@@ -212,8 +247,12 @@ def test_decay_is_that_of_adamw_and_the_same_under_sgd():
 def test_decay_acts_in_a_run(run):
     """At a rate of 0 nothing moves; at a strength of 1 the norm falls far below that of the plain run."""
     given = ("model=mlp", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
-    plain = run(*given, "penalty=max_norm", "penalty.max_norm.norm=1e9", folder="plain").column("train/weight_norm")
-    small = run(*given, "penalty=decay", "penalty.decay.strength=1.0", folder="small").column("train/weight_norm")
+    plain = run(*given, "penalty=max_norm", "penalty.max_norm.norm=1e9", folder="plain").column(
+        "train/weight_norm"
+    )
+    small = run(*given, "penalty=decay", "penalty.decay.strength=1.0", folder="small").column(
+        "train/weight_norm"
+    )
     assert small[0] == plain[0]
     assert small[-1] < 0.6 * plain[-1]
 
@@ -225,20 +264,41 @@ def test_only_the_named_weights(run):
     for wrong in ("bias", "conv", "("):
         with pytest.raises(UserError, match=r"only="):
             find_weights(net, wrong)
-    with pytest.raises(UserError, match=r"penalty\.l2\.only=nope is found in no name; allowed: a part of 2\.weight"):
+    with pytest.raises(
+        UserError, match=r"penalty\.l2\.only=nope is found in no name; allowed: a part of 2\.weight"
+    ):
         run("model=mlp", "debug=batch", "penalty=l2", "penalty.l2.only=nope", folder="wrong")
     given = ("model=mlp", "trainer.max_epochs=1")
     prox = ("penalty=l1_prox", "penalty.l1_prox.strength=0.1", r"penalty.l1_prox.only='^2\.'")
-    kept = torch.load(run(*given, *prox).folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    kept = torch.load(run(*given, *prox).folder / "checkpoints" / "last.ckpt", weights_only=True)[
+        "state_dict"
+    ]
     assert {key for key, w in kept.items() if w.ndim == 2 and (w == 0).any()} == {"net.2.weight"}
-    both = run(*given, "penalty=[l1,l2]", "penalty.l1.only='^10'", "penalty.l2.only='weight$'", folder="both")
+    both = run(
+        *given,
+        "penalty=[l1,l2]",
+        "penalty.l1.only='^10'",
+        "penalty.l2.only='weight$'",
+        folder="both",
+    )
     whole = run(*given, "penalty=[l1,l2]", folder="whole")
     assert both.column("train/l1")[0] < 0.2 * whole.column("train/l1")[0]
     assert both.column("train/l2")[0] == whole.column("train/l2")[0]
 
 
-HALVES = ("penalty=[l1,l2]", "penalty.l1.strength=0.003", "penalty.l2.strength=0.01", "model=mlp", "seed=3")
-HALVES += ("model.batch_norm=false", "trainer.max_epochs=2", "data.train_size=1280", "trainer.log_every_n_steps=1")
+HALVES = (
+    "penalty=[l1,l2]",
+    "penalty.l1.strength=0.003",
+    "penalty.l2.strength=0.01",
+    "model=mlp",
+    "seed=3",
+)
+HALVES += (
+    "model.batch_norm=false",
+    "trainer.max_epochs=2",
+    "data.train_size=1280",
+    "trainer.log_every_n_steps=1",
+)
 
 
 def test_a_penalty_counts_once_under_accumulation(run):
@@ -253,10 +313,13 @@ def test_a_penalty_counts_once_under_accumulation(run):
 def test_a_penalty_counts_once_with_two_processes(train, tmp_path):
     given = (*HALVES, "trainer.accelerator=cpu", "trainer.deterministic=true")
     one = train(*given, "data.batch_size=128", "hydra.run.dir=one")
-    two = train(*given, "data.batch_size=64", "trainer=ddp", "trainer.devices=2", "hydra.run.dir=two")
+    two = train(
+        *given, "data.batch_size=64", "trainer=ddp", "trainer.devices=2", "hydra.run.dir=two"
+    )
     assert (one.returncode, two.returncode) == (0, 0), two.stderr
     states = [
-        torch.load(tmp_path / f / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for f in ("one", "two")
+        torch.load(tmp_path / f / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for f in ("one", "two")
     ]
     for key, w in states[0].items():
         assert torch.allclose(w, states[1][key], atol=1e-4), key

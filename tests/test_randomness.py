@@ -4,7 +4,12 @@ from tricklab.randomness import Rand, derive, generator, seed_default
 
 
 def test_streams_are_apart_and_repeat():
-    seeds = [derive(seed, purpose, *c) for seed in (0, 1) for purpose in ("mix", "order") for c in ((), (0, 1), (1, 0))]
+    seeds = [
+        derive(seed, purpose, *c)
+        for seed in (0, 1)
+        for purpose in ("mix", "order")
+        for c in ((), (0, 1), (1, 0))
+    ]
     assert len(set(seeds)) == len(seeds)
     assert derive(3, "mix", 4, 5) == derive(3, "mix", 4, 5)
     assert all(0 <= s < 2**63 for s in seeds)

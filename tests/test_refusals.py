@@ -49,11 +49,19 @@ def there(tmp_path, monkeypatch):
     return tmp_path
 
 
-BATCH_NORM = "Expected more than 1 value per channel when training, got input size torch.Size([1, 256])"
+BATCH_NORM = (
+    "Expected more than 1 value per channel when training, got input size torch.Size([1, 256])"
+)
 ROWS = [
-    (["data=folder", "data.root=none"], "data.root=none is not a folder; allowed: a folder with one folder a class"),
+    (
+        ["data=folder", "data.root=none"],
+        "data.root=none is not a folder; allowed: a folder with one folder a class",
+    ),
     (["data=folder", "data.root=empty"], "empty has no image in its class folders"),
-    (["data=folder", "data.root=one"], "data.root=one: 2 classes or more, each with images; without: none"),
+    (
+        ["data=folder", "data.root=one"],
+        "data.root=one: 2 classes or more, each with images; without: none",
+    ),
     (
         ["data=folder", "data.root=mixed", "data.resize=null", "data.num_workers=0"],
         "mixed/dog/1.png is not the size of mixed/cat/0.png; data.resize=32 makes them equal",
@@ -70,13 +78,22 @@ ROWS = [
         ["data=mnist", "data.root=cut"],
         "cut/train-images-idx3-ubyte.gz is not an idx file: unpack_from requires a buffer of at least 16 bytes for unpacking 12 bytes at offset 4 (actual buffer size is 4)",
     ),
-    (["data.val_size=0"], "data.val_size=0 of 1437 images; allowed: a number from 1 to 1437, or a share below 1.0"),
-    (["data.val_size=1.0"], "data.val_size=1.0 of 1437 images; allowed: a number from 1 to 1437, or a share below 1.0"),
+    (
+        ["data.val_size=0"],
+        "data.val_size=0 of 1437 images; allowed: a number from 1 to 1437, or a share below 1.0",
+    ),
+    (
+        ["data.val_size=1.0"],
+        "data.val_size=1.0 of 1437 images; allowed: a number from 1 to 1437, or a share below 1.0",
+    ),
     (
         ["data.train_size=5000"],
         "data.train_size=5000 of 1294 images; allowed: a number from 1 to 1294, or a share below 1.0",
     ),
-    (["data.folds=3", "data.fold=3"], "data.fold=3 data.folds=3; allowed: 2 to 1438 folds, counted from 0"),
+    (
+        ["data.folds=3", "data.fold=3"],
+        "data.fold=3 data.folds=3; allowed: 2 to 1438 folds, counted from 0",
+    ),
     (
         ["data.batch_size=2000", "data.drop_last=true"],
         "1294 training images, data.batch_size=2000, data.drop_last=True, ",
@@ -85,22 +102,45 @@ ROWS = [
         ["model=mlp", "data.batch_size=1"],
         f"data.batch_size=1: {BATCH_NORM}; allowed: 2 or more, or no batch norm",
     ),
-    (["loss.weight=[1,2]"], "loss.weight=[1, 2]; allowed: 10 numbers of 0 or more, not all of them 0"),
-    (["model.weights=nowhere"], "model.weights=nowhere is not a file; allowed: null, pretrained, a file with weights"),
-    (["model.weights=mnist/train-labels-idx1-ubyte"], "mnist/train-labels-idx1-ubyte holds no weights: "),
-    (["model=timm", "model.name=resnet8"], "model.name=resnet8; allowed: timm.list_models(). Did you mean 'resnet18'?"),
-    (["trainer.max_epochs=-1"], "1294 training images, data.batch_size=128, data.drop_last=False, "),
+    (
+        ["loss.weight=[1,2]"],
+        "loss.weight=[1, 2]; allowed: 10 numbers of 0 or more, not all of them 0",
+    ),
+    (
+        ["model.weights=nowhere"],
+        "model.weights=nowhere is not a file; allowed: null, pretrained, a file with weights",
+    ),
+    (
+        ["model.weights=mnist/train-labels-idx1-ubyte"],
+        "mnist/train-labels-idx1-ubyte holds no weights: ",
+    ),
+    (
+        ["model=timm", "model.name=resnet8"],
+        "model.name=resnet8; allowed: timm.list_models(). Did you mean 'resnet18'?",
+    ),
+    (
+        ["trainer.max_epochs=-1"],
+        "1294 training images, data.batch_size=128, data.drop_last=False, ",
+    ),
     (["model=resnet", "model.depth=21"], "model: model.depth=21; allowed: "),
-    (["optimizer.momentum=0"], "optimizer: Nesterov momentum requires a momentum and zero dampening"),
+    (
+        ["optimizer.momentum=0"],
+        "optimizer: Nesterov momentum requires a momentum and zero dampening",
+    ),
     (["trainer.devices=999"], "trainer.devices=999; allowed: 1 to "),
     (["trainer.devices=0"], "trainer.accelerator=cpu trainer.devices=0 "),
     (["trainer.accelerator=tpu"], "trainer.accelerator=tpu trainer.devices="),
     (["scheduler=cosine", "scheduler.warmup=300ep"], "scheduler.warmup=300ep is 3300 steps; "),
-    (["mixup=on", "mixup.begin=5ep", "mixup.end=5ep"], "mixup.begin=5ep mixup.end=5ep are the steps 55 and 55; "),
+    (
+        ["mixup=on", "mixup.begin=5ep", "mixup.end=5ep"],
+        "mixup.begin=5ep mixup.end=5ep are the steps 55 and 55; ",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("words", "says"), ROWS, ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+@pytest.mark.parametrize(
+    ("words", "says"), ROWS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
 def test_one_line_and_no_folder(run, there, monkeypatch, words, says):
     monkeypatch.chdir(there)
     before = sorted(there.rglob("*"))
@@ -142,13 +182,24 @@ def test_what_was_there_stays(train, tmp_path):
 
 def test_a_damaged_image_is_named_or_left_out_and_counted(train, there):
     damaged_image(there / "images" / "dog" / "x.png")
-    words = (CPU, *ONE_BATCH, "data=folder", "data.root=images", "data.num_workers=0", "model=mlp", "data.batch_size=3")
+    words = (
+        CPU,
+        *ONE_BATCH,
+        "data=folder",
+        "data.root=images",
+        "data.num_workers=0",
+        "model=mlp",
+        "data.batch_size=3",
+    )
     done = train(*words)
     assert done.stderr.startswith("error: images/dog/x.png can't be decoded: ")
     assert done.stderr.endswith("; data.skip_damaged=true leaves it out\n")
     done = train(*words, "data.skip_damaged=true")
     assert done.returncode == 0
-    assert "data.skip_damaged: 1 of 13 images are left out, the first: images/dog/x.png can't be" in done.stdout
+    assert (
+        "data.skip_damaged: 1 of 13 images are left out, the first: images/dog/x.png can't be"
+        in done.stdout
+    )
 
 
 def test_a_secret_is_not_written_down(answer, train, tmp_path, monkeypatch):
@@ -160,12 +211,19 @@ def test_a_secret_is_not_written_down(answer, train, tmp_path, monkeypatch):
     monkeypatch.setenv("MINE", "s3cret")
     done = train(CPU, *ONE_BATCH, "model=mlp", "+model.token=${oc.env:MINE}", "+hydra.run.dir=run")
     assert "s3cret" not in done.stdout + done.stderr
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()]
+    assert not [
+        path for path in tmp_path.rglob("*") if path.is_file() and b"s3cret" in path.read_bytes()
+    ]
 
 
 def test_a_missing_package_is_named(train, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "timm", None)
-    assert train(CPU, "model=timm").stderr == "error: model=timm needs timm: pip install 'tricklab[timm]'\n"
+    assert (
+        train(CPU, "model=timm").stderr
+        == "error: model=timm needs timm: pip install 'tricklab[timm]'\n"
+    )
     for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
         monkeypatch.setattr(f"lightning_fabric.loggers.tensorboard.{name}", False)
-    assert train(CPU, "logger=tensorboard").stderr.startswith("error: Neither `tensorboard` nor `tensorboardX` is")
+    assert train(CPU, "logger=tensorboard").stderr.startswith(
+        "error: Neither `tensorboard` nor `tensorboardX` is"
+    )

@@ -27,12 +27,22 @@ def sweep(tmp_path):
         for words, cell in results.items():
             for seed, value in enumerate(cell):
                 name = f"{words.replace(' ', '_')}_{seed}"
-                jobs.append({"folder": name, "overrides": ["model=mlp", *words.split(), f"seed={seed}", "slots=2"]})
+                jobs.append(
+                    {
+                        "folder": name,
+                        "overrides": ["model=mlp", *words.split(), f"seed={seed}", "slots=2"],
+                    }
+                )
                 (tmp_path / "s" / name).mkdir(parents=True)
                 result = {"status": "failed", "reason": value, "metrics": {}, "seconds": 1.0}
                 if isinstance(value, float):
                     metrics = {"test/acc": value, "val/acc": value, "test/loss": 1 - value}
-                    result = {"status": "done", "reason": None, "metrics": metrics, "seconds": 2.0 + seed}
+                    result = {
+                        "status": "done",
+                        "reason": None,
+                        "metrics": metrics,
+                        "seconds": 2.0 + seed,
+                    }
                 if value is not None:
                     (tmp_path / "s" / name / "result.json").write_text(json.dumps(result))
         (tmp_path / "s" / "stale_9").mkdir()
@@ -48,7 +58,9 @@ def tables(text):
     found = {}
     for part in text.split("\n#"):
         rows = [line for line in part.splitlines() if line.startswith("|")]
-        cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows if "---" not in row]
+        cells = [
+            [cell.strip() for cell in row.strip("|").split("|")] for row in rows if "---" not in row
+        ]
         found[part.strip("# ").splitlines()[0]] = cells
     return found
 
@@ -73,8 +85,14 @@ def test_a_table_checked_by_hand(sweep, script):
     assert first[5] == "higher"
     assert (second[2], second[5]) == ("+0.0000", "can't tell")  # with a spread
     assert third[2:] == ["+0.0000", "0.0000 to 0.0000", "1", "equal"]
-    assert [row[:3] for row in found["Effect of mixup"][1:]] == [["off", "8", "0.9150"], ["on", "8", "0.9263"]]
-    assert [row[:3] for row in found["Effect of scheduler"][1:]] == [["step", "8", "0.9263"], ["cosine", "8", "0.9150"]]
+    assert [row[:3] for row in found["Effect of mixup"][1:]] == [
+        ["off", "8", "0.9150"],
+        ["on", "8", "0.9263"],
+    ]
+    assert [row[:3] for row in found["Effect of scheduler"][1:]] == [
+        ["step", "8", "0.9263"],
+        ["cosine", "8", "0.9150"],
+    ]
     assert "Best on validation: mixup=on scheduler=step" in said.stdout
     assert "python train.py -m model=mlp mixup=on scheduler=step seed=0,1,2,3" in said.stdout
     assert found["Left out"][1:] == [["stale", "not of the last command or config", "stale_9"]]
@@ -93,7 +111,11 @@ def test_files_and_other_metrics_and_baselines(sweep, script):
 
 def test_what_is_missing_is_said_and_not_judged(sweep, script):
     folder = sweep(
-        {"mixup=off": [0.90, 0.91, 0.92], "mixup=on": [0.95, None, 0.98], "mixup=cutmix": ["boom", "boom", 0.9]}
+        {
+            "mixup=off": [0.90, 0.91, 0.92],
+            "mixup=on": [0.95, None, 0.98],
+            "mixup=cutmix": ["boom", "boom", 0.9],
+        }
     )
     found = tables(script("report.py", str(folder)).stdout)
     assert [row[1] for row in found["test/acc"][1:]] == ["3 of 3", "2 of 3", "1 of 3"]
@@ -115,10 +137,14 @@ def test_what_is_missing_is_said_and_not_judged(sweep, script):
 def test_what_halving_has_stopped_is_not_compared(sweep, script):
     folder = sweep({"mixup=off": [0.90, 0.91], "mixup=on": [0.95, 0.96]})
     for path in folder.glob("mixup=on_*/result.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"overrides": ["mixup=on", "stop_after=2ep"]}))
+        path.write_text(
+            json.dumps(json.loads(path.read_text()) | {"overrides": ["mixup=on", "stop_after=2ep"]})
+        )
     found = tables(script("report.py", str(folder)).stdout)
     assert [row[1] for row in found["test/acc"][1:]] == ["2 of 2", "0 of 2"]
-    assert found["Left out"][1:3] == [[*("stopped", "stop_after=2ep"), f"mixup=on_{n}"] for n in (0, 1)]
+    assert found["Left out"][1:3] == [
+        [*("stopped", "stop_after=2ep"), f"mixup=on_{n}"] for n in (0, 1)
+    ]
 
 
 def test_the_page_holds_all_and_needs_nothing(sweep, script):
@@ -128,7 +154,9 @@ def test_the_page_holds_all_and_needs_nothing(sweep, script):
     for n, path in enumerate(sorted(folder.glob("tag*"))):
         for file in path.glob("**/result.json"):
             result = json.loads(file.read_text())
-            file.write_text(json.dumps(result | {"metrics": result["metrics"] | {"test/ece": 0.01 * n}}))
+            file.write_text(
+                json.dumps(result | {"metrics": result["metrics"] | {"test/ece": 0.01 * n}})
+            )
             (file.parent / "metrics.csv").write_text(
                 f"epoch,step,lr,val/acc\n0,5,0.1,\n0,9,,0.{5 + n}\n1,19,,0.{6 + n}\n"
             )
@@ -142,7 +170,14 @@ def test_the_page_holds_all_and_needs_nothing(sweep, script):
     assert "python train.py -m model=mlp tag=b seed=0,1" in text
     addresses = set(re.findall(r"https?://[^\s\"'<)]+", text))
     assert all(
-        a.startswith(("http://www.w3.org/", "http://purl.org", "http://creativecommons.org", "https://matplotlib.org"))
+        a.startswith(
+            (
+                "http://www.w3.org/",
+                "http://purl.org",
+                "http://creativecommons.org",
+                "https://matplotlib.org",
+            )
+        )
         for a in addresses
     )
     html.parser.HTMLParser().feed(text)
@@ -151,8 +186,13 @@ def test_the_page_holds_all_and_needs_nothing(sweep, script):
 def test_reliability_is_that_of_all_seeds_together():
     page, axes = sys.modules["page"], pyplot.figure().subplots()
     bins = [[(0, 0, 0), (4, 1, 2.0)], [(2, 1, 0.2), (4, 3, 2.4)]]
-    columns = [[dict(zip(("images", "right", "confidence"), row, strict=True)) for row in of_seed] for of_seed in bins]
-    page.draw_reliability(axes, {"a": [page.Run({}, [], of_seed) for of_seed in columns], "b": [page.Run({}, [], [])]})
+    columns = [
+        [dict(zip(("images", "right", "confidence"), row, strict=True)) for row in of_seed]
+        for of_seed in bins
+    ]
+    page.draw_reliability(
+        axes, {"a": [page.Run({}, [], of_seed) for of_seed in columns], "b": [page.Run({}, [], [])]}
+    )
     diagonal, a, b = (line.get_xydata().tolist() for line in axes.lines)
     assert a == [pytest.approx([0.1, 0.5]), pytest.approx([0.55, 0.5])]
     assert (diagonal, b) == ([[0, 0], [1, 1]], [])
@@ -221,8 +261,13 @@ def test_the_seeds_that_would_be_needed_are_about_enough():
     random = np.random.default_rng(0)
     for effect, alpha in ((0.5, 0.05), (2.0, 0.05), (1.0, 0.005)):
         n = REPORT["needed"](REPORT["Summary"](2, -effect, 1.0, 0.1), alpha)
-        found = stats.ttest_1samp(random.normal(effect, 1.0, size=(4000, n)), 0, axis=1).pvalue < alpha
-        fewer = stats.ttest_1samp(random.normal(effect, 1.0, size=(4000, n - 1)), 0, axis=1).pvalue < alpha
+        found = (
+            stats.ttest_1samp(random.normal(effect, 1.0, size=(4000, n)), 0, axis=1).pvalue < alpha
+        )
+        fewer = (
+            stats.ttest_1samp(random.normal(effect, 1.0, size=(4000, n - 1)), 0, axis=1).pvalue
+            < alpha
+        )
         assert np.mean(found) > 0.78
         assert np.mean(fewer) < 0.82
     assert REPORT["needed"](REPORT["Summary"](7, 9.0, 1.0, 0.1)) == 8  # more than there are
@@ -260,7 +305,9 @@ def test_what_is_broken_or_odd_is_no_obstacle(sweep, script):
     said = script("report.py", str(folder))
     assert said.returncode == 0, said.stderr
     assert r"tag=a\|b" in said.stdout
-    assert "metric=test/x does not exist" in script("report.py", str(folder), "metric=test/x").stderr
+    assert (
+        "metric=test/x does not exist" in script("report.py", str(folder), "metric=test/x").stderr
+    )
     for text in ("[]", '{"jobs": []}', '{"jobs": [{}]}'):
         (folder / "sweep.json").write_text(text)
         said = script("report.py", str(folder))
@@ -269,13 +316,22 @@ def test_what_is_broken_or_odd_is_no_obstacle(sweep, script):
 
 def test_effects_need_every_job(sweep, script):
     """Or a value that lacks its hard half would look better than it is."""
-    cells = {f"a={a} b={b}": [0.9 - 0.3 * (b == 2), None if (a, b) == (2, 2) else 0.5] for a in (1, 2) for b in (1, 2)}
+    cells = {
+        f"a={a} b={b}": [0.9 - 0.3 * (b == 2), None if (a, b) == (2, 2) else 0.5]
+        for a in (1, 2)
+        for b in (1, 2)
+    }
     said = script("report.py", str(sweep(cells))).stdout
     assert "Effect of" not in said
 
 
 def test_folds_are_replicates_and_the_command_is_that_of_the_sweep(sweep, script):
-    folder = sweep({"+note=a data.fold=0": [0.9], "+note=a data.fold=1": [0.8], "+note=c data.fold=0": [0.7]})
+    folder = sweep(
+        {"+note=a data.fold=0": [0.9], "+note=a data.fold=1": [0.8], "+note=c data.fold=0": [0.7]}
+    )
     said = script("report.py", str(folder)).stdout
-    assert [row[:2] for row in tables(said)["test/acc"][1:]] == [["note=a", "2 of 2"], ["note=c", "1 of 1"]]
+    assert [row[:2] for row in tables(said)["test/acc"][1:]] == [
+        ["note=a", "2 of 2"],
+        ["note=c", "1 of 1"],
+    ]
     assert "python train.py -m model=mlp +note=a seed=0 data.fold=0,1\n" in said

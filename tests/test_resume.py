@@ -57,7 +57,13 @@ def test_a_run_goes_on_as_if_nothing_had_been(run, monkeypatch, tmp_path, step, 
     )
 
 
-WINDOWS = (*TRICKS, "trainer.max_epochs=3", "trainer.accumulate_grad_batches=3", "callbacks=ema", "augment=strong")
+WINDOWS = (
+    *TRICKS,
+    "trainer.max_epochs=3",
+    "trainer.accumulate_grad_batches=3",
+    "callbacks=ema",
+    "augment=strong",
+)
 WINDOWS = (*WINDOWS, "trainer.log_every_n_steps=3", "resume=auto")  # 11 batches, 4 steps an epoch
 
 
@@ -68,7 +74,9 @@ def unstopped(tmp_path_factory):
 
     def run_once(scheduler):
         folder = tmp_path_factory.mktemp(scheduler)
-        experiment.run(configure("trainer.accelerator=cpu", *WINDOWS, f"scheduler={scheduler}"), folder)
+        experiment.run(
+            configure("trainer.accelerator=cpu", *WINDOWS, f"scheduler={scheduler}"), folder
+        )
         return Run(folder)
 
     return functools.cache(run_once)
@@ -76,11 +84,19 @@ def unstopped(tmp_path_factory):
 
 def outcome(done):
     last = torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)
-    return (done.folder / "metrics.csv").read_text(), done.result["metrics"], last["state_dict"], last["global_step"]
+    return (
+        (done.folder / "metrics.csv").read_text(),
+        done.result["metrics"],
+        last["state_dict"],
+        last["global_step"],
+    )
 
 
 def assert_same(done, wanted):
-    (*facts, weights, steps), (*wanted_facts, wanted_weights, wanted_steps) = outcome(done), outcome(wanted)
+    (*facts, weights, steps), (*wanted_facts, wanted_weights, wanted_steps) = (
+        outcome(done),
+        outcome(wanted),
+    )
     assert (facts, steps) == (wanted_facts, wanted_steps)
     assert all(torch.equal(weights[key], wanted_weights[key]) for key in wanted_weights)
 
@@ -109,9 +125,16 @@ def test_what_was_killed_goes_on_from_the_last_steps_bit_for_bit(
 
 @pytest.mark.parametrize(
     ("number", "batch", "kept"),
-    [(signal.SIGINT, 0, 1), (signal.SIGTERM, 3, 2), (signal.SIGUSR1, 10, 4), (signal.SIGUSR2, 32, 12)],
+    [
+        (signal.SIGINT, 0, 1),
+        (signal.SIGTERM, 3, 2),
+        (signal.SIGUSR1, 10, 4),
+        (signal.SIGUSR2, 32, 12),
+    ],
 )
-def test_a_signal_ends_a_run_after_its_step(run, unstopped, monkeypatch, tmp_path, number, batch, kept):
+def test_a_signal_ends_a_run_after_its_step(
+    run, unstopped, monkeypatch, tmp_path, number, batch, kept
+):
     """10 is the last batch of an epoch, 32 of the run: the validation that is due comes first."""
     seen, step = [], ImageClassifier.training_step
 
@@ -129,7 +152,10 @@ def test_a_signal_ends_a_run_after_its_step(run, unstopped, monkeypatch, tmp_pat
     assert signal.getsignal(number) == before
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["status"], result["reason"]) == ("interrupted", number.name)
-    assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == kept
+    assert (
+        torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+        == kept
+    )
     assert_same(run(*WINDOWS, "scheduler=cosine"), unstopped("cosine"))
 
 
@@ -172,10 +198,13 @@ def test_a_run_at_its_end_is_only_tested(run, words):
     last = torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)
     metrics = (done.folder / "metrics.csv").read_text()
     again = run(*words, "resume=auto")
-    assert again.result["metrics"] == json.loads((done.folder / "before.json").read_text())["metrics"]
+    assert (
+        again.result["metrics"] == json.loads((done.folder / "before.json").read_text())["metrics"]
+    )
     assert (again.folder / "metrics.csv").read_text() == metrics
     assert (
-        torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == last["global_step"]
+        torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+        == last["global_step"]
     )
 
 
@@ -183,7 +212,9 @@ def test_a_done_run_without_its_last_checkpoint_is_not_begun_anew(run):
     done = run(*ONE_BATCH)
     (done.folder / "checkpoints" / "last.ckpt").unlink()
     config = configure("trainer.accelerator=cpu", *ONE_BATCH, f"resume={done.folder}", hydra=True)
-    with pytest.raises(UserError, match=r"no last.ckpt there; allowed: model.weights=.../best.ckpt"):
+    with pytest.raises(
+        UserError, match=r"no last.ckpt there; allowed: model.weights=.../best.ckpt"
+    ):
         check_folder(done.folder, config)
 
 
@@ -231,9 +262,18 @@ def test_from_the_command_line(run, train, tmp_path):
             ["resume=one", "model.dropout=0.5"],
             "resume=one: model.dropout=0.5 (was 0.0); allowed: the options of the run",
         ),
-        (["hydra.run.dir=one"], "hydra.run.dir=one holds a run already; resume=auto goes on with it"),
-        (["resume=one", "hydra.run.dir=two"], "hydra.run.dir=two and resume=one differ; allowed: one of the two"),
-        (["resume=two"], "resume=two; allowed: none, auto, the folder of a run or a checkpoint in it"),
+        (
+            ["hydra.run.dir=one"],
+            "hydra.run.dir=one holds a run already; resume=auto goes on with it",
+        ),
+        (
+            ["resume=one", "hydra.run.dir=two"],
+            "hydra.run.dir=two and resume=one differ; allowed: one of the two",
+        ),
+        (
+            ["resume=two"],
+            "resume=two; allowed: none, auto, the folder of a run or a checkpoint in it",
+        ),
     ]:
         done = train(*options, *arguments)
         assert done.returncode == 1
@@ -249,9 +289,17 @@ def test_from_the_command_line(run, train, tmp_path):
 def test_what_can_not_go_on_leaves_what_there_is(run, script, tmp_path):
     """A body that has gone missing is not needed; an epoch cut short and a run at work are refused."""
     body = run(*ONE_BATCH, folder="body")
-    done = run("stop_after=1ep", "trainer.max_epochs=2", f"model.weights={body.folder}/checkpoints/best.ckpt")
+    done = run(
+        "stop_after=1ep",
+        "trainer.max_epochs=2",
+        f"model.weights={body.folder}/checkpoints/best.ckpt",
+    )
     (body.folder / "checkpoints" / "best.ckpt").unlink()
-    options = ("trainer.max_epochs=2", f"model.weights={body.folder}/checkpoints/best.ckpt", "resume=auto")
+    options = (
+        "trainer.max_epochs=2",
+        f"model.weights={body.folder}/checkpoints/best.ckpt",
+        "resume=auto",
+    )
     held = lock_run(done.folder)
     before = (done.folder / "result.json").read_text()
     with pytest.raises(UserError, match="is running"):
@@ -270,15 +318,27 @@ def test_what_can_not_go_on_leaves_what_there_is(run, script, tmp_path):
 def test_a_longer_run_has_its_schedule_planned_again(run, capsys):
     words = ("model=mlp", "scheduler=linear", "trainer.log_every_n_steps=1")
     done = run(*words, "trainer.max_epochs=2")
-    longer = configure("trainer.accelerator=cpu", *words, "trainer.max_epochs=4", f"resume={done.folder}", hydra=True)
+    longer = configure(
+        "trainer.accelerator=cpu",
+        *words,
+        "trainer.max_epochs=4",
+        f"resume={done.folder}",
+        hydra=True,
+    )
     check_folder(done.folder, longer)
-    assert capsys.readouterr().out.endswith("2 epochs become 4, over which the schedule is planned again\n")
+    assert capsys.readouterr().out.endswith(
+        "2 epochs become 4, over which the schedule is planned again\n"
+    )
     for shorter in ("trainer.max_epochs=1", "trainer.max_epochs=4 seed=1"):
-        other = configure("trainer.accelerator=cpu", *words, *shorter.split(), f"resume={done.folder}", hydra=True)
+        other = configure(
+            "trainer.accelerator=cpu", *words, *shorter.split(), f"resume={done.folder}", hydra=True
+        )
         with pytest.raises(UserError, match=r"trainer\.max_epochs=\d \(was 2\)"):
             check_folder(done.folder, other)
     again = run(*words, "trainer.max_epochs=4", f"resume={done.folder}")
-    assert again.column("lr") == [0.1 * (1 - t / 22) for t in range(22)] + [0.1 * (1 - t / 44) for t in range(22, 44)]
+    assert again.column("lr") == [0.1 * (1 - t / 22) for t in range(22)] + [
+        0.1 * (1 - t / 44) for t in range(22, 44)
+    ]
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK", None])
@@ -297,7 +357,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(run, damage):
 def test_other_data_are_refused(run, tree):
     """Wherever they are kept."""
     root = tree({"": 20}, size=8)
-    words = ("data=folder", f"data.root='{root}'", "data.resize=8", "model=mlp", "trainer.max_epochs=3")
+    words = (
+        "data=folder",
+        f"data.root='{root}'",
+        "data.resize=8",
+        "model=mlp",
+        "trainer.max_epochs=3",
+    )
     run(*words, "stop_after=1ep")
     run(*words, "stop_after=2ep", "data.cache=none", "data.num_workers=0", "resume=auto")
     for image in (root / "cat").iterdir():
@@ -330,7 +396,9 @@ def test_too_little_memory_says_what_to_lower(run, monkeypatch, tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(ImageClassifier, "training_step", too_much)
-    with pytest.raises(UserError, match=r"data\.batch_size=128 \(CUDA out of memory.*; a lower one takes less"):
+    with pytest.raises(
+        UserError, match=r"data\.batch_size=128 \(CUDA out of memory.*; a lower one takes less"
+    ):
         run(*ONE_BATCH)
     assert "a lower one takes less" in Run(tmp_path / "run").result["reason"]
 
@@ -345,26 +413,44 @@ def test_a_copied_folder_is_a_run_of_its_own(run, tmp_path):
 
 def test_another_network_is_another_option(run, tmp_path):
     done = run("model=torchvision", *ONE_BATCH)
-    cfg = configure("model=torchvision", *ONE_BATCH, "trainer.accelerator=cpu", "model.name=resnet34", "resume=auto")
+    cfg = configure(
+        "model=torchvision",
+        *ONE_BATCH,
+        "trainer.accelerator=cpu",
+        "model.name=resnet34",
+        "resume=auto",
+    )
     with pytest.raises(UserError, match=r"model\.name=resnet34 \(was resnet18\)"):
         check_folder(done.folder, cfg)
-    same = configure("model=torchvision", *ONE_BATCH, "trainer.accelerator=cpu", "name=other", "resume=auto")
+    same = configure(
+        "model=torchvision", *ONE_BATCH, "trainer.accelerator=cpu", "name=other", "resume=auto"
+    )
     check_folder(done.folder, same)
 
 
 @pytest.mark.slow
 def test_a_full_disk_leaves_a_run_that_goes_on(train, tmp_path):
     """And one that can't be written to leaves the run there as it was."""
-    words = ("trainer.accelerator=cpu", "model=mlp", "trainer.max_epochs=3", "callbacks.last.every_n_steps=5")
+    words = (
+        "trainer.accelerator=cpu",
+        "model=mlp",
+        "trainer.max_epochs=3",
+        "callbacks.last.every_n_steps=5",
+    )
     assert train(*words, "hydra.run.dir=whole").returncode == 0
     size = (tmp_path / "whole" / "checkpoints" / "last.ckpt").stat().st_size
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(2.5 * size)}", "tmpfs", disk]).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={int(2.5 * size)}", "tmpfs", disk]
+    ).returncode:
         pytest.skip("can't mount a small disk")
     try:
         done = train(*words, "hydra.run.dir=disk/run", python=APART)
-        assert (done.returncode, done.stderr.splitlines()[-1][:41]) == (1, "error: [Errno 28] No space left on device")
+        assert (done.returncode, done.stderr.splitlines()[-1][:41]) == (
+            1,
+            "error: [Errno 28] No space left on device",
+        )
         for path in (disk / "run" / "checkpoints").iterdir():
             assert torch.load(path, weights_only=True)["global_step"] >= 5
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
@@ -375,6 +461,8 @@ def test_a_full_disk_leaves_a_run_that_goes_on(train, tmp_path):
         assert {path: path.read_bytes() for path in disk.rglob("*") if path.is_file()} == before
         subprocess.run(["mount", "-o", f"remount,rw,size={10 * size}", disk], check=True)
         assert train(*words, "hydra.run.dir=disk/run", "resume=auto", python=APART).returncode == 0
-        assert (disk / "run" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+        assert (disk / "run" / "metrics.csv").read_text() == (
+            tmp_path / "whole" / "metrics.csv"
+        ).read_text()
     finally:
         subprocess.run(["umount", disk])

@@ -96,25 +96,40 @@ def torch_rates(make, steps):
 OF_TORCH = [
     (["constant"], lambda o, n: oracle.ConstantLR(o, factor=1.0)),
     (["cosine"], lambda o, n: oracle.CosineAnnealingLR(o, n.steps)),
-    (["cosine", "scheduler.floor=0.1"], lambda o, n: oracle.CosineAnnealingLR(o, n.steps, eta_min=0.1)),
+    (
+        ["cosine", "scheduler.floor=0.1"],
+        lambda o, n: oracle.CosineAnnealingLR(o, n.steps, eta_min=0.1),
+    ),
     (["linear"], lambda o, n: oracle.LinearLR(o, 1.0, 0.0, n.steps)),
     (["linear", "scheduler.floor=0.1"], lambda o, n: oracle.LinearLR(o, 1.0, 0.1, n.steps)),
     (["step", "scheduler.every=1ep"], lambda o, n: oracle.StepLR(o, n.epoch, 0.1)),
     (["step", "scheduler.every=1it", "scheduler.gamma=0.5"], lambda o, n: oracle.StepLR(o, 1, 0.5)),
     (["multistep", "scheduler.milestones=[1it]"], lambda o, n: oracle.MultiStepLR(o, [1], 0.1)),
-    (["multistep", "scheduler.milestones=[1it]", "scheduler.gamma=0.3"], lambda o, n: oracle.MultiStepLR(o, [1], 0.3)),
+    (
+        ["multistep", "scheduler.milestones=[1it]", "scheduler.gamma=0.3"],
+        lambda o, n: oracle.MultiStepLR(o, [1], 0.3),
+    ),
     (
         ["exponential", "scheduler.every=1ep", "scheduler.gamma=0.5"],
         lambda o, n: oracle.ExponentialLR(o, 0.5 ** (1 / n.epoch)),
     ),
-    (["exponential", "scheduler.every=1it", "scheduler.gamma=0.99"], lambda o, n: oracle.ExponentialLR(o, 0.99)),
+    (
+        ["exponential", "scheduler.every=1it", "scheduler.gamma=0.99"],
+        lambda o, n: oracle.ExponentialLR(o, 0.99),
+    ),
     (["polynomial", "scheduler.power=3.0"], lambda o, n: oracle.PolynomialLR(o, n.steps, 3.0)),
-    (["cosine_restarts", "scheduler.period=1ep"], lambda o, n: oracle.CosineAnnealingWarmRestarts(o, n.epoch)),
+    (
+        ["cosine_restarts", "scheduler.period=1ep"],
+        lambda o, n: oracle.CosineAnnealingWarmRestarts(o, n.epoch),
+    ),
     (
         ["cosine_restarts", "scheduler.period=1it", "scheduler.mult=2", "scheduler.floor=0.1"],
         lambda o, n: oracle.CosineAnnealingWarmRestarts(o, 1, 2, 0.1),
     ),
-    (["inverse_sqrt", "scheduler.timescale=1it"], lambda o, n: oracle.LambdaLR(o, lambda t: (1 + t) ** -0.5)),
+    (
+        ["inverse_sqrt", "scheduler.timescale=1it"],
+        lambda o, n: oracle.LambdaLR(o, lambda t: (1 + t) ** -0.5),
+    ),
     (
         ["inverse_sqrt", "scheduler.timescale=1ep"],
         lambda o, n: oracle.LambdaLR(o, lambda t: (n.epoch / (n.epoch + t)) ** 0.5),
@@ -124,10 +139,14 @@ OF_TORCH = [
 
 @pytest.mark.parametrize("warmup", [0, 3])
 @pytest.mark.parametrize("length", LENGTHS, ids=lambda length: str(length.steps))
-@pytest.mark.parametrize(("overrides", "make"), OF_TORCH, ids=lambda x: x[0] if isinstance(x, list) else "")
+@pytest.mark.parametrize(
+    ("overrides", "make"), OF_TORCH, ids=lambda x: x[0] if isinstance(x, list) else ""
+)
 def test_equals_torch(overrides, make, length, warmup):
     whole = Length(length.steps + warmup, length.epoch)
-    rate = multiplier(f"scheduler={overrides[0]}", f"scheduler.warmup={warmup}it", *overrides[1:], length=whole)
+    rate = multiplier(
+        f"scheduler={overrides[0]}", f"scheduler.warmup={warmup}it", *overrides[1:], length=whole
+    )
     ramp = torch_rates(lambda o: RAMPS["linear"](o, warmup), warmup) if warmup else []
     theirs = ramp + torch_rates(lambda o: make(o, length), length.steps)
     assert np.allclose([rate(t) for t in range(whole.steps)], theirs, rtol=0, atol=1e-12)
@@ -136,13 +155,26 @@ def test_equals_torch(overrides, make, length, warmup):
 @pytest.mark.parametrize("steps", [20, 100, 12_345])
 @pytest.mark.parametrize("rise", [0.3, 0.5])
 @pytest.mark.parametrize("warmup", [0, 5])
-@pytest.mark.parametrize(("start", "floor", "low", "high"), [(1 / 25, 4e-6, 0.85, 0.95), (0.1, 0.001, 0.7, 0.8)])
+@pytest.mark.parametrize(
+    ("start", "floor", "low", "high"), [(1 / 25, 4e-6, 0.85, 0.95), (0.1, 0.001, 0.7, 0.8)]
+)
 def test_one_cycle_equals_torch_in_rate_and_momentum(steps, rise, warmup, start, floor, low, high):
-    made, options = optimizer(), {"base_momentum": low, "max_momentum": high, "div_factor": 1 / start}
+    made, options = (
+        optimizer(),
+        {"base_momentum": low, "max_momentum": high, "div_factor": 1 / start},
+    )
     options |= {"final_div_factor": start / floor, "pct_start": round(rise * steps) / steps}
     theirs = oracle.OneCycleLR(made, 1.0, total_steps=steps, **options)
-    given = [f"scheduler.rise={round(rise * steps)}it", f"scheduler.warmup={warmup}it", f"scheduler.start={start}"]
-    given += [f"scheduler.floor={floor}", f"scheduler.momentum_low={low}", f"scheduler.momentum_high={high}"]
+    given = [
+        f"scheduler.rise={round(rise * steps)}it",
+        f"scheduler.warmup={warmup}it",
+        f"scheduler.start={start}",
+    ]
+    given += [
+        f"scheduler.floor={floor}",
+        f"scheduler.momentum_low={low}",
+        f"scheduler.momentum_high={high}",
+    ]
     ours = multiplier("scheduler=one_cycle", *given, length=Length(steps + warmup, 10))
     assert [ours.momentum(t) for t in range(warmup)] == [high] * warmup
     expected = []
@@ -158,11 +190,18 @@ def test_one_cycle_equals_torch_in_rate_and_momentum(steps, rise, warmup, start,
 def test_plateau_equals_torch():
     made, draw = optimizer(), random.Random(0)
     theirs = oracle.ReduceLROnPlateau(made, factor=0.5, patience=2, threshold=0.05, min_lr=0.01)
-    given = ("scheduler.gamma=0.5", "scheduler.patience=2", "scheduler.threshold=0.05", "scheduler.floor=0.01")
+    given = (
+        "scheduler.gamma=0.5",
+        "scheduler.patience=2",
+        "scheduler.threshold=0.05",
+        "scheduler.floor=0.01",
+    )
     ours = multiplier("scheduler=plateau", *given, length=Length(1000, 10))
     rates = set()
     for n in range(100):
-        loss = draw.uniform(0.9, 1.1) * 0.97**n if n < 30 else draw.choice([0.5, math.nan, math.inf])
+        loss = (
+            draw.uniform(0.9, 1.1) * 0.97**n if n < 30 else draw.choice([0.5, math.nan, math.inf])
+        )
         theirs.step(loss)
         ours.observe(loss)
         rates.add(made.param_groups[0]["lr"])
@@ -179,14 +218,26 @@ def test_timm_agrees():
 
     common = {"warmup_t": w, "warmup_lr_init": 0.0, "warmup_prefix": True, "t_in_epochs": False}
     pairs = {
-        ("cosine", "scheduler.floor=0.2"): CosineLRScheduler(optimizer(), n - w, lr_min=0.2, **common),
-        ("polynomial", "scheduler.power=0.5"): PolyLRScheduler(optimizer(), n - w, power=0.5, **common),
-        ("polynomial", "scheduler.floor=0.3"): PolyLRScheduler(optimizer(), n - w, power=2, lr_min=0.3, **common),
-        ("step", "scheduler.every=7it"): StepLRScheduler(optimizer(), decay_t=7, decay_rate=0.1, **common),
+        ("cosine", "scheduler.floor=0.2"): CosineLRScheduler(
+            optimizer(), n - w, lr_min=0.2, **common
+        ),
+        ("polynomial", "scheduler.power=0.5"): PolyLRScheduler(
+            optimizer(), n - w, power=0.5, **common
+        ),
+        ("polynomial", "scheduler.floor=0.3"): PolyLRScheduler(
+            optimizer(), n - w, power=2, lr_min=0.3, **common
+        ),
+        ("step", "scheduler.every=7it"): StepLRScheduler(
+            optimizer(), decay_t=7, decay_rate=0.1, **common
+        ),
     }
     for (name, *given), scheduler in pairs.items():
-        ours = multiplier(f"scheduler={name}", *given, f"scheduler.warmup={w}it", length=Length(n, 10))
-        assert [ours(t) for t in range(n)] == pytest.approx([theirs(scheduler, t) for t in range(n)], **EXACT)
+        ours = multiplier(
+            f"scheduler={name}", *given, f"scheduler.warmup={w}it", length=Length(n, 10)
+        )
+        assert [ours(t) for t in range(n)] == pytest.approx(
+            [theirs(scheduler, t) for t in range(n)], **EXACT
+        )
 
 
 def test_timm_reaches_a_milestone_one_step_early_and_torch_does_not():
@@ -197,13 +248,19 @@ def test_timm_reaches_a_milestone_one_step_early_and_torch_does_not():
     assert [ours(t) for t in (28, 29, 30)] == [1, 1, 0.1]
 
 
-@pytest.mark.parametrize(("t", "expected"), [(0, 1.0), (25, (2 + 2**0.5) / 4), (50, 0.5), (75, (2 - 2**0.5) / 4)])
+@pytest.mark.parametrize(
+    ("t", "expected"), [(0, 1.0), (25, (2 + 2**0.5) / 4), (50, 0.5), (75, (2 - 2**0.5) / 4)]
+)
 def test_cosine_by_hand(t, expected):
-    assert multiplier("scheduler=cosine", length=Length(100, 10))(t) == pytest.approx(expected, abs=1e-15)
+    assert multiplier("scheduler=cosine", length=Length(100, 10))(t) == pytest.approx(
+        expected, abs=1e-15
+    )
 
 
 def test_multistep_by_hand():
-    rate = multiplier("scheduler=multistep", "scheduler.milestones=[2ep,50%]", length=Length(100, 10))
+    rate = multiplier(
+        "scheduler=multistep", "scheduler.milestones=[2ep,50%]", length=Length(100, 10)
+    )
     assert [rate(t) for t in (0, 19, 20, 49, 50, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
@@ -216,10 +273,14 @@ def test_an_interval_outside_is_refused(every):
 @pytest.mark.parametrize("milestone", ["10ep", "100%", "200it", "0"])
 def test_a_milestone_outside_is_refused(milestone):
     with pytest.raises(UserError, match=f"scheduler.milestones={milestone}"):
-        multiplier("scheduler=multistep", f"scheduler.milestones=[{milestone}]", length=Length(100, 10))
+        multiplier(
+            "scheduler=multistep", f"scheduler.milestones=[{milestone}]", length=Length(100, 10)
+        )
 
 
-@pytest.mark.parametrize("limit", ["trainer.max_epochs=3", "trainer.max_steps=7", "trainer.limit_train_batches=6"])
+@pytest.mark.parametrize(
+    "limit", ["trainer.max_epochs=3", "trainer.max_steps=7", "trainer.limit_train_batches=6"]
+)
 @pytest.mark.parametrize("accumulate", [1, 3, 4])
 def test_the_optimizer_uses_the_planned_rates(run, accumulate, limit):
     """Of 11 batches an epoch, the last window is not full."""
@@ -232,7 +293,13 @@ def test_the_optimizer_uses_the_planned_rates_of_each(run, name):
 
 
 def check_rates(run, name, accumulate, limit):
-    overrides = [f"scheduler={name}", "scheduler.warmup=20%", "optimizer.lr=0.03", "model=mlp", limit]
+    overrides = [
+        f"scheduler={name}",
+        "scheduler.warmup=20%",
+        "optimizer.lr=0.03",
+        "model=mlp",
+        limit,
+    ]
     overrides += ["trainer.log_every_n_steps=1", f"trainer.accumulate_grad_batches={accumulate}"]
     overrides += [] if "max_epochs" in limit else ["trainer.max_epochs=3"]
     done, cfg = run(*overrides), configure(*overrides)
@@ -240,7 +307,9 @@ def check_rates(run, name, accumulate, limit):
     batches = 6 if "limit" in limit else 11
     steps = min(3 * math.ceil(batches / accumulate), 7 if "max_steps" in limit else 10**9)
     assert plan.last_step == steps
-    assert done.column("lr") == pytest.approx([0.03 * plan.multiplier(t) for t in range(steps)], **EXACT)
+    assert done.column("lr") == pytest.approx(
+        [0.03 * plan.multiplier(t) for t in range(steps)], **EXACT
+    )
     if name == "one_cycle":
         assert done.column("momentum") == [plan.multiplier.momentum(t) for t in range(steps)]
 
@@ -249,11 +318,24 @@ def check_rates(run, name, accumulate, limit):
 def test_two_processes_use_the_planned_rates(train, tmp_path):
     import csv
 
-    given = ("scheduler=cosine", "scheduler.warmup=20%", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu")
-    given += ("trainer.accumulate_grad_batches=3", "trainer.log_every_n_steps=1", "trainer.max_epochs=3", "model=mlp")
+    given = (
+        "scheduler=cosine",
+        "scheduler.warmup=20%",
+        "trainer=ddp",
+        "trainer.devices=2",
+        "trainer.accelerator=cpu",
+    )
+    given += (
+        "trainer.accumulate_grad_batches=3",
+        "trainer.log_every_n_steps=1",
+        "trainer.max_epochs=3",
+        "model=mlp",
+    )
     done = train(*given, "hydra.run.dir=two", "data.batch_size=32")
     assert done.returncode == 0, done.stderr
-    plan = multiplier("scheduler=cosine", "scheduler.warmup=20%", length=Length(21, 7))  # 1294 images, 64 a batch
+    plan = multiplier(
+        "scheduler=cosine", "scheduler.warmup=20%", length=Length(21, 7)
+    )  # 1294 images, 64 a batch
     with (tmp_path / "two" / "metrics.csv").open() as file:
         rates = [float(row["lr"]) for row in csv.DictReader(file) if row["lr"]]
     assert rates == pytest.approx([0.1 * plan(t) for t in range(21)], **EXACT)
@@ -274,10 +356,16 @@ class Counter(LightningModule):
 
 
 def test_the_length_of_a_run_is_that_of_200_real_fits():
-    draw, off = random.Random(0), dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    draw, off = (
+        random.Random(0),
+        dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False),
+    )
     for _ in range(200):
         batches, accumulate, epochs = draw.randint(1, 9), draw.randint(1, 5), draw.randint(1, 4)
-        steps, limit = draw.choice([-1, -1, draw.randint(1, 20)]), draw.choice([1.0, draw.randint(1, 9), 0.5])
+        steps, limit = (
+            draw.choice([-1, -1, draw.randint(1, 20)]),
+            draw.choice([1.0, draw.randint(1, 9), 0.5]),
+        )
         limit = 1.0 if limit == 0.5 and batches == 1 else limit  # half a batch is none, and refused
         trainer = Trainer(
             accelerator="cpu",
@@ -289,7 +377,10 @@ def test_the_length_of_a_run_is_that_of_200_real_fits():
             **off,
         )
         trainer.fit(Counter(), torch.utils.data.DataLoader(torch.zeros(2 * batches, 1), 2))
-        assert trainer.global_step == run_length(2 * batches, 2, epochs, steps, limit, accumulate).steps
+        assert (
+            trainer.global_step
+            == run_length(2 * batches, 2, epochs, steps, limit, accumulate).steps
+        )
 
 
 @pytest.mark.parametrize(
@@ -301,17 +392,25 @@ def test_the_length_of_a_run_is_that_of_200_real_fits():
     ],
 )
 def test_wsd_by_hand(shape, expected):
-    rate = multiplier("scheduler=wsd", "scheduler.cooldown=4it", f"scheduler.shape={shape}", length=Length(20, 5))
+    rate = multiplier(
+        "scheduler=wsd", "scheduler.cooldown=4it", f"scheduler.shape={shape}", length=Length(20, 5)
+    )
     assert [rate(t) for t in range(16)] == [1] * 16
     assert [rate(t) for t in range(16, 20)] == pytest.approx(expected, abs=1e-6)
     assert rate(20) == 0
     given = ("scheduler.cooldown=4it", f"scheduler.shape={shape}", "scheduler.floor=0.2")
     floored = multiplier("scheduler=wsd", *given, length=Length(20, 5))
-    assert [floored(t) for t in range(16, 21)] == pytest.approx([0.2 + 0.8 * rate(t) for t in range(16, 21)])
+    assert [floored(t) for t in range(16, 21)] == pytest.approx(
+        [0.2 + 0.8 * rate(t) for t in range(16, 21)]
+    )
 
 
 def test_the_share_of_a_constant_warmup():
-    given = ("scheduler.warmup=3it", "scheduler.warmup_shape=constant", "scheduler.warmup_share=0.4")
+    given = (
+        "scheduler.warmup=3it",
+        "scheduler.warmup_shape=constant",
+        "scheduler.warmup_share=0.4",
+    )
     rate = multiplier("scheduler=constant", *given, length=Length(9, 3))
     assert [rate(t) for t in range(4)] == [0.4, 0.4, 0.4, 1]
 
@@ -319,7 +418,9 @@ def test_the_share_of_a_constant_warmup():
 def test_a_schedule_that_moves_by_epochs_is_that_of_torch_stepped_by_epochs():
     theirs = torch_rates(lambda o: oracle.CosineAnnealingLR(o, 6), 6)
     rate = multiplier("scheduler=cosine", "scheduler.hold=1ep", length=Length(24, 4))
-    assert [rate(t) for t in range(24)] == pytest.approx([share for share in theirs for _ in range(4)], **EXACT)
+    assert [rate(t) for t in range(24)] == pytest.approx(
+        [share for share in theirs for _ in range(4)], **EXACT
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -329,7 +430,9 @@ def test_a_rate_is_held_from_its_first_step_on(name, hold):
     free = multiplier(*words, length=Length(30, 10))
     held = multiplier(*words, f"scheduler.hold={hold}it", length=Length(30, 10))
     for curve, of in [(held, free), (held.momentum, free.momentum)]:
-        assert not curve or [curve(t) for t in range(30)] == [of(t // hold * hold) for t in range(30)]
+        assert not curve or [curve(t) for t in range(30)] == [
+            of(t // hold * hold) for t in range(30)
+        ]
 
 
 @pytest.mark.parametrize("hold", ["31it", "4ep"])
@@ -362,7 +465,12 @@ def test_restarts_end_at_the_bottom():
 
 def test_a_plateau_lowers_the_rate_at_once_and_goes_on_after_a_stop(run):
     """A rate of 2 does not get below its best loss for long; the state comes back with the checkpoint."""
-    given = ("scheduler=plateau", "scheduler.patience=0", "scheduler.gamma=0.5", "trainer.log_every_n_steps=1")
+    given = (
+        "scheduler=plateau",
+        "scheduler.patience=0",
+        "scheduler.gamma=0.5",
+        "trainer.log_every_n_steps=1",
+    )
     given += ("model=mlp", "optimizer.lr=2.0", "trainer.max_epochs=8")
     whole, epoch = run(*given, folder="whole"), 11
     rates, losses = whole.column("lr"), whole.column("val/loss")
@@ -381,8 +489,16 @@ def test_one_cycle_needs_a_momentum(run):
     given = ("scheduler=one_cycle", "optimizer._target_=torch.optim.Adagrad", "~optimizer.momentum")
     with pytest.raises(UserError, match="Adagrad has no momentum to move"):
         run(*given, "~optimizer.nesterov", "debug=batch")
-    with pytest.raises(UserError, match=r"SGD has no momentum to move; allowed: optimizer\.momentum of more than 0"):
-        run("scheduler=one_cycle", "optimizer.momentum=0", "optimizer.nesterov=false", "debug=batch", folder="still")
+    with pytest.raises(
+        UserError, match=r"SGD has no momentum to move; allowed: optimizer\.momentum of more than 0"
+    ):
+        run(
+            "scheduler=one_cycle",
+            "optimizer.momentum=0",
+            "optimizer.nesterov=false",
+            "debug=batch",
+            folder="still",
+        )
 
 
 def test_one_cycle_sets_the_momentum_of_the_optimizer(run, monkeypatch):
@@ -403,8 +519,18 @@ def test_one_cycle_sets_the_momentum_of_the_optimizer(run, monkeypatch):
 
 
 def test_a_plateau_does_not_see_a_validation_that_a_stop_brings(run):
-    given = ("scheduler=plateau", "scheduler.patience=0", "scheduler.gamma=0.5", "trainer.log_every_n_steps=11")
-    given += ("model=mlp", "optimizer.lr=2.0", "trainer.max_epochs=9", "trainer.check_val_every_n_epoch=3")
+    given = (
+        "scheduler=plateau",
+        "scheduler.patience=0",
+        "scheduler.gamma=0.5",
+        "trainer.log_every_n_steps=11",
+    )
+    given += (
+        "model=mlp",
+        "optimizer.lr=2.0",
+        "trainer.max_epochs=9",
+        "trainer.check_val_every_n_epoch=3",
+    )
     whole = run(*given, folder="whole").column("lr")
     run(*given, "stop_after=2ep", folder="part")
     run(*given, "stop_after=4ep", "resume=auto", folder="part")

@@ -34,7 +34,9 @@ def test_evaluate_gives_the_numbers_of_the_run(run, script):
 
 def test_evaluate_on_other_data(run, script, tree):
     """data=NAME is that option whole, whatever the order of the words."""
-    done = run("data=folder", f"data.root='{tree({'train': 6, 'test': 3})}'", "model=mlp", "stop_after=1it")
+    done = run(
+        "data=folder", f"data.root='{tree({'train': 6, 'test': 3})}'", "model=mlp", "stop_after=1it"
+    )
     other = tree({"other/train": 5, "other/test": 4})
     best, root = f"ckpt={done.folder}/checkpoints/best.ckpt", f"data.root='{other}/other'"
     said = [
@@ -53,7 +55,10 @@ def test_double_precision_is_told_to_the_last_digit(run, script):
 
 
 def test_plan_counts_the_processes(script):
-    one, two = (script("plan.py", "trainer.accelerator=cpu", *words).stdout for words in ([], ["trainer.devices=2"]))
+    one, two = (
+        script("plan.py", "trainer.accelerator=cpu", *words).stdout
+        for words in ([], ["trainer.devices=2"])
+    )
     assert "165 steps" in one
     assert "90 steps" in two
 
@@ -85,7 +90,11 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
     trained = read_trained([f"ckpt={done.folder}/checkpoints/best.ckpt"])
     net = trained.net()
     images = torch.stack(
-        [decode(root / "test" / c / f"{i}.png", (16, 16), "RGB") for c in ("cat", "dog") for i in range(4)]
+        [
+            decode(root / "test" / c / f"{i}.png", (16, 16), "RGB")
+            for c in ("cat", "dog")
+            for i in range(4)
+        ]
     )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
         logits = net(trained.prepare()(images))
@@ -101,7 +110,10 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
         (["ckpt=/nowhere.ckpt"], "ckpt=/nowhere.ckpt; allowed: the path of a checkpoint"),
         (["{best}", "data=digit"], "data=digit does not exist"),
         (["{best}", "data.batchsize=3"], "data.batchsize does not exist"),
-        (["{best}", "data=fake", "data.classes=3"], "the data have the classes ['0', '1', '2'], the checkpoint"),
+        (
+            ["{best}", "data=fake", "data.classes=3"],
+            "the data have the classes ['0', '1', '2'], the checkpoint",
+        ),
         (["{best}", "data.batch_size=abc"], "data.batch_size='abc' is a str; allowed: int"),
         (
             ["{best}", "model.widths=[8]"],
@@ -114,7 +126,10 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
         (["{best}", "mc=4"], "mc=4: the network has no dropout"),
         (["{best}", "tta=4"], "mc=0 tta=4 ; allowed: tta with an augmentation"),
         (["{best}", "augment=flip"], "allowed: tta with an augmentation"),
-        (["{best}", "tta=4", "augment=flip,crop"], "augment=flip,crop; allowed: one, without values between commas"),
+        (
+            ["{best}", "tta=4", "augment=flip,crop"],
+            "augment=flip,crop; allowed: one, without values between commas",
+        ),
         (["{best}", "mc=01"], "mc=01; allowed: 0, or 2 views and more"),
         (["{best}", "tta=4", "mc=3", "augment=flip"], "mc the same or 0"),
         (["{best}", "tta=4", "augment=flib"], "augment=flib does not exist; allowed: affine"),
@@ -130,7 +145,9 @@ def test_mistakes_are_one_line(run, script, arguments, says):
 
 
 def test_an_exported_file_gives_the_same_logits(run, script, tmp_path):
-    done = run("model=resnet", "model.depth=8", "trainer.max_epochs=1", "trainer.channels_last=true")
+    done = run(
+        "model=resnet", "model.depth=8", "trainer.max_epochs=1", "trainer.channels_last=true"
+    )
     best = done.folder / "checkpoints" / "best.ckpt"
     said = script("export.py", f"ckpt={best}", "output=m.safetensors")
     assert said.returncode == 0, said.stderr
@@ -146,7 +163,12 @@ def test_an_exported_file_gives_the_same_logits(run, script, tmp_path):
 
 
 def test_plan_writes_the_rates_of_training(run, script, tmp_path):
-    options = ["scheduler=cosine", "scheduler.warmup=10%", "trainer.max_epochs=3", "optimizer.lr_per=256"]
+    options = [
+        "scheduler=cosine",
+        "scheduler.warmup=10%",
+        "trainer.max_epochs=3",
+        "optimizer.lr_per=256",
+    ]
     said = script("plan.py", *options, "hydra.run.dir=plan")
     assert said.returncode == 0, said.stderr
     done = run("model=mlp", *options, "trainer.log_every_n_steps=1")
@@ -160,7 +182,13 @@ def test_plan_writes_the_rates_of_training(run, script, tmp_path):
 
 
 def test_plan_draws_several_at_once(script, tmp_path):
-    said = script("plan.py", "scheduler=step,cosine", "trainer.max_epochs=2", "hydra.run.dir=p", "model.body_lr=0.5")
+    said = script(
+        "plan.py",
+        "scheduler=step,cosine",
+        "trainer.max_epochs=2",
+        "hydra.run.dir=p",
+        "model.body_lr=0.5",
+    )
     assert said.returncode == 0, said.stderr
     with (tmp_path / "p" / "plan.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -174,14 +202,21 @@ def test_plan_draws_several_at_once(script, tmp_path):
 
 def test_plan_says_what_it_amounts_to(script):
     given = ("scheduler=linear", "trainer.max_steps=4", "trainer.max_epochs=1")
-    said = script("plan.py", *given, "optimizer=adamw", "optimizer.lr=0.4", "optimizer.weight_decay=0.5")
+    said = script(
+        "plan.py", *given, "optimizer=adamw", "optimizer.lr=0.4", "optimizer.weight_decay=0.5"
+    )
     left = 0.8 * 0.85 * 0.9 * 0.95
     assert f"first 0.4, peak 0.4, last 0.1, sum 1, weight decay leaves {left:.4g}" in said.stdout
     assert "lower when val/loss no longer falls" in script("plan.py", "scheduler=plateau").stdout
     refused = script("plan.py", *given, "optimizer.lr=4", "optimizer.weight_decay=0.5")
     assert refused.returncode == 1
-    assert "optimizer.lr=4 with optimizer.weight_decay=0.5, momentum and penalty turns the sign" in refused.stderr
-    assert "turns the sign" in script("plan.py", "penalty=decay", "penalty.decay.strength=20").stderr
+    assert (
+        "optimizer.lr=4 with optimizer.weight_decay=0.5, momentum and penalty turns the sign"
+        in refused.stderr
+    )
+    assert (
+        "turns the sign" in script("plan.py", "penalty=decay", "penalty.decay.strength=20").stderr
+    )
 
 
 def test_plan_knows_what_momentum_does_to_weight_decay(script):
@@ -192,27 +227,42 @@ def test_plan_knows_what_momentum_does_to_weight_decay(script):
     for _ in range(1000):
         w.grad = torch.zeros(1, dtype=torch.double)
         sgd.step()
-    assert float(said.split("weight decay leaves about ")[1].split()[0]) == pytest.approx(w.item(), rel=0.01)
+    assert float(said.split("weight decay leaves about ")[1].split()[0]) == pytest.approx(
+        w.item(), rel=0.01
+    )
 
 
 def test_preview_has_a_row_for_each(script, tmp_path, monkeypatch):
     shown, words = [], []
-    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda self, image, **kw: shown.append(image))
-    monkeypatch.setattr("matplotlib.axes.Axes.text", lambda self, x, y, text, **kw: words.append(text))
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.imshow", lambda self, image, **kw: shown.append(image)
+    )
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.text", lambda self, x, y, text, **kw: words.append(text)
+    )
     said = script("preview.py", "augment=none,flip,crop", "hydra.run.dir=p")
     assert said.returncode == 0, said.stderr
-    assert [word for word in words if word] == ["augment=\nnone", "augment=\nflip", "augment=\ncrop"]
+    assert [word for word in words if word] == [
+        "augment=\nnone",
+        "augment=\nflip",
+        "augment=\ncrop",
+    ]
     assert len(shown) == 24
     assert all(
-        (plain == flipped).all() or (plain == flipped[:, ::-1]).all() for plain, flipped in zip(shown, shown[8:16])
+        (plain == flipped).all() or (plain == flipped[:, ::-1]).all()
+        for plain, flipped in zip(shown, shown[8:16])
     )
 
 
 def test_preview_shows_what_training_gets(run, script, tmp_path, monkeypatch):
     """Its first image has the pixels and the target of the first image that the network is trained on."""
     seen = {}
-    monkeypatch.setattr("matplotlib.axes.Axes.imshow", lambda self, image, **kw: seen.setdefault("image", image))
-    monkeypatch.setattr("matplotlib.axes.Axes.set_title", lambda self, text, **kw: seen.setdefault("title", text))
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.imshow", lambda self, image, **kw: seen.setdefault("image", image)
+    )
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.set_title", lambda self, text, **kw: seen.setdefault("title", text)
+    )
     said = script("preview.py", "augment=light", "mixup=on", "mixup.alpha=5.0", "hydra.run.dir=p")
     assert said.returncode == 0, said.stderr
     assert (tmp_path / "p" / "preview.png").is_file()
@@ -277,7 +327,9 @@ def test_runs_deletes_what_it_finds_and_never_one_that_may_run(three, script, tm
     left = lambda: sorted(path.name for path in (tmp_path / "runs").iterdir())  # noqa: E731
     script("runs.py", "seed=1")
     assert left() == ["a", "b", "c", "mine"]
-    assert "2 runs below runs, 1 deleted" in script("runs.py", "scheduler=step", "delete=true").stdout
+    assert (
+        "2 runs below runs, 1 deleted" in script("runs.py", "scheduler=step", "delete=true").stdout
+    )
     assert left() == ["a", "c", "mine"]
     held = lock_run(tmp_path / "runs" / "c")
     assert script("runs.py", "status=running").stdout.splitlines()[-1] == "1 runs below runs"

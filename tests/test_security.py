@@ -41,7 +41,12 @@ def test_a_checkpoint_with_a_payload(trained, script, tmp_path, command):
     last = trained(*RUN).folder / "checkpoints" / "last.ckpt"
     for place in (last, tmp_path / "bad" / "checkpoints" / "last.ckpt"):
         place.parent.mkdir(parents=True, exist_ok=True)
-        torch.save({**torch.load(last, weights_only=True), "extra": Payload()} if place == last else Payload(), place)
+        torch.save(
+            {**torch.load(last, weights_only=True), "extra": Payload()}
+            if place == last
+            else Payload(),
+            place,
+        )
         if place == last:
             content = place.read_bytes()
     last.write_bytes(content)
@@ -59,7 +64,10 @@ TARGETS = [
     {"_target_": "tricklab.build.get_object", "path": "os.mkdir"},
     {"_target_": "tricklab.record.run_git", "_args_": [".", "-c", f"alias.x=!mkdir {MARK}", "x"]},
     {"_target_": "tricklab.callbacks.CheckpointFiles.save_checkpoint", "_args_": [None, {}, MARK]},
-    {"_target_": "pytorch_lightning.LightningModule.load_from_checkpoint", "checkpoint_path": "bad"},
+    {
+        "_target_": "pytorch_lightning.LightningModule.load_from_checkpoint",
+        "checkpoint_path": "bad",
+    },
     {"_target_": "torch.hub.load", "_args_": ["a/b", "c"]},
     {"_target_": "torch.nn.modules.module.Module.register_forward_hook", "hook": None},
     {"_target_": "functools.partial", "_args_": ["os.mkdir"]},
@@ -70,15 +78,22 @@ TARGETS = [
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("target", TARGETS, ids=lambda node: node["_target_"])
-def test_a_config_beside_a_checkpoint_builds_networks_alone(trained, script, tmp_path, target, nested):
+def test_a_config_beside_a_checkpoint_builds_networks_alone(
+    trained, script, tmp_path, target, nested
+):
     run = trained(*RUN).folder
     file = run / "config.yaml"
     config = OmegaConf.load(file)
-    config.model = OmegaConf.to_container(config.model) | {"more": [{"deeper": target}]} if nested else target
+    config.model = (
+        OmegaConf.to_container(config.model) | {"more": [{"deeper": target}]} if nested else target
+    )
     OmegaConf.save(config, file)
     done = script("evaluate.py", f"ckpt={run}/checkpoints/last.ckpt")
     assert done.returncode == 1
-    assert f"_target_={target['_target_']} is not allowed; allowed: what tricklab.augment, " in done.stderr
+    assert (
+        f"_target_={target['_target_']} is not allowed; allowed: what tricklab.augment, "
+        in done.stderr
+    )
     assert not list(tmp_path.rglob(MARK))
 
 
@@ -104,14 +119,24 @@ def test_an_image_of_2500_million_pixels_is_not_decoded(train, tree):
     root = tree({"": 6})
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    content = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
     (root / "cat" / "bomb.png").write_bytes(content)
     done = train(CPU, "data=folder", f"data.root='{root}'", "data.num_workers=0")
     assert done.returncode == 1
-    assert f"{root}/cat/bomb.png can't be decoded: Image size (2500000000 pixels) exceeds limit" in done.stderr
+    assert (
+        f"{root}/cat/bomb.png can't be decoded: Image size (2500000000 pixels) exceeds limit"
+        in done.stderr
+    )
 
 
 @pytest.mark.xdist_group("servers")
@@ -121,7 +146,16 @@ def test_a_folder_named_like_a_script_is_text(train, script, tree, tmp_path):
     tree({"": 8}, classes=("cat", name)).rename(tmp_path / name)
     shutil.copytree(tmp_path / name, tmp_path / "plain")
     roots = f"data.root='{tmp_path}/plain','{tmp_path}/{name}'"
-    words = ("-m", CPU, "model=mlp", "stop_after=1it", "data=folder", roots, "data.num_workers=0", "data.batch_size=4")
+    words = (
+        "-m",
+        CPU,
+        "model=mlp",
+        "stop_after=1it",
+        "data=folder",
+        roots,
+        "data.num_workers=0",
+        "data.batch_size=4",
+    )
     done = train(*words, "hydra.sweep.dir=s")
     assert done.returncode == 0, done.stdout
     assert all(name in path.read_text() for path in Path("s").glob("*/config.yaml"))

@@ -12,7 +12,9 @@ from tricklab.errors import UserError
 from tricklab.randomness import Rand, generator, seed_default
 from tricklab.views import Averaged
 
-NET = nn.Sequential(nn.Flatten(), nn.Linear(12, 20), nn.ReLU(), nn.Dropout(0.5), nn.Linear(20, 3)).eval()
+NET = nn.Sequential(
+    nn.Flatten(), nn.Linear(12, 20), nn.ReLU(), nn.Dropout(0.5), nn.Linear(20, 3)
+).eval()
 IMAGES = torch.randint(256, (5, 1, 3, 4), dtype=torch.uint8, generator=generator(0, "images"))
 
 
@@ -62,7 +64,10 @@ def test_one_image_may_look_the_same_twice():
 def test_augmented_views_are_averaged():
     ours = averaged(3, augment={"crop": lambda images, rand: crop(images, rand, padding=1)})
     with torch.no_grad():
-        views = [crop(IMAGES, Rand(generator(7, "view crop", 0, view), 5), padding=1) for view in range(3)]
+        views = [
+            crop(IMAGES, Rand(generator(7, "view crop", 0, view), 5), padding=1)
+            for view in range(3)
+        ]
         mean = torch.stack([NET(view.float() / 128).softmax(1) for view in views]).mean(0)
         assert torch.allclose(ours(IMAGES).softmax(1), mean, atol=1e-6)
 
@@ -77,7 +82,9 @@ def test_two_alternating_flips_are_both_sides():
 def test_views_of_one_kind_have_no_mutual_information():
     with torch.no_grad():
         ours = averaged(3)
-        assert torch.allclose(ours(IMAGES).softmax(1), NET(IMAGES.float() / 128).softmax(1), atol=1e-6)
+        assert torch.allclose(
+            ours(IMAGES).softmax(1), NET(IMAGES.float() / 128).softmax(1), atol=1e-6
+        )
         assert ours.information[0].abs().max() < 1e-6
         assert (ours.entropy[0] < math.log(3)).all()
     with pytest.raises(UserError, match="mc=4: the network has no dropout"):
@@ -128,7 +135,10 @@ def test_views_in_any_precision_are_those_of_training(trained, script, precision
 
 
 def values(said):
-    return {name: float(value) for name, value in (line.split()[:2] for line in said.stdout.splitlines())}
+    return {
+        name: float(value)
+        for name, value in (line.split()[:2] for line in said.stdout.splitlines())
+    }
 
 
 def test_evaluate_with_views(run, script):

@@ -33,15 +33,23 @@ class Search(Sweeper):
     """Runs the jobs that the option of the group `sweep` asks for, on the launcher that was chosen."""
 
     def setup(self, *, config: DictConfig, hydra_context: Any, **others: Any) -> None:
-        from tricklab.jobs import Jobs  # which defines resolvers: not for every program that looks for plugins
+        from tricklab.jobs import (
+            Jobs,
+        )  # which defines resolvers: not for every program that looks for plugins
 
         try:
-            launcher = Plugins.instance().instantiate_launcher(config=config, hydra_context=hydra_context, **others)
+            launcher = Plugins.instance().instantiate_launcher(
+                config=config, hydra_context=hydra_context, **others
+            )
         except RuntimeError as error:  # it knows no such plugin
             name = config.hydra.runtime.choices["hydra/launcher"]
-            raise UserError(f"hydra/launcher={name} needs a plugin: pip install 'tricklab[{name}]'") from error
+            raise UserError(
+                f"hydra/launcher={name} needs a plugin: pip install 'tricklab[{name}]'"
+            ) from error
         launch = functools.partial(launcher.launch, initial_job_idx=0)
-        apart = launch if isinstance(launcher, LocalLauncher) else functools.partial(run_apart, launch)
+        apart = (
+            launch if isinstance(launcher, LocalLauncher) else functools.partial(run_apart, launch)
+        )
         self.jobs = Jobs(config, hydra_context.config_loader, apart)
 
     def sweep(self, arguments: list[str]) -> None:

@@ -25,7 +25,11 @@ from tricklab.randomness import Rand, generator
 from tricklab.record import Record
 
 NOT_TRAINER = ("compile", "channels_last")  # stand with the trainer's options, act on the network
-PLAIN = {"_target_": "torch.nn.CrossEntropyLoss", "label_smoothing": 0.0, "weight": None}  # neither smooths nor weighs
+PLAIN = {
+    "_target_": "torch.nn.CrossEntropyLoss",
+    "label_smoothing": 0.0,
+    "weight": None,
+}  # neither smooths nor weighs
 WINDOW = ("begin", "end")  # stand with the options of mixing, say when it is done
 
 
@@ -42,7 +46,9 @@ def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[Im
     net = build_net(cfg, data.shape, len(data.classes))
     if weights:
         load_body(net, weights.state)
-        rank_zero_only(print)(f"weights: begins anew from those in {cfg.model.weights}, with a classifier of its own")
+        rank_zero_only(print)(
+            f"weights: begins anew from those in {cfg.model.weights}, with a classifier of its own"
+        )
     if data.batch_size == 1:
         check_lone_image(net, data.shape)
     return data, net
@@ -53,7 +59,9 @@ def check_lone_image(net: nn.Module, shape: tuple[int, int, int]) -> None:
     try:
         copy.deepcopy(net)(torch.zeros(1, *shape))
     except ValueError as error:
-        raise UserError(f"data.batch_size=1: {error}; allowed: 2 or more, or no batch norm") from error
+        raise UserError(
+            f"data.batch_size=1: {error}; allowed: 2 or more, or no batch norm"
+        ) from error
 
 
 def build_data(cfg: DictConfig) -> ImageData:
@@ -77,10 +85,17 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     try:
         trainer: pl.Trainer = build(options, callbacks=callbacks, profiler=profiler, **places)
     except UserError as error:
-        asked = " ".join(f"trainer.{key}={options[key]}" for key in ("accelerator", "devices", "strategy", "precision"))
-        raise UserError(f"{asked}: {error}; allowed: what this machine has, as trainer.accelerator=auto") from error
+        asked = " ".join(
+            f"trainer.{key}={options[key]}"
+            for key in ("accelerator", "devices", "strategy", "precision")
+        )
+        raise UserError(
+            f"{asked}: {error}; allowed: what this machine has, as trainer.accelerator=auto"
+        ) from error
     if trainer.num_devices > count_cores() and trainer.strategy.root_device.type == "cpu":
-        raise UserError(f"trainer.devices={cfg.trainer.devices}; allowed: 1 to {count_cores()}, a core for each")
+        raise UserError(
+            f"trainer.devices={cfg.trainer.devices}; allowed: 1 to {count_cores()}, a core for each"
+        )
     return trainer
 
 
@@ -91,11 +106,15 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
     """
     optimizer = build(without(cfg.optimizer, "lr_per"), lr=plan.lr)
     try:
-        made = optimizer(parameter_groups(net))  # Lightning makes another, when it is too late for a plain answer
+        made = optimizer(
+            parameter_groups(net)
+        )  # Lightning makes another, when it is too late for a plain answer
     except (TypeError, ValueError) as error:
         raise UserError(f"optimizer: {error}") from error
     if plan.multiplier.momentum and not (made.defaults.get("momentum") or "betas" in made.defaults):
-        said = f"scheduler={cfg.scheduler._target_}: {cfg.optimizer._target_} has no momentum to move"
+        said = (
+            f"scheduler={cfg.scheduler._target_}: {cfg.optimizer._target_} has no momentum to move"
+        )
         raise UserError(f"{said}; allowed: optimizer.momentum of more than 0, or betas")
     mixing = data.mixup is not identity
     return ImageClassifier(
@@ -121,14 +140,18 @@ def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
     if (weight := cfg.get("weight")) is not None:
         plain = all(isinstance(w, int | float) and 0 <= w < math.inf for w in weight)
         if len(weight) != classes or not plain or not sum(weight):
-            raise UserError(f"loss.weight={weight}; allowed: {classes} numbers of 0 or more, not all of them 0")
+            raise UserError(
+                f"loss.weight={weight}; allowed: {classes} numbers of 0 or more, not all of them 0"
+            )
         options["weight"] = torch.tensor(weight, dtype=torch.float)
     loss: nn.Module = build(without(cfg, "weight"), **options)
     try:
         loss(torch.zeros(2, classes), torch.full((2, classes), 1 / classes))
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         said = f"loss={cfg._target_} does not take target probabilities [B, K] ({error})"
-        raise UserError(f"{said}; allowed: a loss of probabilities, not of class indices") from error
+        raise UserError(
+            f"{said}; allowed: a loss of probabilities, not of class indices"
+        ) from error
     return loss
 
 

@@ -19,7 +19,9 @@ def crop(images: Tensor, rand: Rand, padding: float = 0.125) -> Tensor:
     b, c, h, w = images.shape
     pad_h, pad_w = (round(padding if padding >= 1 else padding * side) for side in (h, w))
     if pad_h > h or pad_w > w:
-        raise UserError(f"augment.crop.padding={padding} of images of {h} x {w}; allowed: up to that")
+        raise UserError(
+            f"augment.crop.padding={padding} of images of {h} x {w}; allowed: up to that"
+        )
     numbers = rand(2)
     top, left = (numbers[:, 0] * (2 * pad_h + 1)).long(), (numbers[:, 1] * (2 * pad_w + 1)).long()
     padded = F.pad(images, [pad_w, pad_w, pad_h, pad_h])
@@ -55,14 +57,21 @@ def rotate(images: Tensor, rand: Rand, degrees: float = 15.0) -> Tensor:
 
 
 def affine(
-    images: Tensor, rand: Rand, degrees: float = 15.0, translate: float = 0.1, scale: float = 0.1, shear: float = 10.0
+    images: Tensor,
+    rand: Rand,
+    degrees: float = 15.0,
+    translate: float = 0.1,
+    scale: float = 0.1,
+    shear: float = 10.0,
 ) -> Tensor:
     """Rotate, shear (degrees), scale and shift (shares) by up to so much either way; bilinear, black outside."""
     if not (degrees or translate or scale or shear):
         return images
     numbers = rand(5) * 2 - 1
     shift = numbers[:, 3:] * 2 * translate  # the sides of an image are 2 long here
-    return warp(images, numbers[:, 0] * degrees, numbers[:, 1] * shear, 1 + numbers[:, 2] * scale, shift)
+    return warp(
+        images, numbers[:, 0] * degrees, numbers[:, 1] * shear, 1 + numbers[:, 2] * scale, shift
+    )
 
 
 def warp(images: Tensor, degrees: Tensor, shear: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -73,30 +82,47 @@ def warp(images: Tensor, degrees: Tensor, shear: Tensor, scale: Tensor, shift: T
     # from a pixel of the result to where it was; affine_grid counts in half widths and half heights
     back = [cos - slant * sin, (sin + slant * cos) * h / w, -sin * w / h, cos]
     matrix = (torch.stack(back, 1) / scale[:, None]).view(b, 2, 2)
-    grid = F.affine_grid(torch.cat([matrix, -matrix @ shift[:, :, None]], 2), list(images.shape), align_corners=False)
+    grid = F.affine_grid(
+        torch.cat([matrix, -matrix @ shift[:, :, None]], 2), list(images.shape), align_corners=False
+    )
     return F.grid_sample(images.float(), grid, align_corners=False)
 
 
 def erase(
-    images: Tensor, rand: Rand, probability: float = 0.25, smallest: float = 0.02, largest: float = 0.33, value: int = 0
+    images: Tensor,
+    rand: Rand,
+    probability: float = 0.25,
+    smallest: float = 0.02,
+    largest: float = 0.33,
+    value: int = 0,
 ) -> Tensor:
     """Fill a box of a share of the area, 0.3 to 3.3 times as high as wide, with `value`. arXiv 1708.04896."""
     h, w = images.shape[2:]
     chance, size, shape, y, x = rand(5).T  # [B] each
     area = (smallest + (largest - smallest) * size) * h * w
     ratio = 0.3 ** (2 * shape - 1)
-    height, width = (area * ratio).sqrt().round() * (chance < probability), (area / ratio).sqrt().round()
-    top, left = (y * (h + 1 - height)).floor(), (x * (w + 1 - width)).floor()  # 0 or less of a box that covers all
+    height, width = (
+        (area * ratio).sqrt().round() * (chance < probability),
+        (area / ratio).sqrt().round(),
+    )
+    top, left = (
+        (y * (h + 1 - height)).floor(),
+        (x * (w + 1 - width)).floor(),
+    )  # 0 or less of a box that covers all
     inside = box(top, top + height, left, left + width, h, w).to(images.dtype)
     return images * (1 - inside) + inside * value  # masked_fill takes twice as long
 
 
-def box(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: int, width: int) -> Tensor:
+def box(
+    top: Tensor, bottom: Tensor, left: Tensor, right: Tensor, height: int, width: int
+) -> Tensor:
     """Return bytes [B, 1, height, width], 1 between these borders [B], the second of each left out, and 0 elsewhere."""
     rows, columns = torch.arange(height, device=top.device), torch.arange(width, device=top.device)
     inside_rows = (top[:, None] <= rows) & (rows < bottom[:, None])  # [B, H]
     inside_columns = (left[:, None] <= columns) & (columns < right[:, None])  # [B, W]
-    return (inside_rows.view(torch.uint8)[:, :, None] & inside_columns.view(torch.uint8)[:, None, :])[:, None]
+    return (
+        inside_rows.view(torch.uint8)[:, :, None] & inside_columns.view(torch.uint8)[:, None, :]
+    )[:, None]
 
 
 def jitter(images: Tensor, rand: Rand, brightness: float = 0.2, contrast: float = 0.2) -> Tensor:
@@ -122,7 +148,9 @@ def _one_by_one(transform: str, images: Tensor, rand: Rand, **options: Any) -> T
     from torchvision.transforms import v2  # takes a second
 
     if images.shape[1] not in (1, 3):
-        raise UserError(f"augment: torchvision's operations do not take {images.shape[1]} channels; allowed: 1, 3")
+        raise UserError(
+            f"augment: torchvision's operations do not take {images.shape[1]} channels; allowed: 1, 3"
+        )
     change, before, changed = getattr(v2, transform)(**options), torch.get_rng_state(), []
     for image, number in zip(images.float().round().byte(), rand().tolist(), strict=True):
         torch.default_generator.manual_seed(int(number * 2**24))

@@ -10,11 +10,29 @@ from omegaconf import DictConfig, OmegaConf
 
 from tricklab.errors import UserError
 
-PACKAGES = ("tricklab", "torch", "pytorch_lightning")  # that may be imported; a fork adds its own, here and below
-PARTS = ("augment", "callbacks", "data.datasets", "logger", "mixup", "model", "penalty", "scheduler", "sweep")
+PACKAGES = (
+    "tricklab",
+    "torch",
+    "pytorch_lightning",
+)  # that may be imported; a fork adds its own, here and below
+PARTS = (
+    "augment",
+    "callbacks",
+    "data.datasets",
+    "logger",
+    "mixup",
+    "model",
+    "penalty",
+    "scheduler",
+    "sweep",
+)
 OURS = tuple(f"tricklab.{part}" for part in PARTS)
-HARMLESS = tuple(part for part in OURS if part not in ("tricklab.callbacks", "tricklab.logger"))  # write nothing
-LIGHTNING = tuple(f"pytorch_lightning.{part}" for part in ("trainer", "callbacks", "loggers", "profilers"))
+HARMLESS = tuple(
+    part for part in OURS if part not in ("tricklab.callbacks", "tricklab.logger")
+)  # write nothing
+LIGHTNING = tuple(
+    f"pytorch_lightning.{part}" for part in ("trainer", "callbacks", "loggers", "profilers")
+)
 CLASSES = ("torch.nn.modules", "torch.optim", *LIGHTNING)
 
 
@@ -25,13 +43,24 @@ def build(config: DictConfig, *args: Any, **options: Any) -> Any:
     try:
         made = instantiate(config, *args, _convert_="all", **options)
     except InstantiationException as error:
-        from pytorch_lightning.utilities.exceptions import MisconfigurationException  # takes seconds
+        from pytorch_lightning.utilities.exceptions import (
+            MisconfigurationException,
+        )  # takes seconds
 
-        if isinstance(error.__cause__, TypeError | ValueError | ModuleNotFoundError | MisconfigurationException):
+        if isinstance(
+            error.__cause__,
+            TypeError | ValueError | ModuleNotFoundError | MisconfigurationException,
+        ):
             raise UserError(str(error.__cause__)) from error
         raise error.__cause__ or error from None
-    if isinstance(made, functools.partial):  # Hydra's own judges its target anew at every call, which takes 0.1 ms
-        return functools.partial(made.func, *made.args, **made.keywords) if made.args or made.keywords else made.func
+    if isinstance(
+        made, functools.partial
+    ):  # Hydra's own judges its target anew at every call, which takes 0.1 ms
+        return (
+            functools.partial(made.func, *made.args, **made.keywords)
+            if made.args or made.keywords
+            else made.func
+        )
     return made
 
 

@@ -46,12 +46,17 @@ def measure(logits: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, float
     confidence, order = confidence.sort(descending=True)
     _, group, sizes = confidence.unique_consecutive(return_inverse=True, return_counts=True)
     right = torch.zeros(len(sizes), dtype=torch.double).index_add_(0, group, right[order])
-    right = (right / sizes)[group]  # the mean of those of one confidence, so that their order does not matter
+    right = (right / sizes)[
+        group
+    ]  # the mean of those of one confidence, so that their order does not matter
     log_p = logits.double().log_softmax(1)
     truth = torch.zeros_like(log_p).scatter_(1, labels[:, None], 1.0)
     values = {
         "ece": (hits - sums).abs().sum() / images.sum(),
-        "ece_mass": torch.stack([p.sum() for p in (right - confidence).tensor_split(bins)]).abs().sum() / len(right),
+        "ece_mass": torch.stack([p.sum() for p in (right - confidence).tensor_split(bins)])
+        .abs()
+        .sum()
+        / len(right),
         "gap": (confidence - right).mean(),
         "nll": -(log_p * truth).sum(1).mean(),
         "brier": (log_p.exp() - truth).square().sum(1).mean(),
@@ -94,7 +99,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     for _ in range(50):
         p = (inverse * z).softmax(1)
         mean = (p * z).sum(1)
-        slope, curvature = mean.mean().item(), ((p * z.square()).sum(1) - mean.square()).mean().item()
+        slope, curvature = (
+            mean.mean().item(),
+            ((p * z.square()).sum(1) - mean.square()).mean().item(),
+        )
         low, high = (inverse, high) if slope < 0 else (low, inverse)
         step = inverse - slope / curvature if curvature > 0 else low
         before, inverse = inverse, step if low < step < high else (low * high) ** 0.5
@@ -112,7 +120,9 @@ def draw_calibration(logits: Tensor, labels: Tensor, temperature: float, path: P
     from matplotlib.figure import Figure  # takes half a second
 
     with path.with_suffix(".csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("images", "right", "confidence"), *reliability(logits, labels).T.tolist()])
+        csv.writer(file).writerows(
+            [("images", "right", "confidence"), *reliability(logits, labels).T.tolist()]
+        )
     figure = Figure(figsize=(9, 4))
     left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.25})
     left.plot([0, 1], [0, 1], "--", color="grey", label="to be believed")

@@ -17,7 +17,12 @@ from torch import Tensor
 
 from tricklab.resume import whole
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)  # SLURM sends one of these before the end
+SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)  # SLURM sends one of these before the end
 
 
 def rank(results: dict[str, float]) -> tuple[float, float]:
@@ -69,7 +74,9 @@ class LastCheckpoint(FewHooks, ModelCheckpoint):
     state_key = "last"
 
     def __init__(self, every_n_steps: int | None = None):
-        super().__init__(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+        super().__init__(
+            filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+        )
         self.every_n_steps, self.signal = every_n_steps, 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -82,11 +89,17 @@ class LastCheckpoint(FewHooks, ModelCheckpoint):
         self.signal = number
         signal.signal(number, end_at_once)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         end, every = self.must_end(trainer), self.every_n_steps
         if not end and (not every or trainer.global_step % every):
             return
-        if trainer.fit_loop._should_accumulate() or trainer.is_last_batch or trainer.global_step >= pl_module.last_step:
+        if (
+            trainer.fit_loop._should_accumulate()
+            or trainer.is_last_batch
+            or trainer.global_step >= pl_module.last_step
+        ):
             return
         pl_module.look_at_losses()
         trainer.save_checkpoint(Path(str(self.dirpath)) / "last.ckpt")
@@ -122,7 +135,9 @@ def end_at_once(number: int, frame: Any) -> None:
 class CheckpointFiles(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it: Lightning's may come from another file system, in parts."""
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         torch.save(checkpoint, content)  # right into a file, it would hide that a disk is full
@@ -133,7 +148,9 @@ class CheckpointFiles(TorchCheckpointIO):
 class ProgressBar(FewHooks, RichProgressBar):
     """Lightning's, told of every tenth step: it takes 0.1 ms each time, whether it shows it or not."""
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if (batch_idx + 1) % 10 == 0 or trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 

@@ -35,7 +35,9 @@ def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
         print(help_text or list_words())
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own pages and exits
-    warnings.filterwarnings("ignore", "\n'hydra/launcher/ray' is validated")  # its plugin has one of that name
+    warnings.filterwarnings(
+        "ignore", "\n'hydra/launcher/ray' is validated"
+    )  # its plugin has one of that name
     with one_line():
         main()
 
@@ -51,7 +53,9 @@ def compose_each(overrides: list[str]) -> dict[str, DictConfig]:
             config = compose("train", words, return_hydra_config=True)
             check(config)
             told = [word for word in words if word.split("=")[0] in swept(parsed)]
-            configs[" ".join(told) or f"scheduler={config.hydra.runtime.choices.scheduler}"] = config
+            configs[" ".join(told) or f"scheduler={config.hydra.runtime.choices.scheduler}"] = (
+                config
+            )
     return configs
 
 
@@ -62,9 +66,13 @@ def combine(words: Sequence[Override]) -> list[list[str]]:
         if not word.is_sweep_override():
             choices.append([str(word.input_line)])
         elif word.is_discrete_sweep():
-            choices.append([f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()])
+            choices.append(
+                [f"{word.get_key_element()}={value}" for value in word.sweep_string_iterator()]
+            )
         else:
-            raise UserError(f"{word.input_line}; allowed: values with commas, or with sweep=optuna an interval")
+            raise UserError(
+                f"{word.input_line}; allowed: values with commas, or with sweep=optuna an interval"
+            )
     return [list(combination) for combination in itertools.product(*choices)]
 
 
@@ -73,12 +81,25 @@ def one_line() -> Iterator[None]:
     """Turn a mistake of the user into its message, without a traceback, and exit code 1."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException, UserError, OSError, YAMLError, UnicodeDecodeError) as error:
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        UserError,
+        OSError,
+        YAMLError,
+        UnicodeDecodeError,
+    ) as error:
         sys.exit(f"error: {explain(error)}")
     except ValueError as error:
-        words = (word.partition("=") for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir())
-        wrong = next((word for word in words if word[2].strip("[]") not in options(CONF / word[0])), None)
-        if not wrong or not str(error).startswith("Config group override"):  # as Hydra calls GROUP=null or GROUP=1
+        words = (
+            word.partition("=") for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir()
+        )
+        wrong = next(
+            (word for word in words if word[2].strip("[]") not in options(CONF / word[0])), None
+        )
+        if not wrong or not str(error).startswith(
+            "Config group override"
+        ):  # as Hydra calls GROUP=null or GROUP=1
             raise
         sys.exit(f"error: {unknown(''.join(wrong), wrong[2], options(CONF / wrong[0]))}")
     except KeyboardInterrupt:
@@ -99,14 +120,24 @@ def list_words(conf: Path = CONF) -> str:
     """List every option of every group with the first comment in its file, and the top-level keys."""
     lines = ["python train.py [GROUP=OPTION] [KEY=VALUE] ...    (* is the default)"]
     train = OmegaConf.load(conf / "train.yaml")
-    defaults = {k: v for entry in train.defaults if isinstance(entry, DictConfig) for k, v in entry.items()}
+    defaults = {
+        k: v for entry in train.defaults if isinstance(entry, DictConfig) for k, v in entry.items()
+    }
     groups = sorted(path.name for path in conf.iterdir() if path.is_dir() and path.name != "hydra")
     for group in [*groups, "hydra/launcher"]:
         lines += ["", group]
         for option in options(conf / group):
-            star = "*" if option in (defaults.get(group), defaults.get(f"override {group}")) else " "
-            lines.append(f" {star}{group}={option}".ljust(30) + description(conf / group / f"{option}.yaml"))
-    keys = {str(k): "null" if v is None else v for k, v in train.items() if k not in ("defaults", "hydra") and v != {}}
+            star = (
+                "*" if option in (defaults.get(group), defaults.get(f"override {group}")) else " "
+            )
+            lines.append(
+                f" {star}{group}={option}".ljust(30) + description(conf / group / f"{option}.yaml")
+            )
+    keys = {
+        str(k): "null" if v is None else v
+        for k, v in train.items()
+        if k not in ("defaults", "hydra") and v != {}
+    }
     lines += ["", "keys", *(f"  {key}={value}" for key, value in keys.items())]
     lines += ["", "python train.py --cfg job    every key of the chosen options with its value"]
     lines += ["python train.py -m seed=0,1,2    one run for each value"]
@@ -125,14 +156,18 @@ def explain(error: BaseException) -> str:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return unknown(f"{group}={option}", option, options(CONF / group))
     cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(cause.parent_node, DictConfig):
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(
+        cause.parent_node, DictConfig
+    ):
         return unknown(str(cause.full_key), str(cause.key), map(str, cause.parent_node))
     return " ".join(str(error).split("\nSee ")[0].split())
 
 
 def unknown(what: str, word: str, allowed: Iterable[str]) -> str:
     """Say that `what` does not exist, what there is, and the nearest to `word`."""
-    allowed = sorted(a for a in allowed if not a.startswith("_"))  # _target_ and the like are not for overriding
+    allowed = sorted(
+        a for a in allowed if not a.startswith("_")
+    )  # _target_ and the like are not for overriding
     return f"{what} does not exist; allowed: {', '.join(allowed) or 'nothing'}.{nearest(word, allowed)}"
 
 
@@ -150,19 +185,30 @@ def sweep_name(*, _root_: DictConfig) -> str:
     """Name a sweep by `name`, or by its overrides and the keys it goes through: a grid that grows keeps its folder."""
     words = given()
     fixed = named(_root_, [str(word.input_line) for word in words if not word.is_sweep_override()])
-    name = slug(_root_.name) if _root_.name else "_".join([fixed, "by", *map(slug, sorted(swept(words)))])
+    name = (
+        slug(_root_.name)
+        if _root_.name
+        else "_".join([fixed, "by", *map(slug, sorted(swept(words)))])
+    )
     return name if len(name) <= 120 else f"{name[:107]}_{config_hash({'name': name})}"
 
 
 def named(config: DictConfig, words: Sequence[str]) -> str:
     """Return data, model and those of the words that belong into a name."""
-    choices, kept = config.hydra.runtime.choices, [word for word in words if not NOT_IN_NAME.match(word.lstrip("+~"))]
+    choices, kept = (
+        config.hydra.runtime.choices,
+        [word for word in words if not NOT_IN_NAME.match(word.lstrip("+~"))],
+    )
     return "_".join(map(slug, [choices.data, choices.model, *sorted(kept)]))
 
 
 def given() -> list[Override]:
     """Return the overrides of the command line."""
-    words = [word for word in sys.argv[1:] if word.startswith("~") or ("=" in word and not word.startswith("-"))]
+    words = [
+        word
+        for word in sys.argv[1:]
+        if word.startswith("~") or ("=" in word and not word.startswith("-"))
+    ]
     return OverridesParser.create().parse_overrides(words)
 
 
@@ -177,5 +223,7 @@ def slug(text: Any) -> str:
 
 for resolver in (run_name, job_name, sweep_name, run_folder):
     OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
-OmegaConf.register_new_resolver("config_hash", lambda *, _root_: config_hash(task(_root_)), replace=True)
+OmegaConf.register_new_resolver(
+    "config_hash", lambda *, _root_: config_hash(task(_root_)), replace=True
+)
 OmegaConf.register_new_resolver("gpus_a_job", lambda: min(1, len(visible_devices())), replace=True)

@@ -26,8 +26,14 @@ def run_length(
 ) -> Length:
     """Length of a training on `images` images with `batch_size` a process, `limit_batches` as Lightning reads it."""
     batches = count_batches(images, batch_size, ranks, drop_last)
-    batches = min(batches, limit_batches) if isinstance(limit_batches, int) else int(batches * limit_batches)
-    epoch = math.ceil(batches / accumulate)  # the last ones make a step also where they do not fill a window
+    batches = (
+        min(batches, limit_batches)
+        if isinstance(limit_batches, int)
+        else int(batches * limit_batches)
+    )
+    epoch = math.ceil(
+        batches / accumulate
+    )  # the last ones make a step also where they do not fill a window
     limits = [n for n in (max_epochs * epoch, max_steps) if n >= 0]
     return Length(steps=min(limits, default=0), epoch=epoch)
 
@@ -35,7 +41,9 @@ def run_length(
 def count_batches(images: int, batch_size: int, ranks: int = 1, drop_last: bool = False) -> int:
     """Batches that each of `ranks` processes sees in an epoch; a rest below two images a process is left out."""
     full, rest = divmod(images, batch_size * ranks)
-    return full if drop_last or rest < 2 * ranks else full + 1  # batch norm has no statistics of a single image
+    return (
+        full if drop_last or rest < 2 * ranks else full + 1
+    )  # batch norm has no statistics of a single image
 
 
 def parse(duration: int | float | str, option: str = "") -> tuple[float, str]:
@@ -51,7 +59,9 @@ def parse(duration: int | float | str, option: str = "") -> tuple[float, str]:
 def to_steps(duration: int | float | str, length: Length, most: int | None = None) -> int:
     """Optimizer steps in `duration`, rounded, but one at least where it is not 0; a part, as 90%, `most` at most."""
     number, unit = parse(duration)
-    steps = max(1, round(number * {"it": 1.0, "ep": float(length.epoch), "%": length.steps / 100}[unit]))
+    steps = max(
+        1, round(number * {"it": 1.0, "ep": float(length.epoch), "%": length.steps / 100}[unit])
+    )
     if unit == "%" and number < 100 and most is not None:
         steps = min(steps, most)
     return steps if number > 0 else 0

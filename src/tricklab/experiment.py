@@ -44,7 +44,10 @@ NOISE = (
 
 
 def run(
-    cfg: DictConfig, folder: Path, overrides: Sequence[str] = (), choices: Mapping[str, Any] | None = None
+    cfg: DictConfig,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    choices: Mapping[str, Any] | None = None,
 ) -> float:
     """Train, test and record one run in `folder`; return the best accuracy on validation.
 
@@ -84,7 +87,9 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     plan = make_plan(cfg, data, trainer.world_size)
     module = build_module(cfg, data, net, plan)
     if last and record.dataset.get("fingerprint", data.fingerprint) != data.fingerprint:
-        raise UserError(f"resume: the data are not those that {last} was trained on; allowed: the same, or a new run")
+        raise UserError(
+            f"resume: the data are not those that {last} was trained on; allowed: the same, or a new run"
+        )
     record.describe(data.facts)
     outline(net, len(data.train_rows), plan)
     go_on(cast(MetricsFile, trainer.logger), last, place, plan)
@@ -97,16 +102,24 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     return conclude(trainer, module, data, record, round(speed, 1))
 
 
-def conclude(trainer: pl.Trainer, module: ImageClassifier, data: ImageData, record: Record, speed: float) -> float:
+def conclude(
+    trainer: pl.Trainer, module: ImageClassifier, data: ImageData, record: Record, speed: float
+) -> float:
     """Test the best weights, record the results and show them; return the best accuracy on validation."""
-    kept = record.folder / "checkpoints" / "best.ckpt"  # the path in a checkpoint is that of where the folder was
+    kept = (
+        record.folder / "checkpoints" / "best.ckpt"
+    )  # the path in a checkpoint is that of where the folder was
     module.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True)["state_dict"])
     best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
     module.temperature = best.best["val/temperature"]
     trainer.test(module, datamodule=data, verbose=False)
     metrics, device = best.best | module.results, trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    facts = {"metrics": metrics, "objective": metrics["val/acc"], "devices": [name] * trainer.world_size}
+    facts = {
+        "metrics": metrics,
+        "objective": metrics["val/acc"],
+        "devices": [name] * trainer.world_size,
+    }
     picture = record.folder / "calibration.png"
     rank_zero_only(draw_calibration)(module.logits, module.labels, module.temperature, picture)
     record.finish("done", None, images_per_second=speed, **facts)
@@ -116,7 +129,9 @@ def conclude(trainer: pl.Trainer, module: ImageClassifier, data: ImageData, reco
             logger.show(module.logits, module.labels, data.source.test.images, data.classes)
     seconds, place = record.result["seconds"], os.path.relpath(record.folder)
     say = rank_zero_only(print)
-    say(f"test accuracy {metrics['test/acc']:.4f} (validation {metrics['val/acc']:.4f}) in {seconds:.1f} s")
+    say(
+        f"test accuracy {metrics['test/acc']:.4f} (validation {metrics['val/acc']:.4f}) in {seconds:.1f} s"
+    )
     say(f"run folder    {record.folder if place.startswith('..') else place}")
     return metrics["val/acc"]
 
@@ -125,9 +140,13 @@ def in_plain_words(error: BaseException, cfg: DictConfig) -> BaseException:
     """Return the mistake of the user that an error is, or else itself."""
     if isinstance(error, MisconfigurationException):
         return UserError(str(error))
-    if isinstance(error, MemoryError) or re.search("out of memory|(can't|not enough).* memory", str(error)):
+    if isinstance(error, MemoryError) or re.search(
+        "out of memory|(can't|not enough).* memory", str(error)
+    ):
         said = f"out of memory with data.batch_size={cfg.data.batch_size} ({' '.join(str(error).split())[:100]})"
-        return UserError(f"{said}; a lower one takes less, and trainer.accumulate_grad_batches makes up for it")
+        return UserError(
+            f"{said}; a lower one takes less, and trainer.accumulate_grad_batches makes up for it"
+        )
     return error
 
 
@@ -135,11 +154,15 @@ def read_place(last: Path) -> tuple[int, int]:
     """Return the steps and the whole epochs that a checkpoint has behind it. Raises UserError: it is damaged."""
     try:
         there = torch.load(last, map_location="cpu", weights_only=True)
-        return there["global_step"], there["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+        return there["global_step"], there["loops"]["fit_loop"]["epoch_progress"]["current"][
+            "processed"
+        ]
     except (*UNREADABLE, LookupError, pickle.UnpicklingError) as error:
         others = [f"resume={path}" for path in sorted(last.parent.glob("*.ckpt")) if path != last]
         allowed = ", ".join(others) or "to begin anew in another folder"
-        raise UserError(f"resume: {last} is damaged ({str(error)[:80]}); allowed: {allowed}") from error
+        raise UserError(
+            f"resume: {last} is damaged ({str(error)[:80]}); allowed: {allowed}"
+        ) from error
 
 
 def go_on(metrics: MetricsFile, last: Path | None, place: tuple[int, int], plan: Plan) -> None:
@@ -149,7 +172,9 @@ def go_on(metrics: MetricsFile, last: Path | None, place: tuple[int, int], plan:
     """
     steps, epochs = place
     if epochs > steps // plan.length.epoch and steps < plan.last_step:
-        raise UserError(f"resume: {last} is of step {steps}, where an epoch was cut short; allowed: one of a whole one")
+        raise UserError(
+            f"resume: {last} is of step {steps}, where an epoch was cut short; allowed: one of a whole one"
+        )
     metrics.cut(steps)
     if last:
         rank_zero_only(print)(f"resume: goes on after step {steps}, from {last}")
@@ -158,7 +183,9 @@ def go_on(metrics: MetricsFile, last: Path | None, place: tuple[int, int], plan:
 def hush() -> None:
     """Leave out what Lightning says about every run."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)  # what a profiler found is a result
+    logging.getLogger("pytorch_lightning.profilers").setLevel(
+        logging.INFO
+    )  # what a profiler found is a result
     for message in NOISE:
         warnings.filterwarnings("ignore", message)
 
@@ -167,8 +194,13 @@ def hush() -> None:
 def outline(net: nn.Module, images: int, plan: Plan) -> None:
     """Print the first lines of a run, and what is known to harm it."""
     if early := find_dropout(net):
-        why = "its statistics are of other units than those it meets in evaluation (arXiv 1801.05134)"
-        print(f"warning: dropout in layer {', '.join(early)} stands before a batch norm: {why}", file=sys.stderr)
+        why = (
+            "its statistics are of other units than those it meets in evaluation (arXiv 1801.05134)"
+        )
+        print(
+            f"warning: dropout in layer {', '.join(early)} stands before a batch norm: {why}",
+            file=sys.stderr,
+        )
     print(
         f"{sum(p.numel() for p in net.parameters()):,} parameters, {images:,} training images, {plan.last_step:,} steps"
     )

@@ -38,20 +38,35 @@ class Job(list[str]):
     def __init__(self, words: Sequence[str], config: DictConfig, root: Path, until: int = 0):
         self.words, self.until, self.folder = of_job(words), until, root / config.hydra.sweep.subdir
         t, early = config.trainer, "early_stopping" in config.callbacks
-        self.length = (t.max_epochs, t.max_steps, t.check_val_every_n_epoch, config.stop_after, early)
+        self.length = (
+            t.max_epochs,
+            t.max_steps,
+            t.check_val_every_n_epoch,
+            config.stop_after,
+            early,
+        )
         added = []
         if until:
             config.stop_after = f"{until}ep"
             added.append(f"stop_after={until}ep")
         if "wandb" in config.logger:
-            varied = " ".join(word for word in self.words if word.split("=")[0] in {"seed", *swept(given())})
+            varied = " ".join(
+                word for word in self.words if word.split("=")[0] in {"seed", *swept(given())}
+            )
             group = config.logger.wandb.group or root.name
             added += [f"logger.wandb.group={quoted(group)}", f"logger.wandb.name={quoted(varied)}"]
         planned, sources = config_hash(task(config)), config.hydra.runtime.config_sources
-        if paths := [s.path for s in sources if s.schema == "file" and "command-line" in s.provider]:
-            added.append(f"hydra.searchpath=[{','.join(quoted(f'file://{path}') for path in paths)}]")
+        if paths := [
+            s.path for s in sources if s.schema == "file" and "command-line" in s.provider
+        ]:
+            added.append(
+                f"hydra.searchpath=[{','.join(quoted(f'file://{path}') for path in paths)}]"
+            )
         self.command = Command([*self.words, *added], self.folder, planned, config.job_timeout)
-        placed = [f"hydra.sweep.dir={quoted(root)}", f"hydra.sweep.subdir={quoted(self.folder.name)}"]
+        placed = [
+            f"hydra.sweep.dir={quoted(root)}",
+            f"hydra.sweep.subdir={quoted(self.folder.name)}",
+        ]
         super().__init__([*self.command.words, *placed])
 
     def __str__(self) -> str:
@@ -63,18 +78,28 @@ class Job(list[str]):
         if result := read_result(self.folder):
             return result
         begun = (self.folder / "job.log").exists()
-        return {"status": "killed" if begun else "open", "reason": last_line(self.folder), "objective": None}
+        return {
+            "status": "killed" if begun else "open",
+            "reason": last_line(self.folder),
+            "objective": None,
+        }
 
     @property
     def value(self) -> float | None:
         """The best accuracy on validation of its epochs until it may stop; None if it has not come there."""
         if not self.until:
             result = self.result
-            stopped = {word for word in result.get("overrides", ()) if word.startswith("stop_after=")} - {*self.words}
+            stopped = {
+                word for word in result.get("overrides", ()) if word.startswith("stop_after=")
+            } - {*self.words}
             return result.get("objective") if result["status"] == "done" and not stopped else None
         try:
             with (self.folder / "metrics.csv").open(newline="") as file:
-                found = [(int(r["epoch"]), float(r["val/acc"])) for r in csv.DictReader(file) if r.get("val/acc")]
+                found = [
+                    (int(r["epoch"]), float(r["val/acc"]))
+                    for r in csv.DictReader(file)
+                    if r.get("val/acc")
+                ]
         except (OSError, ValueError, KeyError):
             return None
         whole = any(epoch >= self.until - 1 for epoch, _ in found)
@@ -84,14 +109,22 @@ class Job(list[str]):
 class Composer:
     """Composes configs, once for all that differ in values of keys that are no group, since it takes 0.1 s."""
 
-    def __init__(self, compose: Callable[[list[str]], DictConfig], is_group: Callable[[str], object]):
+    def __init__(
+        self, compose: Callable[[list[str]], DictConfig], is_group: Callable[[str], object]
+    ):
         self.compose = functools.cache(lambda words: compose(list(words)))
         self.is_group = functools.cache(is_group)
 
     def __call__(self, words: Sequence[str]) -> DictConfig:
         parsed = OverridesParser.create().parse_overrides(list(words))
-        values = [o for o in parsed if str(o.input_line)[0] not in "+~" and not self.is_group(o.key_or_group)]
-        config = copy.deepcopy(self.compose(tuple(str(o.input_line) for o in parsed if o not in values)))
+        values = [
+            o
+            for o in parsed
+            if str(o.input_line)[0] not in "+~" and not self.is_group(o.key_or_group)
+        ]
+        config = copy.deepcopy(
+            self.compose(tuple(str(o.input_line) for o in parsed if o not in values))
+        )
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
         return config
 
@@ -99,14 +132,20 @@ class Composer:
 class Jobs:
     """The jobs of one command, in the folder of the sweep; its `config` is without what is swept."""
 
-    def __init__(self, config: DictConfig, loader: ConfigLoader, launch: Callable[[list[Job]], object]):
+    def __init__(
+        self, config: DictConfig, loader: ConfigLoader, launch: Callable[[list[Job]], object]
+    ):
         self.config, self.launch = config, launch
         self.folder = Path(config.hydra.sweep.dir).absolute()
         self.all: dict[Path, Job] = {}
         self.lock: Any = None
-        self.compose = Composer(functools.partial(loader.load_sweep_config, config), loader.get_group_options)
+        self.compose = Composer(
+            functools.partial(loader.load_sweep_config, config), loader.get_group_options
+        )
 
-    def run(self, combinations: Sequence[Sequence[str]], until: int = 0, what: str = "") -> list[Job]:
+    def run(
+        self, combinations: Sequence[Sequence[str]], until: int = 0, what: str = ""
+    ) -> list[Job]:
         """Run a job for each combination of words, to its end or for so many epochs, if it is not done.
 
         Raises UserError: a combination is wrong, two have one folder, or another process is at the same sweep.
@@ -115,7 +154,9 @@ class Jobs:
         unique = {job.folder: job for job in jobs}
         for job in jobs:
             if job.command.planned != unique[job.folder].command.planned:
-                raise UserError(f"{job} and {unique[job.folder]} have one folder; allowed: hydra.sweep.subdir by run")
+                raise UserError(
+                    f"{job} and {unique[job.folder]} have one folder; allowed: hydra.sweep.subdir by run"
+                )
         self.all |= unique
         if not self.config.dry:
             self.take()
@@ -145,7 +186,9 @@ class Jobs:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = self.lock or lock_run(self.folder)
         if not self.lock:
-            raise UserError(f"the sweep in {self.folder} is running; wait for it, or choose another hydra.sweep.dir")
+            raise UserError(
+                f"the sweep in {self.folder} is running; wait for it, or choose another hydra.sweep.dir"
+            )
         jobs = [{"folder": job.folder.name, "overrides": job.words} for job in self.all.values()]
         text = json.dumps({"command": sys.argv[1:], "jobs": jobs}, indent=2, ensure_ascii=False)
         write_whole(self.folder / "sweep.json", text + "\n")
@@ -174,7 +217,10 @@ class Jobs:
                 n, result = len(jobs) - len(waiting), job.result
                 left = (time.time() - started) / n * len(waiting)
                 said = result["status"] if job.value is None else f"done {job.value:.4f}"
-                print(f"{n} of {len(jobs)}: {said}, {result['seconds']:.1f} s, {left:.0f} s left: {job}", flush=True)
+                print(
+                    f"{n} of {len(jobs)}: {said}, {result['seconds']:.1f} s, {left:.0f} s left: {job}",
+                    flush=True,
+                )
             if last:
                 return
 
@@ -186,7 +232,9 @@ class Jobs:
             reason = " ".join(str(job.result["reason"]).split())
             print(f"  {job.result['status']}: {reason}: {job}; see {job.folder}/job.log")
         if bad:
-            print(f"  the same command again goes on with these: python train.py {shlex.join(sys.argv[1:])}")
+            print(
+                f"  the same command again goes on with these: python train.py {shlex.join(sys.argv[1:])}"
+            )
         return not bad
 
 

@@ -21,7 +21,9 @@ class MetricsFile(Logger):
     Rows are only ever added; the file is written again when a column is new. Test results stand in `result.json` alone.
     """
 
-    name = version = save_dir = ""  # no names, so that Lightning puts the checkpoints right below the folder
+    name = version = save_dir = (
+        ""  # no names, so that Lightning puts the checkpoints right below the folder
+    )
 
     def __init__(self, folder: str):
         super().__init__()
@@ -50,7 +52,13 @@ class MetricsFile(Logger):
         if self.path.is_file():
             rows = self._read()
             self.columns = list(rows[0]) if rows else []
-            self._write([r for r in rows if int(r["step"]) < step or (int(r["step"]) == step and not r.get("lr"))])
+            self._write(
+                [
+                    r
+                    for r in rows
+                    if int(r["step"]) < step or (int(r["step"]) == step and not r.get("lr"))
+                ]
+            )
 
     def _read(self) -> list[dict[str, str]]:
         with self.path.open(newline="") as file:
@@ -73,11 +81,18 @@ class Wandb(WandbLogger):
     """
 
     def __init__(
-        self, save_dir: str, checkpoint: bool = False, mistakes: int = 0, confusion: bool = False, **options: Any
+        self,
+        save_dir: str,
+        checkpoint: bool = False,
+        mistakes: int = 0,
+        confusion: bool = False,
+        **options: Any,
     ):
         self.checkpoint, self.mistakes, self.confusion = checkpoint, mistakes, confusion
         options |= {"dir": save_dir, "name": options.get("name") or Path(save_dir).name}
-        super().__init__(save_dir=save_dir, project=options["project"], experiment=start_wandb(**options))
+        super().__init__(
+            save_dir=save_dir, project=options["project"], experiment=start_wandb(**options)
+        )
 
     @rank_zero_only
     def conclude(self, metrics: dict[str, float], best: str) -> None:
@@ -88,7 +103,9 @@ class Wandb(WandbLogger):
             self.experiment.log_artifact(best, name=f"best-{self.version}", type="model")
 
     @rank_zero_only
-    def show(self, logits: Tensor, labels: Tensor, images: Tensor | Files, classes: list[str]) -> None:
+    def show(
+        self, logits: Tensor, labels: Tensor, images: Tensor | Files, classes: list[str]
+    ) -> None:
         """Show what was asked for about the test: logits [N, K] of images [N, C, H, W] with their labels [N]."""
         import wandb
 
@@ -97,10 +114,21 @@ class Wandb(WandbLogger):
             chart = wandb.plot.confusion_matrix(None, labels.tolist(), predicted.tolist(), classes)
             self.experiment.log({"test/confusion": chart})
         wrong = torch.where(predicted == labels, -1.0, confidence)
-        if rows := wrong.argsort(descending=True)[: min(self.mistakes, int((wrong > 0).sum()))].tolist():
-            said = [f"{classes[predicted[i]]} ({confidence[i]:.2f}), but is {classes[labels[i]]}" for i in rows]
-            pixels = images.index_select(0, torch.tensor(rows, device=images.device)).permute(0, 2, 3, 1).cpu()
-            self.log_image("test/mistakes", [image.squeeze(2).numpy() for image in pixels], caption=said)
+        if rows := wrong.argsort(descending=True)[
+            : min(self.mistakes, int((wrong > 0).sum()))
+        ].tolist():
+            said = [
+                f"{classes[predicted[i]]} ({confidence[i]:.2f}), but is {classes[labels[i]]}"
+                for i in rows
+            ]
+            pixels = (
+                images.index_select(0, torch.tensor(rows, device=images.device))
+                .permute(0, 2, 3, 1)
+                .cpu()
+            )
+            self.log_image(
+                "test/mistakes", [image.squeeze(2).numpy() for image in pixels], caption=said
+            )
 
 
 @rank_zero_only
@@ -108,20 +136,26 @@ def start_wandb(**options: Any) -> Any:
     """Start a W&B run, or go on with the one of that folder; offline where there is no key or no network."""
     import wandb  # takes half a second
 
-    earlier = sorted(Path(options["dir"]).glob("wandb/*run-*-*"), key=lambda path: path.stat().st_mtime)
+    earlier = sorted(
+        Path(options["dir"]).glob("wandb/*run-*-*"), key=lambda path: path.stat().st_mtime
+    )
     if "WANDB_SWEEP_ID" not in os.environ:  # which brings its own
         options["id"] = earlier[-1].name.rpartition("-")[2] if earlier else secrets.token_hex(4)
     mode: Any = os.environ.get("WANDB_MODE")
     why = "as WANDB_MODE says" if mode else "no key"
     try:
         mode = mode or ("online" if wandb.login(prompt=False, verify=False) else "offline")
-        run = wandb.init(mode=mode, resume="allow", settings=wandb.Settings(init_timeout=10), **options)
+        run = wandb.init(
+            mode=mode, resume="allow", settings=wandb.Settings(init_timeout=10), **options
+        )
     except wandb.Error as error:
         mode, why = "offline", "no answer: " + " ".join(str(error).split())[:200]
         wandb.teardown()  # or the id counts as being in use
         run = wandb.init(mode=mode, **options)
     if mode == "offline":
-        print(f"W&B is offline ({why}); to send this run later: wandb sync {options['dir']}/wandb/offline-run-*")
+        print(
+            f"W&B is offline ({why}); to send this run later: wandb sync {options['dir']}/wandb/offline-run-*"
+        )
     return run
 
 

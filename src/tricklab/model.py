@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 from tricklab.errors import UserError, nearest
 
-AUXILIARY = ("googlenet", "inception_v3")  # of torchvision: with classifiers for training alone, which are left out
+AUXILIARY = (
+    "googlenet",
+    "inception_v3",
+)  # of torchvision: with classifiers for training alone, which are left out
 
 
 def mlp(
@@ -21,7 +24,9 @@ def mlp(
     """Dense layers of `widths` units with ReLU; dropout as in Srivastava et al., JMLR 15 (2014)."""
     layers: list[nn.Module] = [nn.Flatten(), nn.Dropout(input_dropout)]
     for width in widths:
-        layers.append(nn.LazyLinear(width, bias=not batch_norm))  # its inputs are counted at the first batch
+        layers.append(
+            nn.LazyLinear(width, bias=not batch_norm)
+        )  # its inputs are counted at the first batch
         layers += [nn.BatchNorm1d(width)] if batch_norm else []
         layers += [nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers, nn.LazyLinear(classes))
@@ -50,7 +55,12 @@ def convnet(
             channels = width
         block.insert(1 if pool_early else len(block), nn.MaxPool2d(2, ceil_mode=True))
         layers += [*block, nn.Dropout2d(spatial_dropout)]
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(channels, classes)]
+    layers += [
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(channels, classes),
+    ]
     return nn.Sequential(*layers)
 
 
@@ -72,26 +82,47 @@ def resnet(
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"model.depth={depth}; allowed: 6n + 2, as 20, 32, 44, 56, 110")
-    layers: list[nn.Module] = [nn.Dropout(input_dropout), *_conv_norm(channels, width), nn.ReLU(inplace=True)]
+    layers: list[nn.Module] = [
+        nn.Dropout(input_dropout),
+        *_conv_norm(channels, width),
+        nn.ReLU(inplace=True),
+    ]
     inputs, blocks = width, (depth - 2) // 2
     for block in range(blocks):
         outputs = width << block * 3 // blocks
         layers.append(Residual(inputs, outputs, spatial_dropout, (block + 1) / blocks * drop_path))
         inputs = outputs
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(inputs, classes)]
+    layers += [
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Dropout(dropout),
+        nn.Linear(inputs, classes),
+    ]
     return nn.Sequential(*layers)
 
 
-def torchvision(channels: int, classes: int, name: str, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
+def torchvision(
+    channels: int, classes: int, name: str, dropout: float = 0.0, drop_path: float = 0.0
+) -> nn.Module:
     """Any network of torchvision.models, with dropout where it has that itself, or else before its classifier.
 
     Raises UserError where there is none of that name, or it has no stochastic depth.
     """
-    options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
+    options: dict[str, Any] = (
+        {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
+    )
     net: nn.Module = find_torchvision(name).get_model(name, num_classes=classes, **options)
     first, conv = next((key, m) for key, m in net.named_modules() if isinstance(m, nn.Conv2d))
     if channels != conv.in_channels:
-        shape: Any = conv.out_channels, conv.kernel_size, conv.stride, conv.padding, 1, 1, conv.bias is not None
+        shape: Any = (
+            conv.out_channels,
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            1,
+            1,
+            conv.bias is not None,
+        )
         net.set_submodule(first, nn.Conv2d(channels, *shape))
     drop_paths: list[Any] = [m for m in net.modules() if type(m).__name__ == "StochasticDepth"]
     if drop_path and not drop_paths:
@@ -108,10 +139,14 @@ def torchvision(channels: int, classes: int, name: str, dropout: float = 0.0, dr
     return net
 
 
-def timm(channels: int, classes: int, name: str, dropout: float = 0.0, drop_path: float = 0.0) -> nn.Module:
+def timm(
+    channels: int, classes: int, name: str, dropout: float = 0.0, drop_path: float = 0.0
+) -> nn.Module:
     """Any network of timm. Raises UserError without timm or such a name, TypeError without stochastic depth."""
     options = {"drop_path_rate": drop_path} if drop_path else {}
-    return find_timm(name).create_model(name, num_classes=classes, in_chans=channels, drop_rate=dropout, **options)
+    return find_timm(name).create_model(
+        name, num_classes=classes, in_chans=channels, drop_rate=dropout, **options
+    )
 
 
 def find_torchvision(name: str) -> Any:
@@ -120,7 +155,9 @@ def find_torchvision(name: str) -> Any:
 
     known = models.list_models(module=models)
     if name not in known:
-        raise UserError(f"model.name={name}; allowed: torchvision.models.list_models().{nearest(name, known)}")
+        raise UserError(
+            f"model.name={name}; allowed: torchvision.models.list_models().{nearest(name, known)}"
+        )
     return models
 
 
@@ -131,7 +168,9 @@ def find_timm(name: str) -> Any:
     except ImportError as error:
         raise UserError("model=timm needs timm: pip install 'tricklab[timm]'") from error
     if not timm.is_model(name):
-        raise UserError(f"model.name={name}; allowed: timm.list_models().{nearest(name, timm.list_models())}")
+        raise UserError(
+            f"model.name={name}; allowed: timm.list_models().{nearest(name, timm.list_models())}"
+        )
     return timm
 
 
@@ -141,8 +180,14 @@ class Residual(nn.Module):
     def __init__(self, inputs: int, outputs: int, spatial_dropout: float, drop_path: float):
         super().__init__()
         stride = outputs // inputs
-        self.shortcut = nn.Identity() if stride == 1 else nn.Sequential(*_conv_norm(inputs, outputs, 1, stride))
-        body = [*_conv_norm(inputs, outputs, 3, stride), nn.ReLU(inplace=True), nn.Dropout2d(spatial_dropout)]
+        self.shortcut = (
+            nn.Identity() if stride == 1 else nn.Sequential(*_conv_norm(inputs, outputs, 1, stride))
+        )
+        body = [
+            *_conv_norm(inputs, outputs, 3, stride),
+            nn.ReLU(inplace=True),
+            nn.Dropout2d(spatial_dropout),
+        ]
         self.body = nn.Sequential(*body, *_conv_norm(outputs, outputs))
         self.drop_path = DropPath(drop_path)
 
@@ -158,17 +203,28 @@ class DropPath(nn.Dropout):
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
-    return [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(outputs)]
+    return [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
 
 
 def find_dropout(net: nn.Module) -> list[str]:
     """Return the names of the layers that drop units before a batch norm, by the order of definition."""
     named = list(net.named_modules())
     norms = [i for i, (_, m) in enumerate(named) if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    drops = [(name, m) for name, m in named[: max(norms, default=0)] if isinstance(m, nn.modules.dropout._DropoutNd)]
+    drops = [
+        (name, m)
+        for name, m in named[: max(norms, default=0)]
+        if isinstance(m, nn.modules.dropout._DropoutNd)
+    ]
     return [name for name, m in drops if m.p > 0 and not isinstance(m, DropPath)]
 
 
 def find_head(net: nn.Module) -> tuple[str, nn.Module]:
     """Return the name of the classifier and itself: the last layer that has weights. The rest is the body."""
-    return [(name, m) for name, m in net.named_modules() if next(m.parameters(recurse=False), None) is not None][-1]
+    return [
+        (name, m)
+        for name, m in net.named_modules()
+        if next(m.parameters(recurse=False), None) is not None
+    ][-1]

@@ -51,18 +51,28 @@ class ImageClassifier(pl.LightningModule):
     ):
         super().__init__()
         self.net, self.loss = net, loss
-        takes_lr = {name: "lr" in inspect.signature(penalty.act).parameters for name, penalty in penalties.items()}
+        takes_lr = {
+            name: "lr" in inspect.signature(penalty.act).parameters
+            for name, penalty in penalties.items()
+        }
         self.terms = {name: term for name, term in penalties.items() if not takes_lr[name]}
         self.projections = [project for name, project in penalties.items() if takes_lr[name]]
         self.make_optimizer, self.last_step = optimizer, last_step
-        self.multiplier, self.body_multiplier = multiplier or Multiplier(lambda step: 1.0), body_multiplier
+        self.multiplier, self.body_multiplier = (
+            multiplier or Multiplier(lambda step: 1.0),
+            body_multiplier,
+        )
         self.seed, self.accuracy, self.log_every = seed, accuracy, log_every
         self.weights = find_weights(net)
         self.window: list[dict[str, Tensor]] = []  # the batches of the coming optimizer step
-        self.losses: list[tuple[int, Tensor]] = []  # step and loss of each batch since the last look at them
+        self.losses: list[
+            tuple[int, Tensor]
+        ] = []  # step and loss of each batch since the last look at them
         self.extra_validation = False  # the coming one, which is due to an end by `last_step` alone
         self.images_seen = 0  # in training, by this process
-        self.evaluated: list[tuple[int, Tensor, Tensor]] = []  # part, logits, labels of the running evaluation
+        self.evaluated: list[
+            tuple[int, Tensor, Tensor]
+        ] = []  # part, logits, labels of the running evaluation
         self.results: dict[str, float] = {}  # of the last evaluation
         self.temperature = 1.0  # fitted on the last validation
 
@@ -78,7 +88,9 @@ class ImageClassifier(pl.LightningModule):
         return logits.float()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.make_optimizer(parameter_groups(self.net, body_apart=bool(self.body_multiplier)))
+        return self.make_optimizer(
+            parameter_groups(self.net, body_apart=bool(self.body_multiplier))
+        )
 
     def set_rates(self, optimizer: torch.optim.Optimizer) -> None:
         """Give the optimizer the rate of the coming step, and the momentum where that moves too."""
@@ -89,11 +101,18 @@ class ImageClassifier(pl.LightningModule):
             group["lr"] = optimizer.defaults["lr"] * (body if i >= 2 else head)
             if self.multiplier.momentum:
                 momentum = self.multiplier.momentum(step)
-                group |= {"betas": (momentum, group["betas"][1])} if "betas" in group else {"momentum": momentum}
+                group |= (
+                    {"betas": (momentum, group["betas"][1])}
+                    if "betas" in group
+                    else {"momentum": momentum}
+                )
 
     def on_train_start(self) -> None:
         """End at once where a checkpoint is of the end already, which Lightning does not know."""
-        late = any(callback.wait_count >= callback.patience for callback in self.trainer.early_stopping_callbacks)
+        late = any(
+            callback.wait_count >= callback.patience
+            for callback in self.trainer.early_stopping_callbacks
+        )
         if late or self.global_step >= self.last_step:
             self.trainer.should_stop = True
 
@@ -119,14 +138,20 @@ class ImageClassifier(pl.LightningModule):
         if step % self.log_every == 0:
             values = {"loss": loss, self.accuracy: share_right(logits, targets), **penalties}
             self.window.append({f"train/{name}": value.detach() for name, value in values.items()})
-        return total if self.trainer.accumulate_grad_batches == 1 else total * self._window_weight(batch_idx)
+        return (
+            total
+            if self.trainer.accumulate_grad_batches == 1
+            else total * self._window_weight(batch_idx)
+        )
 
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]  # read in every step
 
     def _window_weight(self, batch_idx: int) -> float:
         """Make up for Lightning, which divides by the whole window also where an epoch ends within one."""
         whole = self.trainer.accumulate_grad_batches
-        return whole / min(whole, int(self.trainer.num_training_batches) - batch_idx // whole * whole)
+        return whole / min(
+            whole, int(self.trainer.num_training_batches) - batch_idx // whole * whole
+        )
 
     on_before_zero_grad: Any = None  # Lightning leaves out a hook that is none
     on_before_backward: Any = None
@@ -142,8 +167,15 @@ class ImageClassifier(pl.LightningModule):
         self.window.clear()
 
     def _log_step(self, optimizer: torch.optim.Optimizer) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = float(torch.stack(torch._foreach_norm(gradients)).norm())  # torch's get_total_norm takes 0.1 ms more
+        gradients = [
+            p.grad
+            for group in optimizer.param_groups
+            for p in group["params"]
+            if p.grad is not None
+        ]
+        norm = float(
+            torch.stack(torch._foreach_norm(gradients)).norm()
+        )  # torch's get_total_norm takes 0.1 ms more
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             norm /= self._loss_scale()  # which is in the gradients still
         means = torch.stack([torch.stack(list(batch.values())) for batch in self.window]).mean(0)
@@ -154,7 +186,9 @@ class ImageClassifier(pl.LightningModule):
             values |= weight_facts(self.weights)
         self.record(self._rates(optimizer.param_groups) | values, self.global_step)
         self.look_at_losses(f", gradient norm {norm:g}")
-        if not math.isfinite(norm) and not hasattr(self.trainer.precision_plugin, "scaler"):  # which skips such a step
+        if not math.isfinite(norm) and not hasattr(
+            self.trainer.precision_plugin, "scaler"
+        ):  # which skips such a step
             self._refuse(self.global_step, f"train/grad_norm={norm}")
 
     def _loss_scale(self) -> float:
@@ -166,7 +200,9 @@ class ImageClassifier(pl.LightningModule):
         if self.body_multiplier:
             rates["lr_body"] = groups[2]["lr"]
         if self.multiplier.momentum:
-            rates["momentum"] = groups[0]["betas"][0] if "betas" in groups[0] else groups[0]["momentum"]
+            rates["momentum"] = (
+                groups[0]["betas"][0] if "betas" in groups[0] else groups[0]["momentum"]
+            )
         return rates
 
     def look_at_losses(self, facts: str = "") -> None:
@@ -183,25 +219,38 @@ class ImageClassifier(pl.LightningModule):
 
     def _refuse(self, step: int, what: str) -> None:
         lr = self.trainer.optimizers[0].defaults["lr"] * self.multiplier(step)
-        raise UserError(f"step {step}: {what}, lr {lr:g}; try a lower optimizer.lr or a gradient_clip_val")
+        raise UserError(
+            f"step {step}: {what}, lr {lr:g}; try a lower optimizer.lr or a gradient_clip_val"
+        )
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
         self.set_rates(optimizer)
         before = self._loss_scale() if self.projections else 1.0
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if self.projections and self._loss_scale() >= before:  # a lower one tells of a step that was left out
+        if (
+            self.projections and self._loss_scale() >= before
+        ):  # a lower one tells of a step that was left out
             self._project(optimizer.param_groups)
 
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+    def optimizer_zero_grad(
+        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer
+    ) -> None:
         for group in optimizer.param_groups:  # 5 us; the optimizer's own takes 35
             for parameter in group["params"]:
                 parameter.grad = None
 
     def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         if gradient_clip_val:  # Lightning's looks at how it is done, also where nothing is
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
 
     @torch.no_grad()
     def _project(self, groups: list[dict[str, Any]]) -> None:
@@ -214,8 +263,12 @@ class ImageClassifier(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.global_step >= self.last_step:
             every = self.trainer.check_val_every_n_epoch or 1
-            self.extra_validation = not self.trainer.is_last_batch or (self.current_epoch + 1) % every > 0
-            self.trainer.should_stop = True  # unlike max_steps it validates first, even in the middle of an epoch
+            self.extra_validation = (
+                not self.trainer.is_last_batch or (self.current_epoch + 1) % every > 0
+            )
+            self.trainer.should_stop = (
+                True  # unlike max_steps it validates first, even in the middle of an epoch
+            )
             self.trainer.check_val_every_n_epoch = 1  # and in any epoch
 
     def on_validation_epoch_start(self) -> None:
@@ -234,7 +287,10 @@ class ImageClassifier(pl.LightningModule):
             self._refuse(self.global_step, f"val/loss={self.results['val/loss']}")
         if isinstance(self.multiplier, Plateau) and not self.extra_validation:
             self.multiplier.observe(self.results["val/loss"])
-        shown = {f"val/{name}": torch.tensor(self.results[f"val/{name}"]) for name in ("loss", "acc", "ece")}
+        shown = {
+            f"val/{name}": torch.tensor(self.results[f"val/{name}"])
+            for name in ("loss", "acc", "ece")
+        }
         self.log_dict(shown, logger=False, prog_bar=True)
 
     on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
@@ -247,13 +303,17 @@ class ImageClassifier(pl.LightningModule):
         self.results = {}
         for part, name in reversed(list(enumerate(names))):
             batches = [(logits, labels) for n, logits, labels in self.evaluated if n == part]
-            self.logits, self.labels = (self._together(torch.cat(tensors)) for tensors in zip(*batches, strict=True))
+            self.logits, self.labels = (
+                self._together(torch.cat(tensors)) for tensors in zip(*batches, strict=True)
+            )
             if name == "val/{}":
                 self.temperature = fit_temperature(self.logits, self.labels)
             found = evaluate(self.logits, self.labels, self.temperature)
             if part:
                 found = {value: found[value] for value in ("loss", "acc", "ece")}
-            self.results = {name.format(value): number for value, number in found.items()} | self.results
+            self.results = {
+                name.format(value): number for value, number in found.items()
+            } | self.results
         self.evaluated.clear()
         self.record(self.results, self.global_step)
 
@@ -293,9 +353,18 @@ def evaluate(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[s
 
     These again, with names in `_t`, for the logits [N, K] divided by the temperature. `labels` [N] are class indices.
     """
-    values = {"loss": F.cross_entropy(logits, labels, reduction="none"), "acc": logits.argmax(1) == labels}
+    values = {
+        "loss": F.cross_entropy(logits, labels, reduction="none"),
+        "acc": logits.argmax(1) == labels,
+    }
     if logits.shape[1] >= 20:
         values["acc_top5"] = (logits.topk(5).indices == labels[:, None]).any(1)
-    found = {name: float(value.double().mean()) for name, value in values.items()} | measure(logits, labels)
+    found = {name: float(value.double().mean()) for name, value in values.items()} | measure(
+        logits, labels
+    )
     tempered = measure(logits.double() / temperature, labels)
-    return found | {"temperature": temperature} | {f"{name}_t": value for name, value in tempered.items()}
+    return (
+        found
+        | {"temperature": temperature}
+        | {f"{name}_t": value for name, value in tempered.items()}
+    )

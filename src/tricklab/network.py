@@ -18,7 +18,10 @@ from tricklab.errors import UserError
 from tricklab.model import AUXILIARY, find_head, find_timm, find_torchvision
 from tricklab.randomness import seed_default
 
-MAY_CHANGE = ("trainer.accelerator", "trainer.precision")  # besides the data, where a checkpoint is used
+MAY_CHANGE = (
+    "trainer.accelerator",
+    "trainer.precision",
+)  # besides the data, where a checkpoint is used
 UNREADABLE = (OSError, EOFError, RuntimeError, AttributeError, ValueError)
 State = dict[str, Tensor]
 
@@ -59,11 +62,19 @@ def load_body(net: nn.Module, state: State) -> None:
     head, own = find_head(net)[0], net.state_dict()
     top = head.rpartition(".")[0] or head
     body = {key: tensor.shape for key, tensor in own.items() if not key.startswith(f"{head}.")}
-    given = {key: tensor.shape for key, tensor in state.items() if key in body or not key.startswith(f"{top}.")}
+    given = {
+        key: tensor.shape
+        for key, tensor in state.items()
+        if key in body or not key.startswith(f"{top}.")
+    }
     if wrong := [key for key in {**body, **given} if body.get(key) != given.get(key)]:
-        there, wanted = (list(shapes[wrong[0]]) if wrong[0] in shapes else "missing" for shapes in (given, body))
+        there, wanted = (
+            list(shapes[wrong[0]]) if wrong[0] in shapes else "missing" for shapes in (given, body)
+        )
         said = f"{wrong[0]} is {there} in the file, {wanted} in the network"
-        raise UserError(f"model.weights: {said}, and {len(wrong) - 1} more differ; allowed: those of the same network")
+        raise UserError(
+            f"model.weights: {said}, and {len(wrong) - 1} more differ; allowed: those of the same network"
+        )
     net.load_state_dict({key: state[key] for key in body}, strict=False)
 
 
@@ -74,13 +85,17 @@ def read_weights(model: DictConfig) -> Weights | None:
     if model.weights == "pretrained":
         library = model._target_.rpartition(".")[2]
         if library not in ("torchvision", "timm"):
-            raise UserError("model.weights=pretrained; allowed: a path, or with model=torchvision or model=timm")
+            raise UserError(
+                "model.weights=pretrained; allowed: a path, or with model=torchvision or model=timm"
+            )
         try:
             return published(library, model.name)
         except (OSError, RuntimeError) as error:  # whatever the network may answer
             raise UserError(f"model.weights=pretrained of {model.name}: {error}") from error
     if not Path(model.weights).is_file():
-        raise UserError(f"model.weights={model.weights} is not a file; allowed: null, pretrained, a file with weights")
+        raise UserError(
+            f"model.weights={model.weights} is not a file; allowed: null, pretrained, a file with weights"
+        )
     state, config = read_state(Path(model.weights))
     return Weights(state, read_images(config))
 
@@ -90,10 +105,17 @@ def published(library: str, name: str) -> Weights:
     if library == "timm":
         net = find_timm(name).create_model(name, pretrained=True)
         facts: Any = net.pretrained_cfg
-        return Weights(net.state_dict(), Images(tuple(facts["input_size"]), list(facts["mean"]), list(facts["std"])))
+        return Weights(
+            net.state_dict(),
+            Images(tuple(facts["input_size"]), list(facts["mean"]), list(facts["std"])),
+        )
     best: Any = find_torchvision(name).get_model_weights(name)["DEFAULT"]
     images = best.transforms()
-    body = {k: v for k, v in best.get_state_dict(weights_only=True).items() if not k.lower().startswith("aux")}
+    body = {
+        k: v
+        for k, v in best.get_state_dict(weights_only=True).items()
+        if not k.lower().startswith("aux")
+    }
     old = name in AUXILIARY  # trained before ImageNet's own mean and deviation became usual
     mean, std = ([0.5] * 3, [0.5] * 3) if old else (list(images.mean), list(images.std))
     return Weights(body, Images((3, *images.crop_size, *images.crop_size), mean, std))
@@ -117,13 +139,17 @@ def read_state(path: Path) -> tuple[State, DictConfig]:
                 return {key: file.get_tensor(key) for key in file.keys()}, cast(DictConfig, config)  # noqa: SIM118
         content = whole = torch.load(path, map_location="cpu", weights_only=True)
         content = content.get("state_dict", content.get("model", content))
-        ours = [key for key in content if str(key).startswith("net.")]  # and not the weights of classes in the loss
+        ours = [
+            key for key in content if str(key).startswith("net.")
+        ]  # and not the weights of classes in the loss
         state = {str(key).removeprefix("net."): content[key].detach() for key in ours or content}
     except (*UNREADABLE, SafetensorError, pickle.UnpicklingError) as error:
         raise UserError(f"{path} holds no weights: {error}") from error
     beside = path.parent.parent / "config.yaml"
     config = cast(DictConfig, OmegaConf.load(beside) if beside.is_file() else OmegaConf.create())
-    return state, cast(DictConfig, OmegaConf.merge(config, {"temperature": whole.get("temperature", 1.0)}))
+    return state, cast(
+        DictConfig, OmegaConf.merge(config, {"temperature": whole.get("temperature", 1.0)})
+    )
 
 
 class Trained(NamedTuple):
@@ -138,17 +164,27 @@ class Trained(NamedTuple):
         """Build the network for evaluation. Raises UserError where these weights do not fit it."""
         net = build_net(self.config, self.images.shape, len(self.config.dataset.classes))
         try:
-            net.to(next(x.dtype for x in self.state.values() if x.is_floating_point())).load_state_dict(self.state)
+            net.to(
+                next(x.dtype for x in self.state.values() if x.is_floating_point())
+            ).load_state_dict(self.state)
         except RuntimeError as error:
-            raise UserError(f"ckpt={self.arguments['ckpt']}: {' '.join(str(error).split())[:200]}") from error
+            raise UserError(
+                f"ckpt={self.arguments['ckpt']}: {' '.join(str(error).split())[:200]}"
+            ) from error
         return net.eval()
 
     def unaveraged(self) -> State:
         """Return the weights of the last step, where those of the checkpoint are an average; else nothing."""
         path = Path(self.arguments["ckpt"])
-        kept = {} if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        kept = (
+            {}
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
         kept = kept.get("current_model_state", {})
-        return {key.removeprefix("net."): value for key, value in kept.items() if key.startswith("net.")}
+        return {
+            key.removeprefix("net."): value for key, value in kept.items() if key.startswith("net.")
+        }
 
     def prepare(self) -> Preparation:
         """Return what makes the network's input of images of 0 .. 255."""
@@ -163,11 +199,17 @@ def read_trained(words: Sequence[str], **allowed: Any) -> Trained:
     given = {key: value for key, _, value in (word.partition("=") for word in words)}
     own = {key: given.pop(key, default) for key, default in {"ckpt": None, **allowed}.items()}
     if not own["ckpt"] or not Path(own["ckpt"]).is_file():
-        raise UserError(f"ckpt={own['ckpt']}; allowed: the path of a checkpoint, or of an exported file")
+        raise UserError(
+            f"ckpt={own['ckpt']}; allowed: the path of a checkpoint, or of an exported file"
+        )
     state, config = read_state(Path(own["ckpt"]))
     if not (images := read_images(config)):
-        raise UserError(f"ckpt={own['ckpt']} has no config.yaml of its run beside its folder; allowed: one that has")
-    for target in targets(OmegaConf.to_container(OmegaConf.masked_copy(config, ["model", "data", "augment"]))):
+        raise UserError(
+            f"ckpt={own['ckpt']} has no config.yaml of its run beside its folder; allowed: one that has"
+        )
+    for target in targets(
+        OmegaConf.to_container(OmegaConf.masked_copy(config, ["model", "data", "augment"]))
+    ):
         check_target(target, HARMLESS, ["torch.nn.modules"])  # the config may be a stranger's
     change(config, given, [*own, "data", *MAY_CHANGE])
     return Trained(state, config, images, own)

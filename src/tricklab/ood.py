@@ -20,7 +20,9 @@ class Noise:
 
     def __call__(self, images: Tensor) -> Tensor:
         source = generator(self.seed, "noise", next(self.batches))
-        return torch.randint(256, images.shape, generator=source, dtype=torch.uint8).to(images.device)
+        return torch.randint(256, images.shape, generator=source, dtype=torch.uint8).to(
+            images.device
+        )
 
 
 def rotation(images: Tensor) -> Tensor:
@@ -33,7 +35,9 @@ def blur(images: Tensor) -> Tensor:
     from torchvision.transforms.v2.functional import gaussian_blur
 
     sigma = max(images.shape[2:]) / 10
-    sides = [2 * min(math.ceil(2 * sigma), side - 1) + 1 for side in images.shape[:1:-1]]  # what reflection allows
+    sides = [
+        2 * min(math.ceil(2 * sigma), side - 1) + 1 for side in images.shape[:1:-1]
+    ]  # what reflection allows
     return gaussian_blur(images, sides, [sigma, sigma])
 
 
@@ -49,7 +53,9 @@ def separate(inside: Tensor, outside: Tensor) -> dict[str, float]:
     - `fpr95`: the share of others at least as high as the 95 % of the test set that are highest (arXiv 1706.02690).
     """
     n, m = len(inside), len(outside)
-    _, place, number = torch.cat([inside, outside]).double().unique(return_inverse=True, return_counts=True)
+    _, place, number = (
+        torch.cat([inside, outside]).double().unique(return_inverse=True, return_counts=True)
+    )
     ranks = number.cumsum(0) - (number - 1) / 2  # the middle one of those that are equal
     above = ranks[place[:n]].double().sum() - n * (n + 1) / 2
     threshold = inside.sort(descending=True).values[math.ceil(0.95 * n) - 1]
@@ -66,8 +72,15 @@ def draw_confidence(found: Mapping[str, Mapping[str, Tensor]], path: Path) -> No
     for column, (view, confidences) in zip(grid.T, found.items(), strict=True):
         column[0].set_title(view)
         column[-1].set_xlabel("confidence")
-        for first, axes, (name, confidence) in zip(grid[:, 0], column, confidences.items(), strict=True):
+        for first, axes, (name, confidence) in zip(
+            grid[:, 0], column, confidences.items(), strict=True
+        ):
             first.set_ylabel(name)
             shares = torch.histc(confidence.float(), BINS, 0, 1) / len(confidence)
-            axes.stairs(shares, torch.linspace(0, 1, BINS + 1), fill=True, color="C0" if name == "test" else "C1")
+            axes.stairs(
+                shares,
+                torch.linspace(0, 1, BINS + 1),
+                fill=True,
+                color="C0" if name == "test" else "C1",
+            )
     figure.savefig(path, dpi=120)

@@ -37,7 +37,10 @@ def find_weights(net: nn.Module, only: str | None = None) -> list[nn.Parameter]:
 
 def parameter_groups(net: nn.Module, body_apart: bool = False) -> list[dict[str, Any]]:
     """Group weights, and the rest (biases, norms) without decay; with `body_apart` the classifier's two come first."""
-    weights, head = set(find_weights(net)), set((find_head(net)[1] if body_apart else net).parameters())
+    weights, head = (
+        set(find_weights(net)),
+        set((find_head(net)[1] if body_apart else net).parameters()),
+    )
     groups: list[dict[str, Any]] = []
     for in_head in (True, False) if body_apart else (True,):
         part = [p for p in net.parameters() if p.requires_grad and (p in head) == in_head]
@@ -97,4 +100,7 @@ def decay(weights: Sequence[Tensor], lr: float, strength: float) -> None:
 def weight_facts(weights: Sequence[Tensor]) -> dict[str, float]:
     """Return the share of weights that are exactly 0, and the norm of all."""
     zeros = torch.stack([(w == 0).sum() for w in weights]).sum() / sum(w.numel() for w in weights)
-    return {"train/zeros": float(zeros), "train/weight_norm": float(nn.utils.get_total_norm(weights))}
+    return {
+        "train/zeros": float(zeros),
+        "train/weight_norm": float(nn.utils.get_total_norm(weights)),
+    }

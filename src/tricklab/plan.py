@@ -58,7 +58,9 @@ def scale_lr(cfg: DictConfig, ranks: int) -> float:
     images = cfg.data.batch_size * ranks * cfg.trainer.accumulate_grad_batches
     if per is None:
         return lr
-    rank_zero_only(print)(f"optimizer.lr={lr} per {per} images is {lr * images / per:g} for the {images} of a step")
+    rank_zero_only(print)(
+        f"optimizer.lr={lr} per {per} images is {lr * images / per:g} for the {images} of a step"
+    )
     return lr * images / per
 
 
@@ -69,7 +71,9 @@ def for_body(model: DictConfig, multiplier: Multiplier, length: Length) -> Curve
     """
     frozen, share = to_steps(model.get("freeze", 0), length), model.get("body_lr", 1.0)
     if frozen > length.steps:
-        raise UserError(f"model.freeze={model.freeze} is {frozen} steps; allowed: 0 to {length.steps}")
+        raise UserError(
+            f"model.freeze={model.freeze} is {frozen} steps; allowed: 0 to {length.steps}"
+        )
     if not frozen and share == 1:
         return None
     return lambda step: 0.0 if step < frozen else share * multiplier(step)

@@ -47,7 +47,9 @@ class Slots:
         self.threads = omp_threads() or max(1, count_cores() // self.number)
         self.free: Queue[str] = Queue()
         for slot in range(self.number):
-            self.free.put(",".join(devices[slot :: self.number] or devices[slot % max(1, len(devices)) :][:1]))
+            self.free.put(
+                ",".join(devices[slot :: self.number] or devices[slot % max(1, len(devices)) :][:1])
+            )
         self.processes: list[Any] = []
         self.over = False
 
@@ -61,9 +63,13 @@ class Slots:
                 future.result()
         finally:
             self.over, told, started = True, set(), time.time()
-            while any(p.is_alive() for p in self.processes) or not all(future.done() for future in running):
+            while any(p.is_alive() for p in self.processes) or not all(
+                future.done() for future in running
+            ):
                 late = time.time() - started > 20
-                for process in [p for p in self.processes if p.is_alive() and (late or p.pid not in told)]:
+                for process in [
+                    p for p in self.processes if p.is_alive() and (late or p.pid not in told)
+                ]:
                     end(process, signal.SIGKILL if late else signal.SIGTERM)
                     told.add(process.pid)
                 time.sleep(0.1)
@@ -101,8 +107,15 @@ def run_job(job: Command, device: str, threads: int, processes: list[Any]) -> No
         processes.remove(process)
         if not read_result(job.folder):
             code = f"exit code {process.exitcode}: {last_line(job.folder)}"
-            left = {"status": "killed", "reason": f"longer than job_timeout={job.limit}" if late else code}
-            facts: dict[str, Any] = {"metrics": {}, "objective": None, "seconds": round(time.time() - started, 3)}
+            left = {
+                "status": "killed",
+                "reason": f"longer than job_timeout={job.limit}" if late else code,
+            }
+            facts: dict[str, Any] = {
+                "metrics": {},
+                "objective": None,
+                "seconds": round(time.time() - started, 3),
+            }
             write_whole(job.folder / "result.json", json.dumps(left | facts, indent=2))
     except (OSError, EOFError) as error:  # a full disk is the misfortune of this job alone
         print(f"{job.folder}: {error}", file=sys.stderr)
@@ -111,7 +124,9 @@ def run_job(job: Command, device: str, threads: int, processes: list[Any]) -> No
 def quoted(value: Any) -> str:
     """Quote a value for Hydra, if it needs that."""
     text = re.sub(r"(\\+)(?='|$)", r"\1\1", str(value)).replace("'", "\\'")
-    plain = re.fullmatch(r"(?!(null|true|false|nan|inf)$)[a-z_/][\w./-]*", text, re.ASCII | re.IGNORECASE)
+    plain = re.fullmatch(
+        r"(?!(null|true|false|nan|inf)$)[a-z_/][\w./-]*", text, re.ASCII | re.IGNORECASE
+    )
     return text if plain else f"'{text}'"
 
 
@@ -173,13 +188,21 @@ def work(job: Command, device: str, threads: int, driver: int) -> None:
     with (job.folder / "job.log").open("a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    os.environ.pop("SLURM_NTASKS", None)  # or Lightning would leave it to SLURM to start the processes of trainer=ddp
-    os.environ |= {HASH: job.planned} | ({"CUDA_VISIBLE_DEVICES": device} if device else {})  # "": all there are
-    multiprocessing.set_start_method(None, force=True)  # or a loader's workers would come from a server, seconds later
+    os.environ.pop(
+        "SLURM_NTASKS", None
+    )  # or Lightning would leave it to SLURM to start the processes of trainer=ddp
+    os.environ |= {HASH: job.planned} | (
+        {"CUDA_VISIBLE_DEVICES": device} if device else {}
+    )  # "": all there are
+    multiprocessing.set_start_method(
+        None, force=True
+    )  # or a loader's workers would come from a server, seconds later
     import torch
 
     if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # for further processes; for this one it comes too late
+        os.environ["OMP_NUM_THREADS"] = str(
+            threads
+        )  # for further processes; for this one it comes too late
         torch.set_num_threads(threads)
     sys.argv = [str(TRAIN), *job.line]
     runpy.run_path(str(TRAIN), run_name="__main__")

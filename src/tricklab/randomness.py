@@ -16,7 +16,9 @@ def derive(seed: int, purpose: str, *counters: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
 
-def generator(seed: int, purpose: str, *counters: int, device: torch.device | str = "cpu") -> Generator:
+def generator(
+    seed: int, purpose: str, *counters: int, device: torch.device | str = "cpu"
+) -> Generator:
     """Return a generator at the start of that stream."""
     return Generator(device).manual_seed(derive(seed, purpose, *counters))
 
@@ -39,11 +41,29 @@ class Rand:
     """
 
     def __init__(
-        self, source: Generator, size: int, rank: int = 0, ranks: int = 1, epoch: int = 0, lasting: Tensor | None = None
+        self,
+        source: Generator,
+        size: int,
+        rank: int = 0,
+        ranks: int = 1,
+        epoch: int = 0,
+        lasting: Tensor | None = None,
     ):
-        self.source, self.size, self.part, self.epoch = source, size, slice(rank, None, ranks), epoch
-        self.lasting = torch.zeros(size, device=source.device)[self.part] if lasting is None else lasting
+        self.source, self.size, self.part, self.epoch = (
+            source,
+            size,
+            slice(rank, None, ranks),
+            epoch,
+        )
+        self.lasting = (
+            torch.zeros(size, device=source.device)[self.part] if lasting is None else lasting
+        )
 
     def __call__(self, *shape: int) -> Tensor:
-        device, dtype = self.source.device, torch.float32  # whatever the precision of a run has made the default
-        return torch.rand(self.size, *shape, generator=self.source, device=device, dtype=dtype)[self.part]
+        device, dtype = (
+            self.source.device,
+            torch.float32,
+        )  # whatever the precision of a run has made the default
+        return torch.rand(self.size, *shape, generator=self.source, device=device, dtype=dtype)[
+            self.part
+        ]

@@ -27,13 +27,26 @@ class Record:
     """The description of one run: what was asked for at its start, what came of it at its end."""
 
     def __init__(
-        self, cfg: DictConfig, folder: Path, overrides: Sequence[str] = (), choices: Mapping[str, Any] | None = None
+        self,
+        cfg: DictConfig,
+        folder: Path,
+        overrides: Sequence[str] = (),
+        choices: Mapping[str, Any] | None = None,
     ):
         self.folder, self.started = folder, time.time()
         self.lock: Any = None
-        self.dataset: dict[str, Any] = read_config(folder).get("dataset", {})  # as an earlier start of this run left it
-        self.new = all(path.name in (".hydra", "train.log") for path in folder.glob("*")) and HASH not in os.environ
-        self.choices = {group: option for group, option in (choices or {}).items() if not group.startswith("hydra/")}
+        self.dataset: dict[str, Any] = read_config(folder).get(
+            "dataset", {}
+        )  # as an earlier start of this run left it
+        self.new = (
+            all(path.name in (".hydra", "train.log") for path in folder.glob("*"))
+            and HASH not in os.environ
+        )
+        self.choices = {
+            group: option
+            for group, option in (choices or {}).items()
+            if not group.startswith("hydra/")
+        }
         self.config: dict[str, Any] = masked(OmegaConf.to_container(cfg, resolve=True))
         self.result: dict[str, Any] = {
             "status": "",
@@ -45,7 +58,10 @@ class Record:
             "devices": [],
             "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "started": datetime.now(UTC).isoformat(),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in PACKAGES},
+            },
             "git": git_state(Path(__file__).parent),
         }
 
@@ -61,7 +77,9 @@ class Record:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = lock_run(self.folder)
         if not self.lock:
-            raise UserError(f"the run in {self.folder} is running; wait for it, or choose another folder")
+            raise UserError(
+                f"the run in {self.folder} is running; wait for it, or choose another folder"
+            )
         self.describe(self.dataset)
         if self.result["git"] and self.result["git"]["dirty"]:
             write_whole(self.folder / "git.diff", uncommitted(Path(__file__).parent))
@@ -87,9 +105,18 @@ class Record:
     @rank_zero_only
     def finish(self, status: str, reason: str | None = None, **facts: Any) -> None:
         """Write `result.json`, whole or not at all; an earlier one stays if it failed before training went on."""
-        self.result |= {"status": status, "reason": reason, "seconds": round(time.time() - self.started, 3), **facts}
-        metrics = {k: v if math.isfinite(v) else None for k, v in self.result["metrics"].items()}  # JSON has no NaN
-        text = json.dumps(self.result | {"metrics": metrics}, indent=2, ensure_ascii=False, allow_nan=False)
+        self.result |= {
+            "status": status,
+            "reason": reason,
+            "seconds": round(time.time() - self.started, 3),
+            **facts,
+        }
+        metrics = {
+            k: v if math.isfinite(v) else None for k, v in self.result["metrics"].items()
+        }  # JSON has no NaN
+        text = json.dumps(
+            self.result | {"metrics": metrics}, indent=2, ensure_ascii=False, allow_nan=False
+        )
         if self.lock:
             if status == "done" or not (self.folder / "result.json").exists():
                 write_whole(self.folder / "result.json", text + "\n")
@@ -99,13 +126,19 @@ class Record:
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Return the commit that is checked out and whether files differ from it; None outside a repository."""
     commit = run_git(folder, "rev-parse", "HEAD").strip()
-    return {"commit": commit, "dirty": bool(run_git(folder, "status", "--porcelain"))} if commit else None
+    return (
+        {"commit": commit, "dirty": bool(run_git(folder, "status", "--porcelain"))}
+        if commit
+        else None
+    )
 
 
 def uncommitted(folder: Path) -> str:
     """Return what differs from the commit, as a patch; of files that git does not know, only code and configs."""
     top = Path(run_git(folder, "rev-parse", "--show-toplevel").strip())
-    new = run_git(top, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py", "*.yaml").split("\0")[:-1]
+    new = run_git(
+        top, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py", "*.yaml"
+    ).split("\0")[:-1]
     patches = [run_git(top, "diff", "--binary", "--no-index", "/dev/null", path) for path in new]
     return "".join([run_git(top, "diff", "--binary", "HEAD"), *patches])
 
@@ -116,4 +149,6 @@ def run_git(folder: Path, *arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True)
     except OSError:
         return ""
-    return done.stdout.decode("utf-8", "replace") if done.returncode <= 1 else ""  # 1 says that files differ
+    return (
+        done.stdout.decode("utf-8", "replace") if done.returncode <= 1 else ""
+    )  # 1 says that files differ

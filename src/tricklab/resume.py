@@ -29,12 +29,18 @@ def masked(config: Any) -> Any:
         return [masked(part) for part in config]
     if not isinstance(config, Mapping):
         return config
-    return {key: "***" if is_secret(str(key), value) else masked(value) for key, value in config.items()}
+    return {
+        key: "***" if is_secret(str(key), value) else masked(value) for key, value in config.items()
+    }
 
 
 def is_secret(key: str, value: Any) -> bool:
     """Whether a value is nobody's business: a text under a name that says so."""
-    return isinstance(value, str) and value not in ("", "true", "false", "null") and bool(SECRET.search(key))
+    return (
+        isinstance(value, str)
+        and value not in ("", "true", "false", "null")
+        and bool(SECRET.search(key))
+    )
 
 
 def is_volatile(key: str) -> bool:
@@ -45,7 +51,9 @@ def is_volatile(key: str) -> bool:
 def config_hash(config: Mapping[str, Any]) -> str:
     """Return 12 hex digits that tell apart configs which compute something else, whatever the package is called."""
     kept = {
-        key: {k: v for k, v in value.items() if f"{key}.{k}" not in VOLATILE} if isinstance(value, dict) else value
+        key: {k: v for k, v in value.items() if f"{key}.{k}" not in VOLATILE}
+        if isinstance(value, dict)
+        else value
         for key, value in masked(config).items()
         if key not in VOLATILE
     }
@@ -65,8 +73,13 @@ def run_folder(new: str, *, _root_: DictConfig) -> str:
         return new
     if _root_.resume == "auto":
         wanted = config_hash(task(_root_))
-        open_ended = (f for f in find_runs(Path(new).parent) if status(f) not in ("done", "running"))
-        return next((str(folder) for folder in open_ended if config_hash(read_config(folder)) == wanted), new)
+        open_ended = (
+            f for f in find_runs(Path(new).parent) if status(f) not in ("done", "running")
+        )
+        return next(
+            (str(folder) for folder in open_ended if config_hash(read_config(folder)) == wanted),
+            new,
+        )
     path = Path(str(_root_.resume))
     return str(path.parent.parent if path.suffix == ".ckpt" else path)
 
@@ -75,7 +88,9 @@ def find_runs(root: Path) -> list[Path]:
     """Find the folders of runs in `root`, or one folder further down, the newest first."""
     files = [*root.glob("[!.]*/config.yaml"), *root.glob("[!.]*/[!.]*/config.yaml")]
     runs = [path for path in files if "\nchoices:" in path.read_text("utf-8", "replace")]
-    return [path.parent for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True)]
+    return [
+        path.parent for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True)
+    ]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -91,7 +106,9 @@ def status(folder: Path) -> str:
     """Return how a run ended, or "running"; "unfinished" is one that was killed."""
     result = read_result(folder)
     with suppress(PermissionError):  # of another user, whose lock can't be tried
-        if (folder / ".lock").exists() and not lock_run(folder):  # whatever an earlier start has left
+        if (folder / ".lock").exists() and not lock_run(
+            folder
+        ):  # whatever an earlier start has left
             return "running"
     return "unfinished" if result.get("status", "killed") == "killed" else str(result["status"])
 

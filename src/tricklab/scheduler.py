@@ -26,7 +26,9 @@ class Multiplier:
         return self.share(step)
 
 
-def schedule(decay: Callable[..., float], momentum: Callable[..., float] | None = None) -> Callable[..., Multiplier]:
+def schedule(
+    decay: Callable[..., float], momentum: Callable[..., float] | None = None
+) -> Callable[..., Multiplier]:
     """Turn `decay(t, total, ...)` into `schedule(length, warmup=0, ...) -> multiplier`; `momentum` likewise.
 
     Warmup: step t of W has the share ramp((t + 1) / W) of what the decay begins with, so no step has rate 0 and the
@@ -37,7 +39,9 @@ def schedule(decay: Callable[..., float], momentum: Callable[..., float] | None 
     """
 
     @functools.wraps(decay)
-    def build(length: Length, warmup: float | str = 0, hold: float | str = 0, **options: Any) -> Multiplier:
+    def build(
+        length: Length, warmup: float | str = 0, hold: float | str = 0, **options: Any
+    ) -> Multiplier:
         w = _steps("warmup", warmup, length, 0, length.steps - 1)
         held = _steps("hold", hold, length, 0, length.steps) or 1
         shape, flat = options.pop("warmup_shape", "linear"), options.pop("warmup_share", 0.1)
@@ -47,7 +51,9 @@ def schedule(decay: Callable[..., float], momentum: Callable[..., float] | None 
             options[name] = _steps(name, options[name], rest, 1, rest.steps)
         if "milestones" in options:
             last = max(rest.steps - 1, 1)
-            options["milestones"] = [_steps("milestones", m, rest, 1, last) for m in options["milestones"]]
+            options["milestones"] = [
+                _steps("milestones", m, rest, 1, last) for m in options["milestones"]
+            ]
 
         def after_warmup(step: int, curve: Callable[..., float]) -> float:
             return curve(min(max(step // held * held - w, 0), rest.steps), rest.steps, **options)
@@ -56,7 +62,9 @@ def schedule(decay: Callable[..., float], momentum: Callable[..., float] | None 
             warm = step // held * held + 1
             return (ramp(warm / w) if warm <= w else 1.0) * after_warmup(step, decay)
 
-        return Multiplier(share, functools.partial(after_warmup, curve=momentum) if momentum else None)
+        return Multiplier(
+            share, functools.partial(after_warmup, curve=momentum) if momentum else None
+        )
 
     return build
 
@@ -64,7 +72,9 @@ def schedule(decay: Callable[..., float], momentum: Callable[..., float] | None 
 def _steps(option: str, duration: float | str, length: Length, least: int, most: int) -> int:
     steps = to_steps(duration, length, most)
     if not least <= steps <= most:
-        raise UserError(f"scheduler.{option}={duration} is {steps} steps; allowed: {least} to {most}")
+        raise UserError(
+            f"scheduler.{option}={duration} is {steps} steps; allowed: {least} to {most}"
+        )
     return steps
 
 
@@ -147,12 +157,16 @@ def _hill(t: int, total: int, rise: int) -> float:
     return _wave(min((t - rise + 1) / max(total - rise, 1), 1.0))
 
 
-def _cycle_momentum(t: int, total: int, rise: int, momentum_low: float, momentum_high: float, **_: float) -> float:
+def _cycle_momentum(
+    t: int, total: int, rise: int, momentum_low: float, momentum_high: float, **_: float
+) -> float:
     return momentum_high - (momentum_high - momentum_low) * _hill(t, total, rise)
 
 
 @functools.partial(schedule, momentum=_cycle_momentum)
-def one_cycle(t: int, total: int, rise: int, start: float = 0.04, floor: float = 4e-6, **of_momentum: float) -> float:
+def one_cycle(
+    t: int, total: int, rise: int, start: float = 0.04, floor: float = 4e-6, **of_momentum: float
+) -> float:
     """From `start` to lr_0 over `rise`, then to `floor`; momentum the other way. arXiv 1708.07120, 1803.09820."""
     low = start if t < rise - 1 else floor
     return low + (1 - low) * _hill(t, total, rise)
@@ -161,11 +175,23 @@ def one_cycle(t: int, total: int, rise: int, start: float = 0.04, floor: float =
 class Plateau(Multiplier):
     """Multiply by `gamma` when val/loss has not fallen for more than `patience` evaluations; not below `floor`."""
 
-    def __init__(self, length: Length, gamma: float, patience: int, threshold: float, floor: float, **warmup: Any):
+    def __init__(
+        self,
+        length: Length,
+        gamma: float,
+        patience: int,
+        threshold: float,
+        floor: float,
+        **warmup: Any,
+    ):
         share = constant(length, **warmup).share
         super().__init__(lambda step: share(step) * self.state["factor"])
         self.gamma, self.patience, self.threshold, self.floor = gamma, patience, threshold, floor
-        self.state: dict[str, float] = {"factor": 1.0, "best": math.inf, "bad": 0}  # kept in checkpoints
+        self.state: dict[str, float] = {
+            "factor": 1.0,
+            "best": math.inf,
+            "bad": 0,
+        }  # kept in checkpoints
 
     def observe(self, loss: float) -> None:
         """Take note of an evaluation; only a loss below (1 - threshold) of the best one is lower."""

@@ -27,7 +27,9 @@ def arms(words: list[Override], jobs: Jobs, of: Mapping[str, Sequence[str]] | No
     Raises UserError: there is no arm.
     """
     if not of:
-        raise UserError("sweep=arms without sweep.of; allowed: with lists of words by name, as {a:['mixup=on']}")
+        raise UserError(
+            "sweep=arms without sweep.of; allowed: with lists of words by name, as {a:['mixup=on']}"
+        )
     jobs.run([[*combination, *arm] for arm in of.values() for combination in combine(words)])
 
 
@@ -39,7 +41,9 @@ def halving(words: list[Override], jobs: Jobs, factor: int, rounds: int) -> None
     UserError: the runs differ in length, or do not count epochs alone.
     """
     left = combine(words)
-    (epochs, steps, every, stop_after, early), *others = {jobs.plan(combination).length for combination in left}
+    (epochs, steps, every, stop_after, early), *others = {
+        jobs.plan(combination).length for combination in left
+    }
     if others or steps > 0 or stop_after or early:
         says = "one trainer.max_epochs, no trainer.max_steps, no stop_after, no callbacks=early_stopping"
         raise UserError(f"sweep=halving ends runs after whole epochs itself; allowed: {says}")
@@ -52,13 +56,17 @@ def halving(words: list[Override], jobs: Jobs, factor: int, rounds: int) -> None
     print(f"best: python train.py {shlex.join(without_seed(of_job(left[0])))}")
 
 
-def best(combinations: list[list[str]], values: Sequence[float | None], factor: int) -> list[list[str]]:
+def best(
+    combinations: list[list[str]], values: Sequence[float | None], factor: int
+) -> list[list[str]]:
     """Return one of `factor` configurations, with all their seeds: those with the highest mean, if all were done."""
     cells: dict[tuple[str, ...], list[float]] = {}
     for words, value in zip(combinations, values, strict=True):
         cells.setdefault(without_seed(words), []).append(-math.inf if value is None else value)
     means = {cell: fmean(found) for cell, found in cells.items() if -math.inf not in found}
-    kept = sorted(means, key=means.__getitem__, reverse=True)[: math.ceil(len(cells) / factor)]  # a tie: the first
+    kept = sorted(means, key=means.__getitem__, reverse=True)[
+        : math.ceil(len(cells) / factor)
+    ]  # a tie: the first
     return [words for cell in kept for words in combinations if without_seed(words) == cell]
 
 
@@ -68,7 +76,13 @@ def without_seed(words: Sequence[str]) -> tuple[str, ...]:
 
 
 def optuna(
-    words: list[Override], jobs: Jobs, trials: int, replicates: int, objectives: list[str], batch: int, seed: int
+    words: list[Override],
+    jobs: Jobs,
+    trials: int,
+    replicates: int,
+    objectives: list[str],
+    batch: int,
+    seed: int,
 ) -> None:
     """Run trials that Optuna's TPE proposes, each with `replicates` seeds, and say which was best.
 
@@ -79,13 +93,17 @@ def optuna(
     import optuna
 
     if not objectives or not set(objectives) <= set(OBJECTIVES):
-        raise UserError(f"sweep.objectives={list(objectives)}; allowed: one or more of {', '.join(OBJECTIVES)}")
+        raise UserError(
+            f"sweep.objectives={list(objectives)}; allowed: one or more of {', '.join(OBJECTIVES)}"
+        )
     given = [str(word.input_line) for word in words if not word.is_sweep_override()]
     for combination in samples(space):
         jobs.plan([*given, *combination])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions: Any = ["maximize" if "acc" in name else "minimize" for name in objectives]
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed), directions=directions)
+    study = optuna.create_study(
+        sampler=optuna.samplers.TPESampler(seed=seed), directions=directions
+    )
     fixed = [word for word in of_job(given) if not word.lstrip("+").startswith("seed=")]
     seeds = range(jobs.config.seed, jobs.config.seed + replicates)
     for first in range(0, trials, batch):
@@ -97,8 +115,12 @@ def optuna(
             trial.set_user_attr("words", [*chosen[i], f"seed={','.join(map(str, seeds))}"])
             values = means(done[i * replicates : (i + 1) * replicates], objectives)
             study.tell(trial, values, None if values else optuna.trial.TrialState.FAIL)
-    for line, found in {shlex.join(trial.user_attrs["words"]): trial for trial in study.best_trials}.items():
-        said = ", ".join(f"{name} {value:.4f}" for name, value in zip(objectives, found.values, strict=True))
+    for line, found in {
+        shlex.join(trial.user_attrs["words"]): trial for trial in study.best_trials
+    }.items():
+        said = ", ".join(
+            f"{name} {value:.4f}" for name, value in zip(objectives, found.values, strict=True)
+        )
         print(f"best: {said}: python train.py {'-m ' * (replicates > 1)}{line}")
 
 
@@ -108,7 +130,9 @@ def make_space(words: list[Override]) -> dict[str, Any]:
     wrong = [word.input_line for key, word in searched.items() if key in REPLICATES]
     if wrong or not searched:
         said = wrong[0] if wrong else "no values to choose from"
-        raise UserError(f"sweep=optuna, {said}; allowed: values of other keys, and sweep.replicates for seeds")
+        raise UserError(
+            f"sweep=optuna, {said}; allowed: values of other keys, and sweep.replicates for seeds"
+        )
     try:
         return {key: distribution(word) for key, word in searched.items()}
     except ImportError as error:
@@ -119,7 +143,10 @@ def samples(space: dict[str, Any]) -> list[list[str]]:
     """Return words in which each choice and each end of an interval occurs, to be checked before anything runs."""
     ends = {key: getattr(of, "choices", None) or (of.low, of.high) for key, of in space.items()}
     longest = max(map(len, ends.values()))
-    return [spelled({key: values[i % len(values)] for key, values in ends.items()}) for i in range(longest)]
+    return [
+        spelled({key: values[i % len(values)] for key, values in ends.items()})
+        for i in range(longest)
+    ]
 
 
 def means(replicates: Sequence[Job], objectives: Sequence[str]) -> list[float] | None:
@@ -133,7 +160,10 @@ def means(replicates: Sequence[Job], objectives: Sequence[str]) -> list[float] |
 
 
 def spelled(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()]
+    return [
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in values.items()
+    ]
 
 
 def distribution(word: Override) -> Any:
@@ -143,7 +173,11 @@ def distribution(word: Override) -> Any:
     sweep: Any = word.value()
     if not isinstance(sweep, IntervalSweep):
         return d.CategoricalDistribution([str(value) for value in word.sweep_string_iterator()])
-    of: Any = d.IntDistribution if isinstance(sweep.start, int) and isinstance(sweep.end, int) else d.FloatDistribution
+    of: Any = (
+        d.IntDistribution
+        if isinstance(sweep.start, int) and isinstance(sweep.end, int)
+        else d.FloatDistribution
+    )
     try:
         return of(sweep.start, sweep.end, log="log" in sweep.tags)
     except ValueError as error:

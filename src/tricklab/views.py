@@ -21,27 +21,55 @@ class Averaged(nn.Module):
     """
 
     def __init__(
-        self, net: nn.Module, prepare: Change, views: int, dropout: bool, augment: Mapping[str, Change], seed: int
+        self,
+        net: nn.Module,
+        prepare: Change,
+        views: int,
+        dropout: bool,
+        augment: Mapping[str, Change],
+        seed: int,
     ):
         super().__init__()
-        self.net, self.views, self.dropout, self.augment, self.seed = net, views, dropout, augment, seed
-        self.make_input = [prepare]  # in a list, so that the precision of the network is not its own
+        self.net, self.views, self.dropout, self.augment, self.seed = (
+            net,
+            views,
+            dropout,
+            augment,
+            seed,
+        )
+        self.make_input = [
+            prepare
+        ]  # in a list, so that the precision of the network is not its own
         self.entropy: list[Tensor] = []  # [B] a batch, of the mean probability, in nats
-        self.information: list[Tensor] = []  # [B] a batch: how much of it the choice of the view accounts for
+        self.information: list[
+            Tensor
+        ] = []  # [B] a batch: how much of it the choice of the view accounts for
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits [B, K]. Raises UserError where dropout was asked for, and the network has none."""
         batch = len(self.entropy)
-        logs = torch.stack([self._view(images, batch, view) for view in range(self.views)])  # [V, B, K]
-        if self.dropout and not self.augment and not batch and len(images) > 1 and torch.equal(logs[0], logs[1]):
-            raise UserError(f"mc={self.views}: the network has no dropout; allowed: one trained with it")
+        logs = torch.stack(
+            [self._view(images, batch, view) for view in range(self.views)]
+        )  # [V, B, K]
+        if (
+            self.dropout
+            and not self.augment
+            and not batch
+            and len(images) > 1
+            and torch.equal(logs[0], logs[1])
+        ):
+            raise UserError(
+                f"mc={self.views}: the network has no dropout; allowed: one trained with it"
+            )
         mean = logs.logsumexp(0) - math.log(self.views)
         self.entropy.append(-(mean.exp() * mean).sum(1))
         self.information.append(self.entropy[-1] + (logs.exp() * logs).sum(2).mean(0))
         return mean
 
     def _view(self, images: Tensor, batch: int, view: int) -> Tensor:
-        with torch.autocast(images.device.type, enabled=False):  # as in training, where it is not the network's
+        with torch.autocast(
+            images.device.type, enabled=False
+        ):  # as in training, where it is not the network's
             images = images.float()
             for name, change in self.augment.items():
                 source = generator(self.seed, f"view {name}", batch, view, device=images.device)

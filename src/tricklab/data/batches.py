@@ -45,7 +45,9 @@ class Rows:
         self.data = data
 
     def __getitem__(self, rows: Tensor) -> Batch:
-        return *(part.index_select(0, rows) for part in self.data), rows  # part[rows] takes ten times as long
+        return *(
+            part.index_select(0, rows) for part in self.data
+        ), rows  # part[rows] takes ten times as long
 
 
 @dataclass(eq=False)
@@ -70,8 +72,14 @@ class Batches:
         return self.length
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, first = self.start()  # not before the first batch is asked for, when the trainer knows its place
-        blocks = self.order(epoch).to(self.data[0].device).split(self.batch_size * self.ranks)[first : self.length]
+        epoch, first = (
+            self.start()
+        )  # not before the first batch is asked for, when the trainer knows its place
+        blocks = (
+            self.order(epoch)
+            .to(self.data[0].device)
+            .split(self.batch_size * self.ranks)[first : self.length]
+        )
         rows = [block[self.rank :: self.ranks] for block in blocks]
         yield from fetched(Rows(self.data), rows, getattr(self.data[0], "workers", 0))
 
@@ -90,8 +98,12 @@ class Preparation(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if list(images.shape[2:]) != self.size:
             images = F.interpolate(images.float(), self.size, mode="bilinear", antialias=True)
-        images = images.expand(-1, self.scale.shape[1], -1, -1).to(torch.float, copy=True)  # which is changed in place:
-        return images.mul_(self.scale).add_(self.shift)  # one tensor more would take 0.5 ms of 512 images
+        images = images.expand(-1, self.scale.shape[1], -1, -1).to(
+            torch.float, copy=True
+        )  # which is changed in place:
+        return images.mul_(self.scale).add_(
+            self.shift
+        )  # one tensor more would take 0.5 ms of 512 images
 
 
 def moments(images: Tensor | Files, rows: Tensor) -> tuple[list[float], list[float]]:

@@ -20,7 +20,18 @@ from tricklab.errors import UserError
 from tricklab.process import count_cores
 from tricklab.randomness import generator
 
-FASHION = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+FASHION = [
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+]
 
 
 def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:
@@ -28,7 +39,11 @@ def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:
 
     @functools.wraps(read)
     def build(**options: Any) -> ImageData:
-        own = {name: options.pop(name) for name in inspect.signature(read).parameters if name in options}
+        own = {
+            name: options.pop(name)
+            for name in inspect.signature(read).parameters
+            if name in options
+        }
         options.pop("num_workers", None)  # which images in memory have no use for
         return ImageData(read(**own), **options)
 
@@ -39,8 +54,12 @@ def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:
 def digits() -> Source:
     """1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn; a fixed stratified fifth is for testing."""
     (home,) = find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr, misc]  # importing takes a second
-    table = torch.from_numpy(np.loadtxt(Path(home) / "datasets" / "data" / "digits.csv.gz", delimiter=","))
-    images = (table[:, :64] * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)  # pixels were 0 .. 16
+    table = torch.from_numpy(
+        np.loadtxt(Path(home) / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    )
+    images = (
+        (table[:, :64] * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
+    )  # pixels were 0 .. 16
     labels = table[:, 64].long()
     train, test = (Labelled(images[rows], labels[rows]) for rows in set_apart(labels, 0.2))
     return Source(train, test, list("0123456789"))
@@ -72,7 +91,13 @@ def cifar100(root: str) -> Source:
 
 @dataset
 def folder(
-    root: str, resize: int | None, mode: str, test_size: float, cache: str, num_workers: int | None, skip_damaged: bool
+    root: str,
+    resize: int | None,
+    mode: str,
+    test_size: float,
+    cache: str,
+    num_workers: int | None,
+    skip_damaged: bool,
 ) -> Source:
     """Any tree of class folders: `root/train/CLASS/...`, `val` and `test` beside `train` or not; or `root/CLASS/...`.
 
@@ -86,20 +111,29 @@ def folder(
     found = {"train": find(top / "train" if split else top)}
     if len(present := set(found["train"][1])) < max(len(classes), 2):
         empty = [name for label, name in enumerate(classes) if label not in present]
-        raise UserError(f"data.root={root}: 2 classes or more, each with images; without: {', '.join(empty) or 'none'}")
+        raise UserError(
+            f"data.root={root}: 2 classes or more, each with images; without: {', '.join(empty) or 'none'}"
+        )
     found |= {part: find(top / part) for part in ("val", "test") if split and (top / part).is_dir()}
     if "test" not in found:
         paths, labels = found["train"]
-        for part, rows in zip(("train", "test"), set_apart(torch.tensor(labels), test_size), strict=True):
+        for part, rows in zip(
+            ("train", "test"), set_apart(torch.tensor(labels), test_size), strict=True
+        ):
             found[part] = [paths[i] for i in rows], [labels[i] for i in rows]
     workers = count_cores() if num_workers is None else num_workers
     files = {part: Files(paths, resize, mode, workers) for part, (paths, _) in found.items()}
-    parts = {part: Labelled(kept(files[part], cache), torch.tensor(labels)) for part, (_, labels) in found.items()}
+    parts = {
+        part: Labelled(kept(files[part], cache), torch.tensor(labels))
+        for part, (_, labels) in found.items()
+    }
     return Source(parts["train"], parts["test"], classes, parts.get("val"))
 
 
 @dataset
-def fake(images: int, test_images: int, channels: int, height: int, width: int, classes: int) -> Source:
+def fake(
+    images: int, test_images: int, channels: int, height: int, width: int, classes: int
+) -> Source:
     """Noise on a pattern for each class: of any number, shape and size, and easy to learn."""
     source, shape = generator(0, "fake"), (channels, height, width)
     patterns = torch.randint(128, (classes, *shape), dtype=torch.uint8, generator=source)

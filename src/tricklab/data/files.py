@@ -29,7 +29,12 @@ class Files:
     device = torch.device("cpu")
 
     def __init__(self, paths: list[Path], resize: int | None, mode: str, workers: int = 0):
-        self.paths, self.mode, self.workers, self.size = paths, mode, workers, (resize, resize) if resize else None
+        self.paths, self.mode, self.workers, self.size = (
+            paths,
+            mode,
+            workers,
+            (resize, resize) if resize else None,
+        )
         self.shape = (len(paths), *self.decode(0).shape)
 
     def decode(self, row: int) -> Tensor:
@@ -40,7 +45,11 @@ class Files:
 
     def index_select(self, dim: int, rows: Tensor) -> Tensor:
         images = [self.decode(row) for row in rows.tolist()]
-        if mixed := [row for row, image in zip(rows.tolist(), images, strict=True) if image.shape != self.shape[1:]]:
+        if mixed := [
+            row
+            for row, image in zip(rows.tolist(), images, strict=True)
+            if image.shape != self.shape[1:]
+        ]:
             said = f"{self.paths[mixed[0]]} is not the size of {self.paths[0]}"
             raise UserError(f"{said}; data.resize=32 makes them equal")
         return torch.stack(images) if images else torch.empty(0, *self.shape[1:], dtype=torch.uint8)
@@ -59,16 +68,23 @@ def fetched(data: Any, rows: Sequence[Tensor], workers: int) -> Iterator[Any]:
     if not workers:
         yield from map(data.__getitem__, rows)
         return
-    options: dict[str, Any] = {"num_workers": workers, "generator": torch.Generator()}  # the default one stays as it is
+    options: dict[str, Any] = {
+        "num_workers": workers,
+        "generator": torch.Generator(),
+    }  # the default one stays as it is
     try:
         yield from torch.utils.data.DataLoader(data, batch_size=None, sampler=rows, **options)
     except UserError as error:  # with the traceback of the worker
-        traceback.clear_frames(error.__traceback__)  # or the loader stays, and then waits 5 s for each worker
+        traceback.clear_frames(
+            error.__traceback__
+        )  # or the loader stays, and then waits 5 s for each worker
         raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
     except RuntimeError as error:
         if not re.search("exited unexpectedly|killed by signal", str(error)):
             raise
-        raise UserError(f"data.num_workers={workers}: one has died ({error}); fewer take less memory") from error
+        raise UserError(
+            f"data.num_workers={workers}: one has died ({error}); fewer take less memory"
+        ) from error
 
 
 def kept(files: Files, cache: str) -> Tensor | Files:
@@ -80,12 +96,17 @@ def kept(files: Files, cache: str) -> Tensor | Files:
         return files
     size = math.prod(files.shape)
     if cache != "memory":
-        facts = [(str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns) for path in files.paths]
+        facts = [
+            (str(path.absolute()), path.stat().st_size, path.stat().st_mtime_ns)
+            for path in files.paths
+        ]
         name = hashlib.sha256(repr((facts, files.shape, files.mode)).encode()).hexdigest()[:16]
         path = Path(cache).expanduser() / f"{name}.uint8"
         if not path.is_file():
             write(files, path)
-        return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).view(files.shape)
+        return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).view(
+            files.shape
+        )
     if size > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
         said = f"{files.shape[0]} images take {size / 1e9:.1f} GB, there are {memory / 1e9:.1f} GB"
         allowed = "a smaller data.resize, data.cache=FOLDER or data.cache=none"
@@ -111,20 +132,32 @@ def write(files: Files, path: Path) -> None:
 def read_classes(root: Path) -> list[str]:
     """Return the names of the class folders in `root`, sorted."""
     if not root.is_dir():
-        raise UserError(f"data.root={root} is not a folder; allowed: a folder with one folder a class")
-    return sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        raise UserError(
+            f"data.root={root} is not a folder; allowed: a folder with one folder a class"
+        )
+    return sorted(
+        path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
 
 
-def find_images(root: Path, classes: Sequence[str], skip_damaged: bool) -> tuple[list[Path], list[int]]:
+def find_images(
+    root: Path, classes: Sequence[str], skip_damaged: bool
+) -> tuple[list[Path], list[int]]:
     """Return the images below `root/CLASS`, and the label of each; without those that are damaged, if asked to."""
     if unknown := set(read_classes(root)) - set(classes):
-        raise UserError(f"{root} has the class {min(unknown)!r}, which the training folder does not have")
-    files = [(path, label) for label, name in enumerate(classes) for path in image_files(root / name)]
+        raise UserError(
+            f"{root} has the class {min(unknown)!r}, which the training folder does not have"
+        )
+    files = [
+        (path, label) for label, name in enumerate(classes) for path in image_files(root / name)
+    ]
     if skip_damaged:
         with ThreadPoolExecutor() as pool:
             damages = list(pool.map(damage, [path for path, _ in files]))
         if said := [text for text in damages if text]:
-            print(f"data.skip_damaged: {len(said)} of {len(files)} images are left out, the first: {said[0]}")
+            print(
+                f"data.skip_damaged: {len(said)} of {len(files)} images are left out, the first: {said[0]}"
+            )
         files = [file for file, text in zip(files, damages, strict=True) if not text]
     if not files:
         raise UserError(f"{root} has no image in its class folders")
@@ -151,17 +184,23 @@ def decode(path: Path, size: tuple[int, int] | None, mode: str) -> Tensor:
     """Decode an image of any mode to uint8 [C, H, W], of `size` (height, width). Raises UserError: it is damaged."""
     own = Image.registered_extensions().get(path.suffix.lower())
     try:
-        with Image.open(path, formats=sorted(Image.ID, key=lambda name: name != own)) as image:  # its own first
+        with Image.open(
+            path, formats=sorted(Image.ID, key=lambda name: name != own)
+        ) as image:  # its own first
             upright = ImageOps.exif_transpose(_eight_bits(image)).convert(mode)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} can't be decoded: {error}") from error
     if size:
-        upright = ImageOps.fit(upright, size[::-1], Image.Resampling.BILINEAR)  # cut about the middle
+        upright = ImageOps.fit(
+            upright, size[::-1], Image.Resampling.BILINEAR
+        )  # cut about the middle
     return torch.from_numpy(np.atleast_3d(np.asarray(upright)).transpose(2, 0, 1).copy())
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Pillow clips where it should scale: 16-bit greys would all turn white."""
     if image.mode.startswith("I"):
-        return Image.fromarray((np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8))
+        return Image.fromarray(
+            (np.asarray(image).astype(np.float64) / 257).round().clip(0, 255).astype(np.uint8)
+        )
     return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image

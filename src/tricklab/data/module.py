@@ -9,7 +9,16 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from tricklab.data.batches import Batch, Batches, Files, Images, Labelled, Preparation, Source, moments
+from tricklab.data.batches import (
+    Batch,
+    Batches,
+    Files,
+    Images,
+    Labelled,
+    Preparation,
+    Source,
+    moments,
+)
 from tricklab.data.split import corrupt, count, split_rows, stratified_order
 from tricklab.duration import Length, count_batches, to_steps
 from tricklab.errors import UserError
@@ -48,9 +57,17 @@ class ImageData(pl.LightningDataModule):
     ):
         super().__init__()
         self.source, self.classes, self.seed = source, source.classes, seed
-        self.batch_size, self.drop_last, self.augment, self.mixup = batch_size, drop_last, augment, mixup
+        self.batch_size, self.drop_last, self.augment, self.mixup = (
+            batch_size,
+            drop_last,
+            augment,
+            mixup,
+        )
         self.by_index = by_index
-        self.mixing: tuple[tuple[float, int], ...] = (0, 0), (math.inf, 0)  # first epoch and batch, and those after it
+        self.mixing: tuple[tuple[float, int], ...] = (
+            (0, 0),
+            (math.inf, 0),
+        )  # first epoch and batch, and those after it
         check_labels(source)
         images, labels = source.train
         self.val = source.val or source.train
@@ -59,7 +76,9 @@ class ImageData(pl.LightningDataModule):
             kept = count(train_size, len(train), "data.train_size")
             train = train[stratified_order(labels[train], split_seed, "train")[:kept]]
         self.train_rows = train
-        noisy = labels.index_copy(0, train, corrupt(labels[train], label_noise, len(self.classes), seed))
+        noisy = labels.index_copy(
+            0, train, corrupt(labels[train], label_noise, len(self.classes), seed)
+        )
         self.train = Labelled(images, noisy)
         self.one_hot = torch.eye(len(self.classes))
         self.lasting = torch.rand(len(labels), generator=generator(seed, "lasting"))
@@ -74,7 +93,9 @@ class ImageData(pl.LightningDataModule):
         """Make batches of what a network takes. Raises UserError: channels that the images can't be given."""
         channels, wanted = self.train.images.shape[1], images.shape[0]
         if channels not in (1, wanted):
-            raise UserError(f"model.weights take {wanted} channels, the images have {channels}; data.mode may help")
+            raise UserError(
+                f"model.weights take {wanted} channels, the images have {channels}; data.mode may help"
+            )
         self.shape, self.mean, self.std = images
         self.prepare = Preparation(images)
 
@@ -84,7 +105,9 @@ class ImageData(pl.LightningDataModule):
         if not 0 <= steps[0] < steps[1] <= length.steps:
             said = f"mixup.begin={begin} mixup.end={end} are the steps {steps[0]} and {steps[1]}"
             raise UserError(f"{said}; allowed: the one before the other, in 0 to {length.steps}")
-        self.mixing = tuple((step // length.epoch, step % length.epoch * accumulate) for step in steps)
+        self.mixing = tuple(
+            (step // length.epoch, step % length.epoch * accumulate) for step in steps
+        )
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -106,27 +129,39 @@ class ImageData(pl.LightningDataModule):
     def train_dataloader(self) -> Batches:
         return self.training_batches(self._place, self.trainer.global_rank, self.trainer.world_size)
 
-    def training_batches(self, start: Callable[[], tuple[int, int]], rank: int = 0, ranks: int = 1) -> Batches:
+    def training_batches(
+        self, start: Callable[[], tuple[int, int]], rank: int = 0, ranks: int = 1
+    ) -> Batches:
         """Batches of uint8 images, labels and numbers of rows in the order of training, beginning at `start()`."""
         rows, n = self.train_rows, len(self.train_rows)
         length = count_batches(n, self.batch_size, ranks, self.drop_last)
 
         def order(epoch: int) -> Tensor:
-            return rows[torch.randperm(n, generator=generator(self.seed, "order", epoch))[: n - n % ranks]]
+            return rows[
+                torch.randperm(n, generator=generator(self.seed, "order", epoch))[: n - n % ranks]
+            ]
 
         return Batches(self.train, order, start, self.batch_size, length, rank, ranks)
 
     def val_dataloader(self) -> list[Batches]:
         """Validation, and a fixed part of training without augmentation and mixing, labels as they are learned."""
         part, rows = self.trainer.limit_val_batches, len(self.clean_rows)
-        few = max(1, int(rows * part / self.trainer.world_size)) if isinstance(part, float) else rows
-        clean = self._in_order(self.train, self.clean_rows, min(self.batch_size, few))  # `part` of them is one at least
+        few = (
+            max(1, int(rows * part / self.trainer.world_size)) if isinstance(part, float) else rows
+        )
+        clean = self._in_order(
+            self.train, self.clean_rows, min(self.batch_size, few)
+        )  # `part` of them is one at least
         return [self._in_order(self.val, self.val_rows, self.batch_size), clean]
 
     def test_dataloader(self) -> Batches:
-        return self._in_order(self.source.test, torch.arange(len(self.source.test.labels)), self.batch_size)
+        return self._in_order(
+            self.source.test, torch.arange(len(self.source.test.labels)), self.batch_size
+        )
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
         if batch[0].device == device:
             return batch
         return tuple(part.to(device, non_blocking=device.type == "cuda") for part in batch)
@@ -134,9 +169,13 @@ class ImageData(pl.LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if not self.trainer.training:
             return self.prepare(batch[0]), batch[1]
-        return self.training_batch(batch, self._place(), self.trainer.global_rank, self.trainer.world_size)
+        return self.training_batch(
+            batch, self._place(), self.trainer.global_rank, self.trainer.world_size
+        )
 
-    def training_batch(self, batch: Batch, place: tuple[int, int], rank: int = 0, ranks: int = 1) -> Batch:
+    def training_batch(
+        self, batch: Batch, place: tuple[int, int], rank: int = 0, ranks: int = 1
+    ) -> Batch:
         """Augment, normalise and mix part `rank` of `ranks` of the batch at `place`: an epoch, and a number in it."""
         images, labels, rows = batch  # uint8 [B, C, H, W], [B], [B]
         size, n = self.batch_size * ranks, len(self.train_rows)
@@ -150,7 +189,11 @@ class ImageData(pl.LightningDataModule):
         if self.by_index and not mixed:
             return images, labels
         targets = self.one_hot.index_select(0, labels)  # [B, K]
-        return self.mixup(images, targets, generator(self.seed, "mix", *place, rank)) if mixed else (images, targets)
+        return (
+            self.mixup(images, targets, generator(self.seed, "mix", *place, rank))
+            if mixed
+            else (images, targets)
+        )
 
     def _in_order(self, data: Labelled, rows: Tensor, batch_size: int) -> Batches:
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
@@ -159,7 +202,10 @@ class ImageData(pl.LightningDataModule):
 
     def _place(self) -> tuple[int, int]:
         """Epoch, and batch of this epoch, that the trainer is at."""
-        return self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return (
+            self.trainer.current_epoch,
+            self.trainer.fit_loop.epoch_loop.batch_progress.current.ready,
+        )
 
 
 def check_labels(source: Source) -> None:
@@ -167,19 +213,35 @@ def check_labels(source: Source) -> None:
     classes = len(source.classes)
     if classes < 2:
         raise UserError(f"data: {classes} class ({', '.join(source.classes)}); allowed: 2 or more")
-    for part, data in zip(("training", "test", "validation"), (source.train, source.test, source.val), strict=True):
-        if data and not (len(data.labels) and 0 <= data.labels.min() <= data.labels.max() < classes):
-            said = f"from {data.labels.min()} to {data.labels.max()}" if len(data.labels) else "none"
-            raise UserError(f"data: {part} labels: {said}; allowed: from 0 to {classes - 1}, that of each image")
+    for part, data in zip(
+        ("training", "test", "validation"), (source.train, source.test, source.val), strict=True
+    ):
+        if data and not (
+            len(data.labels) and 0 <= data.labels.min() <= data.labels.max() < classes
+        ):
+            said = (
+                f"from {data.labels.min()} to {data.labels.max()}" if len(data.labels) else "none"
+            )
+            raise UserError(
+                f"data: {part} labels: {said}; allowed: from 0 to {classes - 1}, that of each image"
+            )
 
 
 def fit(parts: Sequence[Labelled], memory: float) -> bool:
     """Whether their images are no files, and take no more than so many bytes."""
     images = {id(part.images): part.images for part in parts}.values()
-    return not any(isinstance(i, Files) for i in images) and sum(math.prod(i.shape) for i in images) <= memory
+    return (
+        not any(isinstance(i, Files) for i in images)
+        and sum(math.prod(i.shape) for i in images) <= memory
+    )
 
 
 def moved(parts: Sequence[Labelled], device: torch.device) -> list[Labelled]:
     """Return them on a device; what several share is there once."""
-    there = {id(tensor): tensor.to(device) for part in parts for tensor in part if isinstance(tensor, Tensor)}
+    there = {
+        id(tensor): tensor.to(device)
+        for part in parts
+        for tensor in part
+        if isinstance(tensor, Tensor)
+    }
     return [Labelled(*(there[id(tensor)] for tensor in part)) for part in parts]

@@ -16,9 +16,17 @@ from tricklab.data.batches import Labelled
 from tricklab.errors import UserError
 
 DEBIAN = Path("/usr/share/datasets")  # where Debian's dataset-fashion-mnist lies
-MNIST_FILES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+MNIST_FILES = [
+    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+]
 CIFAR = {  # folder, training files, test file, file with the names of the classes, key of the labels
-    "CIFAR10": ("cifar-10-batches-py", [f"data_batch_{i}" for i in "12345"], "test_batch", "batches.meta", "labels"),
+    "CIFAR10": (
+        "cifar-10-batches-py",
+        [f"data_batch_{i}" for i in "12345"],
+        "test_batch",
+        "batches.meta",
+        "labels",
+    ),
     "CIFAR100": ("cifar-100-python", ["train"], "test", "meta", "fine_labels"),
 }
 
@@ -34,7 +42,9 @@ def find_mnist(root: Path, name: str) -> Path | None:
     """Return the first folder with the four idx files, plain or gzipped; those named after the data set come first."""
     debian = DEBIAN / name.replace("MNIST", "-mnist").strip("-").lower()
     for folder in (root / name / "raw", root / name, root / debian.name, root, debian):
-        if all((folder / file).is_file() or (folder / f"{file}.gz").is_file() for file in MNIST_FILES):
+        if all(
+            (folder / file).is_file() or (folder / f"{file}.gz").is_file() for file in MNIST_FILES
+        ):
             return folder
     return None
 
@@ -43,7 +53,11 @@ def download(root: Path, name: str, files: list[str]) -> Path:
     """Let torchvision download `name` to `root`, and return that."""
     from torchvision import datasets  # takes a second
 
-    new = [path for path in (root / name / "raw", root / name, root, *root.parents) if not path.exists()]
+    new = [
+        path
+        for path in (root / name / "raw", root / name, root, *root.parents)
+        if not path.exists()
+    ]
     try:
         print(f"downloading {name} to {root}")
         getattr(datasets, name)(str(root), download=True)
@@ -61,11 +75,15 @@ def read_idx(folder: Path, name: str) -> Tensor:
     """Read an idx file of bytes, plain or gzipped: two zeros, 8, the number of dimensions, the shape, the data."""
     path = folder / name if (folder / name).is_file() else folder / f"{name}.gz"
     try:
-        content = bytearray(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
+        content = bytearray(
+            gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        )
         if not content.startswith(b"\0\0\x08"):
             raise ValueError("it does not begin with 0, 0, 8")
         shape = struct.unpack_from(f">{content[3]}I", content, 4)
-        return torch.from_numpy(np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape))
+        return torch.from_numpy(
+            np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+        )
     except (OSError, EOFError, IndexError, ValueError, struct.error, zlib.error) as error:
         raise UserError(f"{path} is not an idx file: {error}") from error
 
@@ -74,20 +92,39 @@ def read_cifar(root: Path, name: str) -> tuple[Labelled, Labelled, list[str]]:
     """Read the training set, the test set and the names of the classes of CIFAR10 or CIFAR100, as `read_mnist` does."""
     folder, train, test, meta, key = CIFAR[name]
     wanted = (*train, test, meta)
-    here = next((f for f in (root / folder, root) if all((f / file).is_file() for file in wanted)), None)
+    here = next(
+        (f for f in (root / folder, root) if all((f / file).is_file() for file in wanted)), None
+    )
     here = here or download(root, name, [f"{folder}/{file}" for file in wanted]) / folder
     parts = [read_pickle(here / file) for file in wanted]
     try:
-        names = next(value for word, value in parts.pop().items() if word in ("label_names", "fine_label_names"))
+        names = next(
+            value
+            for word, value in parts.pop().items()
+            if word in ("label_names", "fine_label_names")
+        )
         images = [torch.from_numpy(part["data"]).view(-1, 3, 32, 32) for part in parts]
         labels = [torch.tensor(part[key]) for part in parts]
         for x, y in zip(images, labels, strict=True):
             known = 0 <= min(y) <= max(y) < len(names)
             if not known or len(x) != len(y) or (x.dtype, y.dtype) != (torch.uint8, torch.long):
-                raise ValueError(f"{len(x)} images of {x.dtype}, {len(y)} labels from {min(y)} to {max(y)}")
-    except (AttributeError, LookupError, RuntimeError, StopIteration, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"{len(x)} images of {x.dtype}, {len(y)} labels from {min(y)} to {max(y)}"
+                )
+    except (
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        StopIteration,
+        TypeError,
+        ValueError,
+    ) as error:
         raise UserError(f"{here} does not hold {name}: {error!r}") from error
-    return Labelled(torch.cat(images[:-1]), torch.cat(labels[:-1])), Labelled(images[-1], labels[-1]), list(names)
+    return (
+        Labelled(torch.cat(images[:-1]), torch.cat(labels[:-1])),
+        Labelled(images[-1], labels[-1]),
+        list(names),
+    )
 
 
 class Plain(pickle.Unpickler):

@@ -23,30 +23,44 @@ def stratified_order(labels: Tensor, seed: int, purpose: str) -> Tensor:
     return places.argsort()
 
 
-def split_rows(source: Source, val_size: int | float, folds: int | None, fold: int, seed: int) -> tuple[Tensor, Tensor]:
+def split_rows(
+    source: Source, val_size: int | float, folds: int | None, fold: int, seed: int
+) -> tuple[Tensor, Tensor]:
     """Return the rows of training, and those of validation. Raises UserError: folds that can't be."""
     labels = source.train.labels
     if fold and not folds:
         raise UserError(f"data.fold={fold} data.folds={folds}; allowed: with data.folds, as 5")
     if source.val:
         if folds:
-            raise UserError(f"data.folds={folds}: these data have a part for validation; allowed: null")
+            raise UserError(
+                f"data.folds={folds}: these data have a part for validation; allowed: null"
+            )
         return torch.arange(len(labels)), torch.arange(len(source.val.labels))
     order = stratified_order(labels, seed, "val")
     if not folds:
         size = count(val_size, len(labels) - 1, "data.val_size")
         return order[size:], order[:size]
     if not (2 <= folds <= len(order) and 0 <= fold < folds):
-        raise UserError(f"data.fold={fold} data.folds={folds}; allowed: 2 to {len(order)} folds, counted from 0")
+        raise UserError(
+            f"data.fold={fold} data.folds={folds}; allowed: 2 to {len(order)} folds, counted from 0"
+        )
     parts = order.tensor_split(folds)
     return torch.cat([*parts[:fold], *parts[fold + 1 :]]), parts[fold]
 
 
 def count(size: int | float, most: int, option: str) -> int:
     """Return the images that a number, or a share below 1 of `most`, means. Raises UserError: it is not 1 to `most`."""
-    images = size if isinstance(size, int) else round(size * most) if isinstance(size, float) and size < 1 else 0
+    images = (
+        size
+        if isinstance(size, int)
+        else round(size * most)
+        if isinstance(size, float) and size < 1
+        else 0
+    )
     if not 1 <= images <= most:
-        raise UserError(f"{option}={size} of {most} images; allowed: a number from 1 to {most}, or a share below 1.0")
+        raise UserError(
+            f"{option}={size} of {most} images; allowed: a number from 1 to {most}, or a share below 1.0"
+        )
     return images
 
 
