@@ -13,7 +13,7 @@ import torch
 import yaml
 from conftest import ONE_BATCH, Run, configure
 
-from tricklab.build import build, check_target
+from tricklab.build import build, find_target
 from tricklab.callbacks import BestCheckpoint, NoProfiler, rank
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
@@ -321,7 +321,7 @@ def test_config_hash_leaves_out_what_changes_no_number(monkeypatch):
 )
 def test_a_config_can_not_call_anything_else(target):
     with pytest.raises(UserError, match="not allowed"):
-        check_target(target)
+        find_target(target)
     with pytest.raises(UserError, match="not allowed"):
         build(configure(f"+model.extra._target_={target}").model)
 

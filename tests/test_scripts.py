@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from tricklab.data.files import decode
 from tricklab.errors import UserError
 from tricklab.module import ImageClassifier
-from tricklab.network import read_trained
 from tricklab.resume import lock_run
+from tricklab.trained import read_trained
 
 
 def test_evaluate_gives_the_numbers_of_the_run(run, script):
@@ -107,7 +107,10 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["ckpt=/nowhere.ckpt"], "ckpt=/nowhere.ckpt; allowed: the path of a checkpoint"),
+        (
+            ["ckpt=/nowhere.ckpt"],
+            "ckpt=/nowhere.ckpt: no such file; expected the path of a checkpoint",
+        ),
         (["{best}", "data=digit"], "data=digit does not exist"),
         (["{best}", "data.batchsize=3"], "data.batchsize does not exist"),
         (
@@ -120,7 +123,7 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
             "model.widths does not exist; allowed: ckpt, data, mc, other, resamples, suite, trainer.accelerator",
         ),
         (["{best}", "trainer.accelerator=tpu"], "tpu"),
-        (["ckpt={folder}/config.yaml"], "holds no weights"),
+        (["ckpt={folder}/config.yaml"], "is damaged, or no checkpoint"),
         (["{best}", "mc=1"], "mc=1; allowed: 0, or 2 views and more"),
         (["{best}", "tta=x"], "tta=x; allowed: 0, or 2 views and more"),
         (["{best}", "mc=4"], "mc=4: the network has no dropout"),
@@ -128,7 +131,7 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
         (["{best}", "augment=flip"], "allowed: tta with an augmentation"),
         (
             ["{best}", "tta=4", "augment=flip,crop"],
-            "augment=flip,crop; allowed: one, without values between commas",
+            "augment=flip,crop; expected one value for each, without commas",
         ),
         (["{best}", "mc=01"], "mc=01; allowed: 0, or 2 views and more"),
         (["{best}", "tta=4", "mc=3", "augment=flip"], "mc the same or 0"),

@@ -36,7 +36,7 @@ WINDOW = ("begin", "end")  # stand with the options of mixing, say when it is do
 def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[ImageData, nn.Module]:
     """Build both; with `model.weights` the data are made what these take, also in a run that has `begun` before."""
     weights = None if begun else read_weights(cfg.model)
-    images = read_images({"dataset": record.dataset}) if begun else weights and weights.images
+    images = read_images(record.dataset) if begun else weights and weights.images
     data = build_data(cfg)
     first = data.train.images.index_select(0, torch.arange(2))
     for change in data.augment.values():

@@ -18,6 +18,7 @@ from tricklab import resume, scheduler
 from tricklab.cli import given, one_line, swept, unknown
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest
+from tricklab.folder import refuse_links
 
 DURATIONS = (
     *scheduler.DURATIONS,
@@ -334,6 +335,7 @@ def check_folder(folder: Path, config: DictConfig) -> None:
     there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     if not os.access(there, os.W_OK):
         raise UserError(f"hydra.run.dir={folder}: {there} can't be written; choose another folder")
+    refuse_links(folder)
     if config.resume not in ("none", "auto"):
         named = Path(resume.run_folder("", _root_=config))
         if not Path(str(config.resume)).exists() or not (named / "config.yaml").exists():

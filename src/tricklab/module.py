@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tricklab.calibration import fit_temperature, measure
 from tricklab.data.batches import Batch
+from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.penalty import Penalty, find_weights, parameter_groups, weight_facts
 from tricklab.randomness import seed_default
@@ -70,6 +71,7 @@ class ImageClassifier(pl.LightningModule):
         ] = []  # step and loss of each batch since the last look at them
         self.extra_validation = False  # the coming one, which is due to an end by `last_step` alone
         self.images_seen = 0  # in training, by this process
+        self.started = False  # training, after whatever there was to restore
         self.evaluated: list[
             tuple[int, Tensor, Tensor]
         ] = []  # part, logits, labels of the running evaluation
@@ -109,6 +111,7 @@ class ImageClassifier(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """End at once where a checkpoint is of the end already, which Lightning does not know."""
+        self.started = True
         late = any(
             callback.wait_count >= callback.patience
             for callback in self.trainer.early_stopping_callbacks
@@ -328,6 +331,8 @@ class ImageClassifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["temperature"] = self.temperature
+        if isinstance(data := getattr(self.trainer, "datamodule", None), ImageData):
+            checkpoint["dataset"] = data.facts  # how images become the network's input
         if isinstance(self.multiplier, Plateau):
             checkpoint["plateau"] = self.multiplier.state
 
