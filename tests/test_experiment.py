@@ -303,6 +303,9 @@ def test_config_hash_leaves_out_what_changes_no_number(monkeypatch):
     }
     assert config_hash(one) == config_hash(same)
     assert config_hash(one) != config_hash(one | {"seed": 1})
+    later = {"data": {"name": "folder", "background": "white"}}  # a key that came later
+    assert config_hash(later) == config_hash({"data": {"name": "folder"}})
+    assert config_hash(later) != config_hash({"data": {"name": "folder", "background": "black"}})
     of_package = config_hash({"model": {"_target_": f"{NAME}.model.mlp"}})
     assert of_package != config_hash({"model": {"_target_": "torch.nn.mlp"}})
     monkeypatch.setattr(f"{NAME}.resume.__package__", "renamed")

@@ -143,15 +143,18 @@ def test_two_thousand_strange_configs_reach_nothing(trained, script, tmp_path):
     """Judged by what Python itself reports of imports, files, processes and sockets."""
     best = trained(*RUN, "model.widths=[4]").folder / "checkpoints" / "best.ckpt"
     assert script("export.py", f"ckpt={best}", f"output={tmp_path}/m.safetensors").returncode == 0
-    command = [sys.executable, str(Path(__file__).parent / "helpers" / "audit.py")]
-    options = {"capture_output": True, "text": True, "cwd": tmp_path}
-    done = subprocess.run([*command, f"{tmp_path}/m.safetensors", "0", "2000"], **options)
+    done = audit("fuzz", f"{tmp_path}/m.safetensors", "0", "2000")
     assert done.returncode == 0, done.stderr
     *seen, last = done.stdout.splitlines()
     assert not seen
     assert sum(int(n) for n in re.findall(r"\d+", last)) == 2000
-    noticed = subprocess.run([*command, f"{tmp_path}/m.safetensors", "hydra"], **options).stdout
-    assert len(re.findall(r"^\S+ [1-9]\d*$", noticed, re.MULTILINE)) >= 8  # what it would have seen
+    noticed = audit("hydra", str(tmp_path)).stdout  # what it would have seen
+    assert len(re.findall(r"^\S+ [1-9]\d*$", noticed, re.MULTILINE)) >= 8
+
+
+def audit(*arguments):
+    script = str(Path(__file__).parent / "helpers" / "audit.py")
+    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
 
 
 def test_a_checkpoint_names_no_files_to_remove(trained, train, tmp_path):

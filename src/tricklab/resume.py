@@ -20,6 +20,9 @@ VOLATILE = (  # not part of what is computed
     *("data.num_workers", "data.cache", "callbacks.progress", "callbacks.last"),
     *("choices", "dataset"),  # facts that a run adds to its config.yaml
 )
+NEUTRAL: dict[str, Any] = {  # keys that came later, at the value which computes the same as without
+    "data.background": "white",
+}
 HASH = "PLANNED_CONFIG_HASH"  # in the environment of a sweep's job: that of the config it was planned with
 SECRET = re.compile(r"(^|[._])(api_?key|token|secret|password|credentials)$", re.IGNORECASE)
 
@@ -50,9 +53,12 @@ def is_volatile(key: str) -> bool:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Return 12 hex digits that tell apart configs which compute something else, whatever the package is called."""
+    """Return 12 hex digits that tell apart configs which compute something else.
+
+    Whatever the package is called, and without the keys of `NEUTRAL` at their value there.
+    """
     kept = {
-        key: {k: v for k, v in value.items() if f"{key}.{k}" not in VOLATILE}
+        key: {k: v for k, v in value.items() if not _left_out(f"{key}.{k}", v)}
         if isinstance(value, dict)
         else value
         for key, value in masked(config).items()
@@ -60,6 +66,10 @@ def config_hash(config: Mapping[str, Any]) -> str:
     }
     text = json.dumps(kept, sort_keys=True, default=str).replace(f'"{__package__}.', '".')
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _left_out(key: str, value: Any) -> bool:
+    return key in VOLATILE or (key in NEUTRAL and value == NEUTRAL[key])
 
 
 def task(config: DictConfig) -> dict[str, Any]:

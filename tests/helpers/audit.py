@@ -1,14 +1,15 @@
-"""Reads fuzzed configs as a stranger's, under an audit hook: python audit.py FILE [SEED NUMBER].
+"""What Python itself reports of imports, changed files, processes and sockets (`sys.addaudithook`).
 
-FILE is an exported file. Prints a line for each import, write, removal, process and socket that was
-seen after a warm-up, and at the end how many configs were refused and how many were taken. With
-`hydra` instead of SEED, the payloads go to Hydra's own `instantiate`: what a judge must see.
+python audit.py fuzz FILE SEED NUMBER    read fuzzed configs as a stranger's, FILE is an exported one
+python audit.py hydra FOLDER             give the payloads to Hydra's `instantiate`: what is noticed
+python audit.py run LOG SCRIPT ...       run a script, and write what is noticed to LOG
 """
 
 import copy
 import json
 import os
 import random
+import runpy
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -146,24 +147,23 @@ def to_yaml(config: dict[str, Any], rng: random.Random) -> str:
     return text
 
 
-def main() -> None:
+def fuzz(path: Path, seed: int, number: int) -> None:
+    """Print what is noticed after a warm-up, and how many configs were refused and taken."""
     from omegaconf import OmegaConf
     from safetensors import safe_open
 
     from tricklab.errors import UserError
 
-    with safe_open(sys.argv[1], "pt") as file:
+    with safe_open(path, "pt") as file:
         honest: Any = OmegaConf.to_container(OmegaConf.create(file.metadata()["config"]))
-    seen: list[str] = []
-    if sys.argv[2] == "hydra":
-        return show_what_hydra_does(seen)
-    rng, taken, refused = random.Random(int(sys.argv[2])), 0, 0
     for target, options in WARM.items():  # imports what these need
         warm = honest | {target.split(".")[1]: {"_target_": f"tricklab.{target}", **options}}
         with suppress(UserError):  # as a folder that does not exist
             use(json.dumps(warm))
+    rng, taken, refused = random.Random(seed), 0, 0
+    seen: list[str] = []
     watch(seen)
-    for _ in range(int(sys.argv[3])):
+    for _ in range(number):
         try:
             use(to_yaml(mutate(honest, rng), rng))
             taken += 1
@@ -172,9 +172,11 @@ def main() -> None:
     print(*seen, f"{refused} refused, {taken} taken", sep="\n")
 
 
-def show_what_hydra_does(seen: list[str]) -> None:
+def show_what_hydra_does() -> None:
+    """Print how much is noticed of each payload."""
     from hydra.utils import instantiate
 
+    seen: list[str] = []
     watch(seen)
     for payload in PAYLOADS:
         before = len(seen)
@@ -183,6 +185,24 @@ def show_what_hydra_does(seen: list[str]) -> None:
         print(payload["_target_"], len(seen) - before)
 
 
+def run(log: str, script: str) -> None:
+    seen: list[str] = []
+    sys.argv = sys.argv[3:]
+    sys.path[0] = str(Path(script).parent)
+    file = open(log, "w")  # noqa: SIM115  # before it is watched
+    watch(seen)
+    try:
+        runpy.run_path(script, run_name="__main__")
+    finally:
+        print(*seen, sep="\n", file=file, flush=True)
+
+
 if __name__ == "__main__":
-    os.chdir(Path(sys.argv[1]).parent)
-    main()
+    mode, first, *others = sys.argv[1:]
+    if mode == "run":
+        run(first, others[0])
+    os.chdir(first if mode == "hydra" else Path(first).parent)
+    if mode == "fuzz":
+        fuzz(Path(first), *map(int, others))
+    elif mode == "hydra":
+        show_what_hydra_does()
