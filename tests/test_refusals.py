@@ -112,7 +112,7 @@ ROWS = [
     ),
     (
         ["model.weights=mnist/train-labels-idx1-ubyte"],
-        "mnist/train-labels-idx1-ubyte holds no weights: ",
+        "mnist/train-labels-idx1-ubyte is damaged, or no checkpoint: ",
     ),
     (
         ["model=timm", "model.name=resnet8"],

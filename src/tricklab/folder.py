@@ -44,7 +44,7 @@ def save_figure(figure: Any, path: Path) -> None:
 def refuse_links(folder: Path) -> None:
     """Raise UserError if a link in a run folder leads out of it: files would be written there.
 
-    Links within it are W&B's own.
+    Links within W&B's folder are its own; it writes into new folders alone.
     """
     home = folder.resolve()
     for parent, folders, files in os.walk(folder):
@@ -52,3 +52,4 @@ def refuse_links(folder: Path) -> None:
             path = Path(parent, name)
             if path.is_symlink() and not path.resolve().is_relative_to(home):
                 raise UserError(f"{path} is a link that leads out of the run's folder; remove it")
+        folders[:] = [name for name in folders if Path(parent, name) != folder / "wandb"]
