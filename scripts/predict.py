@@ -14,7 +14,8 @@ from tricklab import cli
 def main() -> None:
     import torch
 
-    from tricklab.data.files import decode, image_files
+    from tricklab.data.folders import image_files
+    from tricklab.data.images import decode
     from tricklab.network import read_trained
 
     trained = read_trained(sys.argv[1:], input=None, output=None)
@@ -30,6 +31,7 @@ def main() -> None:
         raise cli.UserError(
             f"ckpt={trained.arguments['ckpt']} takes {facts.channels} channels; allowed: 1 or 3"
         )
+    size, ground = (facts.height, facts.width), trained.config.data.get("background", "white")
     net, prepare, mode = trained.net(), trained.prepare(), "L" if facts.channels == 1 else "RGB"
     mixed = torch.autocast(
         "cpu", torch.bfloat16, enabled=trained.config.trainer.precision == "bf16-mixed"
@@ -37,7 +39,7 @@ def main() -> None:
     rows: list[tuple[object, ...]] = [("file", "class", "probability")]
     for start in range(0, len(files), 256):
         batch = files[start : start + 256]
-        images = torch.stack([decode(file, (facts.height, facts.width), mode) for file in batch])
+        images = torch.stack([decode(file, size, mode, ground) for file in batch])
         with torch.no_grad(), mixed:
             logits = net(prepare(images).to(next(net.parameters()).dtype))
         best = logits.float().softmax(1).max(1)

@@ -41,8 +41,12 @@ def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[Im
     first = data.train.images.index_select(0, torch.arange(2))
     for change in data.augment.values():
         change(first, Rand(generator(0, "try"), 2))  # so that what it refuses is said now
+    if weights and weights.images:
+        data.check_enlarged(weights.images)
     if images:
         data.adapt(images)
+    if data.summary:
+        rank_zero_only(print)(data.summary)
     net = build_net(cfg, data.shape, len(data.classes))
     if weights:
         load_body(net, weights.state)

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,19 @@ import torch
 from torch import Tensor
 
 from tricklab.data.batches import Labelled, Source
-from tricklab.data.files import Files, find_images, kept, read_classes
+from tricklab.data.folders import (
+    Search,
+    find_images,
+    find_parts,
+    read_classes,
+    subfolders,
+    warn_of_unused,
+)
+from tricklab.data.images import ENDINGS, ImageFile, ImageFiles, keep
 from tricklab.data.module import ImageData
+from tricklab.data.progress import warn
 from tricklab.data.published import read_cifar, read_mnist
-from tricklab.data.split import count, stratified_order
+from tricklab.data.split import count, split_off, stratified_order
 from tricklab.errors import UserError
 from tricklab.process import count_cores
 from tricklab.randomness import generator
@@ -32,6 +41,10 @@ FASHION = [
     "Bag",
     "Ankle boot",
 ]
+TEST_SIZE = (
+    0.2  # the default in conf/data/folder.yaml, which can't be told from a value that was given
+)
+TRAIN = ("train", "Train", "TRAIN", "training", "Training")
 
 
 def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:
@@ -45,9 +58,19 @@ def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:
             if name in options
         }
         options.pop("num_workers", None)  # which images in memory have no use for
+        if "root" in own:
+            own["root"] = expand_home(own["root"], "data.root")
         return ImageData(read(**own), **options)
 
     return build
+
+
+def expand_home(path: str, option: str) -> Path:
+    """Return a path, `~` at its beginning replaced by the home folder. Raises UserError: nobody has that."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{option}={path}: {error}") from error
 
 
 @dataset
@@ -66,35 +89,36 @@ def digits() -> Source:
 
 
 @dataset
-def mnist(root: str) -> Source:
+def mnist(root: Path) -> Source:
     """70,000 handwritten digits, 28 x 28 pixels, grey (LeCun et al., Proc. IEEE 86, 1998)."""
-    return Source(*read_mnist(Path(root), "MNIST"), list("0123456789"))
+    return Source(*read_mnist(root, "MNIST"), list("0123456789"))
 
 
 @dataset
-def fashion_mnist(root: str) -> Source:
+def fashion_mnist(root: Path) -> Source:
     """70,000 articles of clothing, 28 x 28 pixels, grey (arXiv 1708.07747)."""
-    return Source(*read_mnist(Path(root), "FashionMNIST"), FASHION)
+    return Source(*read_mnist(root, "FashionMNIST"), FASHION)
 
 
 @dataset
-def cifar10(root: str) -> Source:
+def cifar10(root: Path) -> Source:
     """60,000 photographs of 10 classes, 32 x 32 pixels, colour (Krizhevsky, 2009)."""
-    return Source(*read_cifar(Path(root), "CIFAR10"))
+    return Source(*read_cifar(root, "CIFAR10"))
 
 
 @dataset
-def cifar100(root: str) -> Source:
+def cifar100(root: Path) -> Source:
     """60,000 photographs of 100 classes, 32 x 32 pixels, colour (Krizhevsky, 2009)."""
-    return Source(*read_cifar(Path(root), "CIFAR100"))
+    return Source(*read_cifar(root, "CIFAR100"))
 
 
 @dataset
 def folder(
-    root: str,
+    root: Path,
     resize: int | None,
     mode: str,
-    test_size: float,
+    background: str,
+    test_size: int | float,
     cache: str,
     num_workers: int | None,
     skip_damaged: bool,
@@ -104,30 +128,126 @@ def folder(
     Without a test folder a fixed stratified part of training is the test set. Resized images are cut to a square. For
     the options see conf/data/folder.yaml. Raises UserError: classes or images missing, damaged, or of mixed sizes.
     """
-    top = Path(root).expanduser()
-    split = (top / "train").is_dir()
-    classes = read_classes(top / "train" if split else top)
-    find = functools.partial(find_images, classes=classes, skip_damaged=skip_damaged)
-    found = {"train": find(top / "train" if split else top)}
-    if len(present := set(found["train"][1])) < max(len(classes), 2):
-        empty = [name for label, name in enumerate(classes) if label not in present]
+    parts = find_parts(root)
+    warn_of_unused(root, parts)
+    if parts and "train" not in parts:
+        message = f"data.root={root} has {', '.join(parts)}, but no train"
+        raise UserError(f"{message}; evaluate.py takes such a folder, training does not")
+    top = parts.pop("train", root)
+    classes = training_classes(root, top)
+    search, workers = Search(root), count_workers(num_workers)
+    found = {
+        part: find_images(search, path, classes, skip_damaged, workers)
+        for part, path in {"train": top, **parts}.items()
+    }
+    if empty := set(range(len(classes))) - set(found["train"][1]):
+        names = ", ".join(classes[label] for label in sorted(empty))
         raise UserError(
-            f"data.root={root}: 2 classes or more, each with images; without: {', '.join(empty) or 'none'}"
+            f"data.root={root}: 2 classes or more, each with images; without: {names}"
+            + (f" ({search.summary})" if search.summary else "")
         )
-    found |= {part: find(top / part) for part in ("val", "test") if split and (top / part).is_dir()}
+    if "test" in found and test_size != TEST_SIZE:
+        raise UserError(
+            f"data.test_size={test_size}: {parts['test']} is the test set; leave it out"
+        )
     if "test" not in found:
-        paths, labels = found["train"]
+        files, labels = found["train"]
         for part, rows in zip(
             ("train", "test"), set_apart(torch.tensor(labels), test_size), strict=True
         ):
-            found[part] = [paths[i] for i in rows], [labels[i] for i in rows]
-    workers = count_cores() if num_workers is None else num_workers
-    files = {part: Files(paths, resize, mode, workers) for part, (paths, _) in found.items()}
+            found[part] = [files[i] for i in rows], [labels[i] for i in rows]
+    if search.summary:
+        warn(f"data.root={root}: {search.summary}")
+    return read_parts(found, classes, resize, mode, background, workers, cache)
+
+
+def folder_to_evaluate(
+    root: str,
+    classes: Sequence[str],
+    resize: int | None,
+    mode: str,
+    cache: str,
+    num_workers: int | None,
+    skip_damaged: bool,
+    background: str = "white",
+    batch_size: int = 128,
+    seed: int = 0,
+    **of_training: Any,
+) -> ImageData:
+    """Data whose test set is the folder `test` in `root`, or all images of `root/CLASS/...`, for these `classes`.
+
+    What is said for training and validation has no meaning for it: their images are those of the test set. Raises
+    UserError: parts without `test`, a class that is not one of `classes`, no image, a damaged one.
+    """
+    top = expand_home(root, "data.root")
+    parts = find_parts(top)
+    if parts and "test" not in parts:
+        places = " or ".join(f"data.root={path}" for path in parts.values())
+        raise UserError(f"data.root={top} has no test folder; allowed: {places}")
+    search, workers = Search(top), count_workers(num_workers)
+    place = parts.get("test", top)
+    found = {"test": find_images(search, place, classes, skip_damaged, workers)}
+    if search.summary:
+        warn(f"data.root={top}: {search.summary}")
+    source = read_parts(found, list(classes), resize, mode, background, workers, cache)
+    return ImageData(source, batch_size, seed=seed)
+
+
+def read_parts(
+    found: Mapping[str, tuple[list[ImageFile], list[int]]],
+    classes: list[str],
+    resize: int | None,
+    mode: str,
+    background: str,
+    workers: int,
+    cache: str,
+) -> Source:
+    """Decode the images of each part; where there is only a test part, it also stands for the others."""
+    files = {
+        part: ImageFiles(images, resize, mode, background, workers)
+        for part, (images, _) in found.items()
+    }
     parts = {
-        part: Labelled(kept(files[part], cache), torch.tensor(labels))
+        part: Labelled(keep(files[part], cache), torch.tensor(labels))
         for part, (_, labels) in found.items()
     }
-    return Source(parts["train"], parts["test"], classes, parts.get("val"))
+    test = parts["test"]
+    return Source(
+        parts.get("train", test),
+        test,
+        classes,
+        parts.get("val") if "train" in parts else test,
+        files=sum(len(images) for images, _ in found.values()),
+        identity=" ".join(files[part].identity for part in sorted(files)),
+        resize=resize,
+    )
+
+
+def training_classes(root: Path, top: Path) -> list[str]:
+    """Return the classes in the training folder. Raises UserError: fewer than two; they lie one folder further down."""
+    folders = read_classes(top)
+    lower = [path for path in folders.values() if any((path / name).is_dir() for name in TRAIN)]
+    lower = [path for path in lower if "train" in find_parts(path)]  # which reads a whole folder
+    if not lower and len(folders) == 1 and top == root:
+        (path,) = folders.values()
+        lower = [path] if len(subfolders(path)) > 1 else []
+    if lower:
+        places = " or ".join(f"data.root={path}" for path in lower)
+        raise UserError(f"data.root={root}: the classes lie further down; allowed: {places}")
+    if not folders and len(
+        image_files := [p for p in top.iterdir() if p.suffix.lower() in ENDINGS]
+    ):
+        message = f"{top} has {len(image_files):,} images, but no class folders"
+        raise UserError(f"{message}; allowed: {top}/CLASS/... for each class")
+    if len(folders) == 1:
+        raise UserError(
+            f"data.root={root}: 2 classes or more, each with images; there is {', '.join(folders)}"
+        )
+    return list(folders)
+
+
+def count_workers(num_workers: int | None) -> int:
+    return count_cores() if num_workers is None else num_workers
 
 
 @dataset
@@ -149,7 +269,11 @@ def fake(
 
 
 def set_apart(labels: Tensor, test_size: int | float) -> tuple[Tensor, Tensor]:
-    """Return the rows of training and of a stratified test set, the same whatever the seed of the run."""
+    """Return the rows of training and of a stratified test set, the same whatever the seed of the run.
+
+    A class of one image stays in training.
+    """
     order = stratified_order(labels, 0, "test")
     size = count(test_size, len(order) - 1, "data.test_size")
-    return order[size:].sort().values, order[:size].sort().values
+    rest, part = split_off(order, labels, size)
+    return rest.sort().values, part.sort().values
