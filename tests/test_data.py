@@ -1,21 +1,24 @@
 import multiprocessing
 import os
 import pickle
+import re
+import shutil
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import configure, trust_cifar, write_cifar, write_mnist
-from PIL import Image
+from conftest import ONE_BATCH, configure, trust_cifar, write_cifar, write_mnist
+from PIL import Image, ImageOps
 
 from tricklab.augment import affine, crop, erase, flip
 from tricklab.build import build
 from tricklab.data.batches import Images, Preparation, moments
-from tricklab.data.datasets import TEST_SIZE
+from tricklab.data.datasets import TEST_SIZE, folder_to_evaluate
 from tricklab.data.images import decode
-from tricklab.data.module import fit, moved
+from tricklab.data.module import ImageData, fit, moved
+from tricklab.data.progress import with_progress
 from tricklab.data.published import MD5
 from tricklab.data.split import VAL_SIZE, corrupt, split_off, stratified_order
 from tricklab.errors import UserError
@@ -925,3 +928,214 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, name):
     assert not (tmp_path / "~").exists()
     with pytest.raises(UserError, match=r"data\.root=~nobody-here/x: "):
         build(configure(f"data={name}", "data.root='~nobody-here/x'").data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:100] + bytes([content[100] ^ 1]) + content[101:],
+        lambda content: content[:-1] + bytes([content[-1] ^ 128]),
+        lambda content: content[:-4],  # as without a checksum
+        lambda content: content[:-300],
+        lambda content: b"",
+    ],
+    ids=["a bit", "of the checksum", "no checksum", "cut", "empty"],
+)
+def test_a_damaged_cache_is_decoded_again(tmp_path, capsys, damage):
+    write_classes(tmp_path / "images", 6)
+    cache = f"data.cache='{tmp_path / 'kept'}'"
+    whole = read_folder(tmp_path / "images", cache).source.train.images.clone()
+    for file in (tmp_path / "kept").iterdir():
+        file.write_bytes(damage(file.read_bytes()))
+    capsys.readouterr()
+    assert torch.equal(read_folder(tmp_path / "images", cache).source.train.images, whole)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2  # training and test
+    assert all("uint8 is damaged; its images are decoded again" in line for line in lines)
+    assert torch.equal(read_folder(tmp_path / "images", cache).source.train.images, whole)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_cache_that_can_not_be_written_is_named(tmp_path):
+    write_classes(tmp_path / "images", 6)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"data\.cache=.*/file: .*"):
+        read_folder(tmp_path / "images", f"data.cache='{tmp_path / 'file'}'")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_cache_is_written_through_no_link(tmp_path, monkeypatch):
+    write_classes(tmp_path / "images", 6)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "victim").write_text("mine")
+    monkeypatch.setattr("secrets.token_hex", lambda n: "0")
+    cache = f"data.cache='{tmp_path / 'kept'}'"
+    read_folder(tmp_path / "images", cache)
+    for file in list((tmp_path / "kept").iterdir()):
+        file.unlink()
+        file.with_suffix(".0").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="File exists"):
+        read_folder(tmp_path / "images", cache)
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+def test_backgrounds_have_caches_and_fingerprints_of_their_own(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(tmp_path / "images" / name / f"{i}.png")
+    cache = f"data.cache='{tmp_path / 'kept'}'"
+    white, black = (
+        read_folder(tmp_path / "images", cache, f"data.background={ground}")
+        for ground in ("white", "black")
+    )
+    assert white.source.test.images.unique().tolist() == [255]
+    assert black.source.test.images.unique().tolist() == [0]
+    assert white.fingerprint != black.fingerprint
+
+
+def test_the_fingerprint_of_files_changes_with_each_of_them_alone(tmp_path):
+    """Also where an image is mirrored in place, which changes neither its size nor mean and deviation."""
+    root = tmp_path / "images"
+    write_images(root, *(f"{name}/{i}.bmp" for name in "ab" for i in range(6)))
+    first = read_folder(root).fingerprint
+    kept = f"data.cache='{tmp_path / 'kept'}'"
+    others = ([kept], [kept], ["data.cache=none"], ["data.num_workers=2"], ["data.batch_size=3"])
+    assert {read_folder(root, *words).fingerprint for words in others} == {first}
+    shutil.copytree(root, tmp_path / "moved")  # with the times of its files
+    assert read_folder(tmp_path / "moved").fingerprint == first
+    for image in (root / "a" / "0.bmp", root / "b" / "5.bmp"):  # of training or test
+        ImageOps.mirror(Image.open(image)).save(image)
+        second = read_folder(root).fingerprint
+        assert second != first
+        first = second
+    (root / "a" / "0.bmp").rename(root / "a" / "00.bmp")
+    assert read_folder(root).fingerprint != first
+    assert read_folder(root, "data.mode=L").fingerprint != read_folder(root).fingerprint
+
+
+def test_the_fingerprint_of_arrays_changes_with_any_pixel_and_what_the_network_takes():
+    first = data().fingerprint
+    assert data("data.batch_size=5").fingerprint == first
+
+    def changed(part, change):
+        source = data().source
+        images = getattr(source, part).images
+        images.copy_(change(images))
+        return ImageData(source).fingerprint
+
+    mirrored = {changed(part, lambda x: x.flip(3)) for part in ("train", "test")}
+    one_pixel = changed("test", lambda x: x.index_fill(0, torch.tensor([7]), 3))
+    noisy = data("data.label_noise=0.1").fingerprint
+    made = data()
+    own = Images(made.shape, made.mean, made.std)
+    assert made.fingerprint == first
+    adapted = []
+    for other in (
+        own._replace(shape=(3, 16, 16)),
+        own._replace(mean=[own.mean[0] + 1e-9, *own.mean[1:]]),
+        own._replace(std=[0.5] * 3),
+    ):
+        made.adapt(other)
+        adapted.append(made.fingerprint)
+    assert len({first, *mirrored, one_pixel, noisy, *adapted}) == 8
+    made.adapt(own)
+    assert made.fingerprint == first
+
+
+def test_a_run_does_not_resume_with_another_mean(run, trained):
+    folder = trained(*ONE_BATCH, "model=mlp").folder
+    words = (*ONE_BATCH, "model=mlp", "resume=auto")
+    text = (folder / "config.yaml").read_text()
+    (line,) = re.findall(r"  mean:\n  - (\S+)\n", text)
+    (folder / "config.yaml").write_text(text.replace(line, repr(float(line) + 0.01)))
+    with pytest.raises(UserError, match="the data are not those that"):
+        run(*words, folder=folder)
+    (folder / "config.yaml").write_text(text)
+    assert run(*words, folder=folder).result["status"] == "done"
+
+
+def test_a_line_says_the_size_of_images_from_files(tree, run, capsys):
+    words = (*ONE_BATCH, "model=mlp", "data=folder", "data.num_workers=0", "data.batch_size=4")
+    done = run(*words, f"data.root='{tree({'train': 9})}'", "data.resize=16")
+    assert "images 16 x 16 x 3 from 18 files\n" in capsys.readouterr().out
+    weights = f"model.weights={done.folder}/checkpoints/best.ckpt"
+    run(*words, f"data.root='{tree({'train': 9})}'", "data.resize=12", weights, folder="other")
+    expected = "images 12 x 12 x 3 from 18 files, 16 x 16 x 3 for the network\n"
+    assert expected in capsys.readouterr().out
+    assert data().summary == ""
+
+
+def test_images_that_weights_would_have_blown_up_are_refused(tree, run):
+    words = ("data=folder", f"data.root='{tree({'train': 9})}'", "data.num_workers=0")
+    made = build(configure(*words).data)
+    made.check_enlarged(64)
+    with pytest.raises(
+        UserError, match=r"data\.resize=32: .* 65 pixels .*=65, 33 or more, or null"
+    ):
+        made.check_enlarged(65)
+    build(configure(*words, "data.resize=112").data).check_enlarged(224)
+    data().check_enlarged(224)  # arrays have no other size
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_weights_without_a_config_expect_what_their_library_has(tree, run, tmp_path, library):
+    name = {"timm": "resnet10t", "torchvision": "squeezenet1_1"}[library]
+    torch.save({"x": torch.zeros(1)}, tmp_path / "w.pth")
+    words = (f"model={library}", f"model.name={name}", f"model.weights={tmp_path}/w.pth")
+    root = f"data.root='{tree({'train': 9})}'"
+    side = {"timm": 176, "torchvision": 224}[library]
+    with pytest.raises(UserError, match=rf"expect images of {side} pixels a side; .*resize={side}"):
+        run(*words, "data=folder", root, "data.num_workers=0")
+
+
+def test_a_folder_to_evaluate_on_is_a_test_part_or_all_there_is(tmp_path, capsys):
+    options = {"resize": 8, "mode": "RGB", "cache": "memory", "num_workers": 0, "val_size": 0.3}
+
+    def read(root, classes=("a", "b")):
+        made = folder_to_evaluate(str(root), classes, skip_damaged=False, **options)
+        return made.source.test.labels.bincount(minlength=len(classes)).tolist()
+
+    write_classes(tmp_path / "plain", 9)
+    assert read(tmp_path / "plain") == [9, 9]
+    assert read(tmp_path / "plain", ("0", "a", "b")) == [0, 9, 9]
+    write_classes(tmp_path / "parts" / "Test", 3)
+    assert read(tmp_path / "parts") == [3, 3]
+    write_classes(tmp_path / "parts" / "train", 5)
+    assert read(tmp_path / "parts") == [3, 3]
+    write_images(tmp_path / "one", "b/0.png")
+    assert read(tmp_path / "one") == [0, 1]
+    write_classes(tmp_path / "other" / "train", 5)
+    write_classes(tmp_path / "other" / "val", 5)
+    with pytest.raises(
+        UserError, match=r"has no test folder; allowed: data\.root=.*/train or data"
+    ):
+        read(tmp_path / "other")
+    with pytest.raises(UserError, match="has the class 'b', which the checkpoint does not have"):
+        read(tmp_path / "plain", ("a", "c"))
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_progress_is_shown_after_some_seconds(monkeypatch, capsys, on_terminal):
+    now = iter(range(0, 10_000, 2))
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: on_terminal)
+    blocks = [[0] * 100] * 20  # each takes 2 s
+    assert list(with_progress(blocks, 2000, "decoding")) == blocks
+    said = capsys.readouterr().err
+    if on_terminal:
+        assert said.startswith("\rdecoding [###")
+        assert "200 of 2,000 images, 36 s left" in said
+        assert said.endswith("\r\033[K")
+    else:
+        lines = said.splitlines()
+        assert lines[0] == "decoding: 200 of 2,000 images, 36 s left"
+        assert 3 <= len(lines) <= 4  # one in 10 s
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    list(with_progress(blocks, 2000, "decoding"))
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_of_a_moment_is_not_shown(capsys):
+    assert list(with_progress([[0]] * 5, 5, "decoding")) == [[0]] * 5
+    assert capsys.readouterr().err == ""

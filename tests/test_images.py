@@ -2,6 +2,7 @@
 
 import io
 import random
+import struct
 import sys
 import time
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 
 from tricklab.data.images import FORMATS, decode
 from tricklab.errors import UserError
@@ -168,20 +170,29 @@ def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, error):
     assert str(refused.value) == f"{tmp_path}/x.png can't be decoded: {reason}"
 
 
-def test_damaged_tags_are_of_a_tiff_its_pixels_and_elsewhere_metadata(tmp_path, recwarn):
-    """ImageNet has photographs with damaged EXIF: they are whole, and nothing is said of them."""
-    content = samples()["raw.tif"]
+def test_damaged_tags_of_a_tiff_are_damage(tmp_path, recwarn):
+    """They say what its pixels are: here, how they are compressed."""
     path = tmp_path / "x.tif"
-    path.write_bytes(content[:-30])
-    with pytest.raises(UserError, match=r"x\.tif can't be decoded"):
+    content = samples()["raw.tif"]
+    tag = struct.pack("<HHI", 259, 3, 1)
+    assert content.count(tag) == 1
+    path.write_bytes(content.replace(tag, struct.pack("<HHI", 259, 3, 9999)))
+    with pytest.raises(UserError, match="Tag data larger than file. Skipping tag 259"):
         decode(path, None, "RGB")
-    image = Image.new("RGB", (16, 8), "red")
+    assert not recwarn.list
+
+
+def test_damaged_metadata_are_no_damage(tmp_path, recwarn):
+    """ImageNet has photographs with damaged EXIF: they are whole, and nothing is said of them."""
+    image, path = Image.new("RGB", (16, 8), "red"), tmp_path / "x"
     exif = Image.Exif()
     exif[0x010F] = "a camera of a long name"
-    good = exif.tobytes()
-    for broken in (good[:-10], b"Exif\0\0XX*\0", b"Exif\0\0II*\0\xff\xff\xff\xff"):
-        path.write_bytes(encoded(image, "JPEG", exif=broken))
-        assert decode(path, None, "RGB").shape == (3, 8, 16)
+    path.write_bytes(encoded(image, "JPEG", exif=exif.tobytes()[:-10]))
+    assert decode(path, None, "RGB").shape == (3, 8, 16)
+    notes = PngInfo()
+    notes.add_text("Raw profile type exif", "\nexif\n8\nno hexadecimal number")
+    path.write_bytes(encoded(image, "PNG", pnginfo=notes))
+    assert decode(path, None, "RGB").shape == (3, 8, 16)
     assert not recwarn.list
 
 

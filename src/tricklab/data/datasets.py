@@ -186,10 +186,10 @@ def folder_to_evaluate(
         raise UserError(f"data.root={top} has no test folder; allowed: {places}")
     search, workers = Search(top), count_workers(num_workers)
     place = parts.get("test", top)
-    found = {"test": find_images(search, place, classes, skip_damaged, workers)}
+    images = find_images(search, place, classes, skip_damaged, workers, whose="the checkpoint")
     if search.summary:
         warn(f"data.root={top}: {search.summary}")
-    source = read_parts(found, list(classes), resize, mode, background, workers, cache)
+    source = read_parts({"test": images}, list(classes), resize, mode, background, workers, cache)
     return ImageData(source, batch_size, seed=seed)
 
 

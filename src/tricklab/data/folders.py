@@ -175,17 +175,20 @@ def read_classes(root: Path) -> dict[str, Path]:
 
 
 def find_images(
-    search: Search, root: Path, classes: Sequence[str], skip_damaged: bool, workers: int
+    search: Search,
+    root: Path,
+    classes: Sequence[str],
+    skip_damaged: bool,
+    workers: int,
+    whose: str = "the training folder",
 ) -> tuple[list[ImageFile], list[int]]:
     """Return the images below `root/CLASS`, and the label of each; without those that are damaged, if asked to.
 
-    Raises UserError: a class that is not one of `classes`, no image.
+    Raises UserError: a class that is not one of `classes`, which are `whose`; no image.
     """
     folders = read_classes(root)
     if unknown := set(folders) - set(classes):
-        raise UserError(
-            f"{root} has the class {min(unknown)!r}, which the training folder does not have"
-        )
+        raise UserError(f"{root} has the class {min(unknown)!r}, which {whose} does not have")
     found: list[tuple[ImageFile, int]] = []
     for label, name in enumerate(classes):
         if name in folders:

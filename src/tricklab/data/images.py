@@ -33,7 +33,7 @@ FORMATS = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
 }
 ENDINGS = frozenset(ending for endings in FORMATS.values() for ending in endings)
-DAMAGED_TIFF = re.compile("corrupt|larger than file|offset too large", re.IGNORECASE)
+DAMAGED_TIFF = re.compile("corrupt|truncated|larger than file|too large", re.IGNORECASE)
 TURNS = {  # by EXIF's orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

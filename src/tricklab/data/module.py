@@ -116,13 +116,13 @@ class ImageData(pl.LightningDataModule):
             some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
             warn(f"{len(names)} of {len(self.classes)} classes have no training image: {some}")
 
-    def check_enlarged(self, expected: Images) -> None:
-        """Raise UserError where `model.weights` expect images of more than twice the side that files are decoded at."""
-        resize, side = self.source.resize, max(expected.shape[1:])
+    def check_enlarged(self, side: int) -> None:
+        """Raise UserError: files are decoded at less than half of the side that the weights of a network expect."""
+        resize = self.source.resize
         if resize and side > 2 * resize:
             raise UserError(
-                f"data.resize={resize}: model.weights expect images of {side} pixels a side, "
-                f"to which they would be blown up; allowed: data.resize={side}, or {side // 2} and more"
+                f"data.resize={resize}: model.weights expect images of {side} pixels a side; allowed: "
+                f"data.resize={side}, {math.ceil(side / 2)} or more, or null for images of one size as they are"
             )
 
     def adapt(self, images: Images) -> None:
