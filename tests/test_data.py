@@ -1139,3 +1139,18 @@ def test_progress_is_shown_after_some_seconds(monkeypatch, capsys, on_terminal):
 def test_progress_of_a_moment_is_not_shown(capsys):
     assert list(with_progress([[0]] * 5, 5, "decoding")) == [[0]] * 5
     assert capsys.readouterr().err == ""
+
+
+def test_prediction_has_the_background_of_training(tree, run, script, tmp_path):
+    root = f"data.root='{tree({'train': 9})}'"
+    words = (*ONE_BATCH, "model=mlp", "data=folder", "data.num_workers=0", "data.background=black")
+    run(*words, root, "data.batch_size=4")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    icon, ground = Image.fromarray(pixels), Image.new("RGBA", (8, 8), "black")
+    ground.alpha_composite(icon)
+    (tmp_path / "icons").mkdir()
+    icon.save(tmp_path / "icons" / "clear.png")
+    ground.convert("RGB").save(tmp_path / "icons" / "opaque.png")
+    said = script("predict.py", "ckpt=run/checkpoints/best.ckpt", "input=icons")
+    clear, opaque = (line.split(",")[1:] for line in said.stdout.splitlines()[1:])
+    assert clear == opaque

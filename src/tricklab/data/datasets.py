@@ -117,11 +117,11 @@ def folder(
     root: Path,
     resize: int | None,
     mode: str,
-    background: str,
     test_size: int | float,
     cache: str,
     num_workers: int | None,
     skip_damaged: bool,
+    background: str = "white",
 ) -> Source:
     """Any tree of class folders: `root/train/CLASS/...`, `val` and `test` beside `train` or not; or `root/CLASS/...`.
 
