@@ -774,7 +774,7 @@ def test_a_folder_beside_the_parts_is_named(tmp_path, capsys):
     read_folder(tmp_path)
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(
-        f"warning: data.root={tmp_path}: holdout is not used; the names of parts"
+        f"warning: data.root={tmp_path}: holdout is not used; parts are called train,"
     )
 
 
@@ -825,7 +825,7 @@ def test_files_that_are_not_decoded_are_counted(tmp_path, capsys):
     read_folder(tmp_path)
     (line,) = capsys.readouterr().err.splitlines()
     said = "4 of 16 files are left out, endings that are not decoded: 2 .heic, "
-    assert line.startswith(f"warning: data.root={tmp_path}: {said}")
+    assert line.startswith(f"warning: {tmp_path}: {said}")
     assert "1 .cr2" in line
     assert "1 without one" in line
     assert line.endswith("(ImageMagick converts: mogrify -format png '*.heic')")
@@ -962,6 +962,23 @@ def test_a_cache_that_can_not_be_written_is_named(tmp_path):
     with pytest.raises(UserError, match=r"data\.cache=.*/file: .*"):
         read_folder(tmp_path / "images", f"data.cache='{tmp_path / 'file'}'")
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("cache", "says"),
+    [
+        ("Memory", r"there is no such folder; \./Memory makes it\. Did you mean 'memory'\?"),
+        ("nnone", r"there is no such folder; \./nnone makes it\. Did you mean 'none'\?"),
+        ("~nobody-here/x", "Could not determine home directory"),
+    ],
+)
+def test_a_misspelt_cache_makes_no_folder(tmp_path, monkeypatch, cache, says):
+    write_classes(tmp_path, 6)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=f"data.cache={cache}: {says}"):
+        read_folder(tmp_path, f"data.cache='{cache}'")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_cache_is_written_through_no_link(tmp_path, monkeypatch):

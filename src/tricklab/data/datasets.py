@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,16 +13,15 @@ from torch import Tensor
 
 from tricklab.data.batches import Labelled, Source
 from tricklab.data.folders import (
+    LabelledFiles,
     Search,
-    find_images,
     find_parts,
     read_classes,
     subfolders,
     warn_of_unused,
 )
-from tricklab.data.images import ENDINGS, ImageFile, ImageFiles, keep
+from tricklab.data.images import ENDINGS, ImageFiles, expand_home, keep
 from tricklab.data.module import ImageData
-from tricklab.data.progress import warn
 from tricklab.data.published import read_cifar, read_mnist
 from tricklab.data.split import count, split_off, stratified_order
 from tricklab.errors import UserError
@@ -63,14 +62,6 @@ def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:
         return ImageData(read(**own), **options)
 
     return build
-
-
-def expand_home(path: str, option: str) -> Path:
-    """Return a path, `~` at its beginning replaced by the home folder. Raises UserError: nobody has that."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{option}={path}: {error}") from error
 
 
 @dataset
@@ -128,37 +119,25 @@ def folder(
     Without a test folder a fixed stratified part of training is the test set. Resized images are cut to a square. For
     the options see conf/data/folder.yaml. Raises UserError: classes or images missing, damaged, or of mixed sizes.
     """
-    parts = find_parts(root)
+    parts = find_parts(root) or {"train": root}
     warn_of_unused(root, parts)
-    if parts and "train" not in parts:
+    if "train" not in parts:
         message = f"data.root={root} has {', '.join(parts)}, but no train"
         raise UserError(f"{message}; evaluate.py takes such a folder, training does not")
-    top = parts.pop("train", root)
-    classes = training_classes(root, top)
-    search, workers = Search(root), count_workers(num_workers)
-    found = {
-        part: find_images(search, path, classes, skip_damaged, workers)
-        for part, path in {"train": top, **parts}.items()
-    }
-    if empty := set(range(len(classes))) - set(found["train"][1]):
-        names = ", ".join(classes[label] for label in sorted(empty))
-        raise UserError(
-            f"data.root={root}: 2 classes or more, each with images; without: {names}"
-            + (f" ({search.summary})" if search.summary else "")
-        )
-    if "test" in found and test_size != TEST_SIZE:
-        raise UserError(
-            f"data.test_size={test_size}: {parts['test']} is the test set; leave it out"
-        )
+    if "test" in parts and test_size != TEST_SIZE:
+        message = f"data.test_size={test_size}: {parts['test']} is the test set"
+        raise UserError(f"{message}; leave it out")
+    classes = training_classes(root, parts["train"])
+    decoding = Decoding(resize, mode, background, cache, count_workers(num_workers))
+    search = Search(root, skip_damaged, decoding.workers)
+    found = {part: search.find_classes(path, classes) for part, path in parts.items()}
+    check_no_class_is_empty(root, classes, found["train"], search)
     if "test" not in found:
-        files, labels = found["train"]
-        for part, rows in zip(
-            ("train", "test"), set_apart(torch.tensor(labels), test_size), strict=True
-        ):
-            found[part] = [files[i] for i in rows], [labels[i] for i in rows]
-    if search.summary:
-        warn(f"data.root={root}: {search.summary}")
-    return read_parts(found, classes, resize, mode, background, workers, cache)
+        images = found["train"]
+        rest, part = set_apart(torch.tensor([label for _, label in images]), test_size)
+        found |= {"train": [images[i] for i in rest], "test": [images[i] for i in part]}
+    search.warn()
+    return read_parts(found, classes, decoding)
 
 
 def folder_to_evaluate(
@@ -176,40 +155,44 @@ def folder_to_evaluate(
 ) -> ImageData:
     """Data whose test set is the folder `test` in `root`, or all images of `root/CLASS/...`, for these `classes`.
 
-    What is said for training and validation has no meaning for it: their images are those of the test set. Raises
-    UserError: parts without `test`, a class that is not one of `classes`, no image, a damaged one.
+    It stands for training and validation too: what is said of them has no meaning here. Raises UserError: parts without
+    `test`, a class that is not one of `classes`, no image, a damaged one.
     """
     top = expand_home(root, "data.root")
-    parts = find_parts(top)
-    if parts and "test" not in parts:
+    parts = find_parts(top) or {"test": top}
+    if "test" not in parts:
         places = " or ".join(f"data.root={path}" for path in parts.values())
         raise UserError(f"data.root={top} has no test folder; allowed: {places}")
-    search, workers = Search(top), count_workers(num_workers)
-    place = parts.get("test", top)
-    images = find_images(search, place, classes, skip_damaged, workers, whose="the checkpoint")
-    if search.summary:
-        warn(f"data.root={top}: {search.summary}")
-    source = read_parts({"test": images}, list(classes), resize, mode, background, workers, cache)
+    decoding = Decoding(resize, mode, background, cache, count_workers(num_workers))
+    search = Search(top, skip_damaged, decoding.workers)
+    images = search.find_classes(parts["test"], classes, whose="the checkpoint")
+    search.warn()
+    source = read_parts({"test": images}, list(classes), decoding)
     return ImageData(source, batch_size, seed=seed)
 
 
+class Decoding(NamedTuple):
+    """How the images of a folder are decoded and kept; see conf/data/folder.yaml."""
+
+    resize: int | None
+    mode: str
+    background: str
+    cache: str
+    workers: int
+
+
 def read_parts(
-    found: Mapping[str, tuple[list[ImageFile], list[int]]],
-    classes: list[str],
-    resize: int | None,
-    mode: str,
-    background: str,
-    workers: int,
-    cache: str,
+    found: Mapping[str, LabelledFiles], classes: list[str], decoding: Decoding
 ) -> Source:
     """Decode the images of each part; where there is only a test part, it also stands for the others."""
+    resize, mode, background, cache, workers = decoding
     files = {
-        part: ImageFiles(images, resize, mode, background, workers)
-        for part, (images, _) in found.items()
+        part: ImageFiles([file for file, _ in images], resize, mode, background, workers)
+        for part, images in found.items()
     }
     parts = {
-        part: Labelled(keep(files[part], cache), torch.tensor(labels))
-        for part, (_, labels) in found.items()
+        part: Labelled(keep(files[part], cache), torch.tensor([label for _, label in images]))
+        for part, images in found.items()
     }
     test = parts["test"]
     return Source(
@@ -217,33 +200,43 @@ def read_parts(
         test,
         classes,
         parts.get("val") if "train" in parts else test,
-        files=sum(len(images) for images, _ in found.values()),
+        files=sum(map(len, found.values())),
         identity=" ".join(files[part].identity for part in sorted(files)),
         resize=resize,
     )
 
 
 def training_classes(root: Path, top: Path) -> list[str]:
-    """Return the classes in the training folder. Raises UserError: fewer than two; they lie one folder further down."""
+    """Return the classes in the training folder `top`. Raises UserError: fewer than two, or they lie further down."""
     folders = read_classes(top)
-    lower = [path for path in folders.values() if any((path / name).is_dir() for name in TRAIN)]
-    lower = [path for path in lower if "train" in find_parts(path)]  # which reads a whole folder
-    if not lower and len(folders) == 1 and top == root:
-        (path,) = folders.values()
-        lower = [path] if len(subfolders(path)) > 1 else []
-    if lower:
+    if lower := find_lower(folders, top == root):
         places = " or ".join(f"data.root={path}" for path in lower)
         raise UserError(f"data.root={root}: the classes lie further down; allowed: {places}")
-    if not folders and len(
-        image_files := [p for p in top.iterdir() if p.suffix.lower() in ENDINGS]
-    ):
-        message = f"{top} has {len(image_files):,} images, but no class folders"
-        raise UserError(f"{message}; allowed: {top}/CLASS/... for each class")
     if len(folders) == 1:
-        raise UserError(
-            f"data.root={root}: 2 classes or more, each with images; there is {', '.join(folders)}"
-        )
+        message = f"2 classes or more, each with images; there is {', '.join(folders)}"
+        raise UserError(f"data.root={root}: {message}")
+    if not folders and (flat := sum(path.suffix.lower() in ENDINGS for path in top.iterdir())):
+        message = f"{top} has {flat:,} images, but no class folders"
+        raise UserError(f"{message}; allowed: {top}/CLASS/... for each class")
     return list(folders)
+
+
+def find_lower(folders: Mapping[str, Path], plain: bool) -> list[Path]:
+    """Return those of the folders that seem to be data sets and no classes: with parts, or one alone with folders."""
+    lower = [path for path in folders.values() if any((path / name).is_dir() for name in TRAIN)]
+    lower = [path for path in lower if "train" in find_parts(path)]  # which reads a whole folder
+    if not lower and plain and len(folders) == 1:
+        lower = [path for path in folders.values() if len(subfolders(path)) > 1]
+    return lower
+
+
+def check_no_class_is_empty(
+    root: Path, classes: Sequence[str], images: LabelledFiles, search: Search
+) -> None:
+    present = {label for _, label in images}
+    if empty := [name for label, name in enumerate(classes) if label not in present]:
+        message = f"2 classes or more, each with images; without: {', '.join(empty)}"
+        raise UserError(f"data.root={root}: {message}{search.in_brackets}")
 
 
 def count_workers(num_workers: int | None) -> int:

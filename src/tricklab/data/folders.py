@@ -27,6 +27,9 @@ NOTES = {  # endings of files that lie beside images and are not missed
 }
 
 
+LabelledFiles = list[tuple[ImageFile, int]]  # files with the number of their class
+
+
 def is_ignored(name: str) -> bool:
     """Whether a file or folder is hidden, or the system's."""
     return name.startswith(".") or name.lower() in SYSTEM
@@ -34,10 +37,12 @@ def is_ignored(name: str) -> bool:
 
 @dataclass
 class Search:
-    """Looks for images in folders below `root`, and counts what it can't take."""
+    """Looks for images in folders below `root`, and counts the files that it leaves out."""
 
     root: Path
-    files: int = 0  # that were found, whether they are images or not
+    skip_damaged: bool = False
+    workers: int = 0  # that look for damage
+    files: int = 0  # that were found, but for notes
     endings: Counter[str] = field(default_factory=Counter)  # of files that are not decoded
     links: list[str] = field(default_factory=list)  # to nowhere, or to what is no file
 
@@ -46,15 +51,45 @@ class Search:
         images = []
         for path in walk(folder):
             ending = path.suffix.lower()
-            self.files += ending not in NOTES
+            if ending in NOTES:
+                continue
+            self.files += 1
             if ending not in ENDINGS:
-                self.endings.update([ending] if ending not in NOTES else [])
+                self.endings[ending] += 1
             elif (facts := look_at(path)) is None:
                 self.links.append(str(path))
             else:
                 name = path.relative_to(self.root).as_posix()
                 images.append(ImageFile(path, name, facts.st_size, facts.st_mtime_ns))
         return sorted(images)
+
+    def find_classes(
+        self, folder: Path, classes: Sequence[str], whose: str = "the training folder"
+    ) -> LabelledFiles:
+        """Return the images below `folder/CLASS`, and the label of each; without damaged ones, if asked to.
+
+        Raises UserError: a class that is not one of `classes`, which are `whose`; no image.
+        """
+        folders = read_classes(folder)
+        if unknown := set(folders) - set(classes):
+            raise UserError(f"{folder} has the class {min(unknown)!r}, which {whose} does not have")
+        found: LabelledFiles = []
+        for label, name in enumerate(classes):
+            if name in folders:
+                found += [(file, label) for file in self.find(folders[name])]
+        if self.skip_damaged:
+            found = self.leave_out_damaged(found)
+        if not found:
+            raise UserError(f"{folder} has no image in its class folders{self.in_brackets}")
+        return found
+
+    def leave_out_damaged(self, found: LabelledFiles) -> LabelledFiles:
+        """Return the images that can be decoded, and print how many of them can't."""
+        damages = find_damage([file for file, _ in found], self.workers)
+        if (messages := [text for text in damages if text]) and is_first_process():
+            counts = f"{len(messages)} of {len(found)} images are left out"
+            print(f"data.skip_damaged: {counts}, the first: {messages[0]}")
+        return [image for image, text in zip(found, damages, strict=True) if not text]
 
     @property
     def summary(self) -> str:
@@ -69,11 +104,16 @@ class Search:
         if self.links:
             parts.append(f"{len(self.links):,} links that lead to no file, as {self.links[0]}")
         left_out = self.endings.total() + len(self.links)
-        return (
-            f"{left_out:,} of {self.files:,} files are left out, {'; '.join(parts)}"
-            if parts
-            else ""
-        )
+        counts = f"{left_out:,} of {self.files:,} files are left out"
+        return f"{counts}, {'; '.join(parts)}" if parts else ""
+
+    @property
+    def in_brackets(self) -> str:
+        return f" ({self.summary})" if self.summary else ""
+
+    def warn(self) -> None:
+        if self.summary:
+            warn(f"{self.root}: {self.summary}")
 
 
 def walk(root: Path) -> Iterator[Path]:
@@ -112,11 +152,10 @@ def look_at(path: Path) -> os.stat_result | None:
 
 
 def image_files(root: Path) -> list[Path]:
-    """Find the images below a folder, in order; a line on stderr counts the files that are not decoded."""
+    """Find the images below a folder, in order; a line on stderr counts the files that are left out."""
     search = Search(root)
     found = [file.path for file in search.find(root)]
-    if search.summary:
-        warn(f"{root}: {search.summary}")
+    search.warn()
     return found
 
 
@@ -151,11 +190,11 @@ def find_parts(root: Path) -> dict[str, Path]:
 
 
 def warn_of_unused(root: Path, parts: Mapping[str, Path]) -> None:
-    """Name the folders with images beside those of train, val and test."""
-    for path in subfolders(root) if parts else []:
+    """Name the folders with images that lie beside those of the parts."""
+    for path in [] if root in parts.values() else subfolders(root):
         if path not in parts.values() and any(f.suffix.lower() in ENDINGS for f in walk(path)):
-            names = ", ".join(sorted(set(PARTS)))
-            warn(f"data.root={root}: {path.name} is not used; the names of parts are {names}")
+            names = ", ".join(PARTS)
+            warn(f"data.root={root}: {path.name} is not used; parts are called {names}")
 
 
 def read_classes(root: Path) -> dict[str, Path]:
@@ -172,34 +211,3 @@ def read_classes(root: Path) -> dict[str, Path]:
             raise UserError(f"{root}: the name of the class {name!r} is not UTF-8; rename it")
         classes[name] = path
     return dict(sorted(classes.items()))
-
-
-def find_images(
-    search: Search,
-    root: Path,
-    classes: Sequence[str],
-    skip_damaged: bool,
-    workers: int,
-    whose: str = "the training folder",
-) -> tuple[list[ImageFile], list[int]]:
-    """Return the images below `root/CLASS`, and the label of each; without those that are damaged, if asked to.
-
-    Raises UserError: a class that is not one of `classes`, which are `whose`; no image.
-    """
-    folders = read_classes(root)
-    if unknown := set(folders) - set(classes):
-        raise UserError(f"{root} has the class {min(unknown)!r}, which {whose} does not have")
-    found: list[tuple[ImageFile, int]] = []
-    for label, name in enumerate(classes):
-        if name in folders:
-            found += [(file, label) for file in search.find(folders[name])]
-    if skip_damaged:
-        damages = find_damage([file for file, _ in found], workers)
-        if (messages := [text for text in damages if text]) and is_first_process():
-            counts = f"{len(messages)} of {len(found)} images are left out"
-            print(f"data.skip_damaged: {counts}, the first: {messages[0]}")
-        found = [file for file, text in zip(found, damages, strict=True) if not text]
-    if not found:
-        hint = f" ({search.summary})" if search.summary else ""
-        raise UserError(f"{root} has no image in its class folders{hint}")
-    return [file for file, _ in found], [label for _, label in found]

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from tricklab.data.progress import warn, with_progress
-from tricklab.errors import UserError
+from tricklab.errors import UserError, nearest
 
 # The formats that are decoded, and the endings by which folders are searched. The content decides which of them it is.
 FORMATS = {
@@ -237,7 +237,7 @@ def keep(files: ImageFiles, cache: str) -> Tensor | ImageFiles:
     if cache == "none":
         return files
     if cache != "memory":
-        return cached(files, Path(cache).expanduser())
+        return cached(files, cache_folder(cache))
     size = math.prod(files.shape)
     if size > (memory := os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")):
         message = (
@@ -249,6 +249,23 @@ def keep(files: ImageFiles, cache: str) -> Tensor | ImageFiles:
     for part, pixels in zip(images.split(BLOCK), files.blocks(), strict=True):
         part.copy_(pixels)
     return images
+
+
+def cache_folder(cache: str) -> Path:
+    """Return the folder. Raises UserError: it is new, and its name a misspelt "memory" or "none"; no home folder."""
+    path = expand_home(cache, "data.cache")
+    hint = "" if path.exists() or "/" in cache else nearest(cache.lower(), ("memory", "none"))
+    if hint:
+        raise UserError(f"data.cache={cache}: there is no such folder; ./{cache} makes it.{hint}")
+    return path
+
+
+def expand_home(path: str, option: str) -> Path:
+    """Return a path, `~` at its beginning replaced by the home folder. Raises UserError: nobody has that."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{option}={path}: {error}") from error
 
 
 def cached(files: ImageFiles, folder: Path) -> Tensor:
