@@ -47,7 +47,7 @@ def main() -> None:
 
 def find_files(source: str | None) -> list[Path]:
     """Return the image that `input` names, or those in the folder. Raises UserError: none."""
-    from tricklab.data.files import image_files
+    from tricklab.data.folders import image_files
 
     path = Path(str(source)).expanduser()
     files = image_files(path) if path.is_dir() else [path] if path.is_file() else []
@@ -92,14 +92,15 @@ def decode_all(
     trained: Any, files: Sequence[Path], damaged: list[str]
 ) -> tuple[list[Path], list[Any]]:
     """Decode images as in training; return the files that could be decoded, and their pixels."""
-    from tricklab.data.files import decode
+    from tricklab.data.images import decode
 
     facts = trained.dataset
     size, mode = (facts["height"], facts["width"]), "L" if facts["channels"] == 1 else "RGB"
+    background = trained.config.data.get("background", "white")
     found, images = [], []
     for file in files:
         try:
-            images.append(decode(file, size, mode))
+            images.append(decode(file, size, mode, background))
             found.append(file)
         except cli.UserError as error:
             damaged.append(str(error))

@@ -60,7 +60,7 @@ ROWS = [
     (["data=folder", "data.root=empty"], "empty has no image in its class folders"),
     (
         ["data=folder", "data.root=one"],
-        "data.root=one: 2 classes or more, each with images; without: none",
+        "data.root=one: 2 classes or more, each with images; there is cat",
     ),
     (
         ["data=folder", "data.root=mixed", "data.resize=null", "data.num_workers=0"],

@@ -15,7 +15,7 @@ from conftest import ONE_BATCH, ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
-from tricklab.data.files import decode
+from tricklab.data.images import decode
 from tricklab.errors import UserError
 from tricklab.module import ImageClassifier
 from tricklab.resume import lock_run

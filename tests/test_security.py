@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ONE_BATCH, configure
 from omegaconf import OmegaConf
+from PIL import Image
 from safetensors.torch import save_file
 
 from tricklab.build import find_target
@@ -239,6 +240,21 @@ def test_an_image_of_2500_million_pixels_is_not_decoded(train, tree):
         f"{root}/cat/bomb.png can't be decoded: Image size (2500000000 pixels) exceeds limit"
         in done.stderr
     )
+
+
+def test_an_image_starts_no_program(train, tree, tmp_path, monkeypatch):
+    """Pillow has Ghostscript draw an EPS, whatever the ending of the file."""
+    root = tree({"": 6})
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\nmkdir '{tmp_path}/{MARK}'\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    Image.new("RGB", (8, 8)).save(root / "cat" / "x.png", "EPS")
+    done = train(CPU, "data=folder", f"data.root='{root}'", "data.num_workers=0")
+    assert done.returncode == 1
+    assert f"{root}/cat/x.png can't be decoded: it is no JPEG, PNG, " in done.stderr
+    assert not (tmp_path / MARK).exists()
 
 
 @pytest.mark.xdist_group("servers")

@@ -16,6 +16,7 @@ from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile
 from tricklab.mixup import identity
+from tricklab.model import usual_side
 from tricklab.module import ImageClassifier
 from tricklab.network import build_net, load_body, read_images, read_weights
 from tricklab.penalty import Penalty, find_weights, parameter_groups
@@ -41,8 +42,14 @@ def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[Im
     first = data.train.images.index_select(0, torch.arange(2))
     for change in data.augment.values():
         change(first, Rand(generator(0, "try"), 2))  # so that what it refuses is said now
+    if weights:
+        data.check_enlarged(
+            max(weights.images.shape[1:]) if weights.images else usual_side(cfg.model)
+        )
     if images:
         data.adapt(images)
+    if data.summary:
+        rank_zero_only(print)(data.summary)
     net = build_net(cfg, data.shape, len(data.classes))
     if weights:
         load_body(net, weights.state)

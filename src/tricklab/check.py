@@ -60,6 +60,7 @@ CHOICES = {
     "scheduler.warmup_shape": " ".join([*scheduler.RAMPS, "constant"]),
     "mixup.per": "batch image",
     "data.mode": "RGB L",
+    "data.background": "white black",
     "trainer.accelerator": "auto cpu gpu cuda mps tpu",
     "trainer.precision": "32-true 32 16-mixed 16 bf16-mixed bf16 16-true bf16-true 64-true 64 "
     "transformer-engine transformer-engine-float16",
