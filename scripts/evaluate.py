@@ -22,7 +22,7 @@ from tricklab.folder import write_text
 
 
 def main() -> None:
-    from tricklab import build, experiment
+    from tricklab import experiment
     from tricklab.trained import compose_one, read_trained
 
     experiment.hush()
@@ -45,12 +45,7 @@ def main() -> None:
         raise cli.UserError(
             f"mc={mc} tta={tta} {' '.join(mine)}; allowed: tta with an augmentation, mc the same or 0"
         )
-    data = build.build(config.data, seed=config.seed)
-    if data.classes != trained.classes:
-        raise cli.UserError(
-            f"the data have the classes {data.classes}, the checkpoint {trained.classes}"
-        )
-    data.adapt(trained.images)
+    data = trained.data()
     if suite:
         show_suite(trained, data, mc, tta)
     else:
@@ -64,7 +59,7 @@ def count_views(name: str, given: str) -> int:
 
 
 def show_results(trained: Any, data: Any, mc: int, tta: int, resamples: int) -> None:
-    """Print each result with its interval."""
+    """Print the number of images, and each result with its interval."""
     import torch
 
     net = average(trained, mc, tta) if mc or tta else trained.net()
@@ -76,6 +71,7 @@ def show_results(trained: Any, data: Any, mc: int, tta: int, resamples: int) -> 
     measured = {
         f"test/{name}": torch.cat(parts).double().mean().item() for name, parts in views.items()
     }
+    print("images", len(module.labels))
     for name, value in (module.results | measured).items():
         print(
             name,
@@ -92,7 +88,7 @@ def show_suite(trained: Any, data: Any, mc: int, tta: int) -> None:
     path = trained.path.absolute()
     folder = path.parents[1] if (path.parents[1] / "config.yaml").is_file() else path.parent
     found: dict[str, dict[str, Any]] = {}
-    rows: list[list[Any]] = [["view", "images", "confidence", "auroc", "fpr95"]]
+    rows: list[list[Any]] = [["view", "images", "confidence", "auroc", "fpr95", "n"]]
     for view, net in views(trained, mc, tta).items():
         confidences = found[view] = {}
         for name, *images in sets(trained, data):
@@ -103,13 +99,13 @@ def show_suite(trained: Any, data: Any, mc: int, tta: int) -> None:
                 if name == "test"
                 else separate(confidences["test"], confidences[name]).values()
             )
-            rows.append([view, name, float(confidences[name].mean()), *told])
+            rows.append([view, name, float(confidences[name].mean()), *told, len(module.labels)])
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(rows)
     write_text(folder / "ood.csv", table.getvalue())
     for row in rows:
         print(
-            "{:16}{:16}{:>12}{:>10}{:>10}".format(
+            "{:16}{:16}{:>12}{:>10}{:>10}{:>8}".format(
                 *(f"{x:.4f}" if isinstance(x, float) else x for x in row)
             )
         )

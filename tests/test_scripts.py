@@ -8,10 +8,11 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ONE_BATCH, ROOT
+from conftest import ONE_BATCH, ROOT, write_mnist
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -27,7 +28,9 @@ def test_evaluate_gives_the_numbers_of_the_run(run, script):
     best = f"ckpt={done.folder}/checkpoints/best.ckpt"
     said = script("evaluate.py", best, "resamples=0")
     assert said.returncode == 0, said.stderr
-    metrics = dict(line.split() for line in said.stdout.splitlines())
+    first, *lines = said.stdout.splitlines()
+    assert first == "images 359"
+    metrics = dict(line.split() for line in lines)
     expected = {k: v for k, v in done.result["metrics"].items() if k.startswith("test/")}
     assert {k: float(v) for k, v in metrics.items()} == expected
 
@@ -394,3 +397,54 @@ def test_a_renamed_copy_passes_its_tests(renamed):
         text=True,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_other_folders_are_prepared_as_in_training(run, script, tree):
+    """`data=folder` alone once set the size of pictures back to 32 pixels."""
+    root = tree({"train": 12, "test": 4}, size=40)
+    data = ("data=folder", f"data.root='{root}'", "data.resize=40", "data.mode=L")
+    done = run(*data, "model=mlp", "model.widths=[8]", "trainer.max_epochs=2")
+    said = script("evaluate.py", str(done.folder), "data=folder", f"data.root='{root}/test'")
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith("images 8\n")
+    assert f"test/acc {done.result['metrics']['test/acc']} " in said.stdout
+    assert f"test/loss {done.result['metrics']['test/loss']} " in said.stdout
+
+
+def test_evaluate_takes_all_images_of_another_folder(run, script, tree):
+    """Of a folder without parts it once took the fifth that training would have set apart."""
+    root = tree({"mine": 10, "other": 7, "only/test": 3}, size=12)
+    data = ("data=folder", f"data.root='{root}/mine'", "data.resize=12")
+    done = run(*ONE_BATCH, *data, "model=mlp", "model.widths=[8]")
+    for other, images in {"mine": 4, "other": 14, "only": 6}.items():
+        said = script("evaluate.py", str(done.folder), f"data.root='{root}/{other}'", "resamples=0")
+        assert said.stdout.splitlines()[0] == f"images {images}", said.stderr
+
+
+def test_evaluate_downloads_only_what_was_named(run, script, tmp_path, monkeypatch):
+    write_mnist(tmp_path / "mnist")
+    done = run(*ONE_BATCH, "model=mlp", "data=mnist", f"data.root={tmp_path}/mnist")
+    (tmp_path / "mnist").rename(tmp_path / "elsewhere")
+    asked = []
+    monkeypatch.setattr("torchvision.datasets.MNIST", lambda *a, **k: asked.append(a) or 1 / 0)
+    said = script("evaluate.py", str(done.folder))
+    assert "no MNIST there" in said.stderr
+    assert not asked
+    assert "no download" in script("evaluate.py", str(done.folder), "data=mnist").stderr
+    assert asked
+
+
+def test_predict_names_what_is_damaged_and_goes_on(run, script, tree, tmp_path):
+    root = tree({"train": 6})
+    done = run(*ONE_BATCH, "data=folder", f"data.root='{root}'", "data.resize=12", "model=mlp")
+    (root / "train" / "cat" / "0.png").write_bytes(b"")
+    (root / "train" / "dog" / "1.png").write_text("no picture")
+    (root / "train" / "dog" / "2.png").rename(root / "train" / "dog" / os.fsdecode(b"caf\xe9.png"))
+    said = script("predict.py", str(done.folder), f"input={root}/train", "output=out.csv")
+    assert said.returncode == 1
+    *named, last = said.stderr.splitlines()
+    assert [Path(line.split(" can't be decoded")[0]).name for line in named] == ["0.png", "1.png"]
+    assert last == "error: 2 of 12 files are left out"
+    content = (tmp_path / "out.csv").read_bytes()
+    assert len(content.splitlines()) == 1 + 10
+    assert b"caf\xe9.png" in content

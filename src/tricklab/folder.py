@@ -2,10 +2,13 @@
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import yaml  # type: ignore[import-untyped]
+from omegaconf._utils import get_omega_conf_dumper
 
 from tricklab.errors import UserError
 
@@ -33,6 +36,26 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole UTF-8 file."""
     with atomic_open(path) as file:
         file.write(text.encode())
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain values as YAML that `files.read_yaml` reads back as they are."""
+    write_text(path, to_yaml(content))
+
+
+def to_yaml(content: Mapping[str, Any]) -> str:
+    """Return plain values as YAML. Unlike OmegaConf's own it takes any text, such as `${a`."""
+    text: str = yaml.dump(
+        dict(content), Dumper=_PlainDumper, allow_unicode=True, sort_keys=False, width=10**6
+    )
+    return text
+
+
+class _PlainDumper(get_omega_conf_dumper()):  # type: ignore[misc]  # quotes what would be a number
+    """Writes what occurs twice twice, without an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 def save_figure(figure: Any, path: Path) -> None:

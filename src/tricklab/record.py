@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from tricklab.errors import UserError
-from tricklab.folder import refuse_links, write_text
+from tricklab.folder import refuse_links, write_text, write_yaml
 from tricklab.resume import HASH, config_hash, lock_run, masked, read_config
 
 PACKAGES = ("tricklab", "torch", "pytorch-lightning", "hydra-core", "numpy")
@@ -90,7 +90,7 @@ class Record:
     def describe(self, dataset: Mapping[str, Any]) -> None:
         """Write `config.yaml`, with the facts of the data set: so a checkpoint can be used without the data."""
         facts = {"choices": self.choices, **({"dataset": dict(dataset)} if dataset else {})}
-        write_text(self.folder / "config.yaml", OmegaConf.to_yaml({**self.config, **facts}))
+        write_yaml(self.folder / "config.yaml", {**self.config, **facts})
 
     @rank_zero_only
     def train(self) -> None:

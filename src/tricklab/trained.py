@@ -8,11 +8,15 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from tricklab.build import build
 from tricklab.check import check_value
 from tricklab.cli import compose_each, unknown
 from tricklab.data.batches import Images, Preparation
+from tricklab.data.datasets import folder_to_evaluate
+from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.files import CHECKSUM, CONFIG, checksum, read_checkpoint
+from tricklab.folder import to_yaml
 from tricklab.judge import judge
 from tricklab.network import State, build_net, read_images, read_state
 
@@ -24,7 +28,8 @@ class Trained(NamedTuple):
     """The weights of a checkpoint, the options they were trained with, and how they take images.
 
     `dataset` has the classes, and the `height`, `width` and `channels` of the images before they
-    become the network's input; `arguments` are those of the script.
+    become the network's input; `arguments` are those of the script. `own_data`: whether `data` are
+    still those of the run; `data_named`: whether they were named on the command line.
     """
 
     path: Path
@@ -34,6 +39,8 @@ class Trained(NamedTuple):
     images: Images
     temperature: float
     arguments: dict[str, Any]
+    own_data: bool
+    data_named: bool
 
     @property
     def classes(self) -> list[str]:
@@ -55,6 +62,24 @@ class Trained(NamedTuple):
         last = kept.get("current_model_state", {})
         return {key[4:]: value for key, value in last.items() if key.startswith("net.")}
 
+    def data(self) -> ImageData:
+        """Build the data. Raises UserError: they can't be had, or have other classes.
+
+        Class folders other than the run's own are for evaluation as a whole, or in their part
+        `test`. Only what was named on the command line is downloaded.
+        """
+        options = {key: value for key, value in self.config.data.items() if key != "_target_"}
+        if self.config.data._target_.endswith(".folder") and not self.own_data:
+            data = folder_to_evaluate(**options, classes=self.classes, seed=self.config.seed)
+        else:
+            data = build(self.config.data, seed=self.config.seed, download=self.data_named)
+        if data.classes != self.classes:
+            raise UserError(
+                f"the data have the classes {data.classes}, the checkpoint {self.classes}"
+            )
+        data.adapt(self.images)
+        return data
+
     def prepare(self) -> Preparation:
         """Return what makes the network's input of images of 0 .. 255."""
         return Preparation(self.images)
@@ -64,7 +89,7 @@ class Trained(NamedTuple):
         from safetensors.torch import save
 
         facts = {"dataset": dict(self.dataset), "temperature": self.temperature}
-        config = OmegaConf.to_yaml(OmegaConf.merge(self.config, facts))
+        config = to_yaml({**OmegaConf.to_container(self.config), **facts})  # type: ignore[dict-item]
         state = {key: tensor.contiguous().clone() for key, tensor in self.state.items()}
         metadata = {CONFIG: config}
         return save(state, metadata | {CHECKSUM: checksum(state, metadata)})
@@ -84,10 +109,13 @@ def read_trained(arguments: Sequence[str], **allowed: Any) -> Trained:
     images = read_images(dataset)
     assert images is not None  # a dataset without them was refused
     config = judge(theirs, f"the config of {path}")
+    before = copy.deepcopy(config.data)
+    named = any(key.split(".")[0] == "data" for key in given)
     change(config, given, dataset, [*own, "data", *MAY_CHANGE])
+    own_data = same_place(before, config.data)
     temperature = theirs.get("temperature", 1.0)
     check_value("temperature", temperature, 1.0)
-    return Trained(path, state, config, dataset, images, float(temperature), own)
+    return Trained(path, state, config, dataset, images, float(temperature), own, own_data, named)
 
 
 def _split(argument: str) -> tuple[str, str]:
@@ -153,6 +181,12 @@ def prepare_alike(
     named = {argument.partition("=")[0].removeprefix("data.") for argument in given}
     alike = {key: value for key, value in of_run.items() if key in data and key not in named}
     return OmegaConf.merge(data, alike)  # type: ignore[return-value]
+
+
+def same_place(one: DictConfig, other: DictConfig) -> bool:
+    """Whether two data options read the same files."""
+    places = [Path(data.get("root", "")).expanduser().resolve() for data in (one, other)]
+    return bool(one._target_ == other._target_ and places[0] == places[1])
 
 
 def compose_one(overrides: list[str]) -> DictConfig:

@@ -29,7 +29,7 @@ PAYLOADS: list[dict[str, Any]] = [
     {"_target_": "shutil.rmtree", "path": MARK, "ignore_errors": True},
     {"_target_": "tricklab.process.runpy.run_path", "path_name": MARK},
     {"_target_": "tricklab.record.run_git", "_args_": [".", "init", MARK]},
-    {"_target_": "tricklab.data.published.download", "root": MARK, "name": "MNIST", "files": []},
+    {"_target_": "tricklab.data.datasets.mnist", "root": MARK},
     {"_target_": "tricklab.logger.MetricsFile", "folder": MARK},
     {"_target_": "torch.load", "f": MARK, "weights_only": False},
     {"_target_": "torch.hub.load", "_args_": ["a/b", "c"]},
@@ -134,7 +134,7 @@ def use(text: str) -> None:
     build_each(config.augment)
     if images:
         build_net(config, images.shape, 10)
-    build(config.data, seed=config.seed)
+    build(config.data, seed=config.seed, download=False)
 
 
 def to_yaml(config: dict[str, Any], rng: random.Random) -> str:
@@ -157,7 +157,7 @@ def fuzz(path: Path, seed: int, number: int) -> None:
     with safe_open(path, "pt") as file:
         honest: Any = OmegaConf.to_container(OmegaConf.create(file.metadata()["config"]))
     for target, options in WARM.items():  # imports what these need
-        warm = honest | {target.split(".")[1]: {"_target_": f"tricklab.{target}", **options}}
+        warm = honest | {target.split(".")[0]: {"_target_": f"tricklab.{target}", **options}}
         with suppress(UserError):  # as a folder that does not exist
             use(json.dumps(warm))
     rng, taken, refused = random.Random(seed), 0, 0

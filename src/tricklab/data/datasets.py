@@ -56,7 +56,8 @@ def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:
             for name in inspect.signature(read).parameters
             if name in options
         }
-        options.pop("num_workers", None)  # which images in memory have no use for
+        options.pop("num_workers", None)  # images in memory have no use for it
+        options.pop("download", None)  # nor data that are never downloaded
         if "root" in own:
             own["root"] = expand_home(own["root"], "data.root")
         return ImageData(read(**own), **options)
@@ -80,27 +81,27 @@ def digits() -> Source:
 
 
 @dataset
-def mnist(root: Path) -> Source:
+def mnist(root: Path, download: bool = True) -> Source:
     """70,000 handwritten digits, 28 x 28 pixels, grey (LeCun et al., Proc. IEEE 86, 1998)."""
-    return Source(*read_mnist(root, "MNIST"), list("0123456789"))
+    return Source(*read_mnist(root, "MNIST", download), list("0123456789"))
 
 
 @dataset
-def fashion_mnist(root: Path) -> Source:
+def fashion_mnist(root: Path, download: bool = True) -> Source:
     """70,000 articles of clothing, 28 x 28 pixels, grey (arXiv 1708.07747)."""
-    return Source(*read_mnist(root, "FashionMNIST"), FASHION)
+    return Source(*read_mnist(root, "FashionMNIST", download), FASHION)
 
 
 @dataset
-def cifar10(root: Path) -> Source:
+def cifar10(root: Path, download: bool = True) -> Source:
     """60,000 photographs of 10 classes, 32 x 32 pixels, colour (Krizhevsky, 2009)."""
-    return Source(*read_cifar(root, "CIFAR10"))
+    return Source(*read_cifar(root, "CIFAR10", download))
 
 
 @dataset
-def cifar100(root: Path) -> Source:
+def cifar100(root: Path, download: bool = True) -> Source:
     """60,000 photographs of 100 classes, 32 x 32 pixels, colour (Krizhevsky, 2009)."""
-    return Source(*read_cifar(root, "CIFAR100"))
+    return Source(*read_cifar(root, "CIFAR100", download))
 
 
 @dataset

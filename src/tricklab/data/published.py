@@ -50,9 +50,9 @@ CIFAR = {  # folder, training files, test file, file with the names of the class
 }
 
 
-def read_mnist(root: Path, name: str) -> tuple[Labelled, Labelled]:
+def read_mnist(root: Path, name: str, download: bool = True) -> tuple[Labelled, Labelled]:
     """Read the training and test set of torchvision's `name`, from a local copy or else downloaded to `root`."""
-    folder = find_mnist(root, name) or download(root, name, MNIST_FILES) / name / "raw"
+    folder = find_mnist(root, name) or fetch(root, name, MNIST_FILES, download) / name / "raw"
     train_x, train_y, test_x, test_y = (read_idx(folder, file) for file in MNIST_FILES)
     return Labelled(train_x[:, None], train_y.long()), Labelled(test_x[:, None], test_y.long())
 
@@ -68,15 +68,19 @@ def find_mnist(root: Path, name: str) -> Path | None:
     return None
 
 
-def download(root: Path, name: str, files: list[str]) -> Path:
-    """Let torchvision download `name` to `root`, and return that."""
+def fetch(root: Path, name: str, files: list[str], download: bool) -> Path:
+    """Let torchvision download `name` to `root`, and return that. Raises UserError: it can't or may not."""
+    package = " or Debian's package dataset-fashion-mnist" if name == "FashionMNIST" else ""
+    expected = f"expected a folder with {', '.join(files)}{package}"
+    if not download:
+        option = "data=" + name.lower().replace("fashion", "fashion_")
+        raise UserError(
+            f"data.root={root}: no {name} there; {expected}, or {option} to download it"
+        )
     from torchvision import datasets  # takes a second
 
-    new = [
-        path
-        for path in (root / name / "raw", root / name, root, *root.parents)
-        if not path.exists()
-    ]
+    places = (root / name / "raw", root / name, root, *root.parents)
+    new = [path for path in places if not path.exists()]
     try:
         print(f"downloading {name} to {root}")
         getattr(datasets, name)(str(root), download=True)
@@ -85,9 +89,9 @@ def download(root: Path, name: str, files: list[str]) -> Path:
         for path in new:
             with contextlib.suppress(OSError):  # part of a download is in it
                 path.rmdir()
-        package = " or Debian's package dataset-fashion-mnist" if name == "FashionMNIST" else ""
-        said = f"data.root={root}: no {name} there, and no download ({' '.join(str(error).split())[:200]})"
-        raise UserError(f"{said}; allowed: a folder with {', '.join(files)}{package}") from error
+        reason = " ".join(str(error).split())[:200]
+        message = f"data.root={root}: no {name} there, and no download ({reason}); {expected}"
+        raise UserError(message) from error
 
 
 def read_idx(folder: Path, name: str) -> Tensor:
@@ -107,14 +111,16 @@ def read_idx(folder: Path, name: str) -> Tensor:
         raise UserError(f"{path} is not an idx file: {error}") from error
 
 
-def read_cifar(root: Path, name: str) -> tuple[Labelled, Labelled, list[str]]:
+def read_cifar(
+    root: Path, name: str, download: bool = True
+) -> tuple[Labelled, Labelled, list[str]]:
     """Read the training set, the test set and the names of the classes of CIFAR10 or CIFAR100, as `read_mnist` does."""
     folder, train, test, meta, key = CIFAR[name]
     wanted = (*train, test, meta)
     here = next(
         (f for f in (root / folder, root) if all((f / file).is_file() for file in wanted)), None
     )
-    here = here or download(root, name, [f"{folder}/{file}" for file in wanted]) / folder
+    here = here or fetch(root, name, [f"{folder}/{file}" for file in wanted], download) / folder
     parts = [read_pickle(here / file) for file in wanted]
     try:
         names = next(
