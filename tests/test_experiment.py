@@ -148,6 +148,7 @@ def test_no_number_ends_the_run_and_is_no_checkpoint(run, tmp_path, every):
         run(
             "model=mlp",
             "optimizer.lr=1e20",
+            "optimizer.weight_decay=0",
             "trainer.max_epochs=2",
             f"trainer.log_every_n_steps={every}",
         )
