@@ -133,7 +133,7 @@ def test_wandb_holds_all_of_a_run(run, offline):
 
 def test_wandb_is_told_that_a_run_failed(run, offline, tmp_path):
     with pytest.raises(UserError):
-        run("model=mlp", "logger=wandb", "optimizer.lr=1e20")
+        run("model=mlp", "logger=wandb", "optimizer.lr=1e20", "optimizer.weight_decay=0")
     assert exits(tmp_path / "run") == [1]
     assert merged(tmp_path / "run", "config")["optimizer"]["lr"] == 1e20
 

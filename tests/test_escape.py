@@ -1,0 +1,51 @@
+"""A stranger's text in the places where it is shown."""
+
+import pytest
+
+from tricklab.escape import for_csv, for_markdown, for_terminal
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain text, höher 猫", "plain text, höher 猫"),
+        ("\x1b[2Jgone", "\\x1b[2Jgone"),
+        ("a\nerror: b\r", "a\\nerror: b\\r"),
+        ("a\tb\x00\x7f\x9b", "a\\tb\\x00\\x7f\\x9b"),
+        ("abc\u202edcb", "abc\\u202edcb"),
+        ("zero\u200bwidth \ufeff", "zero\\u200bwidth \\ufeff"),
+        ("line\u2028end", "line\\u2028end"),
+        ("caf\udce9", "caf\\udce9"),
+        (3, "3"),
+        (None, "None"),
+    ],
+)
+def test_a_terminal_gets_one_line_without_controls(text, shown):
+    assert for_terminal(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a|b", "a\\|b"),
+        ("<script>", "\\<script\\>"),
+        ("[x](javascript:y)", "[x\\](javascript:y)"),
+        ("`code` *b* _i_", "\\`code\\` \\*b\\* \\_i\\_"),
+        ("# head\n| a |", "# head\\\\n\\| a \\|"),
+        ("a\\b", "a\\\\b"),
+        ("augment=[flip,crop] weight_decay=1", "augment=[flip,crop] weight_decay=1"),
+        ("data.batch-size=3, 4", "data.batch-size=3, 4"),
+    ],
+)
+def test_markdown_shows_the_text_itself(text, shown):
+    assert for_markdown(text) == shown
+
+
+@pytest.mark.parametrize("cell", ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_cell_is_a_formula(cell):
+    assert for_csv(cell) == f"'{cell}"
+
+
+@pytest.mark.parametrize("cell", ["-0.5", "+3e-4", "-inf", "0.1", "a=b", "", 3, -0.5, None])
+def test_numbers_and_texts_are_as_they_are(cell):
+    assert for_csv(cell) == cell
