@@ -41,7 +41,7 @@ def main() -> None:
             f"experiment={name} has no claim.tricks; allowed: one that has, as fashion_tricks"
         )
     rows = measure(Recipe(name, make_arms(tricks), (METRIC,)), seeds, words)
-    print(table(lay_out(list(tricks), rows)))
+    print(table(lay_out(list(tricks), rows), trusted=True))
     print(power(list(tricks), rows))
     if left := sum(max(0, seeds - len(of_arm)) for of_arm in rows.values()):
         sys.exit(f"error: {left} runs are not done; the same command again goes on")

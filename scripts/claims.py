@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from measure import Recipe, Rows, arguments, known, measure
 from omegaconf import OmegaConf
 from page import table
-from paired import Summary, needed, number, summarise
+from paired import Summary, needed, number, seeds_text, summarise
 
 from tricklab import cli
 
@@ -64,7 +64,7 @@ class Claim(NamedTuple):
 
 def main() -> None:
     if not sys.argv[1:]:
-        print(table(overview()))
+        print(table(overview(), trusted=True))
         return
     name, seeds, words = arguments(cli.options(CLAIMS), lambda name: read_claim(name).seeds)
     claim = read_claim(name)
@@ -102,7 +102,8 @@ def judge(expectation: Expectation, rows: Rows) -> list[str]:
     values = [
         sum(sign * float(rows[arm][seed][metric]) for arm, sign in signs.items()) for seed in seeds
     ]
-    measured = summarise([round(value, 12) for value in values])
+    scale = max(abs(float(rows[arm][seed][metric])) for arm in signs for seed in seeds)
+    measured = summarise(values, scale)
     low, high = measured.mean - measured.half, measured.mean + measured.half
     ends = f" ({number(low)} to {number(high)})" if measured.n > 1 else ""
     said = number(measured.mean, "+" if expectation.than else "") + ends
@@ -120,7 +121,7 @@ def verdict(measured: Summary, low: float, high: float) -> str:
         return "FAIL"
     nearer = min((low, high), key=lambda bound: abs(measured.mean - bound))
     seeds = needed(measured._replace(mean=measured.mean - nearer)) if measured.n > 1 else 2
-    return f"INCONCLUSIVE, some {seeds} seeds would decide" if seeds else "INCONCLUSIVE"
+    return f"INCONCLUSIVE, {seeds_text(seeds)} would decide" if seeds else "INCONCLUSIVE"
 
 
 def overview() -> list[list[str]]:

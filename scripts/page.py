@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tricklab.escape import for_markdown, for_terminal
+
 Table = list[list[str]]
 Section = tuple[
     str, Table | str
 ]  # a heading, or none, and a table whose first row is its head, or a command
 SHOWN = 8  # configurations in a picture
+COLUMNS = {"images", "right", "confidence"}  # of calibration.csv
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; color: #222; }
 h1, h2, pre { overflow-wrap: anywhere; } h1 { font-size: 1.3rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
@@ -36,15 +39,17 @@ Runs = Mapping[str, list[Run]]  # by configuration
 
 def markdown(title: str, sections: list[Section]) -> str:
     """Lay out a report so that it can be read as it is."""
-    parts = [f"# {title}"]
+    parts = [f"# {for_markdown(title)}"]
     for heading, body in sections:
-        parts += [f"## {heading}"] * bool(heading)
-        parts.append(f"    {body}" if isinstance(body, str) else table(body))
+        parts += [f"## {for_markdown(heading)}"] * bool(heading)
+        parts.append(f"    {for_terminal(body)}" if isinstance(body, str) else table(body))
     return "\n\n".join(parts) + "\n"
 
 
-def table(rows: Table) -> str:
-    rows = [[text.replace("|", "\\|") for text in line] for line in rows]
+def table(rows: Table, trusted: bool = False) -> str:
+    """Lay out rows, the first of which is the head; what is not `trusted` is shown as it is."""
+    escaped = (lambda text: text.replace("|", "\\|")) if trusted else for_markdown
+    rows = [[escaped(text) for text in line] for line in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)) + " |"
@@ -53,26 +58,31 @@ def table(rows: Table) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
+def shown(text: str) -> str:
+    """Return text for HTML, without characters that it can't hold."""
+    return escape(for_terminal(text))
+
+
 def html(title: str, sections: list[Section], pictures: list[str]) -> str:
     """Lay out a report as a page; all text is escaped, pictures are SVG."""
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     )
-    head += f"<title>{escape(title)}</title><style>{STYLE}</style>"
+    head += f"<title>{shown(title)}</title><style>{STYLE}</style>"
     first, *others = map(html_section, sections)
     parts = [
         f"<!doctype html><html lang=en><head>{head}</head><body>",
-        f"<h1>{escape(title)}</h1>",
+        f"<h1>{shown(title)}</h1>",
         first,
     ]
     return "\n".join([*parts, "<main>", *pictures, "</main>", *others, "</body></html>\n"])
 
 
 def html_section(section: Section) -> str:
-    heading, body = (f"<h2>{escape(section[0])}</h2>" if section[0] else ""), section[1]
+    heading, body = (f"<h2>{shown(section[0])}</h2>" if section[0] else ""), section[1]
     if isinstance(body, str):
-        return f"{heading}<pre>{escape(body)}</pre>"
-    rows = ["".join(f"<td>{escape(text)}</td>" for text in line) for line in body]
+        return f"{heading}<pre>{shown(body)}</pre>"
+    rows = ["".join(f"<td>{shown(text)}</td>" for text in line) for line in body]
     rows[0] = rows[0].replace("td>", "th>")
     return f"{heading}<div><table>{''.join(f'<tr>{row}</tr>' for row in rows)}</table></div>"
 
@@ -84,7 +94,7 @@ def pictures(
 
     `effects` holds, for each value of a key, a mean and half the width of its interval.
     """
-    found = {label.replace("$", r"\$"): runs for label, runs in configurations.items() if runs}
+    found = {plain(label): runs for label, runs in configurations.items() if runs}
     scores = {
         label: np.mean([run.results.get("val/acc") or 0.0 for run in runs])
         for label, runs in found.items()
@@ -103,6 +113,11 @@ def pictures(
     return [picture(*of) for of in drawn if shown and of[2]]
 
 
+def plain(text: str) -> str:
+    """Return text that matplotlib draws as it is: neither mathematics nor control characters."""
+    return for_terminal(text).replace("$", r"\$")
+
+
 def picture(title: str, draw: Callable[[Any, Any], None], what: Any) -> str:
     """Return a picture as an SVG element that keeps its text as text."""
     from matplotlib import pyplot
@@ -110,7 +125,7 @@ def picture(title: str, draw: Callable[[Any, Any], None], what: Any) -> str:
     with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}):
         figure, axes = pyplot.subplots(figsize=(5, 3.6), layout="constrained")
         draw(axes, what)
-        axes.set_title(title, fontsize=9)
+        axes.set_title(plain(title), fontsize=9)
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[1]:
             figure.legend(loc="outside lower left", fontsize=8, frameon=False)
@@ -120,24 +135,32 @@ def picture(title: str, draw: Callable[[Any, Any], None], what: Any) -> str:
     return file.getvalue()[file.getvalue().index("<svg") :]
 
 
+def line_style(n: int) -> dict[str, Any]:
+    """Return a style by which the n-th curve is seen where others lie on it: later ones are thinner and dashed."""
+    dashes = ["-", "--", ":", "-."][n % 4]
+    return {"linestyle": dashes, "linewidth": 3.0 - 0.25 * n, "alpha": 0.8}
+
+
 def draw_curves(axes: Any, configurations: Runs) -> None:
-    for label, runs in configurations.items():
+    for n, (label, runs) in enumerate(configurations.items()):
         of_epoch: dict[float, list[float]] = {}
-        for row in [row for run in runs for row in run.metrics if "val/acc" in row]:
+        rows = [row for run in runs for row in run.metrics if {"val/acc", "epoch"} <= row.keys()]
+        for row in rows:
             of_epoch.setdefault(row["epoch"] + 1, []).append(row["val/acc"])
         points = [
             (epoch, np.mean(x), np.std(x, ddof=min(1, len(x) - 1)))
             for epoch, x in sorted(of_epoch.items())
         ]
         epochs, means, spread = np.array(points).reshape(-1, 3).T
-        axes.plot(epochs, means, label=label)
+        axes.plot(epochs, means, label=label, **line_style(n))
         axes.fill_between(epochs, means - spread, means + spread, alpha=0.2)
     axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def draw_effects(axes: Any, effects: Mapping[str, Mapping[str, Any]]) -> None:
     for n, (key, of_value) in enumerate(effects.items()):
-        known = {f"{key}={value}": s for value, s in of_value.items() if s.n}
+        known = {plain(f"{key}={value}"): s for value, s in of_value.items() if s.n}
         halves = np.nan_to_num([s.half for s in known.values()])  # of a single run there is none
         axes.errorbar(
             [s.mean for s in known.values()],
@@ -153,7 +176,9 @@ def draw_effects(axes: Any, effects: Mapping[str, Mapping[str, Any]]) -> None:
 def draw_calibration(axes: Any, configurations: Runs) -> None:
     for label, runs in configurations.items():
         points = [
-            (r.results["test/ece"], r.results["test/acc"]) for r in runs if "test/ece" in r.results
+            (r.results["test/ece"], r.results["test/acc"])
+            for r in runs
+            if {"test/ece", "test/acc"} <= r.results.keys()
         ]
         axes.plot(*np.reshape(points, (-1, 2)).T, "o", alpha=0.6, label=label)
     axes.set(xlabel="expected calibration error (lower is better)", ylabel="accuracy")
@@ -164,12 +189,10 @@ def draw_reliability(axes: Any, configurations: Runs) -> None:
     axes.plot([0, 1], [0, 1], "--", color="grey")
     for n, (label, runs) in enumerate(configurations.items()):
         of_bin: dict[int, Any] = {}
-        for i, row in [
-            pair for run in runs for pair in enumerate(run.calibration) if len(pair[1]) == 3
-        ]:
-            of_bin[i] = of_bin.get(i, 0) + np.array(
-                [row["images"], row["right"], row["confidence"]]
-            )
+        for i, row in [pair for run in runs for pair in enumerate(run.calibration)]:
+            if row.keys() >= COLUMNS:
+                values = np.array([row[column] for column in ("images", "right", "confidence")])
+                of_bin[i] = of_bin.get(i, 0) + values
         images, right, confidence = np.array([of_bin[i] for i in sorted(of_bin)]).reshape(-1, 3).T
         some, style = images > 0, {"alpha": 0.6, "color": f"C{n}"}
         axes.plot(
@@ -180,7 +203,9 @@ def draw_reliability(axes: Any, configurations: Runs) -> None:
 
 
 def draw_rates(axes: Any, configurations: Runs) -> None:
-    for label, runs in configurations.items():
-        points = [(row["step"], row["lr"]) for row in runs[0].metrics if "lr" in row]
-        axes.plot(*np.reshape(points, (-1, 2)).T, label=label)
+    for n, (label, runs) in enumerate(configurations.items()):
+        rows = [row for row in runs[0].metrics if {"lr", "step"} <= row.keys()]
+        points = [(row["step"], row["lr"]) for row in rows]
+        axes.plot(*np.reshape(points, (-1, 2)).T, label=label, **line_style(n))
     axes.set_xlabel("optimizer step")
+    axes.xaxis.get_major_locator().set_params(integer=True)

@@ -8,6 +8,11 @@ from typing import Any, NamedTuple
 
 from scipy import optimize, stats
 
+Bounds = tuple[float, float]
+UNBOUNDED: Bounds = (-math.inf, math.inf)
+ROUNDING = 1e-9  # of the largest value
+MOST = 10_000  # seeds that anyone would run
+
 
 class Summary(NamedTuple):
     """Of values: how many, mean, deviation, half the width of the mean's 95 % interval, and p of a t-test against 0."""
@@ -19,12 +24,20 @@ class Summary(NamedTuple):
     p: float = math.nan
 
 
-def summarise(values: Collection[float]) -> Summary:
-    """Return the mean with Student's interval and test; of a single value there is neither, of equal ones no test."""
-    n, mean = len(values), statistics.mean(values) if values else math.nan
+def summarise(values: Collection[float], scale: float | None = None) -> Summary:
+    """Return the mean with Student's interval and test; of a single value there is neither, of equal ones no test.
+
+    A mean or a standard deviation below a billionth of `scale`, by default the largest value, is 0:
+    it is what is left of rounding, as of k/360 - l/360.
+    """
+    values = [value for value in values if math.isfinite(value)]
+    if not values:
+        return Summary(0, math.nan)
+    least = ROUNDING * (max(map(abs, values)) if scale is None else scale)
+    n, mean = len(values), above(least, statistics.mean(values))
     if n < 2:
         return Summary(n, mean)
-    deviation = statistics.stdev(values)  # of equal values exactly 0
+    deviation = above(least, statistics.stdev(values))
     half = float(stats.t.ppf(0.975, n - 1)) * deviation / math.sqrt(n)
     if not deviation:
         return Summary(n, mean, deviation, half, math.nan if mean else 1.0)
@@ -32,9 +45,15 @@ def summarise(values: Collection[float]) -> Summary:
     return Summary(n, mean, deviation, half, float(2 * stats.t.sf(abs(t), n - 1)))
 
 
+def above(least: float, value: float) -> float:
+    return value if abs(value) > least else 0.0
+
+
 def paired(ours: Mapping[Any, float], theirs: Mapping[Any, float]) -> Summary:
     """Summarise the differences seed by seed."""
-    return summarise([round(ours[seed] - theirs[seed], 12) for seed in ours if seed in theirs])
+    pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+    scale = max((abs(value) for pair in pairs for value in pair), default=0.0)
+    return summarise([one - other for one, other in pairs], scale)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -51,16 +70,21 @@ def power(effect: float, n: int, alpha: float) -> float:
 
 
 def needed(summary: Summary, alpha: float = 0.05) -> int:
-    """Return the seeds, more than there are, that would show such a difference in four of five cases; 0: none would."""
-    if not summary.mean:
+    """Return the seeds, more than there are, that would show such a difference in four of five cases.
+
+    0: there is no difference to show; `MOST` + 1: more than that.
+    """
+    if not summary.mean or not summary.deviation:
         return 0
     effect = abs(summary.mean) / summary.deviation
-    about = (
-        (stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(0.8)) / effect
-    ) ** 2  # less than with an unknown deviation
-    return next(
-        n for n in itertools.count(max(summary.n + 1, int(about))) if power(effect, n, alpha) >= 0.8
-    )
+    z = stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(0.8)
+    about = min((z / effect) ** 2, MOST)  # less than with an unknown deviation
+    candidates = range(max(summary.n + 1, int(about)), MOST + 1)
+    return next((n for n in candidates if power(effect, n, alpha) >= 0.8), MOST + 1)
+
+
+def seeds_text(seeds: int) -> str:
+    return f"more than {MOST:,} seeds" if seeds > MOST else f"some {seeds} seeds"
 
 
 def detectable(n: int, alpha: float) -> float:
@@ -72,6 +96,14 @@ def number(value: float, sign: str = "") -> str:
     return "" if math.isnan(value) else f"{value:{sign}.4f}"
 
 
-def interval(summary: Summary) -> str:
-    ends = summary.mean - summary.half, summary.mean + summary.half
-    return "" if math.isnan(summary.half) else "{:.4f} to {:.4f}".format(*ends)
+def interval(summary: Summary, bounds: Bounds = UNBOUNDED) -> str:
+    low, high = ends(summary, bounds)
+    return "" if math.isnan(low) else f"{low:.4f} to {high:.4f}"
+
+
+def ends(summary: Summary, bounds: Bounds = UNBOUNDED) -> Bounds:
+    """Return the interval of 95 %, cut off where no mean can lie: at 0 and 1 of an accuracy."""
+    if math.isnan(summary.half):
+        return math.nan, math.nan
+    low, high = summary.mean - summary.half, summary.mean + summary.half
+    return max(low, bounds[0]), min(high, bounds[1])

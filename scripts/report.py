@@ -7,19 +7,35 @@ python scripts/report.py sweeps/NAME [metric=test/acc] [baseline="mixup=off"] [i
 """
 
 import csv
-import json
+import io
 import math
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import page
 from page import Run, Section, Table
-from paired import Summary, holm, interval, needed, number, paired, summarise
+from paired import (
+    UNBOUNDED,
+    Bounds,
+    Summary,
+    ends,
+    holm,
+    interval,
+    needed,
+    number,
+    paired,
+    seeds_text,
+    summarise,
+)
 
 from tricklab import cli
 from tricklab.errors import UserError, nearest
+from tricklab.escape import for_csv, for_terminal
+from tricklab.files import UnreadableError, numbers, read_json, read_table, texts
+from tricklab.folder import write_text
 from tricklab.resume import is_volatile, read_result
 from tricklab.sweep import REPLICATES
 
@@ -32,8 +48,9 @@ class Job(NamedTuple):
     overrides: list[str]
     status: str
     reason: str
-    metrics: dict[str, Any]
+    metrics: dict[str, float]
     seconds: float
+    images: int  # of the test set; 0 where the result does not say
 
 
 Cells = dict[str, dict[str, Job]]  # by configuration and seed
@@ -64,46 +81,85 @@ def main() -> None:
             cells, effects if len(varied) > 1 else {}, metric, baseline, incomplete == "true"
         )
         sections += left_out(folder, jobs)
-        text = page.markdown(metric, sections)
-        (folder / "report.md").write_text(text, "utf-8")
-        with (folder / "report.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(sections[0][1])
-        drawn = page.pictures(
-            {label: read_runs(cell) for label, cell in cells.items()}, effects, metric
-        )
-        (folder / "report.html").write_text(
-            page.html(f"{folder.resolve().name}: {metric}", sections, drawn), "utf-8"
-        )
-        print(text, end="")
+        title = f"{metric}{on_images(jobs)}"
+        text = page.markdown(title, sections)
+        write_text(folder / "report.md", text)
+        write_text(folder / "report.csv", table_as_csv(cells, metric))
+        runs = {label: read_runs(cell) for label, cell in cells.items()}
+        drawn = page.pictures(runs, effects, metric)
+        html = page.html(f"{folder.resolve().name}: {title}", sections, drawn)
+        write_text(folder / "report.html", html)
+        print(text)
+        print(for_terminal(folder / "report.html"))
+
+
+def on_images(jobs: list[Job]) -> str:
+    """Say on how many test images the results are, where all agree."""
+    found = {job.images for job in jobs if job.status == "done"}
+    return f" on {found.pop():,} test images" if len(found) == 1 and 0 not in found else ""
+
+
+def table_as_csv(cells: Cells, metric: str) -> str:
+    """Return a row of numbers for each configuration, in full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["configuration", "n", "of", "mean", "sd", "low", "high", "seconds"])
+    for label, cell in cells.items():
+        summary = summarise(of_seeds(cell, metric).values())
+        found = summary.mean, summary.deviation, *ends(summary, bounds_of(metric))
+        numbers = ["" if math.isnan(value) else value for value in (*found, mean_seconds(cell))]
+        writer.writerow([for_csv(label), summary.n, len(cell), *numbers])
+    return text.getvalue()
+
+
+def mean_seconds(cell: dict[str, Job]) -> float:
+    seconds = [job.seconds for job in cell.values() if job.status == "done"]
+    return math.fsum(seconds) / len(seconds) if seconds else math.nan
+
+
+def bounds_of(metric: str) -> Bounds:
+    """Return between which values a metric lies: no accuracy is above 1."""
+    name = metric.rpartition("/")[2].removesuffix("_t").partition("_")[0]
+    return (0.0, 1.0) if name in ("acc", "ece", "aurc", "f1", "balanced") else UNBOUNDED
 
 
 def read_jobs(folder: Path) -> list[Job]:
-    """Read the jobs of `sweep.json`, in its order and whatever state they are in. Raises UserError: it is not whole."""
+    """Read the jobs of `sweep.json`, in its order and whatever state they are in.
+
+    Raises UserError: there is none, or it is damaged.
+    """
     try:
-        listed = json.loads((folder / "sweep.json").read_text("utf-8"))["jobs"]
-        jobs = [(folder / str(job["folder"]), list(job["overrides"])) for job in listed]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder}: no sweep.json there; allowed: the folder of a sweep ({error})"
-        ) from None
-    if not jobs:
+        listed = read_json(folder / "sweep.json").get("jobs")
+    except UnreadableError as error:
+        raise UserError(f"{folder} is not the folder of a sweep: {error}") from None
+    jobs = [job for job in listed if isinstance(job, dict)] if isinstance(listed, list) else []
+    if not any(is_name(job.get("folder")) for job in jobs):
         raise UserError(f"{folder}: no jobs in sweep.json")
-    return [read_job(path, words) for path, words in jobs]
+    return [read_job(folder, job) for job in jobs]
 
 
-def read_job(folder: Path, overrides: list[str]) -> Job:
+def read_job(sweep: Path, job: dict[str, Any]) -> Job:
     """Read what a job has left; "stopped" is one that sweep=halving has ended early."""
+    name, overrides = str(job.get("folder")), texts(job.get("overrides"))
     parts = (word.lstrip("+").partition("=") for word in overrides)
-    words = {
-        key: value for key, _, value in parts if not is_volatile(key)
-    }  # those that say what is computed
-    result = {"status": "missing", **read_result(folder)}
-    early = [word for word in result.get("overrides", []) if word.startswith("stop_after=")]
+    words = {key: value for key, _, value in parts if not is_volatile(key)}  # what is computed
+    folder = sweep / name
+    if not is_name(job.get("folder")) or folder.is_symlink():
+        result: dict[str, Any] = {"status": "refused", "reason": "not a folder of this sweep"}
+    else:
+        result = {"status": "missing", **read_result(folder)}
+    early = [word for word in texts(result.get("overrides")) if word.startswith("stop_after=")]
     if early and "stop_after" not in words:
         result |= {"status": "stopped", "reason": early[-1]}
-    reason = " ".join(str(result.get("reason") or "no result").split())
-    metrics, seconds = dict(result.get("metrics") or {}), result.get("seconds") or 0.0
-    return Job(folder, words, overrides, str(result["status"]), reason, metrics, seconds)
+    reason = " ".join(str(result.get("reason") or "no result").split())[:500]
+    metrics, seconds = numbers(result.get("metrics")), numbers(result).get("seconds", 0.0)
+    images = int(numbers(result.get("images")).get("test", 0))
+    return Job(folder, words, overrides, str(result["status"]), reason, metrics, seconds, images)
+
+
+def is_name(name: object) -> bool:
+    """Whether this is the name of something right below a folder."""
+    return isinstance(name, str) and name == Path(name).name not in ("", ".", "..")
 
 
 def arrange(jobs: list[Job]) -> tuple[list[str], Cells]:
@@ -129,20 +185,19 @@ def report(
     if base not in cells:
         raise UserError(f"baseline={base}; allowed: {', '.join(cells)}.{nearest(base, cells)}")
     rows = [["configuration", "n", "mean", "sd", "95 % interval", "seconds"]]
+    bounds = bounds_of(metric)
     for label, cell in cells.items():
-        s, seconds = (
-            summarise(values[label].values()),
-            [job.seconds for job in cell.values() if job.status == "done"],
-        )
-        took = f"{math.fsum(seconds) / len(seconds):.1f}" if seconds else ""
-        rows.append(
-            [label, f"{s.n} of {len(cell)}", number(s.mean), number(s.deviation), interval(s), took]
-        )
+        s, seconds = summarise(values[label].values()), mean_seconds(cell)
+        took = "" if math.isnan(seconds) else f"{seconds:.1f}"
+        shown = [number(s.mean), number(s.deviation), interval(s, bounds)]
+        rows.append([label, f"{s.n} of {len(cell)}", *shown, took])
     sections: list[Section] = [("", rows)]
     if len(cells) > 1:
         sections.append((f"Differences to {base}", compare(values, base, incomplete, cells)))
     for key, of_value in effects.items():
-        rows = [[value, str(s.n), number(s.mean), interval(s)] for value, s in of_value.items()]
+        rows = [
+            [value, str(s.n), number(s.mean), interval(s, bounds)] for value, s in of_value.items()
+        ]
         sections.append((f"Effect of {key}", [["value", "n", "mean", "95 % interval"], *rows]))
     return [*sections, *best(values, cells)]
 
@@ -174,7 +229,7 @@ def compare(values: Values, base: str, incomplete: bool, cells: Cells) -> Table:
             verdict = "equal"
         else:
             more = needed(s, 0.05 / len(judged))
-            verdict = f"can't tell; some {more} seeds would" if more else "can't tell"
+            verdict = f"can't tell; {seeds_text(more)} would" if more else "no difference"
         rows.append(
             [
                 label,
@@ -239,14 +294,19 @@ def read_runs(cell: dict[str, Job]) -> list[Run]:
 
 
 def read_columns(path: Path) -> list[dict[str, float]]:
+    """Return the numbers in each row of a table; nothing where there is none, or a damaged one."""
     try:
-        lines = path.read_text("utf-8").splitlines()
-        return [
-            {key: float(value) for key, value in row.items() if value}
-            for row in csv.DictReader(lines)
-        ]
-    except (OSError, ValueError, TypeError):
+        return [numbers_in(row) for row in read_table(path)]
+    except UnreadableError:
         return []
+
+
+def numbers_in(row: dict[str, str]) -> dict[str, float]:
+    found = {}
+    for key, text in row.items():
+        with suppress(ValueError):
+            found[key] = float(text)
+    return found
 
 
 if __name__ == "__main__":

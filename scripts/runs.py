@@ -5,10 +5,12 @@ python scripts/runs.py status=failed                                    by how t
 python scripts/runs.py scheduler=cosine mixup=on optimizer.lr=0.1       by words and values
 python scripts/runs.py status=failed delete=true                        those found are deleted
 
-status is done, failed, interrupted, unfinished (killed) or running. What is unfinished is only deleted where
-status=unfinished asks for it, what is running never.
+status is done, failed, interrupted, unfinished (killed), running or unreadable (a damaged
+config.yaml). What is unfinished or unreadable is only deleted where status=... asks for it, what is
+running never.
 """
 
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -19,9 +21,11 @@ from omegaconf import OmegaConf
 from tricklab import cli
 from tricklab.check import leaves
 from tricklab.errors import UserError, nearest
+from tricklab.escape import for_terminal
+from tricklab.files import UnreadableError, numbers, read_yaml
 from tricklab.resume import find_runs, read_result, status
 
-STATUSES = ("done", "failed", "interrupted", "unfinished", "running")
+STATUSES = ("done", "failed", "interrupted", "unfinished", "running", "unreadable")
 
 
 def main() -> None:
@@ -53,30 +57,45 @@ def main() -> None:
         for folder, of in facts.items()
         if all(key in of and of[key] in values[key] for key in values)
     ]
-    kept = ("running",) if "status" in asked else ("running", "unfinished")
+    kept = {"running"} if "status" in asked else {"running", "unfinished", "unreadable"}
     doomed = [
         folder for folder in found if delete == "true" and facts[folder]["status"] not in kept
     ]
+    if outside := [folder for folder in doomed if not is_below(folder, root)]:
+        raise UserError(f"delete=true: {outside[0]} is a link that leads out of {root}")
     for folder in found:
-        result, ended = read_result(folder), facts[folder]["status"]
-        val, test = (
-            f"{result.get('metrics', {}).get(f'{part}/acc', float('nan')):.4f}"
-            for part in ("val", "test")
-        )
-        print(
-            f"{ended:11}  val {val:6}  test {test:6}  {result.get('seconds') or 0:8.1f} s  {folder}"
-        )
+        print(for_terminal(describe(folder, str(facts[folder]["status"]))))
     for folder in doomed:
         folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
-    print(
-        f"{len(found)} runs below {root}" + (f", {len(doomed)} deleted" if delete == "true" else "")
-    )
+    ending = f", {len(doomed)} deleted" if delete == "true" else ""
+    print(f"{len(found)} runs below {root}{ending}")
+
+
+def is_below(folder: Path, root: Path) -> bool:
+    """Whether a folder lies below the root; if it is a link itself, that alone is deleted."""
+    return folder.parent.resolve().is_relative_to(root.resolve())
+
+
+def describe(folder: Path, ended: str) -> str:
+    """Return how a run ended, its accuracies and seconds, and its folder."""
+    result = read_result(folder)
+    metrics, seconds = numbers(result.get("metrics")), numbers(result).get("seconds", 0.0)
+    val, test = (f"{metrics.get(f'{part}/acc', math.nan):.4f}" for part in ("val", "test"))
+    return f"{ended:11}  val {val:6}  test {test:6}  {seconds:8.1f} s  {folder}"
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """Read how a run ended, the words chosen, and its options by dotted key."""
-    config: Any = OmegaConf.load(folder / "config.yaml")
-    return {**leaves(config), **(config.choices or {}), "status": status(folder)}
+    try:
+        config = read_yaml(folder / "config.yaml")
+    except UnreadableError:
+        return {"status": "unreadable"}
+    choices = config.get("choices")
+    return {
+        **leaves(config),
+        **(choices if isinstance(choices, dict) else {}),
+        "status": status(folder),
+    }
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def sweep(tmp_path):
         jobs = []
         for words, cell in results.items():
             for seed, value in enumerate(cell):
-                name = f"{words.replace(' ', '_')}_{seed}"
+                name = f"{words.replace(' ', '_').replace('/', '_')}_{seed}"
                 jobs.append(
                     {
                         "folder": name,
@@ -83,7 +83,7 @@ def test_a_table_checked_by_hand(sweep, script):
     first, second, third = found["Differences to mixup=off scheduler=step"][1:]
     assert first[:3] == ["mixup=on scheduler=step", "4", "+0.0225"]
     assert first[5] == "higher"
-    assert (second[2], second[5]) == ("+0.0000", "can't tell")  # with a spread
+    assert (second[2], second[5]) == ("+0.0000", "no difference")  # with a spread
     assert third[2:] == ["+0.0000", "0.0000 to 0.0000", "1", "equal"]
     assert [row[:3] for row in found["Effect of mixup"][1:]] == [
         ["off", "8", "0.9150"],
@@ -101,11 +101,14 @@ def test_a_table_checked_by_hand(sweep, script):
 def test_files_and_other_metrics_and_baselines(sweep, script):
     folder = sweep(FULL)
     said = script("report.py", str(folder), "metric=test/loss", "baseline=mixup=on scheduler=step")
-    assert (folder / "report.md").read_text() == said.stdout
+    text = (folder / "report.md").read_text()
+    assert said.stdout == f"{text}\n{folder}/report.html\n"
     with (folder / "report.csv").open() as file:
-        rows = list(csv.reader(file))
-    assert rows == tables(said.stdout)["test/loss"]
-    assert rows[1][2] == "0.0850"
+        rows = list(csv.DictReader(file))
+    assert [row["configuration"] for row in rows] == [r[0] for r in tables(text)["test/loss"][1:]]
+    assert float(rows[0]["mean"]) == pytest.approx(0.085, abs=1e-15)
+    assert (rows[0]["n"], rows[0]["of"]) == ("4", "4")
+    assert float(rows[0]["low"]) < float(rows[0]["mean"]) < float(rows[0]["high"])
     assert len(tables(said.stdout)["Differences to mixup=on scheduler=step"]) == 4
 
 
@@ -216,7 +219,7 @@ def test_one_configuration_with_nothing_done(sweep, script):
         ),
         (["{s}", "baseline=mixup=onn"], "baseline=mixup=onn; allowed: mixup=off scheduler=step"),
         (["{s}", "metrik=x"], "metrik does not exist; allowed: baseline, incomplete, metric"),
-        (["/nowhere"], "no sweep.json there"),
+        (["/nowhere"], "is not the folder of a sweep"),
         ([], "no folder; allowed"),
     ],
 )
@@ -335,3 +338,132 @@ def test_folds_are_replicates_and_the_command_is_that_of_the_sweep(sweep, script
         ["note=c", "1 of 1"],
     ]
     assert "python train.py -m model=mlp +note=a seed=0 data.fold=0,1\n" in said
+
+
+def test_what_rounding_leaves_is_no_difference(sweep, script):
+    """+1, +2 and -3 of 360 images asked for 1e21 seeds."""
+    base = [300, 310, 320]
+    folder = sweep(
+        {
+            "mixup=off": [k / 360 for k in base],
+            "mixup=on": [(k + d) / 360 for k, d in zip(base, (1, 2, -3), strict=True)],
+            "mixup=cutmix": [k / 360 for k in base],
+        }
+    )
+    said = script("report.py", str(folder))
+    assert said.returncode == 0, said.stderr
+    first, second = tables(said.stdout)["Differences to mixup=off"][1:]
+    assert (first[2], first[5]) == ("+0.0000", "no difference")
+    assert (second[2], second[5]) == ("+0.0000", "equal")
+
+
+def test_any_counts_of_right_images_have_a_verdict(recwarn):
+    """Differences of k / n by themselves, which leave residues in 1 of 3 cases."""
+    random, needed = np.random.default_rng(0), REPORT["needed"]
+    for _ in range(600):
+        n, images = int(random.integers(2, 6)), int(random.choice([7, 360, 10_000]))
+        ours = random.integers(0, images + 1, n)
+        theirs = np.clip(ours + random.integers(-3, 4, n), 0, images)
+        one, other = (dict(enumerate((k / images).tolist())) for k in (ours, theirs))
+        found = REPORT["paired"](one, other)
+        total = int((ours - theirs).sum())
+        assert found.mean == pytest.approx(total / images / n, abs=1e-12)
+        assert (found.mean == 0) == (total == 0)
+        assert (found.deviation == 0) == (len(set(ours - theirs)) == 1)
+        assert 0 <= needed(found) <= 10_001
+        assert (needed(found) == 0) == (total == 0 or found.deviation == 0)
+    assert not recwarn.list
+
+
+def test_a_small_difference_needs_more_seeds_than_anyone_runs():
+    tiny = REPORT["Summary"](3, 1e-6, 1.0, 0.1)
+    assert REPORT["seeds_text"](REPORT["needed"](tiny)) == "more than 10,000 seeds"
+
+
+def test_no_interval_of_an_accuracy_is_beyond_1(sweep, script):
+    folder = sweep({"mixup=off": [0.99, 1.0], "mixup=on": [0.0, 0.01]})
+    said = script("report.py", str(folder))
+    found = tables(said.stdout)["test/acc"]
+    assert found[1][4].endswith(" to 1.0000")
+    assert found[2][4].startswith("0.0000 to ")
+    with (folder / "report.csv").open() as file:
+        assert float(next(iter(csv.DictReader(file)))["high"]) == 1.0
+
+
+def test_the_number_of_test_images_is_told(sweep, script):
+    folder = sweep({"mixup=off": [0.99, 1.0]})
+    for path in folder.glob("mixup*/result.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"images": {"test": 1360}}))
+    assert "# test/acc on 1,360 test images\n" in script("report.py", str(folder)).stdout
+
+
+EVIL = "\x1b[2J<img src=x onerror=a>|`x`\n# x $\\x$ =1 \u202e"
+
+
+def test_texts_of_a_stranger_are_text_everywhere(sweep, script):
+    folder = sweep({"mixup=off": [0.9, 0.91], "mixup=on": [0.92, EVIL]})
+    listed = json.loads((folder / "sweep.json").read_text())
+    for job in listed["jobs"]:
+        job["overrides"] += [f"tag={EVIL}{job['folder'][:8]}", "=cmd"]
+    (folder / "sweep.json").write_text(json.dumps(listed))
+    said = script("report.py", str(folder))
+    assert said.returncode == 0, said.stderr
+    page, text, table = (
+        (folder / f"report.{end}").read_text("utf-8") for end in ("html", "md", "csv")
+    )
+    for shown in (said.stdout, page, text):
+        assert "\x1b" not in shown
+        assert "\u202e" not in shown
+        assert "\n# x" not in shown
+    assert "<img" not in page
+    shown = [line for line in text.splitlines() if not line.startswith("    ")]  # no code
+    assert not any(re.search(r"(?<!\\)<img", line) for line in shown)
+    assert not re.search(r"(^|,)\"?[=+@-][^\d]", table, re.MULTILINE)
+
+
+def strange(random, depth=0):
+    """Any value that JSON may hold."""
+    leaf = [None, True, 0, -1, 10**400, 1e308, float("nan"), float("inf"), "", "x", EVIL, "../x"]
+    kind = random.integers(0, 3 if depth < 2 else 1)
+    if kind == 1:
+        return [strange(random, depth + 1) for _ in range(random.integers(0, 3))]
+    if kind == 2:
+        keys = ["status", "metrics", "test/acc", "val/acc", "seconds", "overrides", "images", "x"]
+        return {key: strange(random, depth + 1) for key in random.choice(keys, 3).tolist()}
+    return leaf[random.integers(len(leaf))]
+
+
+def test_no_result_of_a_stranger_ends_the_report(sweep, script):
+    folder, random = sweep({"mixup=off": [0.9, 0.91], "mixup=on": [0.92, 0.9]}), None
+    random = np.random.default_rng(0)
+    honest = {path: path.read_text() for path in folder.glob("mixup*/result.json")}
+    listed = (folder / "sweep.json").read_text()
+    for n in range(16):
+        for path, text in honest.items():
+            content = json.loads(text)
+            content[str(random.choice(list(content)))] = strange(random)
+            path.write_text(json.dumps(content if random.random() < 0.8 else strange(random)))
+            (path.parent / "metrics.csv").write_text(
+                "epoch,val/acc,step\n" + "1,nan,2\nx\n" * (n % 3)
+            )
+        sweep_json = json.loads(listed)
+        sweep_json["jobs"][n % 4][str(random.choice(["folder", "overrides"]))] = strange(random)
+        (folder / "sweep.json").write_text(json.dumps(sweep_json if n % 2 else json.loads(listed)))
+        said = script("report.py", str(folder))
+        assert said.returncode == 0 or len(said.stderr.splitlines()) == 1, said.stderr
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc", ".", "..", "", "a/b", "link", None, 3])
+def test_only_folders_of_the_sweep_are_read(sweep, script, name):
+    folder = sweep({"mixup=off": [0.9, 0.91]})
+    (folder.parent / "outside").mkdir()
+    secret = {"status": "failed", "reason": "secret text"}
+    (folder.parent / "outside" / "result.json").write_text(json.dumps(secret))
+    (folder / "link").symlink_to(folder.parent / "outside")
+    listed = json.loads((folder / "sweep.json").read_text())
+    listed["jobs"][0]["folder"] = name
+    (folder / "sweep.json").write_text(json.dumps(listed))
+    said = script("report.py", str(folder))
+    assert said.returncode == 0, said.stderr
+    assert "not a folder of this sweep" in said.stdout
+    assert "secret text" not in said.stdout

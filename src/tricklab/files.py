@@ -91,6 +91,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def texts(values: Any) -> list[str]:
+    """Return the texts in a list of anything."""
+    found = values if isinstance(values, list) else []
+    return [value for value in found if isinstance(value, str)]
+
+
+def numbers(values: Any) -> dict[str, float]:
+    """Return the finite numbers in an object of anything."""
+    found = values.items() if isinstance(values, dict) else ()
+    return {
+        str(name): float(value)
+        for name, value in found
+        if isinstance(value, int | float) and type(value) is not bool and abs(value) < 1e300
+    }
+
+
 def read_table(path: Path) -> list[dict[str, str]]:
     """Return the rows of a CSV file by column; cells that a row lacks are empty."""
     lines = read_text(path, TABLE_LIMIT).splitlines()

@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 from tricklab.check import check
 from tricklab.cli import given, swept
 from tricklab.errors import UserError
+from tricklab.escape import for_terminal
 from tricklab.folder import write_text
 from tricklab.process import Command, last_line, quoted
 from tricklab.resume import config_hash, lock_run, read_result, task
@@ -231,7 +232,8 @@ class Jobs:
         print(f"{len(self.all) - len(bad)} of {len(self.all)} jobs done, in {self.folder}")
         for job in bad:
             reason = " ".join(str(job.result["reason"]).split())
-            print(f"  {job.result['status']}: {reason}: {job}; see {job.folder}/job.log")
+            line = f"{job.result['status']}: {reason}: {job}; see {job.folder}/job.log"
+            print(f"  {for_terminal(line)}")
         if bad:
             print(
                 f"  the same command again goes on with these: python train.py {shlex.join(sys.argv[1:])}"
