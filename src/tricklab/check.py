@@ -1,11 +1,11 @@
 """What can be seen to be wrong in a composed config, before a folder is made or torch is imported: a UserError."""
 
 import functools
-import math
 import os
 import re
+import shlex
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,17 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
+from yaml import YAMLError  # type: ignore[import-untyped]
 
-from tricklab import resume, scheduler
-from tricklab.cli import given, one_line, swept, unknown
+from tricklab import lightning, resume
+from tricklab.cli import given, list_values, one_line, swept, unknown_key
 from tricklab.duration import parse
-from tricklab.errors import UserError, nearest
+from tricklab.errors import UserError, closest, nearest, printable
+from tricklab.signatures import Signature, read_signature
+from tricklab.suggest import SEVERAL_OPTIONS as SEVERAL
+from tricklab.values import check_value, show
 
-DURATIONS = (
-    *scheduler.DURATIONS,
-    "warmup",
-    "hold",
-    "milestones",
-    "begin",
-    "end",
-    "stop_after",
-    "freeze",
-)
-SEVERAL_OPTIONS = ("augment", "penalty", "callbacks", "logger", "tags")
+SEVERAL_OPTIONS = (*SEVERAL, "tags")
 GROUPS = (
     *SEVERAL_OPTIONS,
     "data",
@@ -41,67 +35,23 @@ GROUPS = (
     "trainer",
     "sweep",
 )
-SEVERAL_TYPES = (
-    "trainer.devices",
-    "trainer.precision",
-    "trainer.strategy",
-    "resume",
-)  # Lightning takes more than one
-TYPES: dict[str, type] = {  # of what is null by default
-    **dict.fromkeys(("name", "weights", "entity", "group", "notes", "profiler", "only"), str),
-    **dict.fromkeys(
-        ("lr_per", "folds", "slots", "job_timeout", "num_workers", "every_n_steps"), int
-    ),
-    "weight": list,
+OF_A_SWEEP = ("sweep", "slots", "dry", "job_timeout")  # what has no effect on a single run
+FIXED = {  # conclude() reads this file, whatever these say
+    "callbacks.best._target_": "tricklab.callbacks.BestCheckpoint",
+    "callbacks.best.filename": "best",
+    "callbacks.best.enable_version_counter": False,
+    "callbacks.last._target_": "tricklab.callbacks.LastCheckpoint",
+    "trainer._target_": "pytorch_lightning.Trainer",
 }
-CHOICES = {
-    "scheduler.shape": " ".join(scheduler.FALLS),
-    "scheduler.warmup_shape": " ".join([*scheduler.RAMPS, "constant"]),
-    "mixup.per": "batch image",
-    "data.mode": "RGB L",
-    "trainer.accelerator": "auto cpu gpu cuda mps tpu",
-    "trainer.precision": "32-true 32 16-mixed 16 bf16-mixed bf16 16-true bf16-true 64-true 64 "
-    "transformer-engine transformer-engine-float16",
+RESUMED = ("resume", "stop_after")  # of an earlier start of a run
+INSIDE = ("filename", "tensorboard.name", "tensorboard.version", "tensorboard.sub_dir")
+MONITORED = {"val/loss": "min", "val/acc": "max", "val/ece": "min"}  # what callbacks can see
+FURTHER = {  # what takes the arguments that a class hands on
+    "tricklab.logger.Wandb": "wandb.init",
+    "pytorch_lightning.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter",
 }
-RANGES = {  # by the last word of a key: lowest and highest
-    word: (low, high)
-    for low, high, words in (
-        (
-            0,
-            1,
-            "dropout input_dropout spatial_dropout drop_path label_noise label_smoothing floor momentum threshold",
-        ),
-        (0, 1, "probability horizontal vertical translate smallest largest brightness contrast"),
-        (
-            0,
-            math.inf,
-            "val_size train_size alpha cutmix_alpha strength lr body_lr weight_decay norm power patience",
-        ),
-        (0, math.inf, "padding operations seed num_workers gradient_clip_val mistakes"),
-        (
-            1,
-            math.inf,
-            "slots job_timeout trials replicates rounds batch batch_size lr_per mult test_images channels",
-        ),
-        (
-            1,
-            math.inf,
-            "height width widths accumulate_grad_batches check_val_every_n_epoch every_n_steps",
-        ),
-        (1, math.inf, "log_every_n_steps"),
-        (2, math.inf, "images classes factor"),
-        (1e-6, 1, "gamma start warmup_share"),  # a rate of 0 would be a step without a step
-        (0.001, math.inf, "limit_val_batches limit_test_batches"),  # best.ckpt needs validation
-        (0, 0.9999999, "betas momentum_low momentum_high"),
-    )
-    for word in words.split()
-} | {
-    "scale": (0, 0.99),
-    "magnitude": (0, 30),
-    "shear": (0, 89),
-    "degrees": (0, 180),
-    "value": (0, 255),
-}
+GIVEN_BY_CODE = ("params", "save_dir", "dir")
+ENVIRONMENT = re.compile(r"\$\{oc\.env:\w+(,\s*null)?\}|\?\?\?")
 
 
 class Check(Callback):
@@ -115,82 +65,186 @@ class Check(Callback):
             config.hydra.run.dir = str(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.resume != "none":
-            raise SystemExit(
-                f"error: resume={config.resume} -m; allowed: none, a sweep goes on by itself"
-            )
-        if several := [
-            key for key in swept(given()) if key.partition(".")[0] in ("sweep", "slots", "dry")
-        ]:
-            raise SystemExit(
-                f"error: {several[0]} has several values; allowed: one, which is that of the sweep"
-            )
-        chosen = config.hydra.runtime.choices
-        if chosen["hydra/launcher"] == "local" and chosen["hydra/sweeper"] != "search":
-            said = f"hydra/sweeper={chosen['hydra/sweeper']} hydra/launcher=local"
-            raise SystemExit(
-                f"error: {said}; allowed: hydra/sweeper=search, or another launcher, as basic"
-            )
+        exit_on(check_sweep, config)
 
 
-def refuse(config: DictConfig) -> None:
+def exit_on(judge: Callable[[DictConfig], None], config: DictConfig) -> None:
     """End the process with one line if anything is wrong; after any other exception Hydra would go on."""
     try:
         with one_line():
-            check(config)
-            if (planned := os.environ.get(resume.HASH)) and planned != resume.config_hash(
-                resume.task(config)
-            ):
-                raise UserError(
-                    "conf/ was changed after this sweep had begun; give its command again"
-                )
-            together = (
-                "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
-            )
-            if together and not any(
-                word.startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra
-            ):
-                said = "what torchrun or srun starts together shares a folder"
-                raise UserError(f"{said}; allowed: with hydra.run.dir=FOLDER")
-            if all(
-                os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-            ):
-                check_folder(Path(config.hydra.run.dir), config)
+            judge(config)
     except Exception as error:
         traceback.print_exc()
         raise SystemExit(1) from error
+
+
+def refuse(config: DictConfig) -> None:
+    exit_on(check_run, config)
+
+
+def check_run(config: DictConfig) -> None:
+    """Check the config of a single run, and the folder that it is for."""
+    planned = os.environ.get(resume.HASH)  # by the sweep that this is a job of
+    if not planned:
+        check_command(config)
+        check_single()
+    check(config)
+    if planned and planned != resume.config_hash(resume.task(config)):
+        raise UserError("conf/ was changed after this sweep had begun; give its command again")
+    together = "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
+    if together and not any(
+        word.startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra
+    ):
+        said = "what torchrun or srun starts together shares a folder"
+        raise UserError(f"{said}; allowed: with hydra.run.dir=FOLDER")
+    if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        check_folder(Path(config.hydra.run.dir), config)
+
+
+def check_command(config: DictConfig) -> None:
+    """Refuse what no command may hold: an override twice, of which the last would win, and folders without a name."""
+    keys = [word.key_or_group for word in given() if not str(word.input_line).startswith("~")]
+    for key in keys:
+        if keys.count(key) > 1:
+            words = " ".join(str(w.input_line) for w in given() if w.key_or_group == key)
+            raise UserError(f"{words}: {key} is given twice")
+    folders = {"hydra.run.dir": config.hydra.run.dir}
+    if config.hydra.mode == RunMode.MULTIRUN:
+        folders = {f"hydra.sweep.{key}": config.hydra.sweep[key] for key in ("dir", "subdir")}
+    for key, folder in folders.items():
+        if not str(folder).strip():
+            raise UserError(f"{key}= is empty; expected a folder")
+    subdir = str(config.hydra.sweep.subdir) if len(folders) == 2 else ""
+    if "/" in subdir or subdir.startswith("."):
+        raise UserError(f"hydra.sweep.subdir={subdir}: expected a name without / and leading dots")
+
+
+def check_single() -> None:
+    """Refuse what only a sweep reads."""
+    for word in given():
+        key = str(word.key_or_group)
+        if key.partition(".")[0] in OF_A_SWEEP:
+            raise UserError(f"{word.input_line} has an effect on sweeps alone; add -m for a sweep")
+
+
+def check_sweep(config: DictConfig) -> None:
+    """Check what a sweep has of its own; each of its jobs is checked as a run."""
+    check_command(config)
+    check_secrets(config)
+    if config.resume != "none":
+        raise UserError(f"resume={config.resume} -m: a sweep resumes by itself; leave out resume")
+    for word in given():
+        is_glob = "glob(" in str(word.input_line)  # needs Hydra's loader: see sweep_plugins.py
+        if word.is_sweep_override() and word.is_discrete_sweep() and not is_glob:
+            list_values(word)
+    for key in sorted(swept(given())):
+        if key.partition(".")[0] in ("sweep", "slots", "dry"):
+            raise UserError(f"{key} has several values; expected one, for the whole sweep")
+    chosen = config.hydra.runtime.choices
+    if chosen["hydra/launcher"] == "local" and chosen["hydra/sweeper"] != "search":
+        said = f"hydra/sweeper={chosen['hydra/sweeper']} hydra/launcher=local"
+        raise UserError(f"{said}; allowed: hydra/sweeper=search, or another launcher, as basic")
 
 
 def check(config: DictConfig) -> None:
     """Refuse unknown keys, values of another type than the default or out of range, and contradictions."""
     words = list(config.hydra.overrides.task)
     check_words(words)
+    check_secrets(config)
     if empty := next((group for group in GROUPS if config[group] is None), ""):
-        raise UserError(f"{empty} is empty; allowed: an option of it, or keys below it")
+        raise UserError(f"{empty} is empty; expected an option of it, or keys below it")
     reference, experiment = defaults(config), config.hydra.runtime.choices.get("experiment")
     given = [word.lstrip("+").split("=")[0] for word in words]
     added = tuple(f"{key}." for key, word in zip(given, words, strict=True) if word.startswith("+"))
     free = tuple(
         f"{key}." for key in ("sweep.of", "claim") if key in reference
     )  # names of one's own below
+    check_lightning(config)
     for key, value in leaves(resume.task(config)).items():
         if key.startswith(free):
             continue
-        if key not in reference and not f"{key}.".startswith(added):
-            parent, _, word = key.rpartition(".")
-            siblings = {
-                k[len(parent) :].lstrip(".").split(".")[0]
-                for k in reference
-                if k.startswith(parent)
-            }
+        default = reference.get(key)
+        if key not in reference and f"{key}.".startswith(added):
+            default = find_default(key, config)
+        elif key not in reference:
             by = (
                 f"experiment={experiment} with these options: "
                 if experiment and key not in given
                 else ""
             )
-            raise UserError(by + unknown(key, word, siblings))
-        check_value(key, value, reference.get(key))
+            raise UserError(by + unknown_key(key, [*reference]))
+        check_value(key, value, default)
+        if FIXED.get(key, value) != value:
+            raise UserError(f"{key}={value}: the run's results rest on {FIXED[key]}, leave it so")
     check_together(config)
+
+
+def find_default(key: str, config: DictConfig) -> Any:
+    """Return the default that a key added with + has in the source of its class. Raises UserError: it is none of it."""
+    parts = key.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        node = OmegaConf.select(config, ".".join(parts[:length]), throw_on_resolution_failure=False)
+        target = isinstance(node, DictConfig) and node.get("_target_")
+        if not target:
+            continue
+        owner, name = ".".join(parts[:length]), parts[length]
+        if name in ("_target_", "_partial_") and length == 2 and parts[0] in SEVERAL:
+            return None
+        signature = add_further(str(target))
+        if signature and name not in signature.arguments:
+            raise_unknown_argument(f"{owner}.{name}", name, str(target), signature)
+        if owner == "trainer":
+            return lightning.EXTRA.get(name)
+        return signature.arguments[name] if signature and length == len(parts) - 1 else None
+    raise UserError(
+        f"+{key}: no such option. + adds arguments of a class, as +optimizer.maximize=true"
+    )
+
+
+def add_further(target: str) -> Signature | None:
+    """Return what a target takes from a config: not what the code gives it, and with what it hands on to another."""
+    signature = read_signature(target)
+    if signature is None:
+        return None
+    arguments = dict(signature.arguments)
+    if further := read_signature(FURTHER.get(target, "")):
+        arguments |= further.arguments
+    if target.startswith(
+        "tricklab."
+    ):  # whose required arguments stand in conf/ or come from the code
+        arguments = {k: v for k, v in arguments.items() if v is not None or target in FURTHER}
+    return Signature({k: v for k, v in arguments.items() if k not in GIVEN_BY_CODE}, False)
+
+
+def raise_unknown_argument(key: str, name: str, target: str, signature: Signature) -> None:
+    near = closest(name, signature.arguments, 0.6)
+    hint = f" Did you mean {key.rpartition('.')[0]}.{near}?" if near else ""
+    listed = ", ".join(sorted(signature.arguments)) or "nothing more"
+    raise UserError(f"+{key}: {target} takes no {name}; allowed: {listed}.{hint}")
+
+
+def check_secrets(config: DictConfig) -> None:
+    """Refuse a plain secret, whichever file or override it comes from: Hydra writes the config into the run folder."""
+    for word in (*config.hydra.overrides.task, *config.hydra.overrides.hydra):
+        key, _, value = word.lstrip("+").partition("=")
+        within = re.findall(r"([\w-]+)['\"]?\s*:\s*([^][{},]+)", value)
+        refuse_secrets(dict(within), f"{key}: ")
+        refuse_secrets({key: value})
+    refuse_secrets(OmegaConf.to_container(config, resolve=False))
+
+
+def refuse_secrets(node: Any, path: str = "") -> None:
+    if isinstance(node, list):
+        for part in node:
+            refuse_secrets(part, path)
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        if isinstance(value, dict | list):
+            refuse_secrets(value, f"{path}{key}.")
+        elif resume.is_secret(str(key), show(value)) and not ENVIRONMENT.fullmatch(str(value)):
+            said = f"{path}{key}=*** would be written into the run folder"
+            raise UserError(f"{said}; give it as an environment variable: {key}=${{oc.env:NAME}}")
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -199,63 +253,61 @@ def check_words(words: Sequence[str]) -> None:
         key, _, value = word.partition("=")
         if value.startswith("[") and "." not in key and key not in SEVERAL_OPTIONS:
             raise UserError(f"{word}; allowed: one option of {key}")
-        within = re.findall(r"(\w+)['\"]?\s*:\s*([^][{},]+)", value)
-        if any(resume.is_secret(k, v) and "${" not in v for k, v in [(key, value), *within]):
-            said = f"{key.lstrip('+')}=*** would be written down"
-            raise UserError(f"{said}; allowed: an environment variable, as ${{oc.env:NAME}}")
-        if word.startswith("~") and word[1:].split(".")[0] not in SEVERAL_OPTIONS:
-            raise UserError(f"{word} would leave out what is needed; allowed: another value")
+        if word.startswith("~") and (
+            word[1:].split(".")[0] not in SEVERAL_OPTIONS
+            or re.match(r"~callbacks(\.(best|last))?(=|$)", word)
+        ):
+            raise UserError(f"{word} would leave out what is needed; give it another value")
 
 
-def check_value(key: str, value: Any, default: Any) -> None:
-    """Refuse a value that is not of its default's type, or out of range."""
-    word, parts = key.rpartition(".")[2], value if isinstance(value, list) else [value]
-    if value is None and (default is None or word == "resize"):
+def check_lightning(config: DictConfig) -> None:
+    """Refuse what Lightning has and what would not do here what it says, and files outside of the run folder."""
+    for name in config.trainer or ():
+        lightning.check_argument(str(name))
+    for name, node in (config.callbacks or {}).items():
+        if isinstance(node, DictConfig):
+            lightning.check_callback(str(name), str(node.get("_target_")))
+            check_monitor(str(name), node)
+    for group in ("callbacks", "logger"):
+        for key, value in leaves(resume.task(config)[group] or {}).items():
+            if key.endswith(INSIDE) and isinstance(value, str) and leads_out(value):
+                said = "is outside of the run folder"
+                raise UserError(f"{group}.{key}={value} {said}; expected a name")
+    project = str(OmegaConf.select(config, "logger.wandb.project", default=""))
+    if wrong := re.search(r"[/\\#?%:]", project):
+        raise UserError(f"logger.wandb.project={project}: W&B takes no {wrong[0]} in it")
+
+
+def leads_out(path: str) -> bool:
+    return Path(path).is_absolute() or ".." in Path(path).parts
+
+
+def check_monitor(name: str, node: DictConfig) -> None:
+    """Refuse a callback that would wait for a value that is not there, or for it to move the wrong way."""
+    monitor, mode = node.get("monitor"), node.get("mode", "min")
+    if monitor is None:
         return
-    if default is None and word in TYPES and type(value) is not TYPES[word]:
+    if monitor not in MONITORED:
+        hint = nearest(str(monitor), MONITORED)
         raise UserError(
-            f"{key}={value!r} is a {type(value).__name__}; allowed: null, {TYPES[word].__name__}"
+            f"callbacks.{name}.monitor={monitor}; allowed: {', '.join(MONITORED)}.{hint}"
         )
-    if word in DURATIONS:
-        if isinstance(value, list) != isinstance(default, list):
-            allowed = (
-                "one duration" if isinstance(value, list) else "a list of durations, as [50%,75%]"
-            )
-            raise UserError(f"{key}={value}; allowed: {allowed}")
-        if any(parse(duration, f"{key}=")[0] <= 0 for duration in parts) and key == "stop_after":
-            raise UserError(f"{key}={value}; allowed: more than 0")
-    elif not fits(value, default) and key not in SEVERAL_TYPES:
-        raise UserError(
-            f"{key}={value!r} is a {type(value).__name__}; allowed: {type(default).__name__}"
-        )
-    if key in CHOICES and str(value) not in (choices := CHOICES[key].split()):
-        raise UserError(
-            f"{key}={value}; allowed: {', '.join(choices)}.{nearest(str(value), choices)}"
-        )
-    if type(value) is type(default) is list and not all(fits(part, *default[:1]) for part in value):
-        raise UserError(f"{key}={value}; allowed: a list of {type(default[0]).__name__}")
-    if word == "betas" and type(value) is list and len(value) != 2:
-        raise UserError(f"{key}={value}; allowed: two numbers")
-    low, high = RANGES.get(word, (-math.inf, math.inf))
-    if any(isinstance(n, int | float) and (not low <= n <= high or math.isinf(n)) for n in parts):
-        raise UserError(
-            f"{key}={value}; allowed: {low} {'or more' if high == math.inf else f'to {high}'}"
-        )
-
-
-def fits(value: Any, default: Any = None) -> bool:
-    """Say whether a value may stand where this default stood; an int may where a float did."""
-    return (
-        default is None
-        or type(value) is type(default)
-        or (type(value), type(default)) == (int, float)
-    )
+    if mode in ("min", "max") and mode != MONITORED[monitor]:
+        better = "lower" if mode == "max" else "higher"
+        need = f"callbacks.{name}.mode={MONITORED[monitor]}"
+        raise UserError(f"callbacks.{name}.monitor={monitor} needs {need}: {better} is better")
 
 
 def check_together(config: DictConfig) -> None:
     """Refuse options that contradict each other."""
+    check_stop(config)
+    erase: Any = config.augment.get("erase") or {}
+    if erase.get("smallest", 0) > erase.get("largest", 1):
+        said = (
+            f"augment.erase.smallest={erase['smallest']} augment.erase.largest={erase['largest']}"
+        )
+        raise UserError(f"{said}: smallest must not exceed largest")
     trainer, weight, freeze = config.trainer, config.loss.get("weight"), config.model.get("freeze")
-    every, stop_after = trainer.check_val_every_n_epoch, str(config.stop_after)
     if freeze and not config.model.get("weights"):
         raise UserError(
             f"model.freeze={freeze} would keep random weights; allowed: with model.weights"
@@ -266,11 +318,6 @@ def check_together(config: DictConfig) -> None:
     if "l1_prox" in config.penalty and "ema" in config.callbacks:
         why = "an average of weights is hardly ever 0"
         raise UserError(f"penalty=l1_prox with callbacks=ema: {why}; allowed: one of them")
-    if stop_after.endswith("ep") and parse(stop_after)[0] % every:
-        why = f"trainer.check_val_every_n_epoch={every} has none there, and the run that goes on would not be the same"
-        raise UserError(
-            f"stop_after={stop_after} ends with a validation: {why}; allowed: a multiple"
-        )
     if (
         config.optimizer.get("fused")
         and trainer.precision in ("16-mixed", 16, "16")
@@ -279,6 +326,24 @@ def check_together(config: DictConfig) -> None:
         said = f"trainer.precision={trainer.precision} trainer.gradient_clip_val={trainer.gradient_clip_val}"
         raise UserError(
             f"{said}: a fused step unscales gradients itself; allowed: with optimizer.fused=false"
+        )
+
+
+def check_stop(config: DictConfig) -> None:
+    """Refuse a `stop_after` beyond the end of the run, or between two validations."""
+    stop_after, trainer = str(config.stop_after), config.trainer
+    if not stop_after.endswith(("ep", "it")):
+        return
+    unit = stop_after[-2:]
+    most = {"ep": trainer.max_epochs, "it": trainer.max_steps}[unit]
+    key = {"ep": "trainer.max_epochs", "it": "trainer.max_steps"}[unit]
+    if parse(stop_after)[0] > most > -1:
+        raise UserError(f"stop_after={stop_after} is after the end of the run: {key}={most}")
+    every = trainer.check_val_every_n_epoch
+    if unit == "ep" and parse(stop_after)[0] % every:
+        why = f"trainer.check_val_every_n_epoch={every} has none there, and the run that goes on would not be the same"
+        raise UserError(
+            f"stop_after={stop_after} ends with a validation: {why}; expected a multiple"
         )
 
 
@@ -368,7 +433,20 @@ def check_folder(folder: Path, config: DictConfig) -> None:
             f"resume: {was[changed[0]]} epochs become {now[changed[0]]}, over which the schedule is planned again"
         )
     elif changed:
-        said = ", ".join(f"{key}={now.get(key)} (was {was.get(key)})" for key in changed)
+        said = ", ".join(f"{key}={now.get(key)} (was {was.get(key)})" for key in changed[:5])
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        command = printable(command_of(folder, str(config.resume)))
         raise UserError(
-            f"resume={config.resume}: {said}; allowed: the options of the run in {folder}"
+            printable(f"resume={config.resume}: {said}{more}; to resume that run: {command}")
         )
+
+
+def command_of(folder: Path, resumed: str) -> str:
+    """Return the command that resumes the run in a folder, with the overrides that it was begun with."""
+    try:
+        found: Any = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
+    except (OSError, ValueError, YAMLError):
+        found = resume.read_result(folder).get("overrides")
+    words = [str(word) for word in found] if isinstance(found, list) else []
+    kept = [word for word in words if word.partition("=")[0].lstrip("+") not in RESUMED]
+    return shlex.join(["python", "train.py", *kept, f"resume={resumed}"])

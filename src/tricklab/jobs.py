@@ -15,10 +15,12 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from tricklab.check import check
-from tricklab.cli import given, swept
+from tricklab.cli import explain, given, swept
 from tricklab.errors import UserError
 from tricklab.process import Command, last_line, quoted
 from tricklab.resume import config_hash, lock_run, read_result, task, write_whole
@@ -173,12 +175,12 @@ class Jobs:
 
     def plan(self, words: Sequence[str], until: int = 0) -> Job:
         """Compose and check the config of a job."""
-        config = self.compose(words)
-        config.hydra.overrides.task = list(words)
         try:
+            config = self.compose(words)
+            config.hydra.overrides.task = list(words)
             check(config)
-        except UserError as error:
-            raise UserError(f"{' '.join(words)}: {error}") from None
+        except (HydraException, OmegaConfBaseException, UserError) as error:
+            raise UserError(f"{' '.join(words)}: {explain(error)}") from None
         return Job(words, config, self.folder, until)
 
     def take(self) -> None:
