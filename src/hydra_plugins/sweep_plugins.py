@@ -56,8 +56,10 @@ class Search(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
+            from tricklab.cli import as_typed
+
             search = build(self.jobs.config.sweep)
-            search(self.parser.parse_overrides(arguments), self.jobs)
+            search(self.parser.parse_overrides(as_typed(arguments)), self.jobs)
         finally:
             all_done = not self.jobs.lock or self.jobs.summarise()
         if not all_done:

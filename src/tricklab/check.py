@@ -19,6 +19,7 @@ from tricklab import lightning, resume
 from tricklab.cli import given, list_values, one_line, swept, unknown_key
 from tricklab.duration import parse
 from tricklab.errors import UserError, closest, nearest, printable
+from tricklab.redact import ENVIRONMENT
 from tricklab.signatures import Signature, read_signature
 from tricklab.suggest import SEVERAL_OPTIONS as SEVERAL
 from tricklab.values import check_value, show
@@ -51,7 +52,6 @@ FURTHER = {  # what takes the arguments that a class hands on
     "pytorch_lightning.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter",
 }
 GIVEN_BY_CODE = ("params", "save_dir", "dir")
-ENVIRONMENT = re.compile(r"\$\{oc\.env:\w+(,\s*null)?\}|\?\?\?")
 
 
 class Check(Callback):

@@ -45,6 +45,7 @@ FLAGS = (  # of Hydra; each has a short form
     *("--run", "-r", "--multirun", "-m", "--shell-completion", "-sc", "--info", "-i"),
     *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
 )
+DEFERRED: dict[str, str] = {}  # what was typed, by what Hydra is given instead
 HOME = re.compile(r"(?<![^=,])~(?=/|,|$)")  # at the start of a value, where the shell leaves it
 
 
@@ -62,6 +63,7 @@ def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
             return
         if help_text is None:
             check_flags(sys.argv[1:])
+            sys.argv[1:] = defer_to_jobs(sys.argv[1:])
         main()
 
 
@@ -72,6 +74,34 @@ def expand_home(word: str) -> str:
         return word
     path = HOME.sub(lambda match: os.path.expanduser("~"), f"={value}")[1:]
     return f"{key}={path if ',' in path else quoted(path)}"
+
+
+def defer_to_jobs(words: Sequence[str]) -> list[str]:
+    """Make keys of a swept group values to sweep over, one each: Hydra would apply them to the default option first.
+
+    So `-m data=digits,folder data.root=PATH` gets to the jobs, of which the first is named as one without that key.
+    """
+    if not {"-m", "--multirun"} & set(words):
+        return list(words)
+    groups = {key for key in swept(parse_overrides(words)) if (CONF / key).is_dir()}
+    for word in words:
+        key, _, value = word.partition("=")
+        if value and "." in key and key.partition(".")[0] in groups - {"sweep"}:
+            (parsed,) = parse_overrides([word])
+            if not parsed.is_sweep_override():
+                DEFERRED[f"{key}=choice({value})"] = word
+    typed = {word: deferred for deferred, word in DEFERRED.items()}
+    return [typed.get(word, word) for word in words]
+
+
+def as_typed(words: Iterable[str]) -> list[str]:
+    """Undo `defer_to_jobs`."""
+    return [DEFERRED.get(word, word) for word in words]
+
+
+def command() -> list[str]:
+    """Return the arguments on the command line, as they were typed."""
+    return as_typed(sys.argv[1:])
 
 
 def check_flags(words: Sequence[str]) -> None:
@@ -165,7 +195,7 @@ def one_line() -> Iterator[None]:
 
 def title() -> str:
     """Return what was asked for on the command line, but for Hydra's own keys."""
-    return " ".join(word for word in sys.argv[1:] if not word.startswith("hydra"))
+    return " ".join(word for word in command() if not word.startswith("hydra"))
 
 
 def list_words(conf: Path = CONF) -> str:
@@ -266,7 +296,7 @@ def unknown_option(group: str, option: str) -> str:
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
     """Say that there is no such key, which others stand beside it, and what was meant."""
-    words = (word.lstrip("+~").partition("=") for word in sys.argv[1:])
+    words = (word.lstrip("+~").partition("=") for word in command())
     typed, _, value = next(
         (word for word in words if f"{word[0]}.".startswith(f"{key}.")), (key, "", "")
     )
@@ -318,12 +348,13 @@ def named(config: DictConfig, words: Sequence[str]) -> str:
 
 def given() -> list[Override]:
     """Return the overrides of the command line."""
-    words = [
-        word
-        for word in sys.argv[1:]
-        if word.startswith("~") or ("=" in word and not word.startswith("-"))
-    ]
-    return OverridesParser.create().parse_overrides(words)
+    return parse_overrides(command())
+
+
+def parse_overrides(words: Iterable[str]) -> list[Override]:
+    """Parse the overrides among the arguments of a command line."""
+    overrides = [w for w in words if w.startswith("~") or ("=" in w and not w.startswith("-"))]
+    return OverridesParser.create().parse_overrides(overrides)
 
 
 def swept(words: Iterable[Override]) -> set[str]:

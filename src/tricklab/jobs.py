@@ -5,7 +5,6 @@ import csv
 import functools
 import json
 import shlex
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,7 +19,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from tricklab.check import check
-from tricklab.cli import explain, given, swept
+from tricklab.cli import command, explain, given, swept
 from tricklab.errors import UserError
 from tricklab.process import Command, last_line, quoted
 from tricklab.resume import config_hash, lock_run, read_result, task, write_whole
@@ -192,7 +191,7 @@ class Jobs:
                 f"the sweep in {self.folder} is running; wait for it, or choose another hydra.sweep.dir"
             )
         jobs = [{"folder": job.folder.name, "overrides": job.words} for job in self.all.values()]
-        text = json.dumps({"command": sys.argv[1:], "jobs": jobs}, indent=2, ensure_ascii=False)
+        text = json.dumps({"command": command(), "jobs": jobs}, indent=2, ensure_ascii=False)
         write_whole(self.folder / "sweep.json", text + "\n")
 
     def run_left(self, jobs: list[Job]) -> None:
@@ -235,7 +234,7 @@ class Jobs:
             print(f"  {job.result['status']}: {reason}: {job}; see {job.folder}/job.log")
         if bad:
             print(
-                f"  the same command again goes on with these: python train.py {shlex.join(sys.argv[1:])}"
+                f"  the same command again goes on with these: python train.py {shlex.join(command())}"
             )
         return not bad
 

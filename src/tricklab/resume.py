@@ -20,7 +20,10 @@ VOLATILE = (  # not part of what is computed
     *("choices", "dataset"),  # facts that a run adds to its config.yaml
 )
 HASH = "PLANNED_CONFIG_HASH"  # in the environment of a sweep's job: that of the config it was planned with
-SECRET = re.compile(r"(^|[._])(api_?key|token|secret|password|credentials)$", re.IGNORECASE)
+SECRET = re.compile(
+    r"(^|[._-])((api|access|private|secret)[_-]?key|token|secret|password|passwd|passphrase|credentials?)$",
+    re.IGNORECASE,
+)
 
 
 def masked(config: Any) -> Any:
