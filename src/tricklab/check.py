@@ -433,7 +433,7 @@ def check_folder(folder: Path, config: DictConfig) -> None:
             f"resume: {was[changed[0]]} epochs become {now[changed[0]]}, over which the schedule is planned again"
         )
     elif changed:
-        said = ", ".join(f"{key}={now.get(key)} (was {was.get(key)})" for key in changed[:5])
+        said = ", ".join(f"{key}={show(now.get(key))} (was {show(was.get(key))})" for key in changed[:5])
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         command = printable(command_of(folder, str(config.resume)))
         raise UserError(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tricklab.build import HARMLESS, build, check_target, targets, without
 from tricklab.check import check_value
-from tricklab.cli import compose_each, unknown
+from tricklab.cli import compose_each, read_arguments, unknown
 from tricklab.data.batches import Images, Preparation
 from tricklab.errors import UserError
 from tricklab.model import AUXILIARY, find_head, find_timm, find_torchvision
@@ -196,7 +196,7 @@ def read_trained(words: Sequence[str], **allowed: Any) -> Trained:
 
     `data=NAME` takes that option whole, `data.KEY=VALUE` changes the run's own. Raises UserError for anything else.
     """
-    given = {key: value for key, _, value in (word.partition("=") for word in words)}
+    given = read_arguments(words)
     own = {key: given.pop(key, default) for key, default in {"ckpt": None, **allowed}.items()}
     if not own["ckpt"] or not Path(own["ckpt"]).is_file():
         raise UserError(
