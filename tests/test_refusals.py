@@ -156,7 +156,6 @@ def test_the_same_from_the_command_line(train, there):
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: empty has no image in its class folders")
-    (there / "runs").rmdir()  # it is empty
     assert sorted(there.rglob("*")) == before
 
 
@@ -168,7 +167,6 @@ def test_no_download_is_said_with_what_was_looked_for(train, tmp_path, monkeypat
         "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte "
         "or Debian's package dataset-fashion-mnist\n"
     )
-    (tmp_path / "runs").rmdir()
     assert not list(tmp_path.iterdir())
 
 
@@ -206,7 +204,7 @@ def test_a_secret_is_not_written_down(answer, train, tmp_path, monkeypatch):
     done = answer("+logger.mine.api_key=s3cret")
     assert (
         done.stderr
-        == "error: logger.mine.api_key=*** would be written down; allowed: an environment variable, as ${oc.env:NAME}\n"
+        == "error: logger.mine.api_key=*** would be written into the run folder; give it as an environment variable: logger.mine.api_key=${oc.env:NAME}\n"
     )
     monkeypatch.setenv("MINE", "s3cret")
     done = train(CPU, *ONE_BATCH, "model=mlp", "+model.token=${oc.env:MINE}", "+hydra.run.dir=run")

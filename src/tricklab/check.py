@@ -85,10 +85,10 @@ def refuse(config: DictConfig) -> None:
 def check_run(config: DictConfig) -> None:
     """Check the config of a single run, and the folder that it is for."""
     planned = os.environ.get(resume.HASH)  # by the sweep that this is a job of
+    check(config)
     if not planned:
         check_command(config)
         check_single()
-    check(config)
     if planned and planned != resume.config_hash(resume.task(config)):
         raise UserError("conf/ was changed after this sweep had begun; give its command again")
     together = "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
@@ -129,8 +129,9 @@ def check_single() -> None:
 
 def check_sweep(config: DictConfig) -> None:
     """Check what a sweep has of its own; each of its jobs is checked as a run."""
-    check_command(config)
+    check_words(list(config.hydra.overrides.task))
     check_secrets(config)
+    check_command(config)
     if config.resume != "none":
         raise UserError(f"resume={config.resume} -m: a sweep resumes by itself; leave out resume")
     for word in given():
@@ -433,7 +434,9 @@ def check_folder(folder: Path, config: DictConfig) -> None:
             f"resume: {was[changed[0]]} epochs become {now[changed[0]]}, over which the schedule is planned again"
         )
     elif changed:
-        said = ", ".join(f"{key}={show(now.get(key))} (was {show(was.get(key))})" for key in changed[:5])
+        said = ", ".join(
+            f"{key}={show(now.get(key))} (was {show(was.get(key))})" for key in changed[:5]
+        )
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         command = printable(command_of(folder, str(config.resume)))
         raise UserError(

@@ -14,8 +14,9 @@ from tricklab.build import HARMLESS, build, check_target, targets, without
 from tricklab.check import check_value
 from tricklab.cli import compose_each, read_arguments, unknown
 from tricklab.data.batches import Images, Preparation
-from tricklab.errors import UserError
+from tricklab.errors import UserError, printable
 from tricklab.model import AUXILIARY, find_head, find_timm, find_torchvision
+from tricklab.online import brief_downloads
 from tricklab.randomness import seed_default
 
 MAY_CHANGE = (
@@ -89,9 +90,16 @@ def read_weights(model: DictConfig) -> Weights | None:
                 "model.weights=pretrained; allowed: a path, or with model=torchvision or model=timm"
             )
         try:
-            return published(library, model.name)
-        except (OSError, RuntimeError) as error:  # whatever the network may answer
-            raise UserError(f"model.weights=pretrained of {model.name}: {error}") from error
+            with brief_downloads(library):
+                return published(library, model.name)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the network may answer
+            reason = printable(" ".join(str(error).split()))[:200]
+            hint = "to use a file that was downloaded before: model.weights=PATH"
+            raise UserError(
+                f"model.weights=pretrained of {model.name}: {reason}; {hint}"
+            ) from error
     if not Path(model.weights).is_file():
         raise UserError(
             f"model.weights={model.weights} is not a file; allowed: null, pretrained, a file with weights"

@@ -117,7 +117,7 @@ def check_value(key: str, value: Any, default: Any) -> None:
     check_finite(key, value)
     if word in DURATIONS:
         check_duration(key, value, default)
-    elif key not in SEVERAL_TYPES:
+    elif key not in SEVERAL_TYPES and key not in CHOICES:
         check_type(key, value, default)
     choices = CHOICES.get(key, "").split()
     if choices and str(value) not in choices:
@@ -163,7 +163,7 @@ def check_type(key: str, value: Any, default: Any) -> None:
     if isinstance(value, list) and default:
         kind = type(default[0])
         if not value or not all(same_type(part, (kind,)) for part in value):
-            raise UserError(f"{key}={value}: expected a list of {kind.__name__}, not empty")
+            raise UserError(f"{key}={value}: expected a non-empty list of {kind.__name__}")
 
 
 def same_type(value: Any, types: tuple[type, ...]) -> bool:
