@@ -187,6 +187,96 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
         (["tags=x"], "tags=x: expected list, got str"),
         (["slots=0"], "slots=0; allowed: 1 or more"),
         (["data=fake", "data.classes=1"], "data.classes=1; allowed: 2 or more"),
+        (["+data.sampler=x"], "+data.sampler: tricklab.data.datasets.digits takes no sampler; "),
+        (["+scheduler.total=3"], "+scheduler.total: tricklab.scheduler.constant takes no total; "),
+        (
+            ["+callbacks.best.save_top_k=3"],
+            "+callbacks.best.save_top_k: tricklab.callbacks.BestCheckpoint ",
+        ),
+        (
+            ["+optimizer.maximise=true"],
+            "+optimizer.maximise: torch.optim.SGD takes no maximise; allowed: dampening, differentiable, foreach, fused, lr, maximize, momentum, nesterov, weight_decay. Did you mean optimizer.maximize?",
+        ),
+        (["+optimizer.maximize=off"], "optimizer.maximize=off: expected bool, got str"),
+        (["+trainer.benchmark=7"], "trainer.benchmark=7: expected bool, got int"),
+        (
+            ["+trainer.val_check_interval=0"],
+            "trainer.val_check_interval would not do here what it says; use trainer.check_val",
+        ),
+        (
+            ["+trainer.enable_progress_bar=false"],
+            "trainer.enable_progress_bar would not do here what it says; use callbacks.progress.refresh_rate=0",
+        ),
+        (["+trainer.min_epochs=3"], "trainer.min_epochs would not do here what it says; "),
+        (["trainer.strategy=fsdp"], "trainer.strategy=fsdp; allowed: auto, ddp, "),
+        (
+            [
+                "+callbacks.x._target_=pytorch_lightning.callbacks.StochasticWeightAveraging",
+                "+callbacks.x.swa_lrs=1",
+            ],
+            "callbacks.x: StochasticWeightAveraging can't be used here; use callbacks=ema",
+        ),
+        (["~callbacks.best"], "~callbacks.best would leave out what is needed; "),
+        (["~callbacks"], "~callbacks would leave out what is needed; "),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/foo"],
+            "callbacks.early_stopping.monitor=val/foo; allowed: val/loss, val/acc, val/ece.",
+        ),
+        (
+            ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/acc"],
+            "callbacks.early_stopping.monitor=val/acc needs callbacks.early_stopping.mode=max: higher is better",
+        ),
+        (
+            ["callbacks.best.filename=../../x"],
+            "callbacks.best.filename=../../x is outside of the run folder; expected a name",
+        ),
+        (
+            ["callbacks.best.filename=x"],
+            "callbacks.best.filename=x: the run's results rest on best, leave it so",
+        ),
+        (
+            ["logger=tensorboard", "logger.tensorboard.name=../x"],
+            "logger.tensorboard.name=../x is outside of the run folder; ",
+        ),
+        (
+            ["logger=wandb", "logger.wandb.project=a/b:c"],
+            "logger.wandb.project=a/b:c: W&B takes no / in it",
+        ),
+        (["model.widths=[.inf]"], "model.widths=['.inf']: expected a non-empty list of int"),
+        (["model.widths=[inf]"], "model.widths=inf: expected a finite number"),
+        (
+            ["penalty=max_norm", "penalty.max_norm.norm=0"],
+            "penalty.max_norm.norm=0; allowed: more than 0",
+        ),
+        (["model.depth=0"], "model.depth=0; allowed: 1 or more"),
+        (["model.widths=[]"], "model.widths=[]: expected a non-empty list of int"),
+        (["model.dropout=1"], "model.dropout=1; allowed: 0 or more, less than 1"),
+        (["loss.label_smoothing=1"], "loss.label_smoothing=1; allowed: 0 or more, less than 1"),
+        (
+            ["data.batch_size=100000000000000000000"],
+            "data.batch_size=100000000000000000000; allowed: integers up to 2147483647",
+        ),
+        (
+            ["trainer.gradient_clip_val=abc"],
+            "trainer.gradient_clip_val=abc: expected int or float or null, got str",
+        ),
+        (
+            ["trainer.limit_train_batches=1.5"],
+            "trainer.limit_train_batches=1.5: expected a fraction up to 1.0 or",
+        ),
+        (
+            ["augment=erase", "augment.erase.smallest=0.5"],
+            "augment.erase.smallest=0.5 augment.erase.largest=0.33: smallest must not ",
+        ),
+        (
+            ["scheduler=multistep", "scheduler.milestones=[]"],
+            "scheduler.milestones=[]: expected a list of durations, ",
+        ),
+        (
+            ["stop_after=1000ep"],
+            "stop_after=1000ep is after the end of the run: trainer.max_epochs=15",
+        ),
+        (["mixup=on", "mixup.end=150%"], "mixup.end=150%; allowed: 0% to 100%"),
         (["data.batch_size=${oc.env:HOME}"], ": expected int, got str"),
     ],
 )

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from tricklab import lightning, resume
-from tricklab.cli import given, list_values, one_line, swept, unknown_key
+from tricklab.cli import given, list_overrides, list_values, one_line, swept, unknown_key
 from tricklab.duration import parse
 from tricklab.errors import UserError, closest, nearest, printable
 from tricklab.redact import ENVIRONMENT
@@ -93,7 +93,7 @@ def check_run(config: DictConfig) -> None:
         raise UserError("conf/ was changed after this sweep had begun; give its command again")
     together = "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
     if together and not any(
-        word.startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra
+        word.startswith("hydra.run.dir=") for word in list_overrides(config.hydra, "hydra")
     ):
         said = "what torchrun or srun starts together shares a folder"
         raise UserError(f"{said}; allowed: with hydra.run.dir=FOLDER")
@@ -129,7 +129,7 @@ def check_single() -> None:
 
 def check_sweep(config: DictConfig) -> None:
     """Check what a sweep has of its own; each of its jobs is checked as a run."""
-    check_words(list(config.hydra.overrides.task))
+    check_words(list_overrides(config.hydra))
     check_secrets(config)
     check_command(config)
     if config.resume != "none":
@@ -149,7 +149,7 @@ def check_sweep(config: DictConfig) -> None:
 
 def check(config: DictConfig) -> None:
     """Refuse unknown keys, values of another type than the default or out of range, and contradictions."""
-    words = list(config.hydra.overrides.task)
+    words = list_overrides(config.hydra)
     check_words(words)
     check_secrets(config)
     if empty := next((group for group in GROUPS if config[group] is None), ""):
@@ -226,7 +226,7 @@ def raise_unknown_argument(key: str, name: str, target: str, signature: Signatur
 
 def check_secrets(config: DictConfig) -> None:
     """Refuse a plain secret, whichever file or override it comes from: Hydra writes the config into the run folder."""
-    for word in (*config.hydra.overrides.task, *config.hydra.overrides.hydra):
+    for word in (*list_overrides(config.hydra), *list_overrides(config.hydra, "hydra")):
         key, _, value = word.lstrip("+").partition("=")
         within = re.findall(r"([\w-]+)['\"]?\s*:\s*([^][{},]+)", value)
         refuse_secrets(dict(within), f"{key}: ")
@@ -350,7 +350,7 @@ def check_stop(config: DictConfig) -> None:
 
 def defaults(config: DictConfig) -> dict[str, Any]:
     """Return the values of the chosen options as their files have them: without experiment, debug and single values."""
-    choices, given = config.hydra.runtime.choices, list(config.hydra.overrides.task)
+    choices, given = config.hydra.runtime.choices, list_overrides(config.hydra)
     chosen = {*choices, *SEVERAL_OPTIONS} - {"tags"}  # Hydra leaves out groups with several options
     words = [word for word in given if word.lstrip("+~").split("=")[0] in chosen]
     if words == given and not choices.get("experiment") and not choices.get("debug"):
@@ -359,7 +359,9 @@ def defaults(config: DictConfig) -> dict[str, Any]:
         source.path for source in config.hydra.runtime.config_sources if source.schema == "file"
     ]
     return merge_files(
-        config.hydra.job.config_name, (*config.hydra.overrides.hydra, *words), tuple(folders)
+        config.hydra.job.config_name,
+        (*list_overrides(config.hydra, "hydra"), *words),
+        tuple(folders),
     )
 
 

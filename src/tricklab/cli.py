@@ -238,9 +238,9 @@ def explain(error: BaseException) -> str:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return unknown_option(group, option)
     if isinstance(error, OverrideParseException):
-        return unparsed(error.override)
+        return printable(unparsed(error.override))
     if match := re.match("Ambiguous value for argument '(.*?)'\n1. To use", str(error), re.DOTALL):
-        return ambiguous(match[1])
+        return printable(ambiguous(match[1]))
     cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(
         cause.parent_node, DictConfig
@@ -322,7 +322,7 @@ def run_name(*, _root_: DictConfig) -> str:
 
 def job_name(*, _root_: DictConfig) -> str:
     """Name a run by its overrides and its seed."""
-    return f"{named(_root_, _root_.hydra.overrides.task)[:120]}_seed-{_root_.seed}"
+    return f"{named(_root_, list_overrides(_root_.hydra))[:120]}_seed-{_root_.seed}"
 
 
 def sweep_name(*, _root_: DictConfig) -> str:
@@ -335,6 +335,12 @@ def sweep_name(*, _root_: DictConfig) -> str:
         else "_".join([fixed, "by", *map(slug, sorted(swept(words)))])
     )
     return name if len(name) <= 120 else f"{name[:107]}_{config_hash({'name': name})}"
+
+
+def list_overrides(hydra: Any, kind: str = "task") -> list[str]:
+    """Return the overrides that Hydra was given, in which ${oc.env:NAME} is not resolved: it may be a secret."""
+    plain: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
+    return [str(word) for word in plain[kind]]
 
 
 def named(config: DictConfig, words: Sequence[str]) -> str:

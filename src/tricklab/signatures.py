@@ -20,7 +20,9 @@ class Signature(NamedTuple):
 def read_signature(target: str) -> Signature | None:
     """Return what `_target_` takes, as "torch.optim.SGD"; None where its source is not found."""
     package, *names = target.split(".")
-    spec = find_spec(package)  # which imports nothing, for a package at the top
+    if not package or not all(names):
+        return None
+    spec = find_spec(package)  # imports nothing, for a package at the top
     if not names or not spec or not spec.submodule_search_locations:
         return None
     found = find(Path(spec.submodule_search_locations[0]) / "__init__.py", names)
