@@ -246,7 +246,7 @@ ROWS = [
     ),
     (
         ["trainer.max_epochs=-1"],
-        "1294 training images, data.batch_size=128, data.drop_last=False, ",
+        "trainer.max_epochs=-1 trainer.max_steps=-1: the run would take no step, or never stop",
     ),
     (["model=resnet", "model.depth=21"], "model: model.depth=21; allowed: "),
     (
@@ -254,7 +254,10 @@ ROWS = [
         "optimizer: Nesterov momentum requires a momentum and zero dampening",
     ),
     (["trainer.devices=999"], "trainer.devices=999; allowed: 1 to "),
-    (["trainer.devices=0"], "trainer.accelerator=cpu trainer.devices=0 "),
+    (
+        ["trainer.devices=0"],
+        "trainer.devices=0: expected a number, auto for all, or a list, as [0,1]",
+    ),
     (["trainer.accelerator=tpu"], "trainer.accelerator=tpu trainer.devices="),
     (["scheduler=cosine", "scheduler.warmup=300ep"], "scheduler.warmup=300ep is 3300 steps; "),
     (

@@ -36,7 +36,9 @@ GROUPS = (
     "trainer",
     "sweep",
 )
-OF_A_SWEEP = ("sweep", "slots", "dry", "job_timeout")  # what has no effect on a single run
+OF_A_SWEEP = re.compile(  # what has no effect on a single run
+    r"(sweep|slots|dry|job_timeout|hydra\.sweep|hydra[./](launcher|sweeper))(\.|$)"
+)
 FIXED = {  # conclude() reads this file, whatever these say
     "callbacks.best._target_": "tricklab.callbacks.BestCheckpoint",
     "callbacks.best.filename": "best",
@@ -108,6 +110,8 @@ def check_command(config: DictConfig) -> None:
         if keys.count(key) > 1:
             words = " ".join(str(w.input_line) for w in given() if w.key_or_group == key)
             raise UserError(f"{words}: {key} is given twice")
+    if config.hydra.job.chdir:
+        raise UserError("hydra.job.chdir=true is not supported: paths would lead elsewhere")
     folders = {"hydra.run.dir": config.hydra.run.dir}
     if config.hydra.mode == RunMode.MULTIRUN:
         folders = {f"hydra.sweep.{key}": config.hydra.sweep[key] for key in ("dir", "subdir")}
@@ -122,8 +126,7 @@ def check_command(config: DictConfig) -> None:
 def check_single() -> None:
     """Refuse what only a sweep reads."""
     for word in given():
-        key = str(word.key_or_group)
-        if key.partition(".")[0] in OF_A_SWEEP:
+        if OF_A_SWEEP.match(str(word.key_or_group)):
             raise UserError(f"{word.input_line} has an effect on sweeps alone; add -m for a sweep")
 
 
@@ -138,6 +141,8 @@ def check_sweep(config: DictConfig) -> None:
         is_glob = "glob(" in str(word.input_line)  # needs Hydra's loader: see sweep_plugins.py
         if word.is_sweep_override() and word.is_discrete_sweep() and not is_glob:
             list_values(word)
+    if "hydra.run.dir" in {word.key_or_group for word in given()}:
+        raise UserError("hydra.run.dir has no effect with -m; use hydra.sweep.dir=FOLDER")
     for key in sorted(swept(given())):
         if key.partition(".")[0] in ("sweep", "slots", "dry"):
             raise UserError(f"{key} has several values; expected one, for the whole sweep")
@@ -316,9 +321,10 @@ def check_together(config: DictConfig) -> None:
     if weight and config.mixup._target_ != "tricklab.mixup.identity":
         why = "an image of two classes would have the weight of neither"
         raise UserError(f"loss.weight={weight} with mixing: {why}; allowed: with mixup=off")
-    if "l1_prox" in config.penalty and "ema" in config.callbacks:
-        why = "an average of weights is hardly ever 0"
-        raise UserError(f"penalty=l1_prox with callbacks=ema: {why}; allowed: one of them")
+    for name, node in config.callbacks.items():
+        if "l1_prox" in config.penalty and str(node.get("_target_")).endswith("WeightAveraging"):
+            why = "an average of weights is hardly ever 0"
+            raise UserError(f"penalty=l1_prox with callbacks={name}: {why}; allowed: one of them")
     if (
         config.optimizer.get("fused")
         and trainer.precision in ("16-mixed", 16, "16")
@@ -331,8 +337,12 @@ def check_together(config: DictConfig) -> None:
 
 
 def check_stop(config: DictConfig) -> None:
-    """Refuse a `stop_after` beyond the end of the run, or between two validations."""
+    """Refuse a run without a step or an end, and a `stop_after` beyond that end or between two validations."""
     stop_after, trainer = str(config.stop_after), config.trainer
+    limits = (trainer.max_epochs, trainer.max_steps)
+    if 0 in limits or limits == (-1, -1):
+        said = f"trainer.max_epochs={limits[0]} trainer.max_steps={limits[1]}"
+        raise UserError(f"{said}: the run would take no step, or never stop")
     if not stop_after.endswith(("ep", "it")):
         return
     unit = stop_after[-2:]
@@ -399,14 +409,15 @@ def leaves(config: Mapping[Any, Any], path: str = "") -> dict[str, Any]:
 
 def check_folder(folder: Path, config: DictConfig) -> None:
     """Refuse a folder that can't be written, or holds a run that `resume` does not name or that has other options."""
-    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    whole = folder.resolve()
+    there = next(path for path in (folder, whole, *whole.parents) if path.exists())
     if not os.access(there, os.W_OK):
         raise UserError(f"hydra.run.dir={folder}: {there} can't be written; choose another folder")
     if config.resume not in ("none", "auto"):
         named = Path(resume.run_folder("", _root_=config))
         if not Path(str(config.resume)).exists() or not (named / "config.yaml").exists():
             raise UserError(
-                f"resume={config.resume}; allowed: none, auto, the folder of a run or a checkpoint in it"
+                f"resume={show(config.resume)}; allowed: none, auto, the folder of a run or a checkpoint in it"
             )
         if resume.read_result(named).get("status") == "done" and not resume.checkpoint(
             str(config.resume), named

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -40,11 +41,6 @@ NOT_IN_NAME = re.compile(  # or elsewhere in it
 )
 
 
-FLAGS = (  # of Hydra; each has a short form
-    *("--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p"),
-    *("--run", "-r", "--multirun", "-m", "--shell-completion", "-sc", "--info", "-i"),
-    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
-)
 DEFERRED: dict[str, str] = {}  # what was typed, by what Hydra is given instead
 HOME = re.compile(r"(?<![^=,])~(?=/|,|$)")  # at the start of a value, where the shell leaves it
 
@@ -81,7 +77,7 @@ def defer_to_jobs(words: Sequence[str]) -> list[str]:
 
     So `-m data=digits,folder data.root=PATH` gets to the jobs, of which the first is named as one without that key.
     """
-    if not {"-m", "--multirun"} & set(words):
+    if not get_args_parser().parse_known_args(list(words))[0].multirun:
         return list(words)
     groups = {key for key in swept(parse_overrides(words)) if (CONF / key).is_dir()}
     for word in words:
@@ -106,17 +102,26 @@ def command() -> list[str]:
 
 def check_flags(words: Sequence[str]) -> None:
     """Refuse what begins with a dash and is not Hydra's, or runs a pickle."""
-    for word, after in zip(words, [*words[1:], ""], strict=True):
-        name, _, value = word.partition("=")
-        if name == "--experimental-rerun":
-            said = "it would run a pickle; give the overrides in the run's result.json instead"
-            raise UserError(f"{word} is not supported: {said}")
-        if name.startswith("-") and name not in FLAGS:
-            value = value or ("" if after.startswith("-") or "=" in after else after)
-            with initialize_config_dir(str(CONF), version_base="1.3"):
-                known = flatten(compose("train"))
-            hint = suggest_key(name.strip("-").replace("-", "_"), value, known, CONF)
-            raise UserError(f"{name}: options are KEY=VALUE without dashes, as seed=1.{hint}")
+    parser = get_args_parser()
+    parser.error = raise_user_error  # type: ignore[method-assign, assignment]  # or it prints its whole usage
+    known, unknown = parser.parse_known_args(list(words))
+    if known.experimental_rerun:
+        said = "it would run a pickle; give the overrides in the run's result.json instead"
+        raise UserError(f"--experimental-rerun is not supported: {said}")
+    if not unknown:
+        return
+    name, _, value = unknown[0].partition("=")
+    after = words[words.index(unknown[0]) + 1 :] if unknown[0] in words else []
+    if not value and after and not after[0].startswith("-") and "=" not in after[0]:
+        value = after[0]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        keys = flatten(compose("train"))
+    hint = suggest_key(name.strip("-").replace("-", "_"), value, keys, CONF)
+    raise UserError(f"{name}: options are KEY=VALUE without dashes, as seed=1.{hint}")
+
+
+def raise_user_error(message: str) -> None:
+    raise UserError(message)
 
 
 def compose_each(overrides: list[str]) -> dict[str, DictConfig]:
@@ -241,6 +246,8 @@ def explain(error: BaseException) -> str:
         return printable(unparsed(error.override))
     if match := re.match("Ambiguous value for argument '(.*?)'\n1. To use", str(error), re.DOTALL):
         return printable(ambiguous(match[1]))
+    if match := re.match("Error merging override (.*)", str(error)):
+        return printable(f"{match[1]}: the value is of another type than the option's")
     cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(
         cause.parent_node, DictConfig
@@ -263,7 +270,7 @@ def unparsed(override: str) -> str:
     if os.path.isdir(override):
         homes = [f"data=folder data.root={override}"]
     hint = f" Did you mean {' or '.join(homes)}?" if homes else ""
-    return f"{override}: expected KEY=VALUE.{hint}"
+    return f"{override or repr(override)}: expected KEY=VALUE.{hint}"
 
 
 def ambiguous(override: str) -> str:
@@ -290,6 +297,8 @@ def quote_twice(key: str, value: str) -> str:
 def unknown_option(group: str, option: str) -> str:
     """Say that a group has no such option, which it has, and what was meant."""
     there = ", ".join(options(CONF / group)) or "nothing"
+    if not group:
+        return printable(f"--config-name {option} does not exist; allowed: {there}")
     hint = suggest_option(group, option, CONF) if (CONF / group).is_dir() else ""
     return printable(f"{group}={option} does not exist; allowed: {there}.{hint}")
 
@@ -300,7 +309,7 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
     typed, _, value = next(
         (word for word in words if f"{word[0]}.".startswith(f"{key}.")), (key, "", "")
     )
-    known = [other for other in known if not other.startswith("hydra")]
+    known = [other for other in known if other.startswith("hydra") == key.startswith("hydra")]
     hint = suggest_key(typed, value, known, CONF)
     beside = ", ".join(find_siblings(key, known))
     listed = f"; allowed: {beside}" if beside and ("." in key or not hint) else ""

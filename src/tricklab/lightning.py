@@ -45,10 +45,9 @@ WORKING = (
     "ModelSummary",
     "OnExceptionCheckpoint",
     "RichModelSummary",
-    "RichProgressBar",
-    "TQDMProgressBar",
     "WeightAveraging",
 )
+BARS = ("RichProgressBar", "TQDMProgressBar")  # instead of ours
 ABSTRACT = "it is a base class"
 INSTEAD_OF_CALLBACK = {
     "BackboneFinetuning": "use model.freeze=3ep and model.body_lr",
@@ -78,5 +77,11 @@ def check_argument(name: str) -> None:
 def check_callback(name: str, target: str) -> None:
     """Refuse a callback of Lightning by the name of its class. Raises UserError: says what to use instead."""
     kind = target.rpartition(".")[2]
-    if target.startswith("pytorch_lightning.") and kind in INSTEAD_OF_CALLBACK:
+    if not target.startswith("pytorch_lightning."):
+        return
+    if kind in INSTEAD_OF_CALLBACK:
         raise UserError(f"callbacks.{name}: {kind} can't be used here; {INSTEAD_OF_CALLBACK[kind]}")
+    if kind in BARS and name != "progress":
+        raise UserError(
+            f"callbacks.{name}: there is a bar already; use callbacks.progress._target_={target}"
+        )

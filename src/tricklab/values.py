@@ -35,6 +35,7 @@ CHOICES = {
     "mixup.per": "batch image",
     "data.mode": "RGB L",
     "callbacks.early_stopping.mode": "min max",
+    "loss.reduction": "mean",  # over images, on which accumulation and the learning rate rest
     "trainer.accelerator": "auto cpu gpu cuda mps tpu",
     "trainer.gradient_clip_algorithm": "norm value",
     "trainer.precision": "32-true 32 16-mixed 16 bf16-mixed bf16 16-true bf16-true 64-true 64 "
@@ -115,6 +116,10 @@ def check_value(key: str, value: Any, default: Any) -> None:
     if value is None and (default is None or word in MAY_BE_NULL):
         return
     check_finite(key, value)
+    if value == "" != default and not key.startswith("logger."):  # as of KEY=$UNSET
+        raise UserError(f"{key}= is empty; expected a value")
+    if key == "trainer.devices":
+        check_devices(value)
     if word in DURATIONS:
         check_duration(key, value, default)
     elif key not in SEVERAL_TYPES and key not in CHOICES:
@@ -136,6 +141,17 @@ def check_finite(key: str, value: Any) -> None:
     largest = 2**63 - 1 if key.rpartition(".")[2] in SEEDS else LARGEST
     if isinstance(value, int) and abs(value) > largest:
         raise UserError(f"{key}={value}; allowed: integers up to {largest}")
+
+
+def check_devices(value: Any) -> None:
+    """Refuse what names no devices: neither a number of them, -1 and auto being all, nor a list."""
+    listed = value if isinstance(value, list) else str(value).split(",")
+    number = type(value) is int and (value == -1 or value > 0)
+    several = value and type(value) in (list, str) and all(str(n).isdecimal() for n in listed)
+    if value != "auto" and not number and not several:
+        raise UserError(
+            f"trainer.devices={show(value)}: expected a number, auto for all, or a list, as [0,1]"
+        )
 
 
 def check_duration(key: str, value: Any, default: Any) -> None:
