@@ -1,12 +1,20 @@
 """The command line, as a user meets it."""
 
 import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import CONF, ONE_BATCH, checked, configure
+from conftest import CONF, ONE_BATCH, ROOT, checked, configure
 
 from tricklab.check import refuse
-from tricklab.cli import list_words, options, run_name
+from tricklab.cli import check_flags, expand_home, list_words, options, read_arguments, run_name
 from tricklab.errors import UserError
 from tricklab.values import RANGES, check_value
 
@@ -352,9 +360,140 @@ def test_a_mistake_in_the_check_itself_ends_the_run(monkeypatch):
     assert ended.value.code == 1
 
 
-def test_a_key_added_on_purpose_is_let_through(run, train):
-    done = train("+trainer.overfit_batches=0.0", "--cfg", "job")
-    assert "overfit_batches: 0.0" in done.stdout
+@pytest.mark.parametrize(
+    "word",
+    [
+        "+optimizer.maximize=true",
+        "+trainer.inference_mode=false",
+        "+loss.reduction=mean",
+        "+callbacks.lr._target_=pytorch_lightning.callbacks.LearningRateMonitor",
+        "+callbacks.early_stopping={_target_: pytorch_lightning.callbacks.EarlyStopping, monitor: val/loss}",
+        "+claim.of.mine=1",
+    ],
+)
+def test_a_key_added_on_purpose_is_let_through(word):
+    checked(word)
+
+
+@pytest.mark.parametrize(
+    ("typed", "word"),
+    [
+        ("data.root=~/pics", "data.root=/home/me/pics"),
+        ("data.root=~", "data.root=/home/me"),
+        ("data.root=~/a,~/b", "data.root=/home/me/a,/home/me/b"),
+        ("data.root=~/a b", "data.root='/home/me/a b'"),
+        ("data.root=x~/a", "data.root=x~/a"),
+        ("data.root=~other/a", "data.root=~other/a"),
+        ("~callbacks.progress", "~callbacks.progress"),
+        ("seed=1", "seed=1"),
+    ],
+)
+def test_home_is_put_in_where_the_shell_leaves_it(monkeypatch, typed, word):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expand_home(typed) == word
+
+
+def test_home_gets_through_hydra(answer):
+    done = answer("data=folder", "data.root=~/pics", "--cfg", "job")
+    assert f"root: {Path.home()}/pics\n" in done.stdout
+
+
+def test_flags_of_hydra_are_let_through():
+    for words in (["-m", "seed=1"], ["--cfg", "job", "-p", "data"], ["--info", "all"], ["-c=job"]):
+        check_flags(words)
+
+
+def test_help_into_a_pipe_that_is_closed_is_silent():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(ROOT / "train.py"), "--help"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_an_ascii_terminal_gets_escapes():
+    command = [sys.executable, str(ROOT / "train.py"), "name='ü'", "--cfg", "job"]
+    done = subprocess.run(
+        command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"name: \\xfc\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        (["ckpt=a.ckpt", "mc=2"], {"ckpt": "a.ckpt", "mc": "2"}),
+        (["a.ckpt", "mc=2"], {"ckpt": "a.ckpt", "mc": "2"}),
+        (["run"], {"ckpt": "run/checkpoints/best.ckpt"}),
+        (["ckpt=run"], {"ckpt": "run/checkpoints/best.ckpt"}),
+        (["ckpt=run/checkpoints"], {"ckpt": "run/checkpoints/best.ckpt"}),
+        (["a=b/x.ckpt"], {"ckpt": "a=b/x.ckpt"}),
+        (['input="/my photos, 2026"'], {"input": "/my photos, 2026"}),
+        (["input='it\\'s'"], {"input": "it's"}),
+        (['data.root="/my pics"'], {"data.root": '"/my pics"'}),
+    ],
+)
+def test_arguments_of_a_script_about_a_checkpoint(tmp_path, monkeypatch, words, arguments):
+    monkeypatch.chdir(tmp_path)
+    for place in ("run/checkpoints/best.ckpt", "a=b/x.ckpt"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).touch()
+    assert read_arguments(words) == arguments
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (
+            ["a.ckpt", "b.png"],
+            "b.png: ckpt=a.ckpt is given already; expected KEY=VALUE or input=b.png",
+        ),
+        (["mc=2", "mc=3"], "mc is given twice"),
+    ],
+)
+def test_arguments_of_a_script_are_given_once(words, says):
+    with pytest.raises(UserError, match=says):
+        read_arguments(words)
+
+
+def test_a_run_resumes_by_the_command_that_its_refusal_shows(answer, train, trained):
+    words = ("model=mlp", "trainer.max_epochs=1", "data.val_size=300", "tags=[a b]")
+    trained(*words, "callbacks.progress.refresh_rate=0", folder="my run")
+    (line,) = answer("resume=my run").stderr.splitlines()
+    assert line.startswith("error: resume=my run: ")
+    assert "model._target_=tricklab.model.convnet (was tricklab.model.mlp)" in line
+    command = shlex.split(line.split("; to resume that run: ")[1])
+    assert command[:2] == ["python", "train.py"]
+    assert command[-1] == "resume=my run"
+    assert train("trainer.accelerator=cpu", *command[2:]).returncode == 0
+
+
+def test_a_resume_command_from_a_stranger_is_escaped(answer, trained):
+    folder = trained("model=mlp", *ONE_BATCH).folder
+    (folder / ".hydra").mkdir()
+    (folder / ".hydra" / "overrides.yaml").write_text(
+        r'["a=\x1b[31m\nb", resume=x, stop_after=1it]'
+    )
+    done = answer("resume=run")
+    assert "\x1b" not in done.stderr
+    assert done.stderr.endswith(r"python train.py 'a=\x1b[31m\nb' resume=run" + "\n")
+
+
+def test_keys_of_a_swept_group_are_left_to_the_jobs(answer):
+    """Hydra applies them to the option of the default first, which does not have them."""
+    done = answer("-m", "scheduler=step,multistep", "scheduler.gamma=0.5", "dry=true")
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].endswith("sweeps/digits_convnet_scheduler.gamma-0.5_by_scheduler")
+    assert ["scheduler.gamma=0.5 hydra.run.dir=" in line for line in lines] == [False, True, True]
+
+
+def test_glob_is_a_sweep_over_options(answer):
+    done = answer("-m", "scheduler=glob(c*)", "dry=true")
+    found = [line.split()[2] for line in done.stdout.splitlines()[1:]]
+    assert found == [f"scheduler={name}" for name in ("constant", "cosine", "cosine_restarts")]
 
 
 def test_first_run_from_another_folder_with_odd_letters(train, tmp_path):
@@ -449,3 +588,62 @@ def test_a_folder_that_can_not_be_written(train, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=f"{tmp_path} can't be written"):
         check.check_folder(tmp_path / "a" / "b", configure())
     check.check_folder(tmp_path.parent / "c", configure())
+
+
+@pytest.mark.parametrize(
+    ("epoch", "total", "text"), [(0, 15, "Epoch 1/15"), (14, 15, "Epoch 15/15"), (2, -1, "Epoch 3")]
+)
+def test_the_bar_counts_epochs_from_one(epoch, total, text):
+    from tricklab.callbacks import ProgressBar
+
+    bar = ProgressBar()
+    bar._trainer = SimpleNamespace(max_epochs=total)
+    assert bar._get_train_description(epoch).strip() == text
+
+
+def test_a_pipe_gets_a_line_an_epoch_with_the_time_left(run, capsys):
+    words = ("model=mlp", "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2")
+    run(*words, "callbacks.progress.refresh_rate=10")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    validated = r", val/loss \d\.\d{4}, val/acc \d\.\d{4}"
+    for number, line in enumerate(lines, 1):
+        result = validated if number % 2 == 0 else ""
+        assert re.fullmatch(rf"epoch {number}/4{result}, \d:\d\d:\d\d left", line)
+    assert len(lines) == 4
+    assert lines[-1].endswith(", 0:00:00 left")
+    run(*words, folder="quiet")
+    assert "epoch" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("patience", [0, 1])
+def test_early_stopping_ends_at_the_first_evaluation_without_improvement(run, patience):
+    """With a learning rate of 0 that is the second one; the run that resumes is at its end already."""
+    still = ("optimizer.lr=0", "model.batch_norm=false", "trainer.max_epochs=5", "model=mlp")
+    stop = ("callbacks=early_stopping", f"callbacks.early_stopping.patience={patience}")
+    done = run(*still, *stop)
+    assert len(done.column("val/loss")) == 2
+    again = run(*still, *stop, "resume=auto")
+    assert again.result["status"] == "done"
+    assert again.column("val/loss") == done.column("val/loss")
+
+
+def test_a_refused_run_leaves_no_parents_that_were_made_for_it(tmp_path, monkeypatch):
+    from tricklab.record import remove_empty
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a" / "b" / "c").mkdir(parents=True)
+    (tmp_path / "a" / "kept").touch()
+    remove_empty(Path("a/b/c").absolute())
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / "a", tmp_path / "a" / "kept"]
+    (tmp_path / "a" / "kept").unlink()
+    remove_empty(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+    remove_empty(tmp_path)
+    assert tmp_path.is_dir()
+
+
+def test_a_package_that_is_not_installed_has_no_version():
+    from tricklab.record import find_version
+
+    assert find_version("no-such-package") == "not installed"
+    assert find_version("omegaconf")[0].isdigit()

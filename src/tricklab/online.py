@@ -16,9 +16,9 @@ HOSTS = {"timm": "https://huggingface.co", "torchvision": "https://download.pyto
 def brief_downloads(library: str) -> Iterator[None]:
     """Let `library` look into its cache alone where its host does not answer; elsewhere wait for it for 10 s."""
     before = socket.getdefaulttimeout()
-    host = os.environ.get("HF_ENDPOINT", HOSTS[library]) if library == "timm" else HOSTS[library]
-    online = answers(host)
-    if not online:
+    hub = library == "timm"  # whose weights lie on Hugging Face's
+    online = answers(os.environ.get("HF_ENDPOINT", HOSTS[library]) if hub else HOSTS[library])
+    if hub and not online:
         os.environ["HF_HUB_OFFLINE"] = "1"  # read when it is imported
         if constants := sys.modules.get("huggingface_hub.constants"):
             constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
