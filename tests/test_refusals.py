@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ONE_BATCH, checked, write_mnist
+from conftest import CONF, ONE_BATCH, checked, write_mnist
 from PIL import Image
 
 import tricklab.data.published
-from tricklab.cli import explain
+from tricklab.cli import explain, options
 from tricklab.errors import UserError
 
 CPU = "trainer.accelerator=cpu"
@@ -90,10 +90,10 @@ TYPED = [
         "penalty=l1 penalty.l1.strength=1",
     ),
     (
-        "augment=random_resized_crop",
-        "augment=random_resized_crop does not exist; allowed: affine, ",
+        "augment=cutmix",
+        f"augment=cutmix does not exist; allowed: {', '.join(options(CONF / 'augment'))}. "
+        "Did you mean mixup=cutmix?",
     ),
-    ("augment=cutmix", "augment=cutmix does not exist; allowed: affine, "),
     (
         "model=resnet18",
         "model=resnet18 does not exist; allowed: convnet, mlp, resnet, timm, torchvision. "

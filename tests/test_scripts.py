@@ -30,6 +30,7 @@ def test_evaluate_gives_the_numbers_of_the_run(run, script):
     metrics = dict(line.split() for line in said.stdout.splitlines())
     expected = {k: v for k, v in done.result["metrics"].items() if k.startswith("test/")}
     assert {k: float(v) for k, v in metrics.items()} == expected
+    assert script("evaluate.py", str(done.folder), "resamples=0").stdout == said.stdout
 
 
 def test_evaluate_on_other_data(run, script, tree):

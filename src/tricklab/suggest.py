@@ -106,9 +106,12 @@ OPTIONS = {  # in the order of preference, as not every fork has each
     "trainer=gpu": "cuda",
 }
 OF_TORCHVISION = re.compile(
-    "alexnet|convnext_(tiny|small|base|large)|densenet|efficientnet_(b|v2)|googlenet|inception_v3|maxvit_t|mnasnet|"
-    "mobilenet_v|regnet_|resnet|resnext|shufflenet|squeezenet|swin_(t|s|b|v2)|vgg|vit_[blh]_|wide_resnet"
+    r"alexnet|convnext_(tiny|small|base|large)|densenet\d+|efficientnet_(b\d|v2_[sml])|googlenet|"
+    r"inception_v3|maxvit_t|mnasnet\d_\d+|mobilenet_v[23]\w*|regnet_[xy]_\d+[gm]f|resnet\d+|"
+    r"resnext\d+_\w+|shufflenet_v2_\w+|squeezenet1_\d|swin_(v2_)?[tsb]|vgg\d+(_bn)?|"
+    r"vit_[blh]_\d+|wide_resnet\d+_2"
 )
+ANY = ("none", "off", "no", "false", "true", "yes")  # in every group
 
 
 def suggest_key(key: str, value: str, known: Collection[str], conf: Path) -> str:
@@ -166,20 +169,31 @@ def complete(typed: str, known: Collection[str], conf: Path) -> str:
 def suggest_option(group: str, option: str, conf: Path) -> str:
     """Return " Did you mean scheduler=cosine?" for what an option that `group` does not have was meant to be."""
     there = options(conf / group)
-    for typed, others in OPTIONS.items():
-        home, _, first = typed.split(" ")[0].partition("=")
-        if home == group and first in there and plain(option) in map(plain, others.split()):
-            return f" Did you mean {typed}?"
+    if typed := translate_option(group, option, conf):
+        return f" Did you mean {typed}?"
     if group == "mixup" and re.fullmatch(r"0?\.\d+|[1-9]\d*(\.\d+)?", option):
         return f" Did you mean mixup=on mixup.alpha={option}?"
-    near = closest(option, there, 0.5)
     if group == "model" and re.search(r"\d|_|-", option) and not closest(option, there, 0.9):
-        library = "torchvision" if OF_TORCHVISION.match(option) else "timm"
+        library = "torchvision" if OF_TORCHVISION.fullmatch(option) else "timm"
         return f" Did you mean model={library} model.name={option}?"
-    for other in sorted(path.name for path in conf.iterdir() if path.is_dir()):
-        if option in options(conf / other) and other != group and option != "none":
+    groups = sorted(path.name for path in conf.iterdir() if path.is_dir() and path.name != group)
+    for other in groups if option not in ANY else ():
+        if option in options(conf / other):
             return f" Did you mean {other}={option}?"
+        if typed := translate_option(other, option, conf):
+            return f" Did you mean {typed}?"
+    near = closest(option, there, 0.5)
     return f" Did you mean {group}={near}?" if near else ""
+
+
+def translate_option(group: str, option: str, conf: Path) -> str:
+    """Return what is typed here for the name that an option of a group has elsewhere."""
+    for typed, others in OPTIONS.items():
+        home, _, name = typed.split()[0].partition("=")
+        there = home == group and name in options(conf / group)
+        if there and plain(option) in map(plain, others.split()):
+            return typed
+    return ""
 
 
 def translate(table: dict[str, str], word: str) -> str | None:
