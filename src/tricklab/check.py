@@ -18,9 +18,9 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from tricklab import lightning, resume
 from tricklab.cli import given, list_overrides, list_values, one_line, swept, unknown_key
 from tricklab.duration import parse
-from tricklab.errors import UserError, closest, nearest, printable
-from tricklab.redact import ENVIRONMENT
-from tricklab.signatures import Signature, read_signature
+from tricklab.errors import UserError, nearest, printable
+from tricklab.redact import check_secrets
+from tricklab.signatures import find_default
 from tricklab.suggest import SEVERAL_OPTIONS as SEVERAL
 from tricklab.values import check_value, show
 
@@ -49,11 +49,6 @@ FIXED = {  # conclude() reads this file, whatever these say
 RESUMED = ("resume", "stop_after")  # of an earlier start of a run
 INSIDE = ("filename", "tensorboard.name", "tensorboard.version", "tensorboard.sub_dir")
 MONITORED = {"val/loss": "min", "val/acc": "max", "val/ece": "min"}  # what callbacks can see
-FURTHER = {  # what takes the arguments that a class hands on
-    "tricklab.logger.Wandb": "wandb.init",
-    "pytorch_lightning.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter",
-}
-GIVEN_BY_CODE = ("params", "save_dir", "dir")
 
 
 class Check(Callback):
@@ -89,6 +84,7 @@ def check_run(config: DictConfig) -> None:
     planned = os.environ.get(resume.HASH)  # by the sweep that this is a job of
     check(config)
     if not planned:
+        check_secrets(config)
         check_command(config)
         check_single()
     if planned and planned != resume.config_hash(resume.task(config)):
@@ -156,7 +152,10 @@ def check(config: DictConfig) -> None:
     """Refuse unknown keys, values of another type than the default or out of range, and contradictions."""
     words = list_overrides(config.hydra)
     check_words(words)
-    check_secrets(config)
+    plain = resume.task(config)
+    values = leaves(plain)
+    if any(resume.SECRET.search(key) or holds_dicts(value) for key, value in values.items()):
+        check_secrets(config)
     if empty := next((group for group in GROUPS if config[group] is None), ""):
         raise UserError(f"{empty} is empty; expected an option of it, or keys below it")
     reference, experiment = defaults(config), config.hydra.runtime.choices.get("experiment")
@@ -165,8 +164,8 @@ def check(config: DictConfig) -> None:
     free = tuple(
         f"{key}." for key in ("sweep.of", "claim") if key in reference
     )  # names of one's own below
-    check_lightning(config)
-    for key, value in leaves(resume.task(config)).items():
+    check_lightning(plain)
+    for key, value in values.items():
         if key.startswith(free):
             continue
         default = reference.get(key)
@@ -185,72 +184,8 @@ def check(config: DictConfig) -> None:
     check_together(config)
 
 
-def find_default(key: str, config: DictConfig) -> Any:
-    """Return the default that a key added with + has in the source of its class. Raises UserError: it is none of it."""
-    parts = key.split(".")
-    for length in range(len(parts) - 1, 0, -1):
-        node = OmegaConf.select(config, ".".join(parts[:length]), throw_on_resolution_failure=False)
-        target = isinstance(node, DictConfig) and node.get("_target_")
-        if not target:
-            continue
-        owner, name = ".".join(parts[:length]), parts[length]
-        if name in ("_target_", "_partial_") and length == 2 and parts[0] in SEVERAL:
-            return None
-        signature = add_further(str(target))
-        if signature and name not in signature.arguments:
-            raise_unknown_argument(f"{owner}.{name}", name, str(target), signature)
-        if owner == "trainer":
-            return lightning.EXTRA.get(name)
-        return signature.arguments[name] if signature and length == len(parts) - 1 else None
-    raise UserError(
-        f"+{key}: no such option. + adds arguments of a class, as +optimizer.maximize=true"
-    )
-
-
-def add_further(target: str) -> Signature | None:
-    """Return what a target takes from a config: not what the code gives it, and with what it hands on to another."""
-    signature = read_signature(target)
-    if signature is None:
-        return None
-    arguments = dict(signature.arguments)
-    if further := read_signature(FURTHER.get(target, "")):
-        arguments |= further.arguments
-    if target.startswith(
-        "tricklab."
-    ):  # whose required arguments stand in conf/ or come from the code
-        arguments = {k: v for k, v in arguments.items() if v is not None or target in FURTHER}
-    return Signature({k: v for k, v in arguments.items() if k not in GIVEN_BY_CODE}, False)
-
-
-def raise_unknown_argument(key: str, name: str, target: str, signature: Signature) -> None:
-    near = closest(name, signature.arguments, 0.6)
-    hint = f" Did you mean {key.rpartition('.')[0]}.{near}?" if near else ""
-    listed = ", ".join(sorted(signature.arguments)) or "nothing more"
-    raise UserError(f"+{key}: {target} takes no {name}; allowed: {listed}.{hint}")
-
-
-def check_secrets(config: DictConfig) -> None:
-    """Refuse a plain secret, whichever file or override it comes from: Hydra writes the config into the run folder."""
-    for word in (*list_overrides(config.hydra), *list_overrides(config.hydra, "hydra")):
-        key, _, value = word.lstrip("+").partition("=")
-        within = re.findall(r"([\w-]+)['\"]?\s*:\s*([^][{},]+)", value)
-        refuse_secrets(dict(within), f"{key}: ")
-        refuse_secrets({key: value})
-    refuse_secrets(OmegaConf.to_container(config, resolve=False))
-
-
-def refuse_secrets(node: Any, path: str = "") -> None:
-    if isinstance(node, list):
-        for part in node:
-            refuse_secrets(part, path)
-    if not isinstance(node, dict):
-        return
-    for key, value in node.items():
-        if isinstance(value, dict | list):
-            refuse_secrets(value, f"{path}{key}.")
-        elif resume.is_secret(str(key), show(value)) and not ENVIRONMENT.fullmatch(str(value)):
-            said = f"{path}{key}=*** would be written into the run folder"
-            raise UserError(f"{said}; give it as an environment variable: {key}=${{oc.env:NAME}}")
+def holds_dicts(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(part, dict | list) for part in value)
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -266,20 +201,20 @@ def check_words(words: Sequence[str]) -> None:
             raise UserError(f"{word} would leave out what is needed; give it another value")
 
 
-def check_lightning(config: DictConfig) -> None:
+def check_lightning(config: Mapping[str, Any]) -> None:
     """Refuse what Lightning has and what would not do here what it says, and files outside of the run folder."""
-    for name in config.trainer or ():
+    for name in config["trainer"]:
         lightning.check_argument(str(name))
-    for name, node in (config.callbacks or {}).items():
-        if isinstance(node, DictConfig):
-            lightning.check_callback(str(name), str(node.get("_target_")))
-            check_monitor(str(name), node)
+    for name, node in config["callbacks"].items():
+        if isinstance(node, dict):
+            lightning.check_callback(name, str(node.get("_target_")))
+            check_monitor(name, node)
     for group in ("callbacks", "logger"):
-        for key, value in leaves(resume.task(config)[group] or {}).items():
+        for key, value in leaves(config[group]).items():
             if key.endswith(INSIDE) and isinstance(value, str) and leads_out(value):
                 said = "is outside of the run folder"
                 raise UserError(f"{group}.{key}={value} {said}; expected a name")
-    project = str(OmegaConf.select(config, "logger.wandb.project", default=""))
+    project = str((config["logger"].get("wandb") or {}).get("project", ""))
     if wrong := re.search(r"[/\\#?%:]", project):
         raise UserError(f"logger.wandb.project={project}: W&B takes no {wrong[0]} in it")
 
@@ -288,7 +223,7 @@ def leads_out(path: str) -> bool:
     return Path(path).is_absolute() or ".." in Path(path).parts
 
 
-def check_monitor(name: str, node: DictConfig) -> None:
+def check_monitor(name: str, node: Mapping[str, Any]) -> None:
     """Refuse a callback that would wait for a value that is not there, or for it to move the wrong way."""
     monitor, mode = node.get("monitor"), node.get("mode", "min")
     if monitor is None:

@@ -1,8 +1,14 @@
-"""Secrets in a patch: `git.diff` holds configs and code that a run was made with, but not their passwords."""
+"""Secrets: refused in a config, which Hydra writes into the run folder, and starred in `git.diff`."""
 
 import re
+from typing import Any
 
-from tricklab.resume import SECRET
+from omegaconf import DictConfig, OmegaConf
+
+from tricklab.cli import list_overrides
+from tricklab.errors import UserError
+from tricklab.resume import SECRET, is_secret
+from tricklab.values import show
 
 QUOTED = re.compile(  # password = "x", "password": "x", password: str = "x"
     r"""(?P<key>[\w-]+)(?P<is>["']?\s*(:\s*[\w. |\[\]]+=|[:=])\s*)(?P<value>"[^"]*"|'[^']*')"""
@@ -14,6 +20,30 @@ BLOCK = re.compile(
     r"[ +-](?P<indent>[\s-]*)[\"']?(?P<key>[\w-]+)[\"']?\s*:\s*([|>][\d+-]*)?\s*(#.*)?$"
 )
 ENVIRONMENT = re.compile(r"\$\{oc\.env:\w+(,\s*null)?\}|\?\?\?|null|~")  # no secrets themselves
+
+
+def check_secrets(config: DictConfig) -> None:
+    """Refuse a plain secret, whichever file or override it comes from: Hydra writes the config into the run folder."""
+    for word in (*list_overrides(config.hydra), *list_overrides(config.hydra, "hydra")):
+        key, _, value = word.lstrip("+").partition("=")
+        within = re.findall(r"([\w-]+)['\"]?\s*:\s*([^][{},]+)", value)
+        refuse_secrets(dict(within), f"{key}: ")
+        refuse_secrets({key: value})
+    refuse_secrets(OmegaConf.to_container(config, resolve=False))
+
+
+def refuse_secrets(node: Any, path: str = "") -> None:
+    if isinstance(node, list):
+        for part in node:
+            refuse_secrets(part, path)
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        if isinstance(value, dict | list):
+            refuse_secrets(value, f"{path}{key}.")
+        elif is_secret(str(key), show(value)) and not ENVIRONMENT.fullmatch(str(value)):
+            said = f"{path}{key}=*** would be written into the run folder"
+            raise UserError(f"{said}; give it as an environment variable: {key}=${{oc.env:NAME}}")
 
 
 def redact_patch(patch: str) -> str:

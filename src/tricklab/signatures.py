@@ -6,6 +6,17 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from omegaconf import DictConfig, OmegaConf
+
+from tricklab import lightning
+from tricklab.errors import UserError, closest
+from tricklab.suggest import SEVERAL_OPTIONS
+
+FURTHER = {  # what takes the arguments that a class hands on
+    "tricklab.logger.Wandb": "wandb.init",
+    "pytorch_lightning.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter",
+}
+GIVEN_BY_CODE = ("params", "save_dir", "dir")
 Definition = ast.ClassDef | ast.FunctionDef
 
 
@@ -14,6 +25,49 @@ class Signature(NamedTuple):
 
     arguments: dict[str, Any]
     more: bool
+
+
+def find_default(key: str, config: DictConfig) -> Any:
+    """Return the default that a key added with + has in the source of its class. Raises UserError: it is none of it."""
+    parts = key.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        node = OmegaConf.select(config, ".".join(parts[:length]), throw_on_resolution_failure=False)
+        target = isinstance(node, DictConfig) and node.get("_target_")
+        if not target:
+            continue
+        owner, name = ".".join(parts[:length]), parts[length]
+        if name in ("_target_", "_partial_") and length == 2 and parts[0] in SEVERAL_OPTIONS:
+            return None
+        signature = add_further(str(target))
+        if signature and name not in signature.arguments:
+            raise_unknown_argument(f"{owner}.{name}", name, str(target), signature)
+        if owner == "trainer":
+            return lightning.EXTRA.get(name)
+        return signature.arguments[name] if signature and length == len(parts) - 1 else None
+    raise UserError(
+        f"+{key}: no such option. + adds arguments of a class, as +optimizer.maximize=true"
+    )
+
+
+def add_further(target: str) -> Signature | None:
+    """Return what a target takes from a config: not what the code gives it, and with what it hands on to another."""
+    signature = read_signature(target)
+    if signature is None:
+        return None
+    arguments = dict(signature.arguments)
+    if further := read_signature(FURTHER.get(target, "")):
+        arguments |= further.arguments
+    if target.startswith("tricklab.") and target not in FURTHER:
+        # required arguments stand in conf/ already, or come from the code
+        arguments = {name: default for name, default in arguments.items() if default is not None}
+    return Signature({k: v for k, v in arguments.items() if k not in GIVEN_BY_CODE}, False)
+
+
+def raise_unknown_argument(key: str, name: str, target: str, signature: Signature) -> None:
+    near = closest(name, signature.arguments, 0.6)
+    hint = f" Did you mean {key.rpartition('.')[0]}.{near}?" if near else ""
+    listed = ", ".join(sorted(signature.arguments)) or "nothing more"
+    raise UserError(f"+{key}: {target} takes no {name}; allowed: {listed}.{hint}")
 
 
 @functools.cache
