@@ -285,6 +285,29 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
             "stop_after=1000ep is after the end of the run: trainer.max_epochs=15",
         ),
         (["mixup=on", "mixup.end=150%"], "mixup.end=150%; allowed: 0% to 100%"),
+        (
+            ["trainer.devices=abc"],
+            "trainer.devices=abc: expected a number, auto for all, or a list",
+        ),
+        (["trainer.devices=[]"], "trainer.devices=[]: expected a number, auto for all, or a list"),
+        (["trainer.devices=null"], "trainer.devices=null: expected a number, auto for all, or a"),
+        (["data=folder", "data.root=''"], "data.root= is empty; expected a value"),
+        (["+loss.reduction=sum"], "loss.reduction=sum; allowed: mean."),
+        (
+            [
+                "penalty=l1_prox",
+                "+callbacks.x._target_=pytorch_lightning.callbacks.WeightAveraging",
+            ],
+            "penalty=l1_prox with callbacks=x: an average of weights is hardly ever 0",
+        ),
+        (
+            ["+callbacks.x._target_=pytorch_lightning.callbacks.TQDMProgressBar"],
+            "callbacks.x: there is a bar already; use callbacks.progress._target_=",
+        ),
+        (
+            ["trainer.max_steps=0"],
+            "trainer.max_epochs=15 trainer.max_steps=0: the run would take no",
+        ),
         (["data.batch_size=${oc.env:HOME}"], ": expected int, got str"),
     ],
 )
@@ -572,6 +595,9 @@ def test_every_range_is_held(word):
         "optimizer.lr=1",
         "trainer.devices=auto",
         "trainer.devices=[0]",
+        "trainer.devices='0,1'",
+        "trainer.devices=-1",
+        "trainer.precision=16",
         "data.train_size=0.5",
     ],
 )

@@ -253,6 +253,7 @@ ROWS = [
         ["optimizer.momentum=0"],
         "optimizer: Nesterov momentum requires a momentum and zero dampening",
     ),
+    (["+optimizer.foreach=true"], "optimizer: `fused` and `foreach` cannot be `True` together."),
     (["trainer.devices=999"], "trainer.devices=999; allowed: 1 to "),
     (
         ["trainer.devices=0"],
@@ -277,6 +278,14 @@ def test_one_line_and_no_folder(run, there, monkeypatch, words, says):
         run(*words, compose=checked)
     assert explain(refused.value).startswith(says)
     assert sorted(there.rglob("*")) == before
+
+
+def test_a_package_that_a_callback_misses_is_a_mistake_of_the_user():
+    from tricklab.experiment import in_plain_words
+
+    plain = in_plain_words(ModuleNotFoundError("psutil is not installed"), None)
+    assert isinstance(plain, UserError)
+    assert str(plain) == "psutil is not installed"
 
 
 def test_the_same_from_the_command_line(train, there):
