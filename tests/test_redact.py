@@ -1,7 +1,10 @@
 """Secrets in a patch."""
 
+import subprocess
+
 import pytest
 
+from tricklab.record import uncommitted
 from tricklab.redact import redact_patch
 
 YAML = "diff --git a/conf/x.yaml b/conf/x.yaml\n"
@@ -32,3 +35,18 @@ def test_redact_patch_stars_secrets_alone(head, line, redacted):
     patch = f"{head}{line}\n"
     assert redact_patch(patch) == (patch if redacted is None else f"{head}{redacted}\n")
     assert redact_patch(redact_patch(patch)) == redact_patch(patch)
+
+
+def test_git_diff_has_no_secrets(tmp_path):
+    """Neither of a file that git knows nor of a new one."""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"
+    old.write_text("seed: 1\n")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *command], check=True)
+    old.write_text("seed: 1\nclaim: {token: hunter2}\n")
+    new.write_text("api_key: hunter2\n")
+    patch = uncommitted(tmp_path)
+    assert "+claim: {token: ***}\n" in patch
+    assert "+api_key: ***\n" in patch
+    assert "hunter2" not in patch

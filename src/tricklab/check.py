@@ -386,7 +386,7 @@ def check_folder(folder: Path, config: DictConfig) -> None:
             f"{key}={show(now.get(key))} (was {show(was.get(key))})" for key in changed[:5]
         )
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-        command = printable(command_of(folder, str(config.resume)))
+        command = command_of(folder, str(config.resume))
         raise UserError(
             printable(f"resume={config.resume}: {said}{more}; to resume that run: {command}")
         )
