@@ -1,6 +1,6 @@
 """Test a checkpoint, on the data of its run or on others; or the mean probability over several views of each image.
 
-python scripts/evaluate.py ckpt=RUN/checkpoints/best.ckpt [data=folder data.root=PATH ...]
+python scripts/evaluate.py RUN [data=folder data.root=PATH ...]
     mc=16                   Monte-Carlo dropout: 16 views, each with other units dropped
     tta=8 [augment=light]   test-time augmentation: 8 views, augmented as in training or as said
     resamples=200           of the images, for the interval of 95 % beside each result; 0: none
@@ -12,21 +12,23 @@ Names that end in _t are after the temperature that the checkpoint's validation 
 """
 
 import csv
+import io
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from tricklab import cli
+from tricklab.folder import write_text
 
 
 def main() -> None:
-    from tricklab import build, experiment, network
+    from tricklab import experiment
+    from tricklab.trained import compose_one, read_trained
 
     experiment.hush()
     mine = [word for word in sys.argv[1:] if word.split("=")[0].split(".")[0] == "augment"]
     rest = [word for word in sys.argv[1:] if word not in mine]
-    trained = network.read_trained(rest, mc="0", tta="0", resamples="200", suite="", other="")
+    trained = read_trained(rest, mc="0", tta="0", resamples="200", suite="", other="")
     config, suite = trained.config, trained.arguments["suite"]
     mc, tta, resamples = (
         count_views(name, trained.arguments[name]) for name in ("mc", "tta", "resamples")
@@ -34,7 +36,7 @@ def main() -> None:
     if suite not in ("", "ood"):
         raise cli.UserError(f"suite={suite}; allowed: ood")
     if mine:
-        config.augment = network.compose_one(mine).augment
+        config.augment = compose_one(mine).augment
     if (
         (mine and not tta)
         or (tta and not config.augment)
@@ -43,12 +45,7 @@ def main() -> None:
         raise cli.UserError(
             f"mc={mc} tta={tta} {' '.join(mine)}; allowed: tta with an augmentation, mc the same or 0"
         )
-    data = build.build(config.data, seed=config.seed)
-    if data.classes != list(config.dataset.classes):
-        raise cli.UserError(
-            f"the data have the classes {data.classes}, the checkpoint {list(config.dataset.classes)}"
-        )
-    data.adapt(trained.images)
+    data = trained.data()
     if suite:
         show_suite(trained, data, mc, tta)
     else:
@@ -62,11 +59,11 @@ def count_views(name: str, given: str) -> int:
 
 
 def show_results(trained: Any, data: Any, mc: int, tta: int, resamples: int) -> None:
-    """Print each result with its interval."""
+    """Print the number of images, and each result with its interval."""
     import torch
 
     net = average(trained, mc, tta) if mc or tta else trained.net()
-    module = assess(trained.config, net, data)
+    module = assess(trained, net, data)
     intervals = (
         bootstrap(module.logits, module.labels, module.temperature, resamples) if resamples else {}
     )
@@ -74,6 +71,7 @@ def show_results(trained: Any, data: Any, mc: int, tta: int, resamples: int) -> 
     measured = {
         f"test/{name}": torch.cat(parts).double().mean().item() for name, parts in views.items()
     }
+    print("images", len(module.labels))
     for name, value in (module.results | measured).items():
         print(
             name,
@@ -87,26 +85,27 @@ def show_suite(trained: Any, data: Any, mc: int, tta: int) -> None:
     from tricklab.calibration import judged
     from tricklab.ood import draw_confidence, separate
 
-    path = Path(trained.arguments["ckpt"]).absolute()
+    path = trained.path.absolute()
     folder = path.parents[1] if (path.parents[1] / "config.yaml").is_file() else path.parent
     found: dict[str, dict[str, Any]] = {}
-    rows: list[list[Any]] = [["view", "images", "confidence", "auroc", "fpr95"]]
+    rows: list[list[Any]] = [["view", "images", "confidence", "auroc", "fpr95", "n"]]
     for view, net in views(trained, mc, tta).items():
         confidences = found[view] = {}
         for name, *images in sets(trained, data):
-            module = assess(trained.config, net, *images)
+            module = assess(trained, net, *images)
             confidences[name] = judged(module.logits, module.labels)[0]
             told = (
                 ["", ""]
                 if name == "test"
                 else separate(confidences["test"], confidences[name]).values()
             )
-            rows.append([view, name, float(confidences[name].mean()), *told])
-    with (folder / "ood.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+            rows.append([view, name, float(confidences[name].mean()), *told, len(module.labels)])
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    write_text(folder / "ood.csv", table.getvalue())
     for row in rows:
         print(
-            "{:16}{:16}{:>12}{:>10}{:>10}".format(
+            "{:16}{:16}{:>12}{:>10}{:>10}{:>8}".format(
                 *(f"{x:.4f}" if isinstance(x, float) else x for x in row)
             )
         )
@@ -134,7 +133,8 @@ def average(trained: Any, mc: int, tta: int) -> Any:
 
 def sets(trained: Any, data: Any) -> Iterator[tuple[Any, ...]]:
     """Yield the test set, the same under each change, and the test set of other data: name, data, change."""
-    from tricklab import build, network, ood
+    from tricklab import build, ood
+    from tricklab.trained import compose_one
 
     config = trained.config
     yield "test", data, None
@@ -143,7 +143,7 @@ def sets(trained: Any, data: Any) -> Iterator[tuple[Any, ...]]:
     yield "blur", data, ood.blur
     unlike = "fake" if config.data._target_.endswith(".digits") else "digits"
     name = trained.arguments["other"] or unlike
-    other = build.build(network.compose_one([f"data={name}"]).data, seed=config.seed)
+    other = build.build(compose_one([f"data={name}"]).data, seed=config.seed)
     other.prepare, test = trained.prepare(), other.source.test
     other.source = other.source._replace(
         test=test._replace(labels=test.labels * 0)
@@ -151,7 +151,7 @@ def sets(trained: Any, data: Any) -> Iterator[tuple[Any, ...]]:
     yield name, other, ood.grey if trained.images.shape[0] == 1 else None
 
 
-def assess(config: Any, net: Any, data: Any, change: Any = None) -> Any:
+def assess(trained: Any, net: Any, data: Any, change: Any = None) -> Any:
     """Evaluate a network on a test set, whose images are changed first; return the module, with results and logits."""
     from torch import nn
     from torchvision.transforms import v2
@@ -159,9 +159,9 @@ def assess(config: Any, net: Any, data: Any, change: Any = None) -> Any:
     from tricklab.module import ImageClassifier
     from tricklab.views import Averaged
 
-    trainer = make_trainer(config.trainer)
+    trainer = make_trainer(trained.config.trainer)
     module, prepare = ImageClassifier(net), data.prepare
-    module.temperature = config.get("temperature", 1.0)
+    module.temperature = trained.temperature
     parts = [v2.Lambda(change)] if change else []
     if isinstance(net, Averaged):  # views are made of the images as they are
         net.make_input = [prepare.to(trainer.strategy.root_device)]

@@ -1,7 +1,8 @@
 """Write the weights of a checkpoint as safetensors, with all that is needed to use them.
 
-python scripts/export.py ckpt=RUN/checkpoints/best.ckpt [output=model.safetensors]
+python scripts/export.py RUN [output=model.safetensors]
 
+RUN is the folder of a run; ckpt=PATH names a checkpoint.
 The file can stand for the checkpoint: ckpt=model.safetensors, model.weights=model.safetensors.
 """
 
@@ -9,22 +10,21 @@ import sys
 from pathlib import Path
 
 from tricklab import cli
+from tricklab.folder import atomic_open
 
 
 def main() -> None:
-    from omegaconf import OmegaConf
-    from safetensors.torch import save
-
-    from tricklab.network import read_trained
+    from tricklab.trained import read_trained
 
     trained = read_trained(sys.argv[1:], output=None)
-    target = Path(
-        trained.arguments["output"] or Path(trained.arguments["ckpt"]).with_suffix(".safetensors")
-    )
-    trained.net()  # that weights and config fit is known before anything is written
-    state = {key: tensor.contiguous().clone() for key, tensor in trained.state.items()}
-    target.write_bytes(save(state, metadata={"config": OmegaConf.to_yaml(trained.config)}))
-    print(f"{target}: {sum(tensor.numel() for tensor in state.values()):,} numbers")
+    target = Path(trained.arguments["output"] or trained.path.with_suffix(".safetensors"))
+    if target.suffix != ".safetensors":
+        raise cli.UserError(f"output={target}; expected a name that ends in .safetensors")
+    trained.net()  # weights and config fit each other, before anything is written
+    with atomic_open(target) as file:
+        file.write(trained.to_safetensors())
+    numbers = sum(tensor.numel() for tensor in trained.state.values())
+    print(f"{target}: {numbers:,} numbers")
 
 
 if __name__ == "__main__":

@@ -19,8 +19,9 @@ from omegaconf import DictConfig
 
 from tricklab import cli
 from tricklab.errors import UserError
+from tricklab.folder import write_text
 from tricklab.process import quoted
-from tricklab.resume import config_hash, is_volatile, read_result, task, write_whole
+from tricklab.resume import config_hash, is_volatile, read_result, task
 
 Row = dict[str, str]
 Rows = dict[str, dict[int, Row]]  # by arm and seed
@@ -131,7 +132,7 @@ def gather(recipe: Recipe, wanted: Set[str]) -> dict[str, Row]:
         ordered = sorted(
             rows.values(), key=lambda row: (row.get("words", ""), row["date"], int(row["seed"]))
         )
-        write_whole(recipe.file, to_text(ordered))
+        write_text(recipe.file, to_text(ordered))
     return rows
 
 

@@ -56,17 +56,11 @@ def note(config: DictConfig, rates: list[float]) -> str:
     """Say what a plan amounts to: some rates, their sum, and what weight decay leaves of a weight without a gradient.
 
     That is the product of 1 - rate * decay over all steps: exact where the decay is decoupled (AdamW, penalty=decay),
-    while SGD's momentum m makes it about 1 / (1 - m) times as strong. Raises UserError: a step that would turn the sign
-    of the weights.
+    while SGD's momentum m makes it about 1 / (1 - m) times as strong.
     """
-    inertia = config.optimizer.get("momentum", 0.0)
-    decay = config.optimizer.get("weight_decay", 0.0) / (1 - min(inertia, 0.999))
-    decay += config.penalty.decay.strength if "decay" in config.penalty else 0.0
-    if decay * max(rates) >= 1:
-        said = f"optimizer.lr={config.optimizer.lr} with optimizer.weight_decay={config.optimizer.weight_decay}"
-        raise cli.UserError(
-            f"{said}, momentum and penalty turns the sign of weights; allowed: less than 1 together"
-        )
+    from tricklab.plan import total_decay
+
+    momentum, decay = config.optimizer.get("momentum", 0.0), total_decay(config)
     figures = (
         f"first {rates[0]:.4g}, peak {max(rates):.4g}, last {rates[-1]:.4g}, sum {sum(rates):.4g}"
     )
@@ -76,7 +70,7 @@ def note(config: DictConfig, rates: list[float]) -> str:
         else ""
     )
     left = math.prod(1 - rate * decay for rate in rates)
-    return f"{len(rates)} steps, {figures}, weight decay leaves {'about ' if inertia else ''}{left:.4g}{learns}"
+    return f"{len(rates)} steps, {figures}, weight decay leaves {'about ' if momentum else ''}{left:.4g}{learns}"
 
 
 def draw(rates: Rates, path: Path, title: str) -> None:

@@ -1,54 +1,110 @@
 """Say what is on images: file, class and probability, as CSV.
 
-python scripts/predict.py ckpt=RUN/checkpoints/best.ckpt input=FILE_OR_FOLDER [output=predictions.csv]
+python scripts/predict.py RUN input=FILE_OR_FOLDER [output=predictions.csv]
+
+RUN is the folder of a run; ckpt=PATH names a checkpoint. Files that can't be decoded are named at
+the end, after which the exit code is 1.
 """
 
 import csv
+import io
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 from tricklab import cli
+from tricklab.folder import atomic_open
+
+BATCH = 256  # images at a time
+ENCODING: dict[str, Any] = {  # names of files may be any bytes
+    "encoding": "utf-8",
+    "errors": "surrogateescape",
+    "newline": "",
+}
 
 
 def main() -> None:
-    import torch
-
-    from tricklab.data.files import decode, image_files
-    from tricklab.network import read_trained
+    from tricklab.trained import read_trained
 
     trained = read_trained(sys.argv[1:], input=None, output=None)
-    source, target, facts = (
-        Path(str(trained.arguments["input"])),
-        trained.arguments["output"],
-        trained.config.dataset,
-    )
-    files = image_files(source) if source.is_dir() else [source] if source.is_file() else []
+    files, target = find_files(trained.arguments["input"]), trained.arguments["output"]
+    if trained.dataset["channels"] not in (1, 3):
+        channels = trained.dataset["channels"]
+        raise cli.UserError(f"ckpt={trained.path} takes {channels} channels; allowed: 1 or 3")
+    damaged: list[str] = []
+    with open_output(target) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("file", "class", "probability"))
+        for rows in predict(trained, files, damaged):
+            writer.writerows(rows)
+    if target:
+        print(f"{target}: {len(files) - len(damaged):,} of {len(files):,} images")
+    if damaged:
+        sys.exit("\n".join([*damaged, f"error: {len(damaged)} of {len(files)} files are left out"]))
+
+
+def find_files(source: str | None) -> list[Path]:
+    """Return the image that `input` names, or those in the folder. Raises UserError: none."""
+    from tricklab.data.folders import image_files
+
+    path = Path(str(source)).expanduser()
+    files = image_files(path) if path.is_dir() else [path] if path.is_file() else []
     if not files:
-        raise cli.UserError(f"input={source}; allowed: an image, or a folder with images")
-    if facts.channels not in (1, 3):
-        raise cli.UserError(
-            f"ckpt={trained.arguments['ckpt']} takes {facts.channels} channels; allowed: 1 or 3"
-        )
-    net, prepare, mode = trained.net(), trained.prepare(), "L" if facts.channels == 1 else "RGB"
-    mixed = torch.autocast(
-        "cpu", torch.bfloat16, enabled=trained.config.trainer.precision == "bf16-mixed"
-    )
-    rows: list[tuple[object, ...]] = [("file", "class", "probability")]
-    for start in range(0, len(files), 256):
-        batch = files[start : start + 256]
-        images = torch.stack([decode(file, (facts.height, facts.width), mode) for file in batch])
-        with torch.no_grad(), mixed:
-            logits = net(prepare(images).to(next(net.parameters()).dtype))
+        raise cli.UserError(f"input={source}: no image there; expected one, or a folder of images")
+    return files
+
+
+@contextmanager
+def open_output(target: str | None) -> Iterator[TextIO]:
+    """Open the file `target`, which is written whole or not at all, or the standard output."""
+    if not target:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(**ENCODING)
+        yield sys.stdout
+        return
+    with atomic_open(Path(target).expanduser()) as file:
+        text = io.TextIOWrapper(file, **ENCODING)
+        yield text
+        text.detach()
+
+
+def predict(trained: Any, files: Sequence[Path], damaged: list[str]) -> Iterator[list[Any]]:
+    """Yield rows of file, class and probability; what can't be decoded is added to `damaged`."""
+    import torch
+
+    net, prepare = trained.net(), trained.prepare()
+    dtype = next(net.parameters()).dtype
+    mixed = trained.config.trainer.precision == "bf16-mixed"
+    for start in range(0, len(files), BATCH):
+        found, images = decode_all(trained, files[start : start + BATCH], damaged)
+        if not found:
+            continue
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            logits = net(prepare(torch.stack(images)).to(dtype))
         best = logits.float().softmax(1).max(1)
-        classes = [facts.classes[label] for label in best.indices.tolist()]
-        rows += zip(batch, classes, best.values.tolist(), strict=True)
-    with (
-        Path(target).open("w", newline="", encoding="utf-8")
-        if target
-        else nullcontext(sys.stdout) as file
-    ):
-        csv.writer(file, lineterminator="\n").writerows(rows)
+        classes = [trained.classes[label] for label in best.indices.tolist()]
+        yield list(zip(found, classes, best.values.tolist(), strict=True))
+
+
+def decode_all(
+    trained: Any, files: Sequence[Path], damaged: list[str]
+) -> tuple[list[Path], list[Any]]:
+    """Decode images as in training; return the files that could be decoded, and their pixels."""
+    from tricklab.data.images import decode
+
+    facts = trained.dataset
+    size, mode = (facts["height"], facts["width"]), "L" if facts["channels"] == 1 else "RGB"
+    background = trained.config.data.get("background", "white")
+    found, images = [], []
+    for file in files:
+        try:
+            images.append(decode(file, size, mode, background))
+            found.append(file)
+        except cli.UserError as error:
+            damaged.append(str(error))
+    return found, images
 
 
 if __name__ == "__main__":

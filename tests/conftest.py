@@ -3,6 +3,7 @@
 import csv
 import functools
 import gzip
+import hashlib
 import json
 import logging
 import os
@@ -124,6 +125,15 @@ def write_cifar(folder: Path, classes: int = 10) -> dict[str, Any]:
     )
     (folder / place / meta).write_bytes(b"\x80\x02}(" + entry + b"u.")
     return pixels
+
+
+def trust_cifar(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the files of CIFAR in a folder for the published ones."""
+    from tricklab.data import published
+
+    for path in folder.glob("cifar-10*/*"):
+        md5 = hashlib.md5(path.read_bytes()).hexdigest()
+        monkeypatch.setitem(published.MD5, path.name, md5)
 
 
 def python2_text(text: str) -> bytes:

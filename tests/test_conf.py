@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONF, ONE_BATCH, checked, configure, write_cifar, write_mnist
+from conftest import CONF, ONE_BATCH, checked, configure, trust_cifar, write_cifar, write_mnist
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
@@ -28,7 +28,7 @@ OTHER_NAME = {"mixup=on": "mixup", "mixup=off": "identity"}
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_passes_the_check_and_trains_one_batch(group, option, run, tree, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    extra = requirements(group, option, tree, tmp_path)
+    extra = requirements(group, option, tree, tmp_path, monkeypatch)
     checked(f"{group}={option}")
     done = run(*ONE_BATCH, f"{group}={option}", *extra)
     assert done.result["status"] == "done"
@@ -44,7 +44,7 @@ def test_the_same_command_twice_gives_the_same_bits(
 ):
     """On a CPU with one thread; an option for which this can't hold would have to be named in VARIES."""
     monkeypatch.setenv("WANDB_MODE", "offline")
-    extra = requirements(group, option, tree, tmp_path)
+    extra = requirements(group, option, tree, tmp_path, monkeypatch)
     words = (*ONE_BATCH[1:], "stop_after=3it", "model.dropout=0.2")
     runs = [run(*words, f"{group}={option}", *extra, folder=folder) for folder in ("one", "two")]
     weights = [
@@ -58,7 +58,7 @@ def test_the_same_command_twice_gives_the_same_bits(
     assert same == (f"{group}={option}" not in VARIES)
 
 
-def requirements(group: str, option: str, tree, tmp_path: Path) -> list[str]:
+def requirements(group: str, option: str, tree, tmp_path: Path, monkeypatch) -> list[str]:
     """Skip what this machine can't do, with the reason, and return the overrides that an option needs."""
     if option == "gpu" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
@@ -73,6 +73,7 @@ def requirements(group: str, option: str, tree, tmp_path: Path) -> list[str]:
     write_mnist(tmp_path)
     write_cifar(tmp_path)
     write_cifar(tmp_path, classes=100)
+    trust_cifar(tmp_path, monkeypatch)
     return {
         "folder": [f"data.root='{tree({'train': 9})}'"],
         "mnist": [f"data.root={tmp_path}"],

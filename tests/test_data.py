@@ -1,20 +1,26 @@
 import multiprocessing
 import os
 import pickle
+import re
+import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import configure, write_cifar, write_mnist
-from PIL import Image
+from conftest import ONE_BATCH, configure, trust_cifar, write_cifar, write_mnist
+from PIL import Image, ImageOps
 
 from tricklab.augment import affine, crop, erase, flip
 from tricklab.build import build
 from tricklab.data.batches import Images, Preparation, moments
-from tricklab.data.files import decode
-from tricklab.data.module import fit, moved
-from tricklab.data.split import corrupt, stratified_order
+from tricklab.data.datasets import TEST_SIZE, folder_to_evaluate
+from tricklab.data.images import decode
+from tricklab.data.module import ImageData, fit, moved
+from tricklab.data.progress import with_progress
+from tricklab.data.published import MD5
+from tricklab.data.split import VAL_SIZE, corrupt, split_off, stratified_order
 from tricklab.errors import UserError
 from tricklab.mixup import cutmix, mixup
 
@@ -354,9 +360,9 @@ def test_fake_has_any_shape(shape):
 )
 def test_folder_splits(tree, parts):
     root = tree(parts)
-    module = build(
-        configure("data=folder", f"data.root='{root}'", "data.val_size=4", "data.test_size=6").data
-    )
+    sizes = [] if "val" in parts else ["data.val_size=4"]
+    sizes += [] if "test" in parts else ["data.test_size=6"]
+    module = build(configure("data=folder", f"data.root='{root}'", *sizes).data)
     assert module.classes == ["cat", "dog"]
     assert len(module.val_rows) == (8 if "val" in parts else 4)
     assert len(module.source.test.labels) == (10 if "test" in parts else 6)
@@ -395,7 +401,7 @@ def test_a_rank_without_an_image_has_an_empty_batch(tree):
 def test_a_file_that_is_no_image_is_named(tree, monkeypatch):
     root = tree({"train": 3})
     (root / "train" / "cat" / "x.png").write_bytes(b"not an image")
-    monkeypatch.setattr("tricklab.data.files.BLOCK", 2)
+    monkeypatch.setattr("tricklab.data.images.BLOCK", 2)
     for workers in (0, 2):
         with pytest.raises(UserError, match=r"^[^\n]*x\.png can't be decoded[^\n]*$"):
             build(
@@ -423,9 +429,9 @@ def test_hidden_files_are_no_images_and_each_class_needs_one(tree):
 
 def test_a_worker_that_dies_is_named(tree, monkeypatch):
     root = tree({"": 90}, size=4)
-    monkeypatch.setattr("tricklab.data.files.BLOCK", 16)
+    monkeypatch.setattr("tricklab.data.images.BLOCK", 16)
     monkeypatch.setattr(
-        "tricklab.data.files.Files.index_select", lambda *arguments: os.kill(os.getpid(), 9)
+        "tricklab.data.images.ImageFiles.index_select", lambda *arguments: os.kill(os.getpid(), 9)
     )
     with pytest.raises(
         UserError,
@@ -441,7 +447,7 @@ def test_a_worker_that_dies_is_named(tree, monkeypatch):
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("cache", ["memory", "none", "kept"])
 def test_neither_cache_nor_workers_change_a_batch(tree, tmp_path, monkeypatch, cache, workers):
-    monkeypatch.setattr("tricklab.data.files.BLOCK", 8)
+    monkeypatch.setattr("tricklab.data.images.BLOCK", 8)
     words = ["data=folder", f"data.root='{tree({'train': 20, 'test': 3})}'", "data.batch_size=8"]
     cache = cache if cache != "kept" else f"'{tmp_path / 'kept'}'"
     one = build(configure(*words, "data.num_workers=0").data)
@@ -460,7 +466,7 @@ def test_neither_cache_nor_workers_change_a_batch(tree, tmp_path, monkeypatch, c
 def test_a_cache_is_read_until_the_files_change(tree, tmp_path, monkeypatch):
     root, decoded = tree({"train": 4, "test": 2}), []
     monkeypatch.setattr(
-        "tricklab.data.files.decode",
+        "tricklab.data.images.decode",
         lambda path, *rest: decoded.append(path) or decode(path, *rest),
     )
     words = [
@@ -534,6 +540,8 @@ def test_every_mode_keeps_its_grey(tmp_path, mode):
         image = Image.fromarray(
             np.full((6, 6), grey * 257, np.uint16 if mode == "I;16" else np.int32)
         )
+    elif mode == "F":
+        image = Image.new("F", (6, 6), grey / 255)
     elif mode == "1":
         image, grey = Image.new("1", (6, 6), 1), 255
     else:
@@ -579,8 +587,9 @@ def test_fashion_mnist_cut_short_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
-def test_cifar_from_a_local_copy(tmp_path, name, classes):
+def test_cifar_from_a_local_copy(tmp_path, monkeypatch, name, classes):
     pixels = write_cifar(tmp_path, classes)
+    trust_cifar(tmp_path, monkeypatch)
     source = build(configure(f"data={name}", f"data.root={tmp_path}").data).source
     *train, test = (torch.from_numpy(array).view(-1, 3, 32, 32) for array in pixels.values())
     assert torch.equal(source.train.images, torch.cat(train))
@@ -595,6 +604,7 @@ def test_torchvision_reads_the_same_from_the_files_of_the_test(tmp_path, monkeyp
     from torchvision.datasets import CIFAR10
 
     write_cifar(tmp_path)
+    trust_cifar(tmp_path, monkeypatch)
     monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *a: True)
     theirs = CIFAR10(str(tmp_path), train=True)
@@ -609,25 +619,54 @@ class Payload:
         return print, ("this must never be printed",)
 
 
-def test_a_pickle_of_cifar_can_not_run_anything(tmp_path, capsys):
+def test_only_the_published_files_of_cifar_are_unpickled(tmp_path, monkeypatch):
+    monkeypatch.setattr("tricklab.data.published.Plain", lambda *a, **k: pytest.fail("unpickled"))
     write_cifar(tmp_path)
-    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(
-        pickle.dumps({"data": Payload()}, protocol=2)
-    )
     with pytest.raises(
-        UserError, match=r"data_batch_3 is not a file of CIFAR: it asks for __builtin__\.print"
+        UserError, match=r"data_batch_1 is not the published file: its MD5 is \w+, not c99cafc1"
     ):
         build(configure("data=cifar10", f"data.root={tmp_path}").data)
+
+
+def test_the_checksums_of_cifar_are_those_of_torchvision():
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    theirs = {}
+    for data in (CIFAR10, CIFAR100):
+        theirs |= dict(data.train_list + data.test_list)
+        theirs[data.meta["filename"]] = data.meta["md5"]
+    assert theirs == MD5
+
+
+@pytest.mark.parametrize(
+    ("payload", "says"),
+    [
+        (pickle.dumps({"data": Payload()}, protocol=2), r"it asks for __builtin__\.print"),
+        (b"cnumpy.f2py.__main__\nencode\n.", r"it asks for numpy\.f2py\.__main__\.encode"),
+        (b"cnumpy.core.multiarray\ndtype\n.", "it asks for numpy.core.multiarray.dtype"),
+    ],
+)
+def test_a_pickle_of_cifar_can_not_run_anything(tmp_path, monkeypatch, capsys, payload, says):
+    """Even if the checksum is right."""
+    write_cifar(tmp_path)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_3").write_bytes(payload)
+    trust_cifar(tmp_path, monkeypatch)
+    modules = set(sys.modules)
+    with pytest.raises(UserError, match=f"data_batch_3 is not a file of CIFAR: {says}"):
+        build(configure("data=cifar10", f"data.root={tmp_path}").data)
     assert capsys.readouterr().out == ""
+    assert set(sys.modules) == modules
 
 
 def test_cifar_that_is_not_is_named(tmp_path, monkeypatch):
     folder = tmp_path / "cifar-10-batches-py"
     write_cifar(tmp_path)
     (folder / "data_batch_2").write_bytes((folder / "data_batch_2").read_bytes()[:1000])
+    trust_cifar(tmp_path, monkeypatch)
     with pytest.raises(UserError, match="data_batch_2 is not a file of CIFAR"):
         build(configure("data=cifar10", f"data.root={tmp_path}").data)
     (folder / "data_batch_2").write_bytes((folder / "batches.meta").read_bytes())
+    trust_cifar(tmp_path, monkeypatch)
     with pytest.raises(UserError, match="does not hold CIFAR10: KeyError"):
         build(configure("data=cifar10", f"data.root={tmp_path}").data)
     content = (folder / "data_batch_3").read_bytes()
@@ -636,12 +675,499 @@ def test_cifar_that_is_not_is_named(tmp_path, monkeypatch):
         content.replace(b"K\x07", b""),
     ):  # a label of 99, one too few
         (folder / "data_batch_2").write_bytes(wrong)
+        trust_cifar(tmp_path, monkeypatch)
         with pytest.raises(UserError, match="does not hold CIFAR10: ValueError"):
             build(configure("data=cifar10", f"data.root={tmp_path}").data)
     (folder / "data_batch_2").unlink()
     monkeypatch.setattr("torchvision.datasets.utils.urllib.request.urlopen", lambda *a, **k: 1 / 0)
     with pytest.raises(
         UserError,
-        match=r"no CIFAR10 there, and no download .*allowed: a folder with cifar-10-batches-py/data_batch_1, ",
+        match=r"no CIFAR10 there, and no download .*expected a folder with cifar-10-batches-py/data_batch_1, ",
     ):
         build(configure("data=cifar10", f"data.root={tmp_path}").data)
+
+
+def write_images(root, *names, grey=90):
+    """Write a small image under each name below `root`."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), grey).save(root / name)
+
+
+def write_classes(root, images=5, classes=("a", "b")):
+    write_images(root, *(f"{name}/{i}.png" for name in classes for i in range(images)))
+
+
+def read_folder(root, *overrides):
+    words = ["data=folder", f"data.root='{root}'", "data.resize=8", "data.num_workers=0"]
+    return build(configure(*words, *overrides).data)
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "TRAINING", "training"])
+@pytest.mark.parametrize("val", ["val", "valid", "Validation", None])
+@pytest.mark.parametrize("test", ["test", "Testing", None])
+def test_parts_are_found_by_any_of_their_names(tmp_path, train, val, test):
+    for part, images in ((train, 20), (val, 3), (test, 4)):
+        if part:
+            write_classes(tmp_path / part, images)
+    made = read_folder(tmp_path)
+    assert made.classes == ["a", "b"]
+    trained = 40 if test else 32
+    assert len(made.source.test.labels) == 8  # 2 x 4, or a fifth of 40
+    assert len(made.val_rows) == (6 if val else round(0.1 * (trained - 1)))
+    assert len(made.train_rows) == (trained if val else trained - len(made.val_rows))
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes"),
+    [
+        (["car", "plane", "train"], ["car", "plane", "train"]),
+        (["invalid", "valid"], ["invalid", "valid"]),
+        (["invalid/may", "valid/may"], ["invalid", "valid"]),
+        (["test", "other"], ["other", "test"]),
+        (["a", "b", ".hidden", "@eaDir", "__MACOSX", "lost+found", "#recycle"], ["a", "b"]),
+        (["#x", "@y"], ["#x", "@y"]),
+        (["train/a", "train/b", "train/.cache", "test/a"], ["a", "b"]),
+    ],
+)
+def test_classes_and_parts_are_told_apart(tmp_path, folders, classes):
+    write_images(tmp_path, *(f"{folder}/{i}.png" for folder in folders for i in range(6)))
+    assert read_folder(tmp_path).classes == classes
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (["train/a/0.png", "Training/a/0.png"], " has Training and train, both for train; keep "),
+        (["train/a/0.png", "val/a/0.png", "valid/a/0.png"], " has val and valid, both for val; "),
+        (["test/a/0.png", "test/b/0.png"], " has test, but no train; evaluate.py takes such a "),
+        (
+            ["pets/train/a/0.png", "pets/test/a/0.png"],
+            "lie further down; allowed: data.root={}/pets",
+        ),
+        (["x/Train/a/0.png", "y/train/a/0.png"], "allowed: data.root={}/x or data.root={}/y"),
+        (["pets/a/0.png", "pets/b/0.png"], "lie further down; allowed: data.root={}/pets"),
+        (["a/0.png"], ": 2 classes or more, each with images; there is a"),
+        (["0.png", "1.png"], " has 2 images, but no class folders; allowed: {}/CLASS/... for each"),
+        (["train/0.png", "test/0.png"], "/train has 1 images, but no class folders"),
+        (
+            ["caf\u00e9/0.png", "cafe\u0301/0.png"],
+            " has the class 'café' twice, with accents in two",
+        ),
+        (
+            ["a/0.png", "caf\udce9/0.png"],
+            ": the name of the class 'caf\\udce9' is not UTF-8; rename",
+        ),
+    ],
+)
+def test_folders_that_hold_no_data_set_are_refused(tmp_path, files, says):
+    write_images(tmp_path, *files)
+    with pytest.raises(UserError) as refused:
+        read_folder(tmp_path)
+    assert says.replace("{}", str(tmp_path)) in str(refused.value)
+
+
+def test_a_folder_beside_the_parts_is_named(tmp_path, capsys):
+    write_classes(tmp_path / "train", 20)
+    write_images(tmp_path, "holdout/a/0.png")
+    (tmp_path / "annotations").mkdir()
+    read_folder(tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        f"warning: data.root={tmp_path}: holdout is not used; parts are called train,"
+    )
+
+
+def test_composed_and_decomposed_accents_are_one_class(tmp_path):
+    write_classes(tmp_path / "train", 8, ("a", "caf\u00e9"))
+    write_classes(tmp_path / "test", 2, ("a", "cafe\u0301"))
+    made = read_folder(tmp_path)
+    assert made.classes == ["a", "caf\u00e9"]
+    assert made.source.test.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_links_are_followed_and_loops_end(tmp_path, capsys):
+    root, away = tmp_path / "root", tmp_path / "away"
+    write_classes(root, 5)
+    write_images(away, *(f"{i}.png" for i in range(7)))
+    write_images(tmp_path, "single.png")
+    (root / "a" / "more").symlink_to(away)
+    (root / "a" / "again").symlink_to(away)  # each folder once
+    (root / "a" / "one.png").symlink_to(tmp_path / "single.png")
+    (root / "a" / "up").symlink_to(root)  # where the images of b are
+    (away / "loop").symlink_to(away)
+    (root / "c").symlink_to(away)
+    (root / "b" / "gone.png").symlink_to("nowhere.png")
+    (root / "b" / "itself.png").symlink_to("itself.png")
+    os.mkfifo(root / "b" / "pipe.png")  # which would wait for ever
+    made = read_folder(root)
+    counts = made.source.train.labels.bincount() + made.source.test.labels.bincount(minlength=3)
+    assert dict(zip(made.classes, counts.tolist())) == {"a": 13, "b": 5, "c": 7}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "3 of 28 files are left out, 3 links that lead to no file, as " in line
+
+
+def test_rubbish_of_systems_is_no_image(tmp_path, capsys):
+    write_classes(tmp_path, 6)
+    rubbish = ("@eaDir/0.png/thumb.jpg", ".ipynb_checkpoints/0.png", "__MACOSX/0.png", "._0.png")
+    write_images(tmp_path / "a", *rubbish)
+    for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "notes.txt", "labels.csv"):
+        (tmp_path / "a" / name).write_bytes(b"\0")
+    made = read_folder(tmp_path)
+    assert made.source.files == 12
+    assert capsys.readouterr().err == ""
+
+
+def test_files_that_are_not_decoded_are_counted(tmp_path, capsys):
+    write_classes(tmp_path, 6)
+    for name in ("0.heic", "1.HEIC", "2.cr2", "noending"):
+        (tmp_path / "a" / name).write_bytes(b"\0")
+    read_folder(tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    said = "4 of 16 files are left out, endings that are not decoded: 2 .heic, "
+    assert line.startswith(f"warning: {tmp_path}: {said}")
+    assert "1 .cr2" in line
+    assert "1 without one" in line
+    assert line.endswith("(ImageMagick converts: mogrify -format png '*.heic')")
+
+
+def test_a_class_without_a_readable_file_says_what_it_has(tmp_path):
+    write_classes(tmp_path, 6)
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "0.heic").write_bytes(b"\0")
+    with pytest.raises(UserError, match=r"without: c \(1 of 13 files are left out, .* 1 \.heic"):
+        read_folder(tmp_path)
+
+
+def test_a_folder_that_can_not_be_read_is_named(tmp_path, monkeypatch):
+    write_classes(tmp_path, 6)
+
+    def walk(root, followlinks, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{root}/more"))
+        return []
+
+    monkeypatch.setattr("os.walk", walk)
+    with pytest.raises(UserError, match=r"a/more can't be read: Permission denied"):
+        read_folder(tmp_path)
+
+
+def test_a_class_of_one_image_is_trained_on(tmp_path, capsys):
+    write_classes(tmp_path, 20)
+    write_images(tmp_path, *(f"r{i:02}/0.png" for i in range(20)))
+    for seed in range(5):
+        made = read_folder(tmp_path, f"data.split_seed={seed}")
+        assert len(made.source.train.labels[made.train_rows].unique()) == 22
+        assert (len(made.train_rows), len(made.val_rows)) == (43, 5)
+        assert len(made.source.test.labels) == 12
+    assert capsys.readouterr().err == ""
+
+
+def test_classes_without_a_training_image_are_named(tmp_path, capsys):
+    write_classes(tmp_path / "train", 20)
+    write_images(tmp_path, "train/rare/0.png", "test/a/0.png")
+    folds = [read_folder(tmp_path, "data.folds=5", f"data.fold={k}") for k in range(5)]
+    assert sorted(len(fold.val_rows) for fold in folds) == [8, 8, 8, 8, 9]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "warning: 1 of 3 classes have no training image: rare"
+    data("data.train_size=4")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: 6 of 10 classes have no training image: ")
+
+
+@pytest.mark.parametrize("size", [1, 7, 30, 80])
+def test_splits_of_classes_with_enough_images_are_the_beginning_of_the_order(size):
+    labels = torch.arange(100) % 4
+    order = stratified_order(labels, 3, "val")
+    rest, part = split_off(order, labels, size)
+    assert torch.equal(part, order[:size])
+    assert torch.equal(rest, order[size:])
+
+
+def test_a_split_keeps_an_image_of_each_class_as_long_as_it_can():
+    labels = torch.tensor([0] * 10 + [1, 2, 3])
+    order = torch.tensor([10, 0, 11, 12, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    rest, part = split_off(order, labels, 5)
+    assert sorted([*rest.tolist(), *part.tolist()]) == list(range(13))
+    assert labels[rest].bincount().tolist() == [5, 1, 1, 1]
+    rest, part = split_off(order, labels, 11)  # two places for four classes
+    assert len(rest) == 2
+    assert sorted([*rest.tolist(), *part.tolist()]) == list(range(13))
+
+
+@pytest.mark.parametrize(
+    ("parts", "override", "says"),
+    [
+        ({"train": 9, "val": 3}, "data.val_size=0.3", "a part of these data of its own says what"),
+        ({"train": 9}, "data.val_size=0.3 data.folds=3", "data.folds=3 says what validation is"),
+        ({"train": 9, "test": 3}, "data.test_size=4", "test is the test set; leave it out"),
+    ],
+)
+def test_sizes_without_an_effect_are_refused(tree, parts, override, says):
+    with pytest.raises(UserError) as refused:
+        read_folder(tree(parts), *override.split())
+    assert str(refused.value).startswith(override.split()[0])
+    assert says in str(refused.value)
+
+
+def test_sizes_that_can_not_be_told_from_the_defaults_are_those_of_the_yaml():
+    assert configure("data=folder").data.val_size == VAL_SIZE
+    assert configure("data=folder").data.test_size == TEST_SIZE
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100", "folder"])
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "x")
+    if name == "folder":
+        write_classes(tmp_path / "x")
+    if name.startswith("cifar"):
+        write_cifar(tmp_path / "x", int(name[5:]))
+        trust_cifar(tmp_path / "x", monkeypatch)
+    build(configure(f"data={name}", "data.root='~/x'").data)
+    assert not (tmp_path / "~").exists()
+    with pytest.raises(UserError, match=r"data\.root=~nobody-here/x: "):
+        build(configure(f"data={name}", "data.root='~nobody-here/x'").data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:100] + bytes([content[100] ^ 1]) + content[101:],
+        lambda content: content[:-1] + bytes([content[-1] ^ 128]),
+        lambda content: content[:-4],  # as without a checksum
+        lambda content: content[:-300],
+        lambda content: b"",
+    ],
+    ids=["a bit", "of the checksum", "no checksum", "cut", "empty"],
+)
+def test_a_damaged_cache_is_decoded_again(tmp_path, capsys, damage):
+    write_classes(tmp_path / "images", 6)
+    cache = f"data.cache='{tmp_path / 'kept'}'"
+    whole = read_folder(tmp_path / "images", cache).source.train.images.clone()
+    for file in (tmp_path / "kept").iterdir():
+        file.write_bytes(damage(file.read_bytes()))
+    capsys.readouterr()
+    assert torch.equal(read_folder(tmp_path / "images", cache).source.train.images, whole)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2  # training and test
+    assert all("uint8 is damaged; its images are decoded again" in line for line in lines)
+    assert torch.equal(read_folder(tmp_path / "images", cache).source.train.images, whole)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_cache_that_can_not_be_written_is_named(tmp_path):
+    write_classes(tmp_path / "images", 6)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"data\.cache=.*/file: .*"):
+        read_folder(tmp_path / "images", f"data.cache='{tmp_path / 'file'}'")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("cache", "says"),
+    [
+        ("Memory", r"there is no such folder; \./Memory makes it\. Did you mean 'memory'\?"),
+        ("nnone", r"there is no such folder; \./nnone makes it\. Did you mean 'none'\?"),
+        ("~nobody-here/x", "Could not determine home directory"),
+    ],
+)
+def test_a_misspelt_cache_makes_no_folder(tmp_path, monkeypatch, cache, says):
+    write_classes(tmp_path, 6)
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=f"data.cache={cache}: {says}"):
+        read_folder(tmp_path, f"data.cache='{cache}'")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_cache_is_written_through_no_link(tmp_path, monkeypatch):
+    write_classes(tmp_path / "images", 6)
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "victim").write_text("mine")
+    monkeypatch.setattr("secrets.token_hex", lambda n: "0")
+    cache = f"data.cache='{tmp_path / 'kept'}'"
+    read_folder(tmp_path / "images", cache)
+    for file in list((tmp_path / "kept").iterdir()):
+        file.unlink()
+        file.with_suffix(".0").symlink_to(tmp_path / "victim")
+    with pytest.raises(UserError, match="File exists"):
+        read_folder(tmp_path / "images", cache)
+    assert (tmp_path / "victim").read_text() == "mine"
+
+
+def test_backgrounds_have_caches_and_fingerprints_of_their_own(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(5):
+            Image.new("RGBA", (8, 8), (9, 9, 9, 0)).save(tmp_path / "images" / name / f"{i}.png")
+    cache = f"data.cache='{tmp_path / 'kept'}'"
+    white, black = (
+        read_folder(tmp_path / "images", cache, f"data.background={ground}")
+        for ground in ("white", "black")
+    )
+    assert white.source.test.images.unique().tolist() == [255]
+    assert black.source.test.images.unique().tolist() == [0]
+    assert white.fingerprint != black.fingerprint
+
+
+def test_the_fingerprint_of_files_changes_with_each_of_them_alone(tmp_path):
+    """Also where an image is mirrored in place, which changes neither its size nor mean and deviation."""
+    root = tmp_path / "images"
+    write_images(root, *(f"{name}/{i}.bmp" for name in "ab" for i in range(6)))
+    first = read_folder(root).fingerprint
+    kept = f"data.cache='{tmp_path / 'kept'}'"
+    others = ([kept], [kept], ["data.cache=none"], ["data.num_workers=2"], ["data.batch_size=3"])
+    assert {read_folder(root, *words).fingerprint for words in others} == {first}
+    shutil.copytree(root, tmp_path / "moved")  # with the times of its files
+    assert read_folder(tmp_path / "moved").fingerprint == first
+    for image in (root / "a" / "0.bmp", root / "b" / "5.bmp"):  # of training or test
+        ImageOps.mirror(Image.open(image)).save(image)
+        second = read_folder(root).fingerprint
+        assert second != first
+        first = second
+    (root / "a" / "0.bmp").rename(root / "a" / "00.bmp")
+    assert read_folder(root).fingerprint != first
+    assert read_folder(root, "data.mode=L").fingerprint != read_folder(root).fingerprint
+
+
+def test_the_fingerprint_of_arrays_changes_with_any_pixel_and_what_the_network_takes():
+    first = data().fingerprint
+    assert data("data.batch_size=5").fingerprint == first
+
+    def changed(part, change):
+        source = data().source
+        images = getattr(source, part).images
+        images.copy_(change(images))
+        return ImageData(source).fingerprint
+
+    mirrored = {changed(part, lambda x: x.flip(3)) for part in ("train", "test")}
+    one_pixel = changed("test", lambda x: x.index_fill(0, torch.tensor([7]), 3))
+    noisy = data("data.label_noise=0.1").fingerprint
+    made = data()
+    own = Images(made.shape, made.mean, made.std)
+    assert made.fingerprint == first
+    adapted = []
+    for other in (
+        own._replace(shape=(3, 16, 16)),
+        own._replace(mean=[own.mean[0] + 1e-9, *own.mean[1:]]),
+        own._replace(std=[0.5] * 3),
+    ):
+        made.adapt(other)
+        adapted.append(made.fingerprint)
+    assert len({first, *mirrored, one_pixel, noisy, *adapted}) == 8
+    made.adapt(own)
+    assert made.fingerprint == first
+
+
+def test_a_run_does_not_resume_with_another_mean(run, trained):
+    folder = trained(*ONE_BATCH, "model=mlp").folder
+    words = (*ONE_BATCH, "model=mlp", "resume=auto")
+    text = (folder / "config.yaml").read_text()
+    (line,) = re.findall(r"  mean:\n  - (\S+)\n", text)
+    (folder / "config.yaml").write_text(text.replace(line, repr(float(line) + 0.01)))
+    with pytest.raises(UserError, match=r"dataset\.mean is not that of last\.ckpt"):
+        run(*words, folder=folder)
+    (folder / "config.yaml").write_text(text)
+    assert run(*words, folder=folder).result["status"] == "done"
+
+
+def test_a_line_says_the_size_of_images_from_files(tree, run, capsys):
+    words = (*ONE_BATCH, "model=mlp", "data=folder", "data.num_workers=0", "data.batch_size=4")
+    done = run(*words, f"data.root='{tree({'train': 9})}'", "data.resize=16")
+    assert "images 16 x 16 x 3 from 18 files\n" in capsys.readouterr().out
+    weights = f"model.weights={done.folder}/checkpoints/best.ckpt"
+    run(*words, f"data.root='{tree({'train': 9})}'", "data.resize=12", weights, folder="other")
+    expected = "images 12 x 12 x 3 from 18 files, 16 x 16 x 3 for the network\n"
+    assert expected in capsys.readouterr().out
+    assert data().summary == ""
+
+
+def test_images_that_weights_would_have_blown_up_are_refused(tree, run):
+    words = ("data=folder", f"data.root='{tree({'train': 9})}'", "data.num_workers=0")
+    made = build(configure(*words).data)
+    made.check_enlarged(64)
+    with pytest.raises(
+        UserError, match=r"data\.resize=32: .* 65 pixels .*=65, 33 or more, or null"
+    ):
+        made.check_enlarged(65)
+    build(configure(*words, "data.resize=112").data).check_enlarged(224)
+    data().check_enlarged(224)  # arrays have no other size
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_weights_without_a_config_expect_what_their_library_has(tree, run, tmp_path, library):
+    name = {"timm": "resnet10t", "torchvision": "squeezenet1_1"}[library]
+    torch.save({"x": torch.zeros(1)}, tmp_path / "w.pth")
+    words = (f"model={library}", f"model.name={name}", f"model.weights={tmp_path}/w.pth")
+    root = f"data.root='{tree({'train': 9})}'"
+    side = {"timm": 176, "torchvision": 224}[library]
+    with pytest.raises(UserError, match=rf"expect images of {side} pixels a side; .*resize={side}"):
+        run(*words, "data=folder", root, "data.num_workers=0")
+
+
+def test_a_folder_to_evaluate_on_is_a_test_part_or_all_there_is(tmp_path, capsys):
+    options = {"resize": 8, "mode": "RGB", "cache": "memory", "num_workers": 0, "val_size": 0.3}
+
+    def read(root, classes=("a", "b")):
+        made = folder_to_evaluate(str(root), classes, skip_damaged=False, **options)
+        return made.source.test.labels.bincount(minlength=len(classes)).tolist()
+
+    write_classes(tmp_path / "plain", 9)
+    assert read(tmp_path / "plain") == [9, 9]
+    assert read(tmp_path / "plain", ("0", "a", "b")) == [0, 9, 9]
+    write_classes(tmp_path / "parts" / "Test", 3)
+    assert read(tmp_path / "parts") == [3, 3]
+    write_classes(tmp_path / "parts" / "train", 5)
+    assert read(tmp_path / "parts") == [3, 3]
+    write_images(tmp_path / "one", "b/0.png")
+    assert read(tmp_path / "one") == [0, 1]
+    write_classes(tmp_path / "other" / "train", 5)
+    write_classes(tmp_path / "other" / "val", 5)
+    with pytest.raises(
+        UserError, match=r"has no test folder; allowed: data\.root=.*/train or data"
+    ):
+        read(tmp_path / "other")
+    with pytest.raises(UserError, match="has the class 'b', which the checkpoint does not have"):
+        read(tmp_path / "plain", ("a", "c"))
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_progress_is_shown_after_some_seconds(monkeypatch, capsys, on_terminal):
+    now = iter(range(0, 10_000, 2))
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: on_terminal)
+    blocks = [[0] * 100] * 20  # each takes 2 s
+    assert list(with_progress(blocks, 2000, "decoding")) == blocks
+    said = capsys.readouterr().err
+    if on_terminal:
+        assert said.startswith("\rdecoding [###")
+        assert "200 of 2,000 images, 36 s left" in said
+        assert said.endswith("\r\033[K")
+    else:
+        lines = said.splitlines()
+        assert lines[0] == "decoding: 200 of 2,000 images, 36 s left"
+        assert 3 <= len(lines) <= 4  # one in 10 s
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    list(with_progress(blocks, 2000, "decoding"))
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_of_a_moment_is_not_shown(capsys):
+    assert list(with_progress([[0]] * 5, 5, "decoding")) == [[0]] * 5
+    assert capsys.readouterr().err == ""
+
+
+def test_prediction_has_the_background_of_training(tree, run, script, tmp_path):
+    root = f"data.root='{tree({'train': 9})}'"
+    words = (*ONE_BATCH, "model=mlp", "data=folder", "data.num_workers=0", "data.background=black")
+    run(*words, root, "data.batch_size=4")
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    icon, ground = Image.fromarray(pixels), Image.new("RGBA", (8, 8), "black")
+    ground.alpha_composite(icon)
+    (tmp_path / "icons").mkdir()
+    icon.save(tmp_path / "icons" / "clear.png")
+    ground.convert("RGB").save(tmp_path / "icons" / "opaque.png")
+    said = script("predict.py", "ckpt=run/checkpoints/best.ckpt", "input=icons")
+    clear, opaque = (line.split(",")[1:] for line in said.stdout.splitlines()[1:])
+    assert clear == opaque

@@ -13,7 +13,7 @@ import torch
 import yaml
 from conftest import ONE_BATCH, Run, configure
 
-from tricklab.build import build, check_target
+from tricklab.build import build, find_target
 from tricklab.callbacks import BestCheckpoint, NoProfiler, rank
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
@@ -148,6 +148,7 @@ def test_no_number_ends_the_run_and_is_no_checkpoint(run, tmp_path, every):
         run(
             "model=mlp",
             "optimizer.lr=1e20",
+            "optimizer.weight_decay=0",
             "trainer.max_epochs=2",
             f"trainer.log_every_n_steps={every}",
         )
@@ -303,6 +304,9 @@ def test_config_hash_leaves_out_what_changes_no_number(monkeypatch):
     }
     assert config_hash(one) == config_hash(same)
     assert config_hash(one) != config_hash(one | {"seed": 1})
+    later = {"data": {"name": "folder", "background": "white"}}  # a key that came later
+    assert config_hash(later) == config_hash({"data": {"name": "folder"}})
+    assert config_hash(later) != config_hash({"data": {"name": "folder", "background": "black"}})
     of_package = config_hash({"model": {"_target_": f"{NAME}.model.mlp"}})
     assert of_package != config_hash({"model": {"_target_": "torch.nn.mlp"}})
     monkeypatch.setattr(f"{NAME}.resume.__package__", "renamed")
@@ -321,7 +325,7 @@ def test_config_hash_leaves_out_what_changes_no_number(monkeypatch):
 )
 def test_a_config_can_not_call_anything_else(target):
     with pytest.raises(UserError, match="not allowed"):
-        check_target(target)
+        find_target(target)
     with pytest.raises(UserError, match="not allowed"):
         build(configure(f"+model.extra._target_={target}").model)
 

@@ -75,10 +75,11 @@ def test_images_are_made_what_the_weights_were_trained_on(run, script, tmp_path)
     file = body.folder / "checkpoints" / "best.ckpt"
     done = run("model=mlp", f"model.weights={file}", "stop_after=2ep")
     theirs, ours = (
-        read_state(path)[1].dataset for path in (file, done.folder / "checkpoints" / "best.ckpt")
+        read_state(path)[1]["dataset"] for path in (file, done.folder / "checkpoints" / "best.ckpt")
     )
-    assert (ours.mean, ours.std, ours.input) == (theirs.mean, theirs.std, [1, 28, 28])
-    assert (ours.height, ours.width) == (8, 8)
+    assert ours["input"] == [1, 28, 28]
+    assert (ours["mean"], ours["std"]) == (theirs["mean"], theirs["std"])
+    assert (ours["height"], ours["width"]) == (8, 8)
     said = script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt", "resamples=0")
     assert f"test/acc {done.result['metrics']['test/acc']}\n" in said.stdout
     assert f"test/loss {done.result['metrics']['test/loss']}\n" in said.stdout
@@ -241,9 +242,9 @@ def test_published_weights_of_torchvision(run, monkeypatch, tmp_path):
         "model.freeze=1it",
     )
     done = run(*ONE_BATCH, *options)
-    facts = read_state(done.folder / "checkpoints" / "last.ckpt")[1].dataset
-    assert facts.input == [3, 224, 224]
-    assert (facts.mean, facts.std) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    facts = read_state(done.folder / "checkpoints" / "last.ckpt")[1]["dataset"]
+    assert facts["input"] == [3, 224, 224]
+    assert (facts["mean"], facts["std"]) == ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     trained = state(done.folder)
     assert torch.equal(trained["layer4.1.conv2.weight"], published["layer4.1.conv2.weight"])
     assert trained["fc.weight"].shape == (10, 512)

@@ -186,7 +186,7 @@ ROWS = [
     (["data=folder", "data.root=empty"], "empty has no image in its class folders"),
     (
         ["data=folder", "data.root=one"],
-        "data.root=one: 2 classes or more, each with images; without: none",
+        "data.root=one: 2 classes or more, each with images; there is cat",
     ),
     (
         ["data=folder", "data.root=mixed", "data.resize=null", "data.num_workers=0"],
@@ -238,7 +238,7 @@ ROWS = [
     ),
     (
         ["model.weights=mnist/train-labels-idx1-ubyte"],
-        "mnist/train-labels-idx1-ubyte holds no weights: ",
+        "mnist/train-labels-idx1-ubyte is damaged, or no checkpoint: ",
     ),
     (
         ["model=timm", "model.name=resnet8"],
@@ -301,7 +301,7 @@ def test_no_download_is_said_with_what_was_looked_for(train, tmp_path, monkeypat
     no_network(monkeypatch, tmp_path)
     done = train(CPU, "data=fashion_mnist", "data.root=new/deep")
     assert done.stderr == (
-        "error: data.root=new/deep: no FashionMNIST there, and no download (no route to host); allowed: a folder with "
+        "error: data.root=new/deep: no FashionMNIST there, and no download (no route to host); expected a folder with "
         "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte "
         "or Debian's package dataset-fashion-mnist\n"
     )

@@ -14,9 +14,10 @@ from conftest import ONE_BATCH, Run, configure
 
 from tricklab.check import Check, check_folder
 from tricklab.errors import UserError
+from tricklab.folder import atomic_open, write_text
 from tricklab.module import ImageClassifier
 from tricklab.record import Record
-from tricklab.resume import lock_run, run_folder, status, whole, write_whole
+from tricklab.resume import lock_run, run_folder, status
 
 APART = ("-X", "utf8")  # a process of its own, which holds no file for longer than it is there
 TRICKS = (
@@ -349,7 +350,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(run, damage):
     last = done.folder / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-1000] if damage is None else damage)
     best = last.with_name("best.ckpt")
-    with pytest.raises(UserError, match=rf"last.ckpt is damaged \(.*\); allowed: resume={best}"):
+    with pytest.raises(
+        UserError, match=rf"last.ckpt is damaged, or no checkpoint: .*; try resume={best}"
+    ):
         run(*words, "resume=auto")
     assert_same(run(*words, f"resume={best}"), whole)
 
@@ -373,10 +376,10 @@ def test_other_data_are_refused(run, tree):
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
-    write_whole(tmp_path / "file", "before")
+    write_text(tmp_path / "file", "before")
 
     def write_half():
-        with whole(tmp_path / "file") as file:
+        with atomic_open(tmp_path / "file") as file:
             file.write(b"half")
             raise OSError("full")
 

@@ -8,18 +8,19 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ONE_BATCH, ROOT
+from conftest import ONE_BATCH, ROOT, write_mnist
 from PIL import Image
 from safetensors.torch import load_file
 
-from tricklab.data.files import decode
+from tricklab.data.images import decode
 from tricklab.errors import UserError
 from tricklab.module import ImageClassifier
-from tricklab.network import read_trained
 from tricklab.resume import lock_run
+from tricklab.trained import read_trained
 
 
 def test_evaluate_gives_the_numbers_of_the_run(run, script):
@@ -27,7 +28,9 @@ def test_evaluate_gives_the_numbers_of_the_run(run, script):
     best = f"ckpt={done.folder}/checkpoints/best.ckpt"
     said = script("evaluate.py", best, "resamples=0")
     assert said.returncode == 0, said.stderr
-    metrics = dict(line.split() for line in said.stdout.splitlines())
+    first, *lines = said.stdout.splitlines()
+    assert first == "images 359"
+    metrics = dict(line.split() for line in lines)
     expected = {k: v for k, v in done.result["metrics"].items() if k.startswith("test/")}
     assert {k: float(v) for k, v in metrics.items()} == expected
     assert script("evaluate.py", str(done.folder), "resamples=0").stdout == said.stdout
@@ -108,7 +111,10 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["ckpt=/nowhere.ckpt"], "ckpt=/nowhere.ckpt; allowed: the path of a checkpoint"),
+        (
+            ["ckpt=/nowhere.ckpt"],
+            "ckpt=/nowhere.ckpt: no such file; expected the path of a checkpoint",
+        ),
         (["{best}", "data=digit"], "data=digit does not exist"),
         (["{best}", "data.batchsize=3"], "data.batchsize does not exist"),
         (
@@ -121,7 +127,7 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
             "model.widths does not exist; allowed: ckpt, data, mc, other, resamples, suite, trainer.accelerator",
         ),
         (["{best}", "trainer.accelerator=tpu"], "tpu"),
-        (["ckpt={folder}/config.yaml"], "holds no weights"),
+        (["ckpt={folder}/config.yaml"], "is damaged, or no checkpoint"),
         (["{best}", "mc=1"], "mc=1; allowed: 0, or 2 views and more"),
         (["{best}", "tta=x"], "tta=x; allowed: 0, or 2 views and more"),
         (["{best}", "mc=4"], "mc=4: the network has no dropout"),
@@ -129,7 +135,7 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
         (["{best}", "augment=flip"], "allowed: tta with an augmentation"),
         (
             ["{best}", "tta=4", "augment=flip,crop"],
-            "augment=flip,crop; allowed: one, without values between commas",
+            "augment=flip,crop; expected one value for each, without commas",
         ),
         (["{best}", "mc=01"], "mc=01; allowed: 0, or 2 views and more"),
         (["{best}", "tta=4", "mc=3", "augment=flip"], "mc the same or 0"),
@@ -212,11 +218,12 @@ def test_plan_says_what_it_amounts_to(script):
     refused = script("plan.py", *given, "optimizer.lr=4", "optimizer.weight_decay=0.5")
     assert refused.returncode == 1
     assert (
-        "optimizer.lr=4 with optimizer.weight_decay=0.5, momentum and penalty turns the sign"
+        "optimizer.lr=4 optimizer.weight_decay=0.5: a step at the peak LR 4 would multiply weights by"
         in refused.stderr
     )
     assert (
-        "turns the sign" in script("plan.py", "penalty=decay", "penalty.decay.strength=20").stderr
+        "would multiply weights by -1"
+        in script("plan.py", "penalty=decay", "penalty.decay.strength=20").stderr
     )
 
 
@@ -392,3 +399,54 @@ def test_a_renamed_copy_passes_its_tests(renamed):
         text=True,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_other_folders_are_prepared_as_in_training(run, script, tree):
+    """`data=folder` alone once set the size of pictures back to 32 pixels."""
+    root = tree({"train": 12, "test": 4}, size=40)
+    data = ("data=folder", f"data.root='{root}'", "data.resize=40", "data.mode=L")
+    done = run(*data, "model=mlp", "model.widths=[8]", "trainer.max_epochs=2")
+    said = script("evaluate.py", str(done.folder), "data=folder", f"data.root='{root}/test'")
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith("images 8\n")
+    assert f"test/acc {done.result['metrics']['test/acc']} " in said.stdout
+    assert f"test/loss {done.result['metrics']['test/loss']} " in said.stdout
+
+
+def test_evaluate_takes_all_images_of_another_folder(run, script, tree):
+    """Of a folder without parts it once took the fifth that training would have set apart."""
+    root = tree({"mine": 10, "other": 7, "only/test": 3}, size=12)
+    data = ("data=folder", f"data.root='{root}/mine'", "data.resize=12")
+    done = run(*ONE_BATCH, *data, "model=mlp", "model.widths=[8]")
+    for other, images in {"mine": 4, "other": 14, "only": 6}.items():
+        said = script("evaluate.py", str(done.folder), f"data.root='{root}/{other}'", "resamples=0")
+        assert said.stdout.splitlines()[0] == f"images {images}", said.stderr
+
+
+def test_evaluate_downloads_only_what_was_named(run, script, tmp_path, monkeypatch):
+    write_mnist(tmp_path / "mnist")
+    done = run(*ONE_BATCH, "model=mlp", "data=mnist", f"data.root={tmp_path}/mnist")
+    (tmp_path / "mnist").rename(tmp_path / "elsewhere")
+    asked = []
+    monkeypatch.setattr("torchvision.datasets.MNIST", lambda *a, **k: asked.append(a) or 1 / 0)
+    said = script("evaluate.py", str(done.folder))
+    assert "no MNIST there" in said.stderr
+    assert not asked
+    assert "no download" in script("evaluate.py", str(done.folder), "data=mnist").stderr
+    assert asked
+
+
+def test_predict_names_what_is_damaged_and_goes_on(run, script, tree, tmp_path):
+    root = tree({"train": 6})
+    done = run(*ONE_BATCH, "data=folder", f"data.root='{root}'", "data.resize=12", "model=mlp")
+    (root / "train" / "cat" / "0.png").write_bytes(b"")
+    (root / "train" / "dog" / "1.png").write_text("no picture")
+    (root / "train" / "dog" / "2.png").rename(root / "train" / "dog" / os.fsdecode(b"caf\xe9.png"))
+    said = script("predict.py", str(done.folder), f"input={root}/train", "output=out.csv")
+    assert said.returncode == 1
+    *named, last = said.stderr.splitlines()
+    assert [Path(line.split(" can't be decoded")[0]).name for line in named] == ["0.png", "1.png"]
+    assert last == "error: 2 of 12 files are left out"
+    content = (tmp_path / "out.csv").read_bytes()
+    assert len(content.splitlines()) == 1 + 10
+    assert b"caf\xe9.png" in content

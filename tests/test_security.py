@@ -1,18 +1,25 @@
 """What comes from strangers is data: nothing named in it runs."""
 
 import os
+import re
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ONE_BATCH
+from conftest import ONE_BATCH, configure
 from omegaconf import OmegaConf
+from PIL import Image
+from safetensors.torch import save_file
 
-from tricklab.build import check_target
+from tricklab.build import find_target
 from tricklab.errors import UserError
+from tricklab.files import read_safetensors
+from tricklab.judge import judge
 
 CPU = "trainer.accelerator=cpu"
 MARK = "this-has-run"
@@ -76,42 +83,138 @@ TARGETS = [
 ]
 
 
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("model", "model._target_='{target}' does not exist; allowed: tricklab.model.convnet, "),
+        ("model.widths", "model.widths is nested; expected a plain value"),
+        ("data", "data._target_='{target}' does not exist; allowed: tricklab.data.datasets."),
+        ("augment.flip", "augment.flip._target_='{target}' does not exist; allowed: tricklab.augm"),
+        ("trainer.precision", "trainer.precision is nested; expected a plain value"),
+    ],
+)
 @pytest.mark.parametrize("target", TARGETS, ids=lambda node: node["_target_"])
-def test_a_config_beside_a_checkpoint_builds_networks_alone(
-    trained, script, tmp_path, target, nested
-):
-    run = trained(*RUN).folder
-    file = run / "config.yaml"
-    config = OmegaConf.load(file)
-    config.model = (
-        OmegaConf.to_container(config.model) | {"more": [{"deeper": target}]} if nested else target
+def test_a_strangers_config_names_our_options_alone(target, place, message):
+    config = OmegaConf.to_container(configure())
+    group, _, key = place.partition(".")
+    config[group] = {**config[group], key: target} if key else target
+    with pytest.raises(UserError, match=re.escape(message.format(target=target["_target_"]))):
+        judge(config, "x")
+
+
+@pytest.mark.parametrize("node", [{"_target_": "joblib.load", "filename": "x"}, [1], "text"])
+@pytest.mark.parametrize("key", ["data.batch_size", "model.dropout", "seed", "trainer.precision"])
+def test_a_strangers_interpolation_is_text(key, node):
+    """It was resolved after it had been judged, and what it named was built."""
+    config = OmegaConf.to_container(configure())
+    group, _, name = key.partition(".")
+    config |= {"claim": node, group: {**config[group], name: "${claim}"} if name else "${claim}"}
+    with pytest.raises(UserError, match=r"\$\{claim\}"):
+        judge(config, "x")
+
+
+def test_our_own_config_is_judged_to_be_itself():
+    config = configure(
+        "model=resnet", "augment=medium", "data=fake", "trainer.precision=bf16-mixed"
     )
-    OmegaConf.save(config, file)
-    done = script("evaluate.py", f"ckpt={run}/checkpoints/last.ckpt")
+    ours = judge(OmegaConf.to_container(config), "x")
+    for group in ("model", "data", "augment", "seed"):
+        assert ours[group] == config[group]
+    assert ours.trainer.precision == "bf16-mixed"
+
+
+def test_a_config_in_an_exported_file_runs_nothing(trained, script, tmp_path):
+    """What `evaluate` built of an interpolation once loaded a pickle."""
+    best = trained(*RUN).folder / "checkpoints" / "best.ckpt"
+    assert script("export.py", f"ckpt={best}", "output=honest.safetensors").returncode == 0
+    tensors, metadata = read_safetensors(Path("honest.safetensors"))
+    config = OmegaConf.create(metadata["config"])
+    config.claim = {"_target_": "os.mkdir", "_args_": [MARK]}
+    config.data.batch_size = "${claim}"
+    save_file(tensors, "evil.safetensors", {"config": OmegaConf.to_yaml(config)})
+    for name in ("evaluate.py", "predict.py", "export.py"):
+        done = script(name, "ckpt=evil.safetensors", *["input=."] * (name == "predict.py"))
+        assert done.returncode == 1
+        assert "data.batch_size='${claim}'" in done.stderr
+    assert not list(tmp_path.rglob(MARK))
+
+
+@pytest.mark.slow
+def test_two_thousand_strange_configs_reach_nothing(trained, script, tmp_path):
+    """Judged by what Python itself reports of imports, files, processes and sockets."""
+    best = trained(*RUN, "model.widths=[4]").folder / "checkpoints" / "best.ckpt"
+    assert script("export.py", f"ckpt={best}", f"output={tmp_path}/m.safetensors").returncode == 0
+    done = audit("fuzz", f"{tmp_path}/m.safetensors", "0", "2000")
+    assert done.returncode == 0, done.stderr
+    *seen, last = done.stdout.splitlines()
+    assert not seen
+    assert sum(int(n) for n in re.findall(r"\d+", last)) == 2000
+    noticed = audit("hydra", str(tmp_path)).stdout  # what it would have seen
+    assert len(re.findall(r"^\S+ [1-9]\d*$", noticed, re.MULTILINE)) >= 8
+
+
+def audit(*arguments):
+    script = str(Path(__file__).parent / "helpers" / "audit.py")
+    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
+
+
+def test_a_checkpoint_names_no_files_to_remove(trained, train, tmp_path):
+    """Lightning removes the best checkpoint that a state names."""
+    run = trained("model=mlp", "model.widths=[4]", "trainer.max_epochs=1").folder
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    last = run / "checkpoints" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    for state in content["callbacks"].values():
+        if "best_model_path" in state:
+            evil = f"{run}/checkpoints/../../victim"
+            state |= {"best_model_path": evil, "best_k_models": {evil: torch.tensor(-1.0)}}
+            state |= {
+                "kth_best_model_path": evil,
+                "last_model_path": evil,
+                "dirpath": str(tmp_path),
+            }
+    torch.save(content, last)
+    options = ("model=mlp", "model.widths=[4]", "callbacks.progress.refresh_rate=0")
+    done = train(CPU, *options, "trainer.max_epochs=3", f"resume={run}")
+    assert done.returncode == 0, done.stderr
+    assert victim.is_dir()
+    assert (run / "checkpoints" / "best.ckpt").is_file()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "checkpoints", ".hydra", ".lock"])
+def test_a_run_folder_with_a_link_out_of_it_is_refused(trained, train, tmp_path, name):
+    run = trained("model=mlp", "stop_after=2it").folder
+    outside = tmp_path / "outside"
+    if (run / name).exists():
+        (run / name).rename(outside)
+    else:
+        outside.write_text("keep")
+    before = [path.read_bytes() for path in [outside, *outside.glob("**/*")] if path.is_file()]
+    (run / name).symlink_to(outside)
+    done = train(CPU, "model=mlp", f"resume={run}")
     assert done.returncode == 1
-    assert (
-        f"_target_={target['_target_']} is not allowed; allowed: what tricklab.augment, "
-        in done.stderr
-    )
-    assert not list(tmp_path.rglob(MARK))
+    assert f"{run}/{name} is a link that leads out of the run's folder" in done.stderr
+    after = [path.read_bytes() for path in [outside, *outside.glob("**/*")] if path.is_file()]
+    assert after == before
 
 
-def test_an_augmentation_beside_a_checkpoint_writes_nothing(trained, script, tmp_path):
-    run = trained(*RUN).folder
-    file = run / "config.yaml"
-    config = OmegaConf.load(file)
-    config.augment = {"x": {"_target_": "tricklab.logger.Wandb", "save_dir": MARK, "project": "x"}}
-    OmegaConf.save(config, file)
-    done = script("evaluate.py", f"ckpt={run}/checkpoints/last.ckpt", "tta=2")
-    assert "_target_=tricklab.logger.Wandb is not allowed" in done.stderr
-    assert not list(tmp_path.rglob(MARK))
+def test_results_are_not_written_through_a_link(trained, script, tmp_path):
+    run = trained("model=mlp", "stop_after=2it").folder
+    victim = tmp_path / "victim.txt"
+    victim.write_text("keep")
+    for name in ("ood.csv", "ood.png", "config.yaml.tmp", "checkpoints/best.safetensors"):
+        (run / name).symlink_to(victim)
+    assert script("evaluate.py", str(run), "suite=ood").returncode == 0
+    assert script("export.py", str(run)).returncode == 0
+    assert victim.read_text() == "keep"
+    assert not (run / "ood.csv").is_symlink()
 
 
 @pytest.mark.parametrize("target", [t["_target_"] for t in TARGETS if "Wandb" not in t["_target_"]])
 def test_no_config_calls_them(target):
     with pytest.raises(UserError, match="is not allowed"):
-        check_target(target)
+        find_target(target)
 
 
 def test_an_image_of_2500_million_pixels_is_not_decoded(train, tree):
@@ -137,6 +240,21 @@ def test_an_image_of_2500_million_pixels_is_not_decoded(train, tree):
         f"{root}/cat/bomb.png can't be decoded: Image size (2500000000 pixels) exceeds limit"
         in done.stderr
     )
+
+
+def test_an_image_starts_no_program(train, tree, tmp_path, monkeypatch):
+    """Pillow has Ghostscript draw an EPS, whatever the ending of the file."""
+    root = tree({"": 6})
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\nmkdir '{tmp_path}/{MARK}'\n")
+    (tmp_path / "bin" / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    Image.new("RGB", (8, 8)).save(root / "cat" / "x.png", "EPS")
+    done = train(CPU, "data=folder", f"data.root='{root}'", "data.num_workers=0")
+    assert done.returncode == 1
+    assert f"{root}/cat/x.png can't be decoded: it is no JPEG, PNG, " in done.stderr
+    assert not (tmp_path / MARK).exists()
 
 
 @pytest.mark.xdist_group("servers")

@@ -137,7 +137,7 @@ def test_views_in_any_precision_are_those_of_training(trained, script, precision
 def values(said):
     return {
         name: float(value)
-        for name, value in (line.split()[:2] for line in said.stdout.splitlines())
+        for name, value in (line.split()[:2] for line in said.stdout.splitlines()[1:])
     }
 
 

@@ -16,6 +16,7 @@ from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile
 from tricklab.mixup import identity
+from tricklab.model import usual_side
 from tricklab.module import ImageClassifier
 from tricklab.network import build_net, load_body, read_images, read_weights
 from tricklab.penalty import Penalty, find_weights, parameter_groups
@@ -36,13 +37,19 @@ WINDOW = ("begin", "end")  # stand with the options of mixing, say when it is do
 def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[ImageData, nn.Module]:
     """Build both; with `model.weights` the data are made what these take, also in a run that has `begun` before."""
     weights = None if begun else read_weights(cfg.model)
-    images = read_images({"dataset": record.dataset}) if begun else weights and weights.images
+    images = read_images(record.dataset) if begun else weights and weights.images
     data = build_data(cfg)
     first = data.train.images.index_select(0, torch.arange(2))
     for change in data.augment.values():
         change(first, Rand(generator(0, "try"), 2))  # so that what it refuses is said now
+    if weights:
+        data.check_enlarged(
+            max(weights.images.shape[1:]) if weights.images else usual_side(cfg.model)
+        )
     if images:
         data.adapt(images)
+    if data.summary:
+        rank_zero_only(print)(data.summary)
     net = build_net(cfg, data.shape, len(data.classes))
     if weights:
         load_body(net, weights.state)
@@ -128,6 +135,7 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
         seed=cfg.seed,
         accuracy="acc_mixed" if mixing else "acc",
         log_every=cfg.trainer.log_every_n_steps,
+        batch_images=plan.batch_images,
     )
 
 

@@ -96,19 +96,21 @@ def erase(
     largest: float = 0.33,
     value: int = 0,
 ) -> Tensor:
-    """Fill a box of a share of the area, 0.3 to 3.3 times as high as wide, with `value`. arXiv 1708.04896."""
+    """Fill a box with `value`: `smallest` to `largest` of the area, 0.3 to 3.3 times as high as wide.
+
+    Random erasing, arXiv 1708.04896. A box that would not fit, as most would not in an image much
+    wider than high, becomes as high (or wide) as the image: its area stays what was drawn. (There,
+    and in torchvision, it is drawn again, so that large areas are rare in such images.)
+    """
     h, w = images.shape[2:]
     chance, size, shape, y, x = rand(5).T  # [B] each
     area = (smallest + (largest - smallest) * size) * h * w
     ratio = 0.3 ** (2 * shape - 1)
-    height, width = (
-        (area * ratio).sqrt().round() * (chance < probability),
-        (area / ratio).sqrt().round(),
-    )
-    top, left = (
-        (y * (h + 1 - height)).floor(),
-        (x * (w + 1 - width)).floor(),
-    )  # 0 or less of a box that covers all
+    ratio = ratio.clamp(min=area / w**2, max=h**2 / area.clamp(min=1e-9))  # boxes that fit
+    height = (area * ratio).sqrt().round() * (chance < probability)
+    width = (area / ratio).sqrt().round()
+    top = (y * (h + 1 - height)).floor()
+    left = (x * (w + 1 - width)).floor()
     inside = box(top, top + height, left, left + width, h, w).to(images.dtype)
     return images * (1 - inside) + inside * value  # masked_fill takes twice as long
 

@@ -1,70 +1,79 @@
-"""The one place where a config becomes objects."""
+"""The one place where a config becomes objects: resolved first, judged then, and the judged is built.
+
+Hydra's own `instantiate` resolves what it builds once more, so that a text could become a target
+after it was judged; and it takes further keys, such as `_args_`, that no option here needs.
+"""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from tricklab.errors import UserError
 
-PACKAGES = (
-    "tricklab",
-    "torch",
-    "pytorch_lightning",
-)  # that may be imported; a fork adds its own, here and below
+PACKAGES = ("tricklab", "torch", "pytorch_lightning")  # may be imported; a fork adds its own
 PARTS = (
-    "augment",
-    "callbacks",
-    "data.datasets",
-    "logger",
-    "mixup",
-    "model",
-    "penalty",
-    "scheduler",
-    "sweep",
+    *("augment", "callbacks", "data.datasets", "logger", "mixup", "model", "penalty"),
+    *("scheduler", "sweep"),
 )
 OURS = tuple(f"tricklab.{part}" for part in PARTS)
-HARMLESS = tuple(
-    part for part in OURS if part not in ("tricklab.callbacks", "tricklab.logger")
-)  # write nothing
 LIGHTNING = tuple(
     f"pytorch_lightning.{part}" for part in ("trainer", "callbacks", "loggers", "profilers")
 )
 CLASSES = ("torch.nn.modules", "torch.optim", *LIGHTNING)
+KEYS = ("_target_", "_partial_")  # that say how to build; all others are arguments
 
 
-def build(config: DictConfig, *args: Any, **options: Any) -> Any:
-    """Instantiate a config, its lists and dicts as plain ones. Raises UserError: a wrong target, or arguments of it."""
-    for target in targets(OmegaConf.to_container(config)):
-        check_target(target)
+def build(config: Mapping[str, Any], *args: Any, **options: Any) -> Any:
+    """Build what a config names, with its values, `args` and `options` as arguments.
+
+    Lists and nested configs are plain lists and dicts, or built too where they have a `_target_`.
+    Raises UserError: a target that is not allowed, arguments that it does not take.
+    """
+    if isinstance(config, DictConfig):
+        config = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     try:
-        made = instantiate(config, *args, _convert_="all", **options)
-    except InstantiationException as error:
+        return _make(config, args, options)
+    except (TypeError, ValueError, ModuleNotFoundError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(str(error)) from error
+    except Exception as error:
         from pytorch_lightning.utilities.exceptions import (
             MisconfigurationException,
         )  # takes seconds
 
-        if isinstance(
-            error.__cause__,
-            TypeError | ValueError | ModuleNotFoundError | MisconfigurationException,
-        ):
-            raise UserError(str(error.__cause__)) from error
-        raise error.__cause__ or error from None
-    if isinstance(
-        made, functools.partial
-    ):  # Hydra's own judges its target anew at every call, which takes 0.1 ms
-        return (
-            functools.partial(made.func, *made.args, **made.keywords)
-            if made.args or made.keywords
-            else made.func
-        )
-    return made
+        if isinstance(error, MisconfigurationException):
+            raise UserError(str(error)) from error
+        raise
 
 
-def build_each(config: DictConfig, **options: Any) -> dict[str, Any]:
+def _make(node: Mapping[str, Any], args: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    if "_target_" not in node:
+        raise UserError(f"{dict(node)} has no _target_ that says what it is")
+    if wrong := [key for key in node if key.startswith("_") and key not in KEYS]:
+        raise UserError(f"{wrong[0]}={node[wrong[0]]}; allowed: {', '.join(KEYS)}")
+    target = find_target(str(node["_target_"]))
+    values = {key: _make_value(value) for key, value in node.items() if key not in KEYS}
+    values |= options
+    if not node.get("_partial_"):
+        return target(*args, **values)
+    return functools.partial(target, *args, **values) if args or values else target
+
+
+def _make_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        if "_target_" in value:
+            return _make(value, (), {})
+        return {key: _make_value(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_make_value(part) for part in value]
+    return value
+
+
+def build_each(config: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     """Build every entry of a group that takes several options at once, such as penalties."""
     return {str(name): build(node, **options) for name, node in config.items()}
 
@@ -74,29 +83,20 @@ def without(config: DictConfig, *keys: str) -> DictConfig:
     return DictConfig({key: value for key, value in config.items() if key not in keys})
 
 
-def targets(node: Any) -> Iterator[str]:
-    """Find every `_target_` in a nested config."""
-    if isinstance(node, dict):
-        yield from (str(value) for key, value in node.items() if key == "_target_")
-        node = list(node.values())
-    if isinstance(node, list):
-        for value in node:
-            yield from targets(value)
+def find_target(target: str) -> Any:
+    """Return what a name stands for, which is judged itself, as the name may be an alias.
 
-
-def check_target(target: str, ours: Sequence[str] = OURS, classes: Sequence[str] = CLASSES) -> None:
-    """Judge what a name stands for, as it may be an alias. Raises UserError: it does not exist or is not allowed.
-
-    Functions and classes of `ours` are allowed, and of other packages the `classes` alone: a method may load a pickle.
+    Functions and classes of our modules are allowed, and of other packages classes alone: a method
+    may load a pickle. Raises UserError: it does not exist or is not allowed.
     """
     if target.startswith(tuple(f"{package}." for package in PACKAGES)):
         try:
             found = get_object(target)
         except (ImportError, AttributeError, ValueError) as error:
             raise UserError(f"_target_={target}: {error}") from error
-        homes = (*ours, *classes) if isinstance(found, type) else ours
+        homes = (*OURS, *CLASSES) if isinstance(found, type) else OURS
         home, name = f"{getattr(found, '__module__', '')}.", getattr(found, "__qualname__", ".")
         if home.startswith(tuple(f"{allowed}." for allowed in homes)) and "." not in name:
-            return
-    allowed = f"what {', '.join(ours)} define, and classes of {', '.join(classes)}"
+            return found
+    allowed = f"what {', '.join(OURS)} define, and classes of {', '.join(CLASSES)}"
     raise UserError(f"_target_={target} is not allowed; allowed: {allowed}")

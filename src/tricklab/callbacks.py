@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor
 
-from tricklab.resume import whole
+from tricklab.files import read_checkpoint
+from tricklab.folder import atomic_open
 
 SIGNALS = (
     signal.SIGINT,
@@ -144,8 +145,32 @@ class CheckpointFiles(TorchCheckpointIO):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         content = io.BytesIO()
         torch.save(checkpoint, content)  # right into a file, it would hide that a disk is full
-        with whole(Path(path)) as file:
+        with atomic_open(Path(path)) as file:
             file.write(content.getbuffer())
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Read plain data; its callbacks remember files of the run's own folder alone."""
+        checkpoint = read_checkpoint(Path(path))
+        for state in checkpoint["callbacks"].values():
+            if "best_model_path" in state:
+                state |= own_files(Path(path).parent, state)
+        return checkpoint
+
+
+def own_files(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a ModelCheckpoint remembers, of files in `folder`: it removes old ones by path.
+
+    A checkpoint may be a stranger's, or its folder may have moved.
+    """
+
+    def own(path: str) -> str:
+        file = folder / Path(path).name
+        return str(file) if path and file.is_file() else ""
+
+    best = {own(path): score for path, score in state["best_k_models"].items() if own(path)}
+    names = ("best_model_path", "last_model_path", "kth_best_model_path")
+    paths = {name: own(str(state[name])) for name in names}
+    return {"dirpath": str(folder), "best_k_models": best, **paths}
 
 
 class ProgressBar(FewHooks, RichProgressBar):

@@ -13,12 +13,13 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
-from yaml import YAMLError  # type: ignore[import-untyped]
 
 from tricklab import lightning, resume
 from tricklab.cli import given, list_overrides, list_values, one_line, swept, unknown_key
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest, printable
+from tricklab.files import UnreadableError, parse_yaml, read_text
+from tricklab.folder import refuse_links
 from tricklab.redact import check_secrets
 from tricklab.signatures import find_default
 from tricklab.suggest import SEVERAL_OPTIONS as SEVERAL
@@ -348,6 +349,7 @@ def check_folder(folder: Path, config: DictConfig) -> None:
     there = next(path for path in (folder, whole, *whole.parents) if path.exists())
     if not os.access(there, os.W_OK):
         raise UserError(f"hydra.run.dir={folder}: {there} can't be written; choose another folder")
+    refuse_links(folder)
     if config.resume not in ("none", "auto"):
         named = Path(resume.run_folder("", _root_=config))
         if not Path(str(config.resume)).exists() or not (named / "config.yaml").exists():
@@ -394,9 +396,10 @@ def check_folder(folder: Path, config: DictConfig) -> None:
 
 def command_of(folder: Path, resumed: str) -> str:
     """Return the command that resumes the run in a folder, with the overrides that it was begun with."""
+    path = folder / ".hydra" / "overrides.yaml"  # a list, and maybe a stranger's
     try:
-        found: Any = OmegaConf.to_container(OmegaConf.load(folder / ".hydra" / "overrides.yaml"))
-    except (OSError, ValueError, YAMLError):
+        found = parse_yaml(f"overrides:\n{read_text(path)}", str(path))["overrides"]
+    except UnreadableError:
         found = resume.read_result(folder).get("overrides")
     words = [str(word) for word in found] if isinstance(found, list) else []
     kept = [word for word in words if word.partition("=")[0].lstrip("+") not in RESUMED]

@@ -392,7 +392,7 @@ OmegaConf.register_new_resolver("gpus_a_job", lambda: min(1, len(visible_devices
 def read_arguments(words: Sequence[str]) -> dict[str, str]:
     """Read the KEY=VALUE arguments of a script that uses a checkpoint.
 
-    A path alone is `ckpt=PATH`; the folder of a run stands for its best.ckpt; quotes are Hydra's where there are any.
+    A path alone is `ckpt=PATH`; quotes are Hydra's where there are any.
     Raises UserError: another argument without a key, or one given twice.
     """
     given: dict[str, str] = {}
@@ -408,8 +408,6 @@ def read_arguments(words: Sequence[str]) -> dict[str, str]:
                 else f"{key} is given twice"
             )
         given[key] = unquote(value) if "." not in key else value
-    if "ckpt" in given:
-        given["ckpt"] = best_checkpoint(given["ckpt"])
     return given
 
 
@@ -419,9 +417,3 @@ def unquote(value: str) -> str:
     if len(value) > 1 and quote in "\"'" and value.endswith(quote):
         return value[1:-1].replace(f"\\{quote}", quote)
     return value
-
-
-def best_checkpoint(path: str) -> str:
-    """Return the best.ckpt in the folder of a run, or in its folder of checkpoints; any other path as it is."""
-    places = [Path(path, "checkpoints", "best.ckpt"), Path(path, "best.ckpt")]
-    return next((str(place) for place in places if place.is_file()), path)

@@ -25,15 +25,8 @@ def run_length(
     drop_last: bool = False,
 ) -> Length:
     """Length of a training on `images` images with `batch_size` a process, `limit_batches` as Lightning reads it."""
-    batches = count_batches(images, batch_size, ranks, drop_last)
-    batches = (
-        min(batches, limit_batches)
-        if isinstance(limit_batches, int)
-        else int(batches * limit_batches)
-    )
-    epoch = math.ceil(
-        batches / accumulate
-    )  # the last ones make a step also where they do not fill a window
+    batches = limit(count_batches(images, batch_size, ranks, drop_last), limit_batches)
+    epoch = math.ceil(batches / accumulate)  # also the last, incomplete window makes a step
     limits = [n for n in (max_epochs * epoch, max_steps) if n >= 0]
     return Length(steps=min(limits, default=0), epoch=epoch)
 
@@ -41,9 +34,36 @@ def run_length(
 def count_batches(images: int, batch_size: int, ranks: int = 1, drop_last: bool = False) -> int:
     """Batches that each of `ranks` processes sees in an epoch; a rest below two images a process is left out."""
     full, rest = divmod(images, batch_size * ranks)
-    return (
-        full if drop_last or rest < 2 * ranks else full + 1
-    )  # batch norm has no statistics of a single image
+    if drop_last or rest < 2 * ranks:  # batch norm has no statistics of a single image
+        return full
+    return full + 1
+
+
+def batch_images(
+    index: int, images: int, batch_size: int, ranks: int = 1, drop_last: bool = False
+) -> int:
+    """Images that each of `ranks` processes has in batch `index` of an epoch; the last may be smaller."""
+    if index >= count_batches(images, batch_size, ranks, drop_last):
+        return 0
+    return min(batch_size, images // ranks - index * batch_size)
+
+
+def epoch_images(
+    images: int,
+    batch_size: int,
+    limit_batches: int | float = 1.0,
+    ranks: int = 1,
+    drop_last: bool = False,
+) -> int:
+    """Images that all processes together train on in an epoch."""
+    sizes = images, batch_size, ranks, drop_last
+    batches = limit(count_batches(*sizes), limit_batches)
+    return ranks * min(images // ranks, batches * batch_size)
+
+
+def limit(batches: int, most: int | float) -> int:
+    """Return how many of an epoch's batches are used, `most` as Lightning reads it."""
+    return min(batches, most) if isinstance(most, int) else int(batches * most)
 
 
 def parse(duration: int | float | str, option: str = "") -> tuple[float, str]:

@@ -3,7 +3,6 @@
 import gc
 import logging
 import os
-import pickle
 import re
 import signal
 import sys
@@ -23,12 +22,13 @@ from torch import nn
 from tricklab.assemble import build_data_and_net, build_module, build_trainer
 from tricklab.calibration import draw_calibration
 from tricklab.callbacks import BestCheckpoint, ended_by_signals
+from tricklab.checkpoint import NOTHING, Progress, check_dataset, check_fits, read_progress
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
+from tricklab.files import read_checkpoint
 from tricklab.logger import MetricsFile, Wandb, close_wandb
 from tricklab.model import find_dropout
 from tricklab.module import ImageClassifier
-from tricklab.network import UNREADABLE
 from tricklab.plan import Plan, make_plan
 from tricklab.record import Record
 from tricklab.resume import checkpoint
@@ -79,27 +79,41 @@ def run(
 
 def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     last = checkpoint(str(cfg.resume), folder)
-    place = read_place(last) if last else (0, 0)
+    progress = read_progress(last) if last else NOTHING
     data, net = build_data_and_net(cfg, record, begun=last is not None)
     trainer = build_trainer(cfg, folder)
     for logger in trainer.loggers:
         logger.log_hyperparams(record.config | record.origin)
     plan = make_plan(cfg, data, trainer.world_size)
     module = build_module(cfg, data, net, plan)
+    if last:
+        check_fits(progress, module.state_dict(), module.configure_optimizers(), last)
+        check_dataset(record.dataset, progress, last)
     if last and record.dataset.get("fingerprint", data.fingerprint) != data.fingerprint:
         raise UserError(
             f"resume: the data are not those that {last} was trained on; allowed: the same, or a new run"
         )
     record.describe(data.facts)
     outline(net, len(data.train_rows), plan)
-    go_on(cast(MetricsFile, trainer.logger), last, place, plan)
+    go_on(cast(MetricsFile, trainer.logger), last, progress, plan)
     record.train()
 
     gc.freeze()  # what is there now need not be looked at again
     start = time.time()
-    trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+    fit(trainer, module, data, last)
     speed = module.images_seen * trainer.world_size / (time.time() - start)
     return conclude(trainer, module, data, record, round(speed, 1))
+
+
+def fit(trainer: pl.Trainer, module: ImageClassifier, data: ImageData, last: Path | None) -> None:
+    """Train, from a checkpoint if there is one. Raises UserError: Lightning can't restore that."""
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, UserError) or not last or module.started:
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"resume: {last} is damaged ({reason}); start a new run") from error
 
 
 def conclude(
@@ -109,7 +123,7 @@ def conclude(
     kept = (
         record.folder / "checkpoints" / "best.ckpt"
     )  # the path in a checkpoint is that of where the folder was
-    module.load_state_dict(torch.load(kept, map_location="cpu", weights_only=True)["state_dict"])
+    module.load_state_dict(read_checkpoint(kept)["state_dict"])
     best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
     module.temperature = best.best["val/temperature"]
     trainer.test(module, datamodule=data, verbose=False)
@@ -150,27 +164,12 @@ def in_plain_words(error: BaseException, cfg: DictConfig) -> BaseException:
     return error
 
 
-def read_place(last: Path) -> tuple[int, int]:
-    """Return the steps and the whole epochs that a checkpoint has behind it. Raises UserError: it is damaged."""
-    try:
-        there = torch.load(last, map_location="cpu", weights_only=True)
-        return there["global_step"], there["loops"]["fit_loop"]["epoch_progress"]["current"][
-            "processed"
-        ]
-    except (*UNREADABLE, LookupError, pickle.UnpicklingError) as error:
-        others = [f"resume={path}" for path in sorted(last.parent.glob("*.ckpt")) if path != last]
-        allowed = ", ".join(others) or "to begin anew in another folder"
-        raise UserError(
-            f"resume: {last} is damaged ({str(error)[:80]}); allowed: {allowed}"
-        ) from error
-
-
-def go_on(metrics: MetricsFile, last: Path | None, place: tuple[int, int], plan: Plan) -> None:
+def go_on(metrics: MetricsFile, last: Path | None, progress: Progress, plan: Plan) -> None:
     """Cut what was logged after the checkpoint that training goes on from, if there is one.
 
     Raises UserError: it is of an epoch that `stop_after` has cut short.
     """
-    steps, epochs = place
+    steps, epochs = progress.steps, progress.epochs
     if epochs > steps // plan.length.epoch and steps < plan.last_step:
         raise UserError(
             f"resume: {last} is of step {steps}, where an epoch was cut short; allowed: one of a whole one"

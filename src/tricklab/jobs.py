@@ -21,8 +21,9 @@ from omegaconf.errors import OmegaConfBaseException
 from tricklab.check import check
 from tricklab.cli import command, explain, given, swept
 from tricklab.errors import UserError
+from tricklab.folder import write_text
 from tricklab.process import Command, last_line, quoted
-from tricklab.resume import config_hash, lock_run, read_result, task, write_whole
+from tricklab.resume import config_hash, lock_run, read_result, task
 
 
 def of_job(words: Sequence[str]) -> list[str]:
@@ -192,7 +193,7 @@ class Jobs:
             )
         jobs = [{"folder": job.folder.name, "overrides": job.words} for job in self.all.values()]
         text = json.dumps({"command": command(), "jobs": jobs}, indent=2, ensure_ascii=False)
-        write_whole(self.folder / "sweep.json", text + "\n")
+        write_text(self.folder / "sweep.json", text + "\n")
 
     def run_left(self, jobs: list[Job]) -> None:
         """Have the jobs run, and say of each how it ended when it does."""

@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from tricklab.data.batches import Files
+from tricklab.data.images import ImageFiles
 
 
 class MetricsFile(Logger):
@@ -104,7 +104,7 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def show(
-        self, logits: Tensor, labels: Tensor, images: Tensor | Files, classes: list[str]
+        self, logits: Tensor, labels: Tensor, images: Tensor | ImageFiles, classes: list[str]
     ) -> None:
         """Show what was asked for about the test: logits [N, K] of images [N, C, H, W] with their labels [N]."""
         import wandb

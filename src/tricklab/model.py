@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from tricklab.errors import UserError, nearest
@@ -172,6 +173,17 @@ def find_timm(name: str) -> Any:
             f"model.name={name}; allowed: timm.list_models().{nearest(name, timm.list_models())}"
         )
     return timm
+
+
+def usual_side(model: DictConfig) -> int:
+    """Return the side in pixels of the images for which a library has weights of its network; 0 for other networks."""
+    library, name = model._target_.rpartition(".")[2], model.get("name")
+    if library == "torchvision":
+        weights = find_torchvision(name).get_model_weights(name)["DEFAULT"]
+        return int(weights.transforms().crop_size[0])
+    if library == "timm" and (config := find_timm(name).get_pretrained_cfg(name)):
+        return int(config.input_size[-1])
+    return 0
 
 
 class Residual(nn.Module):

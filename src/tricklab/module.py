@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tricklab.calibration import fit_temperature, measure
 from tricklab.data.batches import Batch
+from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.penalty import Penalty, find_weights, parameter_groups, weight_facts
 from tricklab.randomness import seed_default
@@ -34,6 +35,8 @@ class ImageClassifier(pl.LightningModule):
         seed: the seed of the run, from which dropout follows.
         accuracy: the name of the training accuracy: `acc`, or `acc_mixed` where images are mixed.
         log_every: optimizer steps between two logged ones; all else in a step is left on the device.
+        batch_images: the images that each process has in a batch of an epoch, by its index. Without
+            it, batches of an accumulation window count alike.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class ImageClassifier(pl.LightningModule):
         seed: int = 0,
         accuracy: str = "acc",
         log_every: int = 10,
+        batch_images: Callable[[int], int] = lambda index: 1,
     ):
         super().__init__()
         self.net, self.loss = net, loss
@@ -63,6 +67,7 @@ class ImageClassifier(pl.LightningModule):
             body_multiplier,
         )
         self.seed, self.accuracy, self.log_every = seed, accuracy, log_every
+        self.batch_images = batch_images
         self.weights = find_weights(net)
         self.window: list[dict[str, Tensor]] = []  # the batches of the coming optimizer step
         self.losses: list[
@@ -70,6 +75,7 @@ class ImageClassifier(pl.LightningModule):
         ] = []  # step and loss of each batch since the last look at them
         self.extra_validation = False  # the coming one, which is due to an end by `last_step` alone
         self.images_seen = 0  # in training, by this process
+        self.started = False  # training, after whatever there was to restore
         self.evaluated: list[
             tuple[int, Tensor, Tensor]
         ] = []  # part, logits, labels of the running evaluation
@@ -109,6 +115,7 @@ class ImageClassifier(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """End at once where a checkpoint is of the end already, which Lightning does not know."""
+        self.started = True
         late = any(
             callback.wait_count
             >= max(1, callback.patience)  # patience 0 waits for an evaluation, too
@@ -131,28 +138,42 @@ class ImageClassifier(pl.LightningModule):
         images, targets = batch  # [B, C, H, W], [B, K] or [B]
         self.images_seen += len(images)
         step, logits = self.global_step, self(images)
-        total = loss = self.loss(logits, targets)
+        loss = self.loss(logits, targets)
         self.losses.append((step, loss.detach()))
         penalties = {name: term.act(term.weights) for name, term in self.terms.items()}
-        for penalty in penalties.values():
-            total = total + penalty
         if step % self.log_every == 0:
             values = {"loss": loss, self.accuracy: share_right(logits, targets), **penalties}
             self.window.append({f"train/{name}": value.detach() for name, value in values.items()})
-        return (
-            total
-            if self.trainer.accumulate_grad_batches == 1
-            else total * self._window_weight(batch_idx)
-        )
+        if self.trainer.accumulate_grad_batches == 1:
+            return self._sum(loss, penalties)
+        return self._window_loss(loss, penalties, batch_idx)
 
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]  # read in every step
 
-    def _window_weight(self, batch_idx: int) -> float:
-        """Make up for Lightning, which divides by the whole window also where an epoch ends within one."""
+    def _sum(self, loss: Tensor, penalties: Mapping[str, Tensor]) -> Tensor:
+        for penalty in penalties.values():
+            loss = loss + penalty
+        return loss
+
+    def _window_loss(self, loss: Tensor, penalties: Mapping[str, Tensor], batch_idx: int) -> Tensor:
+        """Return what a batch adds to the loss of its accumulation window.
+
+        That is sum_i n_i L_i / sum_i n_i for batches of n_i images, and each penalty once. Lightning
+        divides by the batches of a whole window, also where an epoch ends within one.
+        """
         whole = self.trainer.accumulate_grad_batches
-        return whole / min(
-            whole, int(self.trainer.num_training_batches) - batch_idx // whole * whole
-        )
+        sizes = [self.batch_images(index) for index in self._window_of(batch_idx)]
+        of_penalties = whole / len(sizes)
+        of_loss = whole * self.batch_images(batch_idx) / sum(sizes)
+        if of_loss == of_penalties:
+            return self._sum(loss, penalties) * of_loss
+        return loss * of_loss + self._sum(torch.zeros_like(loss), penalties) * of_penalties
+
+    def _window_of(self, batch_idx: int) -> range:
+        """Return the indices of the batches that make one optimizer step with this one."""
+        whole = self.trainer.accumulate_grad_batches
+        first = batch_idx - batch_idx % whole
+        return range(first, min(first + whole, int(self.trainer.num_training_batches)))
 
     on_before_zero_grad: Any = None  # Lightning leaves out a hook that is none
     on_before_backward: Any = None
@@ -179,7 +200,8 @@ class ImageClassifier(pl.LightningModule):
         )  # torch's get_total_norm takes 0.1 ms more
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             norm /= self._loss_scale()  # which is in the gradients still
-        means = torch.stack([torch.stack(list(batch.values())) for batch in self.window]).mean(0)
+        values_of = torch.stack([torch.stack(list(batch.values())) for batch in self.window])
+        means = self._mean_over_window(values_of)
         if self.trainer.world_size > 1:
             means = self.trainer.strategy.reduce(means, reduce_op="mean")
         values = {"train/grad_norm": norm, **dict(zip(self.window[0], means.tolist(), strict=True))}
@@ -191,6 +213,15 @@ class ImageClassifier(pl.LightningModule):
             self.trainer.precision_plugin, "scaler"
         ):  # which skips such a step
             self._refuse(self.global_step, f"train/grad_norm={norm}")
+
+    def _mean_over_window(self, values: Tensor) -> Tensor:
+        """Average [batches, values] of a window, each batch by its images."""
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
+        sizes = [self.batch_images(index) for index in self._window_of(batches)]
+        if len(set(sizes)) == 1:
+            return values.mean(0)
+        weights = torch.tensor(sizes, dtype=torch.double, device=values.device) / sum(sizes)
+        return (values.double() * weights[:, None]).sum(0)
 
     def _loss_scale(self) -> float:
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
@@ -329,6 +360,8 @@ class ImageClassifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["temperature"] = self.temperature
+        if isinstance(data := getattr(self.trainer, "datamodule", None), ImageData):
+            checkpoint["dataset"] = data.facts  # how images become the network's input
         if isinstance(self.multiplier, Plateau):
             checkpoint["plateau"] = self.multiplier.state
 

@@ -1,29 +1,22 @@
-"""A network from its config: built for the data, begun from given weights, or read with them from a checkpoint."""
+"""A network from its config: built for the data, and begun from given weights."""
 
-import pickle
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError, safe_open
+from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from tricklab.build import HARMLESS, build, check_target, targets, without
-from tricklab.check import check_value
-from tricklab.cli import compose_each, read_arguments, unknown
-from tricklab.data.batches import Images, Preparation
+from tricklab.build import build, without
+from tricklab.data.batches import Images
 from tricklab.errors import UserError, printable
+from tricklab.files import CONFIG, parse_yaml, read_checkpoint, read_safetensors, read_yaml
 from tricklab.model import AUXILIARY, find_head, find_timm, find_torchvision
 from tricklab.online import brief_downloads
 from tricklab.randomness import seed_default
 
-MAY_CHANGE = (
-    "trainer.accelerator",
-    "trainer.precision",
-)  # besides the data, where a checkpoint is used
-UNREADABLE = (OSError, EOFError, RuntimeError, AttributeError, ValueError)
 State = dict[str, Tensor]
 
 
@@ -105,7 +98,7 @@ def read_weights(model: DictConfig) -> Weights | None:
             f"model.weights={model.weights} is not a file; allowed: null, pretrained, a file with weights"
         )
     state, config = read_state(Path(model.weights))
-    return Weights(state, read_images(config))
+    return Weights(state, read_images(config.get("dataset", {})))
 
 
 def published(library: str, name: str) -> Weights:
@@ -129,118 +122,59 @@ def published(library: str, name: str) -> Weights:
     return Weights(body, Images((3, *images.crop_size, *images.crop_size), mean, std))
 
 
-def read_images(config: Any) -> Images | None:
-    """Return what the network of a run takes, as far as its config says."""
-    facts = config.get("dataset")
-    return Images(tuple(facts["input"]), list(facts["mean"]), list(facts["std"])) if facts else None
+def read_images(dataset: Mapping[str, Any]) -> Images | None:
+    """Return what the network of a run takes, as far as the `dataset` in its config says.
 
-
-def read_state(path: Path) -> tuple[State, DictConfig]:
-    """Read the weights in a checkpoint, an exported or any other file, and the config they were trained under.
-
-    That lies beside a checkpoint's folder, in an exported file, or is empty. Executes nothing; raises UserError.
+    Raises UserError: these are no shape, mean and std.
     """
+    if not dataset:
+        return None
     try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as file:
-                config = OmegaConf.create((file.metadata() or {}).get("config", "{}"))
-                return {key: file.get_tensor(key) for key in file.keys()}, cast(DictConfig, config)  # noqa: SIM118
-        content = whole = torch.load(path, map_location="cpu", weights_only=True)
-        content = content.get("state_dict", content.get("model", content))
-        ours = [
-            key for key in content if str(key).startswith("net.")
-        ]  # and not the weights of classes in the loss
-        state = {str(key).removeprefix("net."): content[key].detach() for key in ours or content}
-    except (*UNREADABLE, SafetensorError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path} holds no weights: {error}") from error
-    beside = path.parent.parent / "config.yaml"
-    config = cast(DictConfig, OmegaConf.load(beside) if beside.is_file() else OmegaConf.create())
-    return state, cast(
-        DictConfig, OmegaConf.merge(config, {"temperature": whole.get("temperature", 1.0)})
-    )
+        images = Images(*(list(dataset[key]) for key in ("input", "mean", "std")))  # type: ignore[arg-type]
+        positive = [*images.shape, *images.std]
+        valid = len(images.shape) == 3 and len(images.mean) == len(images.std) == images.shape[0]
+        valid &= all(type(side) is int and side <= 2**16 for side in images.shape)
+        if not valid or not all(0 < number < math.inf for number in [*positive]):
+            raise ValueError(f"input={images.shape} mean={images.mean} std={images.std}")
+        if not all(math.isfinite(number) for number in images.mean):
+            raise ValueError(f"mean={images.mean}")
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"dataset in config.yaml: {error}; expected input, mean and std") from error
+    channels, height, width = images.shape
+    return images._replace(shape=(channels, height, width))
 
 
-class Trained(NamedTuple):
-    """The weights of a checkpoint, the config they were trained under, and the further arguments of a script."""
+def read_state(path: Path) -> tuple[State, dict[str, Any]]:
+    """Read the weights in a checkpoint, an exported or any other file, and the config of their run.
 
-    state: State
-    config: DictConfig
-    images: Images
-    arguments: dict[str, Any]
-
-    def net(self) -> nn.Module:
-        """Build the network for evaluation. Raises UserError where these weights do not fit it."""
-        net = build_net(self.config, self.images.shape, len(self.config.dataset.classes))
-        try:
-            net.to(
-                next(x.dtype for x in self.state.values() if x.is_floating_point())
-            ).load_state_dict(self.state)
-        except RuntimeError as error:
-            raise UserError(
-                f"ckpt={self.arguments['ckpt']}: {' '.join(str(error).split())[:200]}"
-            ) from error
-        return net.eval()
-
-    def unaveraged(self) -> State:
-        """Return the weights of the last step, where those of the checkpoint are an average; else nothing."""
-        path = Path(self.arguments["ckpt"])
-        kept = (
-            {}
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-        kept = kept.get("current_model_state", {})
-        return {
-            key.removeprefix("net."): value for key, value in kept.items() if key.startswith("net.")
-        }
-
-    def prepare(self) -> Preparation:
-        """Return what makes the network's input of images of 0 .. 255."""
-        return Preparation(self.images)
-
-
-def read_trained(words: Sequence[str], **allowed: Any) -> Trained:
-    """Read `ckpt=PATH`, the `allowed` arguments of a script with their defaults, and other data than the run's.
-
-    `data=NAME` takes that option whole, `data.KEY=VALUE` changes the run's own. Raises UserError for anything else.
+    The config is a stranger's: plain values that were not judged yet. That of a checkpoint lies
+    beside its folder; `dataset`, which says how images were prepared, and the `temperature` are in
+    the checkpoint itself. Raises UserError: damage, or a file without weights.
     """
-    given = read_arguments(words)
-    own = {key: given.pop(key, default) for key, default in {"ckpt": None, **allowed}.items()}
-    if not own["ckpt"] or not Path(own["ckpt"]).is_file():
-        raise UserError(
-            f"ckpt={own['ckpt']}; allowed: the path of a checkpoint, or of an exported file"
-        )
-    state, config = read_state(Path(own["ckpt"]))
-    if not (images := read_images(config)):
-        raise UserError(
-            f"ckpt={own['ckpt']} has no config.yaml of its run beside its folder; allowed: one that has"
-        )
-    for target in targets(
-        OmegaConf.to_container(OmegaConf.masked_copy(config, ["model", "data", "augment"]))
-    ):
-        check_target(target, HARMLESS, ["torch.nn.modules"])  # the config may be a stranger's
-    change(config, given, [*own, "data", *MAY_CHANGE])
-    return Trained(state, config, images, own)
+    if path.suffix == ".safetensors":
+        state, metadata = read_safetensors(path)
+        return state, parse_yaml(metadata.get(CONFIG, "{}"), f"the config in {path}")
+    content = read_checkpoint(path)
+    beside = path.parent.parent / "config.yaml"
+    config = read_yaml(beside) if beside.is_file() else {}
+    if "dataset" in content:
+        if config.get("dataset", content["dataset"]) != content["dataset"]:
+            raise UserError(
+                f"{beside}: dataset is not that of {path.name}; it was edited, or damaged"
+            )
+        config["dataset"] = content["dataset"]
+    return _weights_in(content, path), config | {"temperature": content.get("temperature", 1.0)}
 
 
-def change(config: DictConfig, given: dict[str, str], allowed: Sequence[str]) -> None:
-    """Put the data and the options that were asked for in place of the run's."""
-    if "data" in given:
-        words = [f"{key}={given.pop(key)}" for key in list(given) if key.split(".")[0] == "data"]
-        config.data = compose_one(words).data
-    for key, value in given.items():
-        if not key.startswith("data.") and key not in MAY_CHANGE:
-            raise UserError(unknown(key, key, allowed))
-        default = OmegaConf.select(config, key, default=config)
-        if default is config:
-            raise UserError(unknown(key, key.split(".")[1], map(str, config.data)))
-        OmegaConf.update(config, key, OmegaConf.from_dotlist([f"v={value}"]).v)
-        check_value(key, OmegaConf.select(config, key), default)
-
-
-def compose_one(words: list[str]) -> DictConfig:
-    """Compose the config that these words ask for. Raises UserError where they ask for several."""
-    config, *others = compose_each(words).values()
-    if others:
-        raise UserError(f"{' '.join(words)}; allowed: one, without values between commas")
-    return config
+def _weights_in(content: dict[str, Any], path: Path) -> State:
+    """Return the tensors by name, of our own checkpoints those of the network alone."""
+    weights = content.get("state_dict", content.get("model", content))
+    if not isinstance(weights, Mapping) or not weights:
+        raise UserError(f"{path} holds no weights")
+    ours = [
+        key for key in weights if str(key).startswith("net.")
+    ]  # and not the loss's class weights
+    state = {str(key).removeprefix("net."): weights[key] for key in ours or weights}
+    if wrong := [key for key, value in state.items() if not isinstance(value, Tensor)]:
+        raise UserError(f"{path} holds no weights: {wrong[0]} is no tensor")
+    return {key: value.detach() for key, value in state.items()}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tricklab.calibration import BINS
+from tricklab.folder import save_figure
 from tricklab.randomness import generator
 
 
@@ -83,4 +84,4 @@ def draw_confidence(found: Mapping[str, Mapping[str, Tensor]], path: Path) -> No
                 fill=True,
                 color="C0" if name == "test" else "C1",
             )
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)

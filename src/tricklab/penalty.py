@@ -4,6 +4,7 @@ They look at the tensors of two or more dimensions, each once: no biases, no nor
 function that takes the rate, `lr`, is of the second kind.
 """
 
+import fnmatch
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,9 +24,26 @@ class Penalty(NamedTuple):
     weights: list[nn.Parameter]
 
 
+METHOD = "no_weight_decay"  # of networks, which names parameters, also by patterns
+NOT_DECAYED = re.compile(  # in libraries whose networks do not say it themselves, as torchvision's
+    r"(^|\.)(\w*_token|pos_embed(ding)?|\w*position_bias_table|layer_scale(_\d)?|logit_scale|gamma)$"
+)
+
+
 def find_weights(net: nn.Module, only: str | None = None) -> list[nn.Parameter]:
-    """Return what penalties and decay act on: weights with the pattern `only` in the name; UserError if in none."""
-    named = {name: p for name, p in net.named_parameters() if p.requires_grad and p.ndim >= 2}
+    """Return what penalties and decay act on: weights with the pattern `only` in the name.
+
+    These are tensors of two or more dimensions, each once, but for biases and what the network's
+    `no_weight_decay()` names, as timm's optimizers have it. For a network without that method,
+    class tokens, embeddings of positions and scales of layers are left out by their usual names.
+    Raises UserError: `only` is in no name.
+    """
+    kept = kept_whole(net)
+    named = {
+        name: p
+        for name, p in net.named_parameters()
+        if p.requires_grad and p.ndim >= 2 and not name.endswith("bias") and name not in kept
+    }
     try:
         found = [p for name, p in named.items() if re.search(only or "", name)]
     except re.error as error:
@@ -33,6 +51,21 @@ def find_weights(net: nn.Module, only: str | None = None) -> list[nn.Parameter]:
     if not found and only:
         raise UserError(f"only={only} is found in no name; allowed: a part of {', '.join(named)}")
     return found
+
+
+def kept_whole(net: nn.Module) -> set[str]:
+    """Return the names of parameters that neither decay nor penalties make smaller."""
+    names = [name for name, _ in net.named_parameters()]
+    own = {prefix: module for prefix, module in net.named_modules() if hasattr(module, METHOD)}
+    if "" in own:  # it speaks for its parts, too
+        own = {"": own[""]}
+    patterns = [
+        f"{prefix}.{pattern}".lstrip(".")
+        for prefix, module in own.items()
+        for pattern in getattr(module, METHOD)()
+    ]
+    kept = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
+    return kept if "" in own else kept | {name for name in names if NOT_DECAYED.search(name)}
 
 
 def parameter_groups(net: nn.Module, body_apart: bool = False) -> list[dict[str, Any]]:

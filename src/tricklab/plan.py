@@ -1,5 +1,6 @@
 """The rate of every step of a run, known before its first one."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from omegaconf import DictConfig
@@ -7,7 +8,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from tricklab.build import build
 from tricklab.data.module import ImageData
-from tricklab.duration import Length, run_length, to_steps
+from tricklab.duration import Length, batch_images, epoch_images, run_length, to_steps
 from tricklab.errors import UserError
 from tricklab.scheduler import Curve, Multiplier
 
@@ -16,7 +17,7 @@ class Plan(NamedTuple):
     """The first rate, by what it is multiplied at each step, and the step after which training ends.
 
     `body_multiplier` is that of all but the classifier, or None where it is the same; `of_step` says how many images
-    a step has, if it is not a single batch.
+    a step has, if it is not a single batch; `batch_images` how many each process has in a batch of an epoch.
     """
 
     length: Length
@@ -25,6 +26,7 @@ class Plan(NamedTuple):
     body_multiplier: Curve | None
     last_step: int
     of_step: str
+    batch_images: Callable[[int], int]
 
 
 def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
@@ -43,25 +45,79 @@ def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
         )
     multiplier: Multiplier = build(cfg.scheduler)(length)
     stop = to_steps(cfg.stop_after or 0, length) or length.steps
-    body = for_body(cfg.model, multiplier, length)
+    if stop > length.steps:
+        message = f"stop_after={cfg.stop_after} is {stop} steps; the run has {length.steps}"
+        raise UserError(message)
     if "end" in cfg.mixup:
         data.mix_between(cfg.mixup.begin, cfg.mixup.end, length, t.accumulate_grad_batches)
-    several = t.accumulate_grad_batches * ranks
-    product = f"{data.batch_size} x {ranks} processes x {t.accumulate_grad_batches} accumulated"
-    of_step = f"{data.batch_size * several} images a step ({product})" if several > 1 else ""
-    return Plan(length, scale_lr(cfg, ranks), multiplier, body, min(stop, length.steps), of_step)
+    step_images = count_step_images(cfg, data, ranks)
+    lr = scale_lr(cfg, step_images)
+    check_decay(cfg, lr, multiplier, stop)
+    return Plan(
+        length,
+        lr,
+        multiplier,
+        for_body(cfg.model, multiplier, length),
+        last_step=stop,
+        of_step=describe_step(cfg, step_images, ranks),
+        batch_images=lambda index: batch_images(
+            index, images, data.batch_size, ranks, data.drop_last
+        ),
+    )
 
 
-def scale_lr(cfg: DictConfig, ranks: int) -> float:
-    """Return lr, or lr * images a step / lr_per where that is given (linear scaling, arXiv 1706.02677)."""
+def count_step_images(cfg: DictConfig, data: ImageData, ranks: int) -> int:
+    """Return the images of an optimizer step of all processes: at most those of an epoch."""
+    limits = cfg.trainer.limit_train_batches, ranks, data.drop_last
+    epoch = epoch_images(len(data.train_rows), data.batch_size, *limits)
+    return min(data.batch_size * ranks * cfg.trainer.accumulate_grad_batches, epoch)
+
+
+def describe_step(cfg: DictConfig, images: int, ranks: int) -> str:
+    """Say of what the images of a step are made; nothing where that is a batch."""
+    accumulated = cfg.trainer.accumulate_grad_batches
+    if accumulated * ranks == 1:
+        return ""
+    product = f"{cfg.data.batch_size} x {ranks} processes x {accumulated} accumulated"
+    most = cfg.data.batch_size * ranks * accumulated
+    return f"{images} images a step ({product}{', of an epoch' if images < most else ''})"
+
+
+def scale_lr(cfg: DictConfig, images: int) -> float:
+    """Return lr, or lr * `images` / lr_per where that is given (linear scaling, arXiv 1706.02677)."""
     lr, per = float(cfg.optimizer.lr), cfg.optimizer.get("lr_per")
-    images = cfg.data.batch_size * ranks * cfg.trainer.accumulate_grad_batches
     if per is None:
         return lr
     rank_zero_only(print)(
         f"optimizer.lr={lr} per {per} images is {lr * images / per:g} for the {images} of a step"
     )
     return lr * images / per
+
+
+def check_decay(cfg: DictConfig, lr: float, multiplier: Multiplier, steps: int) -> None:
+    """Raise UserError where weight decay would turn the sign of weights: peak LR * decay of 1 or more."""
+    decay = total_decay(cfg)
+    if (
+        not decay * lr > 0.01
+    ):  # no schedule rises a hundredfold: the usual run is not looked through
+        return
+    peak = lr * max(multiplier(step) for step in range(steps))
+    if decay * peak >= 1:
+        values = f"optimizer.lr={cfg.optimizer.lr} optimizer.weight_decay={cfg.optimizer.get('weight_decay')}"
+        if "decay" in cfg.penalty:
+            values += f" penalty.decay.strength={cfg.penalty.decay.strength}"
+        reason = f"a step at the peak LR {peak:g} would multiply weights by {1 - decay * peak:.3g}"
+        raise UserError(f"{values}: {reason}; lower one of them")
+
+
+def total_decay(cfg: DictConfig) -> float:
+    """Return the decay of weights at an LR of 1: `penalty=decay` and the optimizer's.
+
+    A momentum m makes SGD's 1 / (1 - m) times as strong.
+    """
+    momentum = min(cfg.optimizer.get("momentum", 0.0), 0.999)
+    decay = float(cfg.optimizer.get("weight_decay") or 0.0) / (1 - momentum)
+    return decay + (cfg.penalty.decay.strength if "decay" in cfg.penalty else 0.0)
 
 
 def for_body(model: DictConfig, multiplier: Multiplier, length: Length) -> Curve | None:

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from tricklab.resume import HASH, config_hash, read_result, task, write_whole
+from tricklab.folder import write_text
+from tricklab.resume import HASH, config_hash, read_result, task
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 
@@ -116,7 +117,7 @@ def run_job(job: Command, device: str, threads: int, processes: list[Any]) -> No
                 "objective": None,
                 "seconds": round(time.time() - started, 3),
             }
-            write_whole(job.folder / "result.json", json.dumps(left | facts, indent=2))
+            write_text(job.folder / "result.json", json.dumps(left | facts, indent=2))
     except (OSError, EOFError) as error:  # a full disk is the misfortune of this job alone
         print(f"{job.folder}: {error}", file=sys.stderr)
 

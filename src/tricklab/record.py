@@ -18,15 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from tricklab.errors import UserError
+from tricklab.folder import refuse_links, write_text, write_yaml
 from tricklab.redact import redact_patch
-from tricklab.resume import (
-    HASH,
-    config_hash,
-    lock_run,
-    masked,
-    read_config,
-    write_whole,
-)
+from tricklab.resume import HASH, config_hash, lock_run, masked, read_config
 
 PACKAGES = ("tricklab", "torch", "pytorch-lightning", "hydra-core", "numpy")
 
@@ -83,6 +77,7 @@ class Record:
     def start(self) -> None:
         """Write the resolved config and what is not committed. Raises UserError: the run is running already."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        refuse_links(self.folder)
         self.lock = lock_run(self.folder)
         if not self.lock:
             raise UserError(
@@ -90,13 +85,13 @@ class Record:
             )
         self.describe(self.dataset)
         if self.result["git"] and self.result["git"]["dirty"]:
-            write_whole(self.folder / "git.diff", uncommitted(Path(__file__).parent))
+            write_text(self.folder / "git.diff", uncommitted(Path(__file__).parent))
 
     @rank_zero_only
     def describe(self, dataset: Mapping[str, Any]) -> None:
         """Write `config.yaml`, with the facts of the data set: so a checkpoint can be used without the data."""
         facts = {"choices": self.choices, **({"dataset": dict(dataset)} if dataset else {})}
-        write_whole(self.folder / "config.yaml", OmegaConf.to_yaml({**self.config, **facts}))
+        write_yaml(self.folder / "config.yaml", {**self.config, **facts})
 
     @rank_zero_only
     def train(self) -> None:
@@ -128,7 +123,7 @@ class Record:
         )
         if self.lock:
             if status == "done" or not (self.folder / "result.json").exists():
-                write_whole(self.folder / "result.json", text + "\n")
+                write_text(self.folder / "result.json", text + "\n")
             self.lock.close()
 
 

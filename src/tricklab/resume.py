@@ -6,19 +6,23 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError  # type: ignore[import-untyped]
+
+from tricklab.files import UnreadableError, read_json, read_yaml
 
 VOLATILE = (  # not part of what is computed
     *("hydra", "sweep", "claim", "resume", "name", "tags", "logger", "slots", "dry", "job_timeout"),
     *("data.num_workers", "data.cache", "callbacks.progress", "callbacks.last"),
     *("choices", "dataset"),  # facts that a run adds to its config.yaml
 )
+NEUTRAL: dict[str, Any] = {  # keys that came later, at the value which computes the same as without
+    "data.background": "white",
+}
 HASH = "PLANNED_CONFIG_HASH"  # in the environment of a sweep's job: that of the config it was planned with
 SECRET = re.compile(
     r"(^|[._-])((api|access|private|secret)[_-]?key|token|secret|password|passwd|passphrase|credentials?)$",
@@ -52,9 +56,12 @@ def is_volatile(key: str) -> bool:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Return 12 hex digits that tell apart configs which compute something else, whatever the package is called."""
+    """Return 12 hex digits that tell apart configs which compute something else.
+
+    Whatever the package is called, and without the keys of `NEUTRAL` at their value there.
+    """
     kept = {
-        key: {k: v for k, v in value.items() if f"{key}.{k}" not in VOLATILE}
+        key: {k: v for k, v in value.items() if not _left_out(f"{key}.{k}", v)}
         if isinstance(value, dict)
         else value
         for key, value in masked(config).items()
@@ -62,6 +69,10 @@ def config_hash(config: Mapping[str, Any]) -> str:
     }
     text = json.dumps(kept, sort_keys=True, default=str).replace(f'"{__package__}.', '".')
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _left_out(key: str, value: Any) -> bool:
+    return key in VOLATILE or (key in NEUTRAL and value == NEUTRAL[key])
 
 
 def task(config: DictConfig) -> dict[str, Any]:
@@ -99,10 +110,9 @@ def find_runs(root: Path) -> list[Path]:
 def read_config(folder: Path) -> dict[str, Any]:
     """Read the resolved config of a run, with the facts that it added; nothing where it is damaged."""
     try:
-        config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except (OSError, ValueError, YAMLError):
+        return read_yaml(folder / "config.yaml")
+    except UnreadableError:
         return {}
-    return config if isinstance(config, dict) else {}
 
 
 def status(folder: Path) -> str:
@@ -119,15 +129,16 @@ def status(folder: Path) -> str:
 def read_result(folder: Path) -> dict[str, Any]:
     """Read the `result.json` of a run; nothing where there is none, or not a whole one."""
     try:
-        result = json.loads((folder / "result.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        result = read_json(folder / "result.json")
+    except UnreadableError:
         return {}
-    return result if isinstance(result, dict) and "status" in result else {}
+    return result if "status" in result else {}
 
 
 def lock_run(folder: Path) -> Any:
     """Return a file that holds the run's folder for this process until it is closed; None where another one does."""
-    file = (folder / ".lock").open("a")
+    flags = os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_NOFOLLOW
+    file = open(os.open(folder / ".lock", flags, 0o666), "a")  # noqa: SIM115  # it holds the lock
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -142,22 +153,3 @@ def checkpoint(resume: str, folder: Path) -> Path | None:
     """Return the checkpoint that training goes on from; None where there is none yet."""
     path = Path(resume) if resume.endswith(".ckpt") else folder / "checkpoints" / "last.ckpt"
     return path if resume != "none" and path.is_file() else None
-
-
-@contextmanager
-def whole(path: Path) -> Iterator[BinaryIO]:
-    """Write beside the target, to the disk, and rename: a reader never sees half a file."""
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        with beside.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, text: str) -> None:
-    with whole(path) as file:
-        file.write(text.encode())

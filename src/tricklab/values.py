@@ -34,6 +34,7 @@ CHOICES = {
     "scheduler.warmup_shape": " ".join([*scheduler.RAMPS, "constant"]),
     "mixup.per": "batch image",
     "data.mode": "RGB L",
+    "data.background": "white black",
     "callbacks.early_stopping.mode": "min max",
     "loss.reduction": "mean",  # over images, on which accumulation and the learning rate rest
     "trainer.accelerator": "auto cpu gpu cuda mps tpu",

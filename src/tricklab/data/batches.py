@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tricklab.data.files import Files, fetched
+from tricklab.data.images import ImageFiles, prefetch
+from tricklab.data.progress import with_progress
 
 Batch = tuple[Tensor, ...]
 
@@ -17,7 +18,7 @@ Batch = tuple[Tensor, ...]
 class Labelled(NamedTuple):
     """Images, uint8 [N, C, H, W], and their labels, int64 [N]."""
 
-    images: Tensor | Files
+    images: Tensor | ImageFiles
     labels: Tensor
 
 
@@ -30,18 +31,29 @@ class Images(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What a data set is read into. Without a validation part of its own it gets one from training."""
+    """What a data set is read into. Without a validation part of its own it gets one from training.
+
+    `files` is their number and `identity` tells whether they are the same, both where images come from files; `resize`
+    is the side that these were decoded at, where it was an option.
+    """
 
     train: Labelled
     test: Labelled
     classes: list[str]
     val: Labelled | None = None
+    files: int = 0
+    identity: str = ""
+    resize: int | None = None
+
+    @property
+    def parts(self) -> list[Labelled]:
+        return [part for part in (self.train, self.test, self.val) if part]
 
 
 class Rows:
     """Tensors [N, ...] of which so many rows are taken at once, and the numbers [B] of these rows."""
 
-    def __init__(self, data: tuple[Tensor | Files, ...]):
+    def __init__(self, data: tuple[Tensor | ImageFiles, ...]):
         self.data = data
 
     def __getitem__(self, rows: Tensor) -> Batch:
@@ -60,7 +72,7 @@ class Batches:
     batch is `batch_size * ranks` rows long, which go to the ranks in turn.
     """
 
-    data: tuple[Tensor | Files, ...]
+    data: tuple[Tensor | ImageFiles, ...]
     order: Callable[[int], Tensor]
     start: Callable[[], tuple[int, int]]
     batch_size: int
@@ -81,7 +93,7 @@ class Batches:
             .split(self.batch_size * self.ranks)[first : self.length]
         )
         rows = [block[self.rank :: self.ranks] for block in blocks]
-        yield from fetched(Rows(self.data), rows, getattr(self.data[0], "workers", 0))
+        yield from prefetch(Rows(self.data), rows, getattr(self.data[0], "workers", 0))
 
 
 class Preparation(nn.Module):
@@ -106,14 +118,16 @@ class Preparation(nn.Module):
         )  # one tensor more would take 0.5 ms of 512 images
 
 
-def moments(images: Tensor | Files, rows: Tensor) -> tuple[list[float], list[float]]:
+def moments(images: Tensor | ImageFiles, rows: Tensor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel over images[rows], for pixels in 0 .. 1.
 
     The sums are integers, hence exact. A channel without any contrast gets the deviation of one grey level.
     """
     total = squares = torch.zeros(images.shape[1], dtype=torch.long)
     block = max(1, 2**22 // math.prod(images.shape[1:]))  # images at a time
-    for part, _ in Batches((images,), lambda epoch: rows, lambda: (0, 0), block, len(rows)):
+    batches = Batches((images,), lambda epoch: rows, lambda: (0, 0), block, len(rows))
+    parts = (part for part, _ in batches)
+    for part in with_progress(parts, len(rows), "mean and standard deviation"):
         pixels = part.int()
         total, squares = total + pixels.sum((0, 2, 3)), squares + pixels.square().sum((0, 2, 3))
     n = len(rows) * images.shape[2] * images.shape[3]

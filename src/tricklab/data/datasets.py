@@ -2,20 +2,28 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tricklab.data.batches import Labelled, Source
-from tricklab.data.files import Files, find_images, kept, read_classes
+from tricklab.data.folders import (
+    LabelledFiles,
+    Search,
+    find_parts,
+    read_classes,
+    subfolders,
+    warn_of_unused,
+)
+from tricklab.data.images import ENDINGS, ImageFiles, expand_home, keep
 from tricklab.data.module import ImageData
 from tricklab.data.published import read_cifar, read_mnist
-from tricklab.data.split import count, stratified_order
+from tricklab.data.split import count, split_off, stratified_order
 from tricklab.errors import UserError
 from tricklab.process import count_cores
 from tricklab.randomness import generator
@@ -32,6 +40,10 @@ FASHION = [
     "Bag",
     "Ankle boot",
 ]
+TEST_SIZE = (
+    0.2  # the default in conf/data/folder.yaml, which can't be told from a value that was given
+)
+TRAIN = ("train", "Train", "TRAIN", "training", "Training")
 
 
 def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:
@@ -44,7 +56,10 @@ def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:
             for name in inspect.signature(read).parameters
             if name in options
         }
-        options.pop("num_workers", None)  # which images in memory have no use for
+        options.pop("num_workers", None)  # images in memory have no use for it
+        options.pop("download", None)  # nor data that are never downloaded
+        if "root" in own:
+            own["root"] = expand_home(own["root"], "data.root")
         return ImageData(read(**own), **options)
 
     return build
@@ -66,68 +81,167 @@ def digits() -> Source:
 
 
 @dataset
-def mnist(root: str) -> Source:
+def mnist(root: Path, download: bool = True) -> Source:
     """70,000 handwritten digits, 28 x 28 pixels, grey (LeCun et al., Proc. IEEE 86, 1998)."""
-    return Source(*read_mnist(Path(root), "MNIST"), list("0123456789"))
+    return Source(*read_mnist(root, "MNIST", download), list("0123456789"))
 
 
 @dataset
-def fashion_mnist(root: str) -> Source:
+def fashion_mnist(root: Path, download: bool = True) -> Source:
     """70,000 articles of clothing, 28 x 28 pixels, grey (arXiv 1708.07747)."""
-    return Source(*read_mnist(Path(root), "FashionMNIST"), FASHION)
+    return Source(*read_mnist(root, "FashionMNIST", download), FASHION)
 
 
 @dataset
-def cifar10(root: str) -> Source:
+def cifar10(root: Path, download: bool = True) -> Source:
     """60,000 photographs of 10 classes, 32 x 32 pixels, colour (Krizhevsky, 2009)."""
-    return Source(*read_cifar(Path(root), "CIFAR10"))
+    return Source(*read_cifar(root, "CIFAR10", download))
 
 
 @dataset
-def cifar100(root: str) -> Source:
+def cifar100(root: Path, download: bool = True) -> Source:
     """60,000 photographs of 100 classes, 32 x 32 pixels, colour (Krizhevsky, 2009)."""
-    return Source(*read_cifar(Path(root), "CIFAR100"))
+    return Source(*read_cifar(root, "CIFAR100", download))
 
 
 @dataset
 def folder(
-    root: str,
+    root: Path,
     resize: int | None,
     mode: str,
-    test_size: float,
+    test_size: int | float,
     cache: str,
     num_workers: int | None,
     skip_damaged: bool,
+    background: str = "white",
 ) -> Source:
     """Any tree of class folders: `root/train/CLASS/...`, `val` and `test` beside `train` or not; or `root/CLASS/...`.
 
     Without a test folder a fixed stratified part of training is the test set. Resized images are cut to a square. For
     the options see conf/data/folder.yaml. Raises UserError: classes or images missing, damaged, or of mixed sizes.
     """
-    top = Path(root).expanduser()
-    split = (top / "train").is_dir()
-    classes = read_classes(top / "train" if split else top)
-    find = functools.partial(find_images, classes=classes, skip_damaged=skip_damaged)
-    found = {"train": find(top / "train" if split else top)}
-    if len(present := set(found["train"][1])) < max(len(classes), 2):
-        empty = [name for label, name in enumerate(classes) if label not in present]
-        raise UserError(
-            f"data.root={root}: 2 classes or more, each with images; without: {', '.join(empty) or 'none'}"
-        )
-    found |= {part: find(top / part) for part in ("val", "test") if split and (top / part).is_dir()}
+    parts = find_parts(root) or {"train": root}
+    warn_of_unused(root, parts)
+    if "train" not in parts:
+        message = f"data.root={root} has {', '.join(parts)}, but no train"
+        raise UserError(f"{message}; evaluate.py takes such a folder, training does not")
+    if "test" in parts and test_size != TEST_SIZE:
+        message = f"data.test_size={test_size}: {parts['test']} is the test set"
+        raise UserError(f"{message}; leave it out")
+    classes = training_classes(root, parts["train"])
+    decoding = Decoding(resize, mode, background, cache, count_workers(num_workers))
+    search = Search(root, skip_damaged, decoding.workers)
+    found = {part: search.find_classes(path, classes) for part, path in parts.items()}
+    check_no_class_is_empty(root, classes, found["train"], search)
     if "test" not in found:
-        paths, labels = found["train"]
-        for part, rows in zip(
-            ("train", "test"), set_apart(torch.tensor(labels), test_size), strict=True
-        ):
-            found[part] = [paths[i] for i in rows], [labels[i] for i in rows]
-    workers = count_cores() if num_workers is None else num_workers
-    files = {part: Files(paths, resize, mode, workers) for part, (paths, _) in found.items()}
-    parts = {
-        part: Labelled(kept(files[part], cache), torch.tensor(labels))
-        for part, (_, labels) in found.items()
+        images = found["train"]
+        rest, part = set_apart(torch.tensor([label for _, label in images]), test_size)
+        found |= {"train": [images[i] for i in rest], "test": [images[i] for i in part]}
+    search.warn()
+    return read_parts(found, classes, decoding)
+
+
+def folder_to_evaluate(
+    root: str,
+    classes: Sequence[str],
+    resize: int | None,
+    mode: str,
+    cache: str,
+    num_workers: int | None,
+    skip_damaged: bool,
+    background: str = "white",
+    batch_size: int = 128,
+    seed: int = 0,
+    **of_training: Any,
+) -> ImageData:
+    """Data whose test set is the folder `test` in `root`, or all images of `root/CLASS/...`, for these `classes`.
+
+    It stands for training and validation too: what is said of them has no meaning here. Raises UserError: parts without
+    `test`, a class that is not one of `classes`, no image, a damaged one.
+    """
+    top = expand_home(root, "data.root")
+    parts = find_parts(top) or {"test": top}
+    if "test" not in parts:
+        places = " or ".join(f"data.root={path}" for path in parts.values())
+        raise UserError(f"data.root={top} has no test folder; allowed: {places}")
+    decoding = Decoding(resize, mode, background, cache, count_workers(num_workers))
+    search = Search(top, skip_damaged, decoding.workers)
+    images = search.find_classes(parts["test"], classes, whose="the checkpoint")
+    search.warn()
+    source = read_parts({"test": images}, list(classes), decoding)
+    return ImageData(source, batch_size, seed=seed)
+
+
+class Decoding(NamedTuple):
+    """How the images of a folder are decoded and kept; see conf/data/folder.yaml."""
+
+    resize: int | None
+    mode: str
+    background: str
+    cache: str
+    workers: int
+
+
+def read_parts(
+    found: Mapping[str, LabelledFiles], classes: list[str], decoding: Decoding
+) -> Source:
+    """Decode the images of each part; where there is only a test part, it also stands for the others."""
+    resize, mode, background, cache, workers = decoding
+    files = {
+        part: ImageFiles([file for file, _ in images], resize, mode, background, workers)
+        for part, images in found.items()
     }
-    return Source(parts["train"], parts["test"], classes, parts.get("val"))
+    parts = {
+        part: Labelled(keep(files[part], cache), torch.tensor([label for _, label in images]))
+        for part, images in found.items()
+    }
+    test = parts["test"]
+    return Source(
+        parts.get("train", test),
+        test,
+        classes,
+        parts.get("val") if "train" in parts else test,
+        files=sum(map(len, found.values())),
+        identity=" ".join(files[part].identity for part in sorted(files)),
+        resize=resize,
+    )
+
+
+def training_classes(root: Path, top: Path) -> list[str]:
+    """Return the classes in the training folder `top`. Raises UserError: fewer than two, or they lie further down."""
+    folders = read_classes(top)
+    if lower := find_lower(folders, top == root):
+        places = " or ".join(f"data.root={path}" for path in lower)
+        raise UserError(f"data.root={root}: the classes lie further down; allowed: {places}")
+    if len(folders) == 1:
+        message = f"2 classes or more, each with images; there is {', '.join(folders)}"
+        raise UserError(f"data.root={root}: {message}")
+    if not folders and (flat := sum(path.suffix.lower() in ENDINGS for path in top.iterdir())):
+        message = f"{top} has {flat:,} images, but no class folders"
+        raise UserError(f"{message}; allowed: {top}/CLASS/... for each class")
+    return list(folders)
+
+
+def find_lower(folders: Mapping[str, Path], plain: bool) -> list[Path]:
+    """Return those of the folders that seem to be data sets and no classes: with parts, or one alone with folders."""
+    lower = [path for path in folders.values() if any((path / name).is_dir() for name in TRAIN)]
+    lower = [path for path in lower if "train" in find_parts(path)]  # which reads a whole folder
+    if not lower and plain and len(folders) == 1:
+        lower = [path for path in folders.values() if len(subfolders(path)) > 1]
+    return lower
+
+
+def check_no_class_is_empty(
+    root: Path, classes: Sequence[str], images: LabelledFiles, search: Search
+) -> None:
+    present = {label for _, label in images}
+    if empty := [name for label, name in enumerate(classes) if label not in present]:
+        message = f"2 classes or more, each with images; without: {', '.join(empty)}"
+        raise UserError(f"data.root={root}: {message}{search.in_brackets}")
+
+
+def count_workers(num_workers: int | None) -> int:
+    return count_cores() if num_workers is None else num_workers
 
 
 @dataset
@@ -149,7 +263,11 @@ def fake(
 
 
 def set_apart(labels: Tensor, test_size: int | float) -> tuple[Tensor, Tensor]:
-    """Return the rows of training and of a stratified test set, the same whatever the seed of the run."""
+    """Return the rows of training and of a stratified test set, the same whatever the seed of the run.
+
+    A class of one image stays in training.
+    """
     order = stratified_order(labels, 0, "test")
     size = count(test_size, len(order) - 1, "data.test_size")
-    return order[size:].sort().values, order[:size].sort().values
+    rest, part = split_off(order, labels, size)
+    return rest.sort().values, part.sort().values

@@ -1,5 +1,6 @@
 """From images in memory to batches that are ready for the network."""
 
+import hashlib
 import math
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +13,14 @@ from torch import Tensor
 from tricklab.data.batches import (
     Batch,
     Batches,
-    Files,
+    ImageFiles,
     Images,
     Labelled,
     Preparation,
     Source,
     moments,
 )
+from tricklab.data.progress import warn
 from tricklab.data.split import corrupt, count, split_rows, stratified_order
 from tricklab.duration import Length, count_batches, to_steps
 from tricklab.errors import UserError
@@ -86,8 +88,42 @@ class ImageData(pl.LightningDataModule):
         self.clean_rows = spread[:2000]  # which are also evaluated as they are
         channels, height, width = images.shape[1:]
         own = Images((channels, height, width), *moments(images, spread[:FOR_MOMENTS]))
-        self.fingerprint = f"{zlib.crc32(noisy.numpy().tobytes() + repr(own).encode()):08x}"  # wherever they are kept
+        self.identity = identify(source)
         self.adapt(own)
+        self.warn_of_missing_classes()
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of all images and labels, of the labels that are learned, and of what the network takes."""
+        network = [list(self.shape), list(map(float, self.mean)), list(map(float, self.std))]
+        facts = (self.identity, zlib.crc32(self.train.labels.cpu().numpy().data), network)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+    @property
+    def summary(self) -> str:
+        """The size of the images, and that for the network; empty where they are arrays and stay as they are."""
+        channels, height, width = self.train.images.shape[1:]
+        files = f" from {self.source.files:,} files" if self.source.files else ""
+        other = [*self.shape] != [channels, height, width]
+        network = f", {' x '.join(map(str, (*self.shape[1:], self.shape[0])))} for the network"
+        summary = f"images {height} x {width} x {channels}{files}{network if other else ''}"
+        return summary if files or other else ""
+
+    def warn_of_missing_classes(self) -> None:
+        """Name the classes without a training image, as in a fold or a small `train_size`."""
+        present = set(self.source.train.labels[self.train_rows].tolist())
+        if names := [name for label, name in enumerate(self.classes) if label not in present]:
+            some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            warn(f"{len(names)} of {len(self.classes)} classes have no training image: {some}")
+
+    def check_enlarged(self, side: int) -> None:
+        """Raise UserError: files are decoded at less than half of the side that the weights of a network expect."""
+        resize = self.source.resize
+        if resize and side > 2 * resize:
+            raise UserError(
+                f"data.resize={resize}: model.weights expect images of {side} pixels a side; allowed: "
+                f"data.resize={side}, {math.ceil(side / 2)} or more, or null for images of one size as they are"
+            )
 
     def adapt(self, images: Images) -> None:
         """Make batches of what a network takes. Raises UserError: channels that the images can't be given."""
@@ -208,6 +244,19 @@ class ImageData(pl.LightningDataModule):
         )
 
 
+def identify(source: Source) -> str:
+    """Return a hash that changes with any pixel or label, or with the files that they come from."""
+    labels = [zlib.crc32(part.labels.numpy().data) for part in source.parts]
+    images = [identify_images(part.images) for part in ([] if source.identity else source.parts)]
+    return repr((source.identity, labels, images))
+
+
+def identify_images(images: Tensor | ImageFiles) -> str:
+    if isinstance(images, ImageFiles):
+        return images.identity
+    return f"{zlib.crc32(images.contiguous().numpy().data):08x}"
+
+
 def check_labels(source: Source) -> None:
     """See that each label is that of a class, of which there are several. Raises UserError: one is not."""
     classes = len(source.classes)
@@ -231,7 +280,7 @@ def fit(parts: Sequence[Labelled], memory: float) -> bool:
     """Whether their images are no files, and take no more than so many bytes."""
     images = {id(part.images): part.images for part in parts}.values()
     return (
-        not any(isinstance(i, Files) for i in images)
+        not any(isinstance(i, ImageFiles) for i in images)
         and sum(math.prod(i.shape) for i in images) <= memory
     )
 

@@ -7,6 +7,10 @@ from tricklab.data.batches import Source
 from tricklab.errors import UserError
 from tricklab.randomness import generator
 
+VAL_SIZE = (
+    0.1  # the default in conf/data/_options.yaml, which can't be told from a value that was given
+)
+
 
 def stratified_order(labels: Tensor, seed: int, purpose: str) -> Tensor:
     """Return a permutation [N] of which every beginning holds each class in proportion.
@@ -23,6 +27,26 @@ def stratified_order(labels: Tensor, seed: int, purpose: str) -> Tensor:
     return places.argsort()
 
 
+def split_off(order: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Return the rest of an order [N], and its first `size` rows: the part that is split off.
+
+    Of a class that the rest would lack, a row of the part changes places with the rest's first row of a class that has
+    more there, as long as there is one.
+    """
+    part, rest = order[:size].clone(), order[size:].clone()
+    left = labels[rest].bincount(minlength=int(labels.max()) + 1)  # images of each class
+    for label in labels[part].unique():
+        if left[label]:
+            continue
+        mine = (labels[part] == label).nonzero()[0]
+        other = (left[labels[rest]] > 1).nonzero().flatten()[:1]
+        if len(other):
+            left[labels[rest[other]]] -= 1
+            left[label] += 1
+            part[mine], rest[other] = rest[other], part[mine]
+    return rest, part
+
+
 def split_rows(
     source: Source, val_size: int | float, folds: int | None, fold: int, seed: int
 ) -> tuple[Tensor, Tensor]:
@@ -30,6 +54,9 @@ def split_rows(
     labels = source.train.labels
     if fold and not folds:
         raise UserError(f"data.fold={fold} data.folds={folds}; allowed: with data.folds, as 5")
+    if (folds or source.val) and val_size != VAL_SIZE:
+        why = f"data.folds={folds} says" if folds else "a part of these data of its own says"
+        raise UserError(f"data.val_size={val_size}: {why} what validation is; leave it out")
     if source.val:
         if folds:
             raise UserError(
@@ -39,7 +66,7 @@ def split_rows(
     order = stratified_order(labels, seed, "val")
     if not folds:
         size = count(val_size, len(labels) - 1, "data.val_size")
-        return order[size:], order[:size]
+        return split_off(order, labels, size)
     if not (2 <= folds <= len(order) and 0 <= fold < folds):
         raise UserError(
             f"data.fold={fold} data.folds={folds}; allowed: 2 to {len(order)} folds, counted from 0"
