@@ -1,4 +1,4 @@
-"""Train, test and record one run: `python train.py scheduler=cosine mixup=on`; `--help` lists the words."""
+"""Train, test and record one run: `python train.py scheduler=cosine mixup=on`; `--help` lists the options."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tricklab import cli, process
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     run = HydraConfig.get()
-    folder, words = Path(run.runtime.output_dir), list(run.overrides.task)
+    folder, words = Path(run.runtime.output_dir), cli.list_overrides(run)
     with cli.one_line():
         if (
             run.mode == RunMode.MULTIRUN

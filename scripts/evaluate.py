@@ -178,12 +178,13 @@ def make_trainer(of_run: Any) -> Any:
     import pytorch_lightning as pl
     from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+    from tricklab.callbacks import ProgressBar
+
     options = {key: of_run[key] for key in ("accelerator", "precision", "limit_test_batches")}
-    off: Any = dict.fromkeys(
-        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
-    )
+    off: Any = dict.fromkeys(("logger", "enable_checkpointing", "enable_model_summary"), False)
+    bar = ProgressBar(refresh_rate=10, console_kwargs={"stderr": True})
     try:
-        return pl.Trainer(devices=1, **options, **off)
+        return pl.Trainer(devices=1, callbacks=[bar], **options, **off)
     except (MisconfigurationException, ImportError, ValueError) as error:
         raise cli.UserError(f"{options}: {error}") from error
 

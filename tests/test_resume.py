@@ -261,7 +261,7 @@ def test_from_the_command_line(run, train, tmp_path):
     for arguments, says in [
         (
             ["resume=one", "model.dropout=0.5"],
-            "resume=one: model.dropout=0.5 (was 0.0); allowed: the options of the run",
+            "resume=one: model.dropout=0.5 (was 0.0); to resume that run: python train.py model=mlp ",
         ),
         (
             ["hydra.run.dir=one"],

@@ -33,6 +33,7 @@ def test_evaluate_gives_the_numbers_of_the_run(run, script):
     metrics = dict(line.split() for line in lines)
     expected = {k: v for k, v in done.result["metrics"].items() if k.startswith("test/")}
     assert {k: float(v) for k, v in metrics.items()} == expected
+    assert script("evaluate.py", str(done.folder), "resamples=0").stdout == said.stdout
 
 
 def test_evaluate_on_other_data(run, script, tree):
@@ -69,7 +70,7 @@ def test_plan_counts_the_processes(script):
 def test_plan_refuses_what_training_refuses(script):
     said = script("plan.py", "scheduler=step,cosine", "data.batch_size=big")
     assert said.returncode == 1
-    assert said.stderr.strip() == "error: data.batch_size='big' is a str; allowed: int"
+    assert said.stderr.strip() == "error: data.batch_size=big: expected int, got str"
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -120,7 +121,7 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
             ["{best}", "data=fake", "data.classes=3"],
             "the data have the classes ['0', '1', '2'], the checkpoint",
         ),
-        (["{best}", "data.batch_size=abc"], "data.batch_size='abc' is a str; allowed: int"),
+        (["{best}", "data.batch_size=abc"], "data.batch_size=abc: expected int, got str"),
         (
             ["{best}", "model.widths=[8]"],
             "model.widths does not exist; allowed: ckpt, data, mc, other, resamples, suite, trainer.accelerator",

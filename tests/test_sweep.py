@@ -63,7 +63,7 @@ def test_a_grid_is_all_combinations():
         )
     ]
     with pytest.raises(
-        UserError, match=r"optimizer.lr=interval\(0,1\); allowed: values with commas"
+        UserError, match=r"optimizer.lr=interval\(0,1\): an interval needs sweep=optuna"
     ):
         sweep.grid(parse("optimizer.lr=interval(0,1)"), jobs)
 

@@ -50,13 +50,16 @@ class Search(Sweeper):
         apart = (
             launch if isinstance(launcher, LocalLauncher) else functools.partial(run_apart, launch)
         )
+        self.parser = OverridesParser.create(hydra_context.config_loader)  # which glob() asks
         self.jobs = Jobs(config, hydra_context.config_loader, apart)
 
     def sweep(self, arguments: list[str]) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
+            from tricklab.cli import as_typed
+
             search = build(self.jobs.config.sweep)
-            search(OverridesParser.create().parse_overrides(arguments), self.jobs)
+            search(self.parser.parse_overrides(as_typed(arguments)), self.jobs)
         finally:
             all_done = not self.jobs.lock or self.jobs.summarise()
         if not all_done:

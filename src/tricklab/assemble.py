@@ -116,7 +116,7 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
         made = optimizer(
             parameter_groups(net)
         )  # Lightning makes another, when it is too late for a plain answer
-    except (TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"optimizer: {error}") from error
     if plan.multiplier.momentum and not (made.defaults.get("momentum") or "betas" in made.defaults):
         said = (

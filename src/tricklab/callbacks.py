@@ -4,7 +4,10 @@ import contextlib
 import io
 import math
 import signal
+import sys
+import time
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -171,13 +174,53 @@ def own_files(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class ProgressBar(FewHooks, RichProgressBar):
-    """Lightning's, told of every tenth step: it takes 0.1 ms each time, whether it shows it or not."""
+    """Lightning's, told of every tenth step: it takes 0.1 ms each time, whether it shows it or not.
+
+    Where the output is neither a terminal nor a notebook, a line an epoch, with the time left.
+    """
+
+    started: tuple[float, int] = (0.0, 0)  # time and step
+    validated = -1  # the step of the last validation
+
+    @property
+    def is_enabled(self) -> bool:
+        return super().is_enabled and self.is_seen
+
+    @property
+    def is_seen(self) -> bool:
+        stream = sys.stderr if self._console_kwargs.get("stderr") else sys.stdout
+        return stream.isatty() or "ipykernel" in sys.modules
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        total = self.trainer.max_epochs or -1
+        text = f"Epoch {current_epoch + 1}" + (f"/{total}" if total > 0 else "")
+        return f"{text:{len(self.validation_description)}}"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.time(), trainer.global_step
+        super().on_train_start(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if (batch_idx + 1) % 10 == 0 or trainer.is_last_batch:
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated = trainer.global_step
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if not super().is_enabled or self.is_seen:
+            return
+        parts = [self._get_train_description(trainer.current_epoch).strip().lower()]
+        if self.validated == trainer.global_step:
+            parts += [f"{name} {pl_module.results[name]:.4f}" for name in ("val/loss", "val/acc")]
+        start, first = self.started
+        done, left = trainer.global_step - first, pl_module.last_step - trainer.global_step
+        seconds = round((time.time() - start) / max(1, done) * left)
+        print(*parts, f"{timedelta(seconds=seconds)} left", sep=", ", flush=True)
 
 
 class NoProfiler(PassThroughProfiler):

@@ -1,11 +1,11 @@
 """What can be seen to be wrong in a composed config, before a folder is made or torch is imported: a UserError."""
 
 import functools
-import math
 import os
 import re
+import shlex
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,18 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from tricklab import resume, scheduler
-from tricklab.cli import given, one_line, swept, unknown
+from tricklab import lightning, resume
+from tricklab.cli import given, list_overrides, list_values, one_line, swept, unknown_key
 from tricklab.duration import parse
-from tricklab.errors import UserError, nearest
+from tricklab.errors import UserError, nearest, printable
+from tricklab.files import UnreadableError, parse_yaml, read_text
 from tricklab.folder import refuse_links
+from tricklab.redact import check_secrets
+from tricklab.signatures import find_default
+from tricklab.suggest import SEVERAL_OPTIONS as SEVERAL
+from tricklab.values import check_value, show
 
-DURATIONS = (
-    *scheduler.DURATIONS,
-    "warmup",
-    "hold",
-    "milestones",
-    "begin",
-    "end",
-    "stop_after",
-    "freeze",
-)
-SEVERAL_OPTIONS = ("augment", "penalty", "callbacks", "logger", "tags")
+SEVERAL_OPTIONS = (*SEVERAL, "tags")
 GROUPS = (
     *SEVERAL_OPTIONS,
     "data",
@@ -42,68 +37,19 @@ GROUPS = (
     "trainer",
     "sweep",
 )
-SEVERAL_TYPES = (
-    "trainer.devices",
-    "trainer.precision",
-    "trainer.strategy",
-    "resume",
-)  # Lightning takes more than one
-TYPES: dict[str, type] = {  # of what is null by default
-    **dict.fromkeys(("name", "weights", "entity", "group", "notes", "profiler", "only"), str),
-    **dict.fromkeys(
-        ("lr_per", "folds", "slots", "job_timeout", "num_workers", "every_n_steps"), int
-    ),
-    "weight": list,
+OF_A_SWEEP = re.compile(  # what has no effect on a single run
+    r"(sweep|slots|dry|job_timeout|hydra\.sweep|hydra[./](launcher|sweeper))(\.|$)"
+)
+FIXED = {  # conclude() reads this file, whatever these say
+    "callbacks.best._target_": "tricklab.callbacks.BestCheckpoint",
+    "callbacks.best.filename": "best",
+    "callbacks.best.enable_version_counter": False,
+    "callbacks.last._target_": "tricklab.callbacks.LastCheckpoint",
+    "trainer._target_": "pytorch_lightning.Trainer",
 }
-CHOICES = {
-    "scheduler.shape": " ".join(scheduler.FALLS),
-    "scheduler.warmup_shape": " ".join([*scheduler.RAMPS, "constant"]),
-    "mixup.per": "batch image",
-    "data.mode": "RGB L",
-    "data.background": "white black",
-    "trainer.accelerator": "auto cpu gpu cuda mps tpu",
-    "trainer.precision": "32-true 32 16-mixed 16 bf16-mixed bf16 16-true bf16-true 64-true 64 "
-    "transformer-engine transformer-engine-float16",
-}
-RANGES = {  # by the last word of a key: lowest and highest
-    word: (low, high)
-    for low, high, words in (
-        (
-            0,
-            1,
-            "dropout input_dropout spatial_dropout drop_path label_noise label_smoothing floor momentum threshold",
-        ),
-        (0, 1, "probability horizontal vertical translate smallest largest brightness contrast"),
-        (
-            0,
-            math.inf,
-            "val_size train_size alpha cutmix_alpha strength lr body_lr weight_decay norm power patience",
-        ),
-        (0, math.inf, "padding operations seed num_workers gradient_clip_val mistakes"),
-        (
-            1,
-            math.inf,
-            "slots job_timeout trials replicates rounds batch batch_size lr_per mult test_images channels",
-        ),
-        (
-            1,
-            math.inf,
-            "height width widths accumulate_grad_batches check_val_every_n_epoch every_n_steps",
-        ),
-        (1, math.inf, "log_every_n_steps"),
-        (2, math.inf, "images classes factor"),
-        (1e-6, 1, "gamma start warmup_share"),  # a rate of 0 would be a step without a step
-        (0.001, math.inf, "limit_val_batches limit_test_batches"),  # best.ckpt needs validation
-        (0, 0.9999999, "betas momentum_low momentum_high"),
-    )
-    for word in words.split()
-} | {
-    "scale": (0, 0.99),
-    "magnitude": (0, 30),
-    "shear": (0, 89),
-    "degrees": (0, 180),
-    "value": (0, 255),
-}
+RESUMED = ("resume", "stop_after")  # of an earlier start of a run
+INSIDE = ("filename", "tensorboard.name", "tensorboard.version", "tensorboard.sub_dir")
+MONITORED = {"val/loss": "min", "val/acc": "max", "val/ece": "min"}  # what callbacks can see
 
 
 class Check(Callback):
@@ -117,82 +63,130 @@ class Check(Callback):
             config.hydra.run.dir = str(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        if config.resume != "none":
-            raise SystemExit(
-                f"error: resume={config.resume} -m; allowed: none, a sweep goes on by itself"
-            )
-        if several := [
-            key for key in swept(given()) if key.partition(".")[0] in ("sweep", "slots", "dry")
-        ]:
-            raise SystemExit(
-                f"error: {several[0]} has several values; allowed: one, which is that of the sweep"
-            )
-        chosen = config.hydra.runtime.choices
-        if chosen["hydra/launcher"] == "local" and chosen["hydra/sweeper"] != "search":
-            said = f"hydra/sweeper={chosen['hydra/sweeper']} hydra/launcher=local"
-            raise SystemExit(
-                f"error: {said}; allowed: hydra/sweeper=search, or another launcher, as basic"
-            )
+        exit_on(check_sweep, config)
 
 
-def refuse(config: DictConfig) -> None:
+def exit_on(judge: Callable[[DictConfig], None], config: DictConfig) -> None:
     """End the process with one line if anything is wrong; after any other exception Hydra would go on."""
     try:
         with one_line():
-            check(config)
-            if (planned := os.environ.get(resume.HASH)) and planned != resume.config_hash(
-                resume.task(config)
-            ):
-                raise UserError(
-                    "conf/ was changed after this sweep had begun; give its command again"
-                )
-            together = (
-                "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
-            )
-            if together and not any(
-                word.startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra
-            ):
-                said = "what torchrun or srun starts together shares a folder"
-                raise UserError(f"{said}; allowed: with hydra.run.dir=FOLDER")
-            if all(
-                os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-            ):
-                check_folder(Path(config.hydra.run.dir), config)
+            judge(config)
     except Exception as error:
         traceback.print_exc()
         raise SystemExit(1) from error
 
 
+def refuse(config: DictConfig) -> None:
+    exit_on(check_run, config)
+
+
+def check_run(config: DictConfig) -> None:
+    """Check the config of a single run, and the folder that it is for."""
+    planned = os.environ.get(resume.HASH)  # by the sweep that this is a job of
+    check(config)
+    if not planned:
+        check_secrets(config)
+        check_command(config)
+        check_single()
+    if planned and planned != resume.config_hash(resume.task(config)):
+        raise UserError("conf/ was changed after this sweep had begun; give its command again")
+    together = "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
+    if together and not any(
+        word.startswith("hydra.run.dir=") for word in list_overrides(config.hydra, "hydra")
+    ):
+        said = "what torchrun or srun starts together shares a folder"
+        raise UserError(f"{said}; allowed: with hydra.run.dir=FOLDER")
+    if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+        check_folder(Path(config.hydra.run.dir), config)
+
+
+def check_command(config: DictConfig) -> None:
+    """Refuse what no command may hold: an override twice, of which the last would win, and folders without a name."""
+    keys = [word.key_or_group for word in given() if not str(word.input_line).startswith("~")]
+    for key in keys:
+        if keys.count(key) > 1:
+            words = " ".join(str(w.input_line) for w in given() if w.key_or_group == key)
+            raise UserError(f"{words}: {key} is given twice")
+    if config.hydra.job.chdir:
+        raise UserError("hydra.job.chdir=true is not supported: paths would lead elsewhere")
+    folders = {"hydra.run.dir": config.hydra.run.dir}
+    if config.hydra.mode == RunMode.MULTIRUN:
+        folders = {f"hydra.sweep.{key}": config.hydra.sweep[key] for key in ("dir", "subdir")}
+    for key, folder in folders.items():
+        if not str(folder).strip():
+            raise UserError(f"{key}= is empty; expected a folder")
+    subdir = str(config.hydra.sweep.subdir) if len(folders) == 2 else ""
+    if "/" in subdir or subdir.startswith("."):
+        raise UserError(f"hydra.sweep.subdir={subdir}: expected a name without / and leading dots")
+
+
+def check_single() -> None:
+    """Refuse what only a sweep reads."""
+    for word in given():
+        if OF_A_SWEEP.match(str(word.key_or_group)):
+            raise UserError(f"{word.input_line} has an effect on sweeps alone; add -m for a sweep")
+
+
+def check_sweep(config: DictConfig) -> None:
+    """Check what a sweep has of its own; each of its jobs is checked as a run."""
+    check_words(list_overrides(config.hydra))
+    check_secrets(config)
+    check_command(config)
+    if config.resume != "none":
+        raise UserError(f"resume={config.resume} -m: a sweep resumes by itself; leave out resume")
+    for word in given():
+        is_glob = "glob(" in str(word.input_line)  # needs Hydra's loader: see sweep_plugins.py
+        if word.is_sweep_override() and word.is_discrete_sweep() and not is_glob:
+            list_values(word)
+    if "hydra.run.dir" in {word.key_or_group for word in given()}:
+        raise UserError("hydra.run.dir has no effect with -m; use hydra.sweep.dir=FOLDER")
+    for key in sorted(swept(given())):
+        if key.partition(".")[0] in ("sweep", "slots", "dry"):
+            raise UserError(f"{key} has several values; expected one, for the whole sweep")
+    chosen = config.hydra.runtime.choices
+    if chosen["hydra/launcher"] == "local" and chosen["hydra/sweeper"] != "search":
+        said = f"hydra/sweeper={chosen['hydra/sweeper']} hydra/launcher=local"
+        raise UserError(f"{said}; allowed: hydra/sweeper=search, or another launcher, as basic")
+
+
 def check(config: DictConfig) -> None:
     """Refuse unknown keys, values of another type than the default or out of range, and contradictions."""
-    words = list(config.hydra.overrides.task)
+    words = list_overrides(config.hydra)
     check_words(words)
+    plain = resume.task(config)
+    values = leaves(plain)
+    if any(resume.SECRET.search(key) or holds_dicts(value) for key, value in values.items()):
+        check_secrets(config)
     if empty := next((group for group in GROUPS if config[group] is None), ""):
-        raise UserError(f"{empty} is empty; allowed: an option of it, or keys below it")
+        raise UserError(f"{empty} is empty; expected an option of it, or keys below it")
     reference, experiment = defaults(config), config.hydra.runtime.choices.get("experiment")
     given = [word.lstrip("+").split("=")[0] for word in words]
     added = tuple(f"{key}." for key, word in zip(given, words, strict=True) if word.startswith("+"))
     free = tuple(
         f"{key}." for key in ("sweep.of", "claim") if key in reference
     )  # names of one's own below
-    for key, value in leaves(resume.task(config)).items():
+    check_lightning(plain)
+    for key, value in values.items():
         if key.startswith(free):
             continue
-        if key not in reference and not f"{key}.".startswith(added):
-            parent, _, word = key.rpartition(".")
-            siblings = {
-                k[len(parent) :].lstrip(".").split(".")[0]
-                for k in reference
-                if k.startswith(parent)
-            }
+        default = reference.get(key)
+        if key not in reference and f"{key}.".startswith(added):
+            default = find_default(key, config)
+        elif key not in reference:
             by = (
                 f"experiment={experiment} with these options: "
                 if experiment and key not in given
                 else ""
             )
-            raise UserError(by + unknown(key, word, siblings))
-        check_value(key, value, reference.get(key))
+            raise UserError(by + unknown_key(key, [*reference]))
+        check_value(key, value, default)
+        if FIXED.get(key, value) != value:
+            raise UserError(f"{key}={value}: the run's results rest on {FIXED[key]}, leave it so")
     check_together(config)
+
+
+def holds_dicts(value: Any) -> bool:
+    return isinstance(value, list) and any(isinstance(part, dict | list) for part in value)
 
 
 def check_words(words: Sequence[str]) -> None:
@@ -201,63 +195,61 @@ def check_words(words: Sequence[str]) -> None:
         key, _, value = word.partition("=")
         if value.startswith("[") and "." not in key and key not in SEVERAL_OPTIONS:
             raise UserError(f"{word}; allowed: one option of {key}")
-        within = re.findall(r"(\w+)['\"]?\s*:\s*([^][{},]+)", value)
-        if any(resume.is_secret(k, v) and "${" not in v for k, v in [(key, value), *within]):
-            said = f"{key.lstrip('+')}=*** would be written down"
-            raise UserError(f"{said}; allowed: an environment variable, as ${{oc.env:NAME}}")
-        if word.startswith("~") and word[1:].split(".")[0] not in SEVERAL_OPTIONS:
-            raise UserError(f"{word} would leave out what is needed; allowed: another value")
+        if word.startswith("~") and (
+            word[1:].split(".")[0] not in SEVERAL_OPTIONS
+            or re.match(r"~callbacks(\.(best|last))?(=|$)", word)
+        ):
+            raise UserError(f"{word} would leave out what is needed; give it another value")
 
 
-def check_value(key: str, value: Any, default: Any) -> None:
-    """Refuse a value that is not of its default's type, or out of range."""
-    word, parts = key.rpartition(".")[2], value if isinstance(value, list) else [value]
-    if value is None and (default is None or word == "resize"):
+def check_lightning(config: Mapping[str, Any]) -> None:
+    """Refuse what Lightning has and what would not do here what it says, and files outside of the run folder."""
+    for name in config["trainer"]:
+        lightning.check_argument(str(name))
+    for name, node in config["callbacks"].items():
+        if isinstance(node, dict):
+            lightning.check_callback(name, str(node.get("_target_")))
+            check_monitor(name, node)
+    for group in ("callbacks", "logger"):
+        for key, value in leaves(config[group]).items():
+            if key.endswith(INSIDE) and isinstance(value, str) and leads_out(value):
+                said = "is outside of the run folder"
+                raise UserError(f"{group}.{key}={value} {said}; expected a name")
+    project = str((config["logger"].get("wandb") or {}).get("project", ""))
+    if wrong := re.search(r"[/\\#?%:]", project):
+        raise UserError(f"logger.wandb.project={project}: W&B takes no {wrong[0]} in it")
+
+
+def leads_out(path: str) -> bool:
+    return Path(path).is_absolute() or ".." in Path(path).parts
+
+
+def check_monitor(name: str, node: Mapping[str, Any]) -> None:
+    """Refuse a callback that would wait for a value that is not there, or for it to move the wrong way."""
+    monitor, mode = node.get("monitor"), node.get("mode", "min")
+    if monitor is None:
         return
-    if default is None and word in TYPES and type(value) is not TYPES[word]:
+    if monitor not in MONITORED:
+        hint = nearest(str(monitor), MONITORED)
         raise UserError(
-            f"{key}={value!r} is a {type(value).__name__}; allowed: null, {TYPES[word].__name__}"
+            f"callbacks.{name}.monitor={monitor}; allowed: {', '.join(MONITORED)}.{hint}"
         )
-    if word in DURATIONS:
-        if isinstance(value, list) != isinstance(default, list):
-            allowed = (
-                "one duration" if isinstance(value, list) else "a list of durations, as [50%,75%]"
-            )
-            raise UserError(f"{key}={value}; allowed: {allowed}")
-        if any(parse(duration, f"{key}=")[0] <= 0 for duration in parts) and key == "stop_after":
-            raise UserError(f"{key}={value}; allowed: more than 0")
-    elif not fits(value, default) and key not in SEVERAL_TYPES:
-        raise UserError(
-            f"{key}={value!r} is a {type(value).__name__}; allowed: {type(default).__name__}"
-        )
-    if key in CHOICES and str(value) not in (choices := CHOICES[key].split()):
-        raise UserError(
-            f"{key}={value}; allowed: {', '.join(choices)}.{nearest(str(value), choices)}"
-        )
-    if type(value) is type(default) is list and not all(fits(part, *default[:1]) for part in value):
-        raise UserError(f"{key}={value}; allowed: a list of {type(default[0]).__name__}")
-    if word == "betas" and type(value) is list and len(value) != 2:
-        raise UserError(f"{key}={value}; allowed: two numbers")
-    low, high = RANGES.get(word, (-math.inf, math.inf))
-    if any(isinstance(n, int | float) and (not low <= n <= high or math.isinf(n)) for n in parts):
-        raise UserError(
-            f"{key}={value}; allowed: {low} {'or more' if high == math.inf else f'to {high}'}"
-        )
-
-
-def fits(value: Any, default: Any = None) -> bool:
-    """Say whether a value may stand where this default stood; an int may where a float did."""
-    return (
-        default is None
-        or type(value) is type(default)
-        or (type(value), type(default)) == (int, float)
-    )
+    if mode in ("min", "max") and mode != MONITORED[monitor]:
+        better = "lower" if mode == "max" else "higher"
+        need = f"callbacks.{name}.mode={MONITORED[monitor]}"
+        raise UserError(f"callbacks.{name}.monitor={monitor} needs {need}: {better} is better")
 
 
 def check_together(config: DictConfig) -> None:
     """Refuse options that contradict each other."""
+    check_stop(config)
+    erase: Any = config.augment.get("erase") or {}
+    if erase.get("smallest", 0) > erase.get("largest", 1):
+        said = (
+            f"augment.erase.smallest={erase['smallest']} augment.erase.largest={erase['largest']}"
+        )
+        raise UserError(f"{said}: smallest must not exceed largest")
     trainer, weight, freeze = config.trainer, config.loss.get("weight"), config.model.get("freeze")
-    every, stop_after = trainer.check_val_every_n_epoch, str(config.stop_after)
     if freeze and not config.model.get("weights"):
         raise UserError(
             f"model.freeze={freeze} would keep random weights; allowed: with model.weights"
@@ -265,14 +257,10 @@ def check_together(config: DictConfig) -> None:
     if weight and config.mixup._target_ != "tricklab.mixup.identity":
         why = "an image of two classes would have the weight of neither"
         raise UserError(f"loss.weight={weight} with mixing: {why}; allowed: with mixup=off")
-    if "l1_prox" in config.penalty and "ema" in config.callbacks:
-        why = "an average of weights is hardly ever 0"
-        raise UserError(f"penalty=l1_prox with callbacks=ema: {why}; allowed: one of them")
-    if stop_after.endswith("ep") and parse(stop_after)[0] % every:
-        why = f"trainer.check_val_every_n_epoch={every} has none there, and the run that goes on would not be the same"
-        raise UserError(
-            f"stop_after={stop_after} ends with a validation: {why}; allowed: a multiple"
-        )
+    for name, node in config.callbacks.items():
+        if "l1_prox" in config.penalty and str(node.get("_target_")).endswith("WeightAveraging"):
+            why = "an average of weights is hardly ever 0"
+            raise UserError(f"penalty=l1_prox with callbacks={name}: {why}; allowed: one of them")
     if (
         config.optimizer.get("fused")
         and trainer.precision in ("16-mixed", 16, "16")
@@ -284,9 +272,31 @@ def check_together(config: DictConfig) -> None:
         )
 
 
+def check_stop(config: DictConfig) -> None:
+    """Refuse a run without a step or an end, and a `stop_after` beyond that end or between two validations."""
+    stop_after, trainer = str(config.stop_after), config.trainer
+    limits = (trainer.max_epochs, trainer.max_steps)
+    if 0 in limits or limits == (-1, -1):
+        said = f"trainer.max_epochs={limits[0]} trainer.max_steps={limits[1]}"
+        raise UserError(f"{said}: the run would take no step, or never stop")
+    if not stop_after.endswith(("ep", "it")):
+        return
+    unit = stop_after[-2:]
+    most = {"ep": trainer.max_epochs, "it": trainer.max_steps}[unit]
+    key = {"ep": "trainer.max_epochs", "it": "trainer.max_steps"}[unit]
+    if parse(stop_after)[0] > most > -1:
+        raise UserError(f"stop_after={stop_after} is after the end of the run: {key}={most}")
+    every = trainer.check_val_every_n_epoch
+    if unit == "ep" and parse(stop_after)[0] % every:
+        why = f"trainer.check_val_every_n_epoch={every} has none there, and the run that goes on would not be the same"
+        raise UserError(
+            f"stop_after={stop_after} ends with a validation: {why}; expected a multiple"
+        )
+
+
 def defaults(config: DictConfig) -> dict[str, Any]:
     """Return the values of the chosen options as their files have them: without experiment, debug and single values."""
-    choices, given = config.hydra.runtime.choices, list(config.hydra.overrides.task)
+    choices, given = config.hydra.runtime.choices, list_overrides(config.hydra)
     chosen = {*choices, *SEVERAL_OPTIONS} - {"tags"}  # Hydra leaves out groups with several options
     words = [word for word in given if word.lstrip("+~").split("=")[0] in chosen]
     if words == given and not choices.get("experiment") and not choices.get("debug"):
@@ -295,7 +305,9 @@ def defaults(config: DictConfig) -> dict[str, Any]:
         source.path for source in config.hydra.runtime.config_sources if source.schema == "file"
     ]
     return merge_files(
-        config.hydra.job.config_name, (*config.hydra.overrides.hydra, *words), tuple(folders)
+        config.hydra.job.config_name,
+        (*list_overrides(config.hydra, "hydra"), *words),
+        tuple(folders),
     )
 
 
@@ -333,7 +345,8 @@ def leaves(config: Mapping[Any, Any], path: str = "") -> dict[str, Any]:
 
 def check_folder(folder: Path, config: DictConfig) -> None:
     """Refuse a folder that can't be written, or holds a run that `resume` does not name or that has other options."""
-    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    whole = folder.resolve()
+    there = next(path for path in (folder, whole, *whole.parents) if path.exists())
     if not os.access(there, os.W_OK):
         raise UserError(f"hydra.run.dir={folder}: {there} can't be written; choose another folder")
     refuse_links(folder)
@@ -341,7 +354,7 @@ def check_folder(folder: Path, config: DictConfig) -> None:
         named = Path(resume.run_folder("", _root_=config))
         if not Path(str(config.resume)).exists() or not (named / "config.yaml").exists():
             raise UserError(
-                f"resume={config.resume}; allowed: none, auto, the folder of a run or a checkpoint in it"
+                f"resume={show(config.resume)}; allowed: none, auto, the folder of a run or a checkpoint in it"
             )
         if resume.read_result(named).get("status") == "done" and not resume.checkpoint(
             str(config.resume), named
@@ -371,7 +384,23 @@ def check_folder(folder: Path, config: DictConfig) -> None:
             f"resume: {was[changed[0]]} epochs become {now[changed[0]]}, over which the schedule is planned again"
         )
     elif changed:
-        said = ", ".join(f"{key}={now.get(key)} (was {was.get(key)})" for key in changed)
-        raise UserError(
-            f"resume={config.resume}: {said}; allowed: the options of the run in {folder}"
+        said = ", ".join(
+            f"{key}={show(now.get(key))} (was {show(was.get(key))})" for key in changed[:5]
         )
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        command = command_of(folder, str(config.resume))
+        raise UserError(
+            printable(f"resume={config.resume}: {said}{more}; to resume that run: {command}")
+        )
+
+
+def command_of(folder: Path, resumed: str) -> str:
+    """Return the command that resumes the run in a folder, with the overrides that it was begun with."""
+    path = folder / ".hydra" / "overrides.yaml"  # a list, and maybe a stranger's
+    try:
+        found = parse_yaml(f"overrides:\n{read_text(path)}", str(path))["overrides"]
+    except UnreadableError:
+        found = resume.read_result(folder).get("overrides")
+    words = [str(word) for word in found] if isinstance(found, list) else []
+    kept = [word for word in words if word.partition("=")[0].lstrip("+") not in RESUMED]
+    return shlex.join(["python", "train.py", *kept, f"resume={resumed}"])

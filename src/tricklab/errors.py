@@ -1,7 +1,8 @@
-"""The one exception for what a user can mend."""
+"""The exception for user mistakes, and what its messages are made of."""
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -10,5 +11,19 @@ class UserError(ValueError):
 
 def nearest(word: str, words: Iterable[str]) -> str:
     """Return " Did you mean 'cosine'?" for the most similar of `words`, or nothing if none is similar."""
-    match = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f" Did you mean '{match[0]}'?" if match else ""
+    match = closest(word, words)
+    return f" Did you mean '{match}'?" if match else ""
+
+
+def closest(word: str, words: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return the most similar of `words`, whatever the case; "" if none is similar."""
+    by_lower = {other.lower(): other for other in words}
+    match = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
+    return by_lower[match[0]] if match else ""
+
+
+def printable(text: Any) -> str:
+    r"""Escape what a terminal would obey or not show, in a text from a stranger: "\x1b" for ESC, one line."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
+    )

@@ -152,7 +152,7 @@ def conclude(
 
 def in_plain_words(error: BaseException, cfg: DictConfig) -> BaseException:
     """Return the mistake of the user that an error is, or else itself."""
-    if isinstance(error, MisconfigurationException):
+    if isinstance(error, MisconfigurationException | ModuleNotFoundError):
         return UserError(str(error))
     if isinstance(error, MemoryError) or re.search(
         "out of memory|(can't|not enough).* memory", str(error)

@@ -5,7 +5,6 @@ import csv
 import functools
 import json
 import shlex
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,10 +14,12 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from tricklab.check import check
-from tricklab.cli import given, swept
+from tricklab.cli import command, explain, given, swept
 from tricklab.errors import UserError
 from tricklab.escape import for_terminal
 from tricklab.folder import write_text
@@ -175,12 +176,12 @@ class Jobs:
 
     def plan(self, words: Sequence[str], until: int = 0) -> Job:
         """Compose and check the config of a job."""
-        config = self.compose(words)
-        config.hydra.overrides.task = list(words)
         try:
+            config = self.compose(words)
+            config.hydra.overrides.task = list(words)
             check(config)
-        except UserError as error:
-            raise UserError(f"{' '.join(words)}: {error}") from None
+        except (HydraException, OmegaConfBaseException, UserError) as error:
+            raise UserError(f"{' '.join(words)}: {explain(error)}") from None
         return Job(words, config, self.folder, until)
 
     def take(self) -> None:
@@ -192,7 +193,7 @@ class Jobs:
                 f"the sweep in {self.folder} is running; wait for it, or choose another hydra.sweep.dir"
             )
         jobs = [{"folder": job.folder.name, "overrides": job.words} for job in self.all.values()]
-        text = json.dumps({"command": sys.argv[1:], "jobs": jobs}, indent=2, ensure_ascii=False)
+        text = json.dumps({"command": command(), "jobs": jobs}, indent=2, ensure_ascii=False)
         write_text(self.folder / "sweep.json", text + "\n")
 
     def run_left(self, jobs: list[Job]) -> None:
@@ -236,7 +237,7 @@ class Jobs:
             print(f"  {for_terminal(line)}")
         if bad:
             print(
-                f"  the same command again goes on with these: python train.py {shlex.join(sys.argv[1:])}"
+                f"  the same command again goes on with these: python train.py {shlex.join(command())}"
             )
         return not bad
 

@@ -117,7 +117,8 @@ class ImageClassifier(pl.LightningModule):
         """End at once where a checkpoint is of the end already, which Lightning does not know."""
         self.started = True
         late = any(
-            callback.wait_count >= callback.patience
+            callback.wait_count
+            >= max(1, callback.patience)  # patience 0 waits for an evaluation, too
             for callback in self.trainer.early_stopping_callbacks
         )
         if late or self.global_step >= self.last_step:

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from tricklab.build import build, without
 from tricklab.data.batches import Images
-from tricklab.errors import UserError
+from tricklab.errors import UserError, printable
 from tricklab.files import CONFIG, parse_yaml, read_checkpoint, read_safetensors, read_yaml
 from tricklab.model import AUXILIARY, find_head, find_timm, find_torchvision
+from tricklab.online import brief_downloads
 from tricklab.randomness import seed_default
 
 State = dict[str, Tensor]
@@ -82,9 +83,16 @@ def read_weights(model: DictConfig) -> Weights | None:
                 "model.weights=pretrained; allowed: a path, or with model=torchvision or model=timm"
             )
         try:
-            return published(library, model.name)
-        except (OSError, RuntimeError) as error:  # whatever the network may answer
-            raise UserError(f"model.weights=pretrained of {model.name}: {error}") from error
+            with brief_downloads(library):
+                return published(library, model.name)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the network may answer
+            reason = printable(" ".join(str(error).split()))[:200]
+            hint = "to use a file that was downloaded before: model.weights=PATH"
+            raise UserError(
+                f"model.weights=pretrained of {model.name}: {reason}; {hint}"
+            ) from error
     if not Path(model.weights).is_file():
         raise UserError(
             f"model.weights={model.weights} is not a file; allowed: null, pretrained, a file with weights"

@@ -10,7 +10,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from tricklab.errors import UserError
 from tricklab.folder import refuse_links, write_text, write_yaml
+from tricklab.redact import redact_patch
 from tricklab.resume import HASH, config_hash, lock_run, masked, read_config
 
 PACKAGES = ("tricklab", "torch", "pytorch-lightning", "hydra-core", "numpy")
@@ -61,7 +62,7 @@ class Record:
             "started": datetime.now(UTC).isoformat(),
             "versions": {
                 "python": platform.python_version(),
-                **{name: version(name) for name in PACKAGES},
+                **{name: find_version(name) for name in PACKAGES},
             },
             "git": git_state(Path(__file__).parent),
         }
@@ -103,6 +104,7 @@ class Record:
         """Leave no folder of a run that was refused before it trained; the job of a sweep leaves its result."""
         if self.new and self.lock:
             shutil.rmtree(self.folder, ignore_errors=True)
+            remove_empty(self.folder.absolute().parent)
 
     @rank_zero_only
     def finish(self, status: str, reason: str | None = None, **facts: Any) -> None:
@@ -125,6 +127,24 @@ class Record:
             self.lock.close()
 
 
+def remove_empty(folder: Path) -> None:
+    """Remove a folder and those above it, up to the working directory, as long as they are empty."""
+    while Path.cwd() in folder.parents:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+        folder = folder.parent
+
+
+def find_version(package: str) -> str:
+    """Return the version that is installed; of tricklab, with `PYTHONPATH=src`, there may be none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
 def git_state(folder: Path) -> dict[str, Any] | None:
     """Return the commit that is checked out and whether files differ from it; None outside a repository."""
     commit = run_git(folder, "rev-parse", "HEAD").strip()
@@ -142,7 +162,7 @@ def uncommitted(folder: Path) -> str:
         top, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py", "*.yaml"
     ).split("\0")[:-1]
     patches = [run_git(top, "diff", "--binary", "--no-index", "/dev/null", path) for path in new]
-    return "".join([run_git(top, "diff", "--binary", "HEAD"), *patches])
+    return redact_patch("".join([run_git(top, "diff", "--binary", "HEAD"), *patches]))
 
 
 def run_git(folder: Path, *arguments: str) -> str:

@@ -24,7 +24,10 @@ NEUTRAL: dict[str, Any] = {  # keys that came later, at the value which computes
     "data.background": "white",
 }
 HASH = "PLANNED_CONFIG_HASH"  # in the environment of a sweep's job: that of the config it was planned with
-SECRET = re.compile(r"(^|[._])(api_?key|token|secret|password|credentials)$", re.IGNORECASE)
+SECRET = re.compile(
+    r"(^|[._-])((api|access|private|secret)[_-]?key|token|secret|password|passwd|passphrase|credentials?)$",
+    re.IGNORECASE,
+)
 
 
 def masked(config: Any) -> Any:

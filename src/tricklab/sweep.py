@@ -7,8 +7,9 @@ from statistics import fmean
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
+from omegaconf import DictConfig, OmegaConf
 
-from tricklab.cli import combine
+from tricklab.cli import combine, list_values
 from tricklab.errors import UserError
 from tricklab.jobs import Job, Jobs, of_job
 
@@ -89,7 +90,7 @@ def optuna(
     Nothing is stored: the same command proposes the same trials as long as their results are the same, and those that
     are done return at once. Raises UserError: a seed is searched for, a value or objective is wrong, Optuna is missing.
     """
-    space = make_space(words)
+    space = make_space(words, jobs.config)
     import optuna
 
     if not objectives or not set(objectives) <= set(OBJECTIVES):
@@ -124,8 +125,8 @@ def optuna(
         print(f"best: {said}: python train.py {'-m ' * (replicates > 1)}{line}")
 
 
-def make_space(words: list[Override]) -> dict[str, Any]:
-    """Return what Optuna draws the values of each word from that has several."""
+def make_space(words: list[Override], config: DictConfig) -> dict[str, Any]:
+    """Return what Optuna draws the values of each word from that has several; `config` has the types of their keys."""
     searched = {str(word.key_or_group): word for word in words if word.is_sweep_override()}
     wrong = [word.input_line for key, word in searched.items() if key in REPLICATES]
     if wrong or not searched:
@@ -133,6 +134,13 @@ def make_space(words: list[Override]) -> dict[str, Any]:
         raise UserError(
             f"sweep=optuna, {said}; allowed: values of other keys, and sweep.replicates for seeds"
         )
+    for key, word in searched.items():
+        whole = type(OmegaConf.select(config, key, throw_on_resolution_failure=False)) is int
+        interval = word.value()
+        if whole and isinstance(interval, IntervalSweep) and type(interval.start) is not int:
+            typed = str(word.input_line).replace("interval(", "int(interval(", 1)
+            said = f"{word.input_line}: {key} takes whole numbers"
+            raise UserError(f"{said}; use {typed.replace(')', '))', 1)}")
     try:
         return {key: distribution(word) for key, word in searched.items()}
     except ImportError as error:
@@ -172,7 +180,7 @@ def distribution(word: Override) -> Any:
 
     sweep: Any = word.value()
     if not isinstance(sweep, IntervalSweep):
-        return d.CategoricalDistribution([str(value) for value in word.sweep_string_iterator()])
+        return d.CategoricalDistribution(list_values(word))
     of: Any = (
         d.IntDistribution
         if isinstance(sweep.start, int) and isinstance(sweep.end, int)

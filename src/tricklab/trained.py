@@ -10,7 +10,7 @@ from torch import nn
 
 from tricklab.build import build
 from tricklab.check import check_value
-from tricklab.cli import compose_each, unknown
+from tricklab.cli import compose_each, read_arguments, unknown
 from tricklab.data.batches import Images, Preparation
 from tricklab.data.datasets import folder_to_evaluate
 from tricklab.data.module import ImageData
@@ -101,7 +101,7 @@ def read_trained(arguments: Sequence[str], **allowed: Any) -> Trained:
     `allowed` are further arguments of a script with their defaults. `data=NAME` takes that option
     whole, `data.KEY=VALUE` changes the run's own. Raises UserError for anything else.
     """
-    given = dict(_split(argument) for argument in arguments)
+    given = read_arguments(arguments)
     own = {key: given.pop(key, default) for key, default in {"ckpt": None, **allowed}.items()}
     path = find_checkpoint(own["ckpt"])
     state, theirs = read_state(path)
@@ -116,12 +116,6 @@ def read_trained(arguments: Sequence[str], **allowed: Any) -> Trained:
     temperature = theirs.get("temperature", 1.0)
     check_value("temperature", temperature, 1.0)
     return Trained(path, state, config, dataset, images, float(temperature), own, own_data, named)
-
-
-def _split(argument: str) -> tuple[str, str]:
-    """Split KEY=VALUE; anything else is the path of a checkpoint."""
-    key, equals, value = argument.partition("=")
-    return (key, value) if equals and not Path(argument).exists() else ("ckpt", argument)
 
 
 def find_checkpoint(path: str | None) -> Path:

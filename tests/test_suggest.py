@@ -1,0 +1,118 @@
+"""What an option that does not exist was meant to be."""
+
+from collections import Counter
+
+import pytest
+from conftest import CONF, configure
+
+from tricklab.suggest import (
+    KEYS,
+    OPTIONS,
+    find_options,
+    flatten,
+    options,
+    plain,
+    suggest_key,
+    suggest_option,
+)
+
+KNOWN = flatten(configure())
+
+
+@pytest.mark.parametrize("typed", KEYS)
+def test_what_is_suggested_for_names_of_other_tools_exists(typed):
+    for word in typed.split():
+        key, _, value = word.partition("=")
+        group = (CONF / key).is_dir()
+        assert group or key in KNOWN or find_options(key, CONF) or key == "hydra.run.dir"
+        assert not group or value in ("{}", *options(CONF / key))
+
+
+@pytest.mark.parametrize("typed", OPTIONS)
+def test_what_is_suggested_for_options_of_other_tools_exists(typed):
+    group, _, option = typed.split()[0].partition("=")
+    assert option in options(CONF / group) or typed == "augment=resized_crop"
+
+
+def test_a_name_of_other_tools_stands_for_one_key():
+    listed = Counter(plain(name) for of in KEYS.values() for name in {*map(plain, of.split())})
+    assert [name for name, n in listed.items() if n > 1] == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("lr", "0.1", " Did you mean optimizer.lr=0.1?"),
+        ("LR", "0.1", " Did you mean optimizer.lr=0.1?"),
+        ("model.lr", "0.1", " Did you mean optimizer.lr=0.1?"),
+        ("learning-rate", "", " Did you mean optimizer.lr=?"),
+        ("optimizer.nesterow", "true", " Did you mean optimizer.nesterov=true?"),
+        ("trainer.epochs", "3", " Did you mean trainer.max_epochs=3?"),
+        ("gpus", "2", " Did you mean trainer.devices=2?"),
+        ("device", "cpu", " Did you mean trainer.accelerator=cpu?"),
+        ("workers", "4", " Did you mean data.num_workers=4?"),
+        ("wd", "1e-4", " Did you mean optimizer.weight_decay=1e-4?"),
+        ("sched", "onecycle", " Did you mean scheduler=one_cycle?"),
+        ("arch", "vit_tiny_patch16", " Did you mean model=timm model.name=vit_tiny_patch16?"),
+        (
+            "patience",
+            "3",
+            " Did you mean callbacks=early_stopping callbacks.early_stopping.patience=3?",
+        ),
+        ("seed_everything", "1", " Did you mean seed=1?"),
+        ("sede", "1", " Did you mean seed=1?"),
+        ("label_noize", "0.1", " Did you mean data.label_noise=0.1?"),
+        (
+            "data.root",
+            "x",
+            " It belongs to data=cifar10, cifar100, fashion_mnist, folder, mnist: data=cifar10 data.root=x",
+        ),
+        (
+            "augment.crop.padding",
+            "4",
+            " It belongs to augment=crop, light, medium, strong: augment=crop augment.crop.padding=4",
+        ),
+        (
+            "mixup.per",
+            "image",
+            " It belongs to mixup=on, alternate, cutmix, images_only: mixup=on mixup.per=image",
+        ),
+        ("xyzzy", "1", ""),
+    ],
+)
+def test_key_is_found_anywhere(key, value, says):
+    assert suggest_key(key, value, KNOWN, CONF) == says
+
+
+@pytest.mark.parametrize(
+    ("group", "option", "says"),
+    [
+        ("scheduler", "cosin", " Did you mean scheduler=cosine?"),
+        ("scheduler", "CosineAnnealingLR", " Did you mean scheduler=cosine?"),
+        ("scheduler", "StepLR", " Did you mean scheduler=step?"),
+        ("mixup", "0.4", " Did you mean mixup=on mixup.alpha=0.4?"),
+        ("augment", "mixup", " Did you mean mixup=on?"),
+        ("loss", "weight_decay", " Did you mean penalty=decay?"),
+        ("augment", "cutmix", " Did you mean mixup=cutmix?"),
+        ("augment", "RandomHorizontalFlip", " Did you mean augment=flip?"),
+        ("model", "resnet20", " Did you mean model=resnet model.depth=20?"),
+        ("model", "resnet50", " Did you mean model=torchvision model.name=resnet50?"),
+        ("model", "resnetv2_50", " Did you mean model=timm model.name=resnetv2_50?"),
+        ("model", "convnett", " Did you mean model=convnet?"),
+        ("optimizer", "Adam", " Did you mean optimizer=adamw?"),
+        ("loss", "ce", " Did you mean loss=cross_entropy?"),
+        ("data", "qwertz", ""),
+    ],
+)
+def test_option_is_found(group, option, says):
+    assert suggest_option(group, option, CONF) == says
+
+
+def test_an_option_that_is_added_later_is_preferred(tmp_path):
+    (tmp_path / "augment").mkdir()
+    (tmp_path / "augment" / "crop.yaml").write_text("# Crop\n")
+    says = suggest_option("augment", "random_resized_crop", tmp_path)
+    assert says == " Did you mean augment=crop?"
+    (tmp_path / "augment" / "resized_crop.yaml").write_text("# Crop and resize\n")
+    says = suggest_option("augment", "random_resized_crop", tmp_path)
+    assert says == " Did you mean augment=resized_crop?"
