@@ -20,7 +20,7 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from tricklab.errors import UserError, nearest
-from tricklab.process import visible_devices
+from tricklab.process import visible_devices, world_size
 from tricklab.resume import config_hash, run_folder, task
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -35,11 +35,20 @@ def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
         print(help_text or list_words())
         return
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own pages and exits
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or a page on each lost connection
     warnings.filterwarnings(
         "ignore", "\n'hydra/launcher/ray' is validated"
     )  # its plugin has one of that name
-    with one_line():
-        main()
+    try:
+        with one_line():
+            main()
+    except SystemExit as error:
+        if world_size() == 1 or not isinstance(error.code, str):
+            raise
+        from tricklab.ranks import leave  # imports torch, which takes seconds
+
+        leave(error.code.removeprefix("error: "))
+        sys.exit(1)
 
 
 def compose_each(overrides: list[str]) -> dict[str, DictConfig]:
