@@ -19,6 +19,7 @@ from tricklab.cli import given, one_line, swept, unknown
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest
 from tricklab.folder import refuse_links
+from tricklab.process import is_first, world_size
 
 DURATIONS = (
     *scheduler.DURATIONS,
@@ -116,6 +117,8 @@ class Check(Callback):
             config.hydra.run.dir = str(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        if "TORCHELASTIC_RUN_ID" in os.environ and world_size() > 1:
+            raise SystemExit("error: torchrun with -m; allowed: python train.py -m trainer=ddp")
         if config.resume != "none":
             raise SystemExit(
                 f"error: resume={config.resume} -m; allowed: none, a sweep goes on by itself"
@@ -145,17 +148,8 @@ def refuse(config: DictConfig) -> None:
                 raise UserError(
                     "conf/ was changed after this sweep had begun; give its command again"
                 )
-            together = (
-                "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
-            )
-            if together and not any(
-                word.startswith("hydra.run.dir=") for word in config.hydra.overrides.hydra
-            ):
-                said = "what torchrun or srun starts together shares a folder"
-                raise UserError(f"{said}; allowed: with hydra.run.dir=FOLDER")
-            if all(
-                os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-            ):
+            check_processes(config)
+            if is_first():
                 check_folder(Path(config.hydra.run.dir), config)
     except Exception as error:
         traceback.print_exc()
@@ -328,6 +322,38 @@ def leaves(config: Mapping[Any, Any], path: str = "") -> dict[str, Any]:
             else {f"{path}{key}": value}
         )
     return flat
+
+
+def check_processes(config: DictConfig) -> None:
+    """Refuse processes that torchrun or srun have started together, but would train apart."""
+    torchrun, size = "TORCHELASTIC_RUN_ID" in os.environ, world_size()
+    overrides = config.hydra.overrides.hydra
+    together = torchrun or size > 1
+    if together and not any(word.startswith("hydra.run.dir=") for word in overrides):
+        shared = "what torchrun or srun starts together shares a folder"
+        raise UserError(f"{shared}; allowed: with hydra.run.dir=FOLDER")
+    devices = count_devices(config.trainer)
+    if size == 1 or devices in (None, size):
+        return
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or size)
+    asked = f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}"
+    right = f"trainer=ddp trainer.devices={here} trainer.num_nodes={size // here}"
+    raise UserError(
+        f"{asked} is no run of the {size} processes that were started; allowed: {right}"
+    )
+
+
+def count_devices(trainer: DictConfig) -> int | None:
+    """Return how many processes a run has; None where Lightning alone can tell."""
+    devices = trainer.devices
+    if isinstance(devices, str) and re.fullmatch(r"\d+(,\d*)*", devices):
+        indices = [index for index in devices.split(",") if index]
+        devices = indices if "," in devices else int(devices)
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        devices = len(devices)
+    if isinstance(devices, int) and devices > 0:
+        return devices * int(trainer.num_nodes)
+    return int(trainer.num_nodes) if trainer.accelerator == "cpu" else None
 
 
 def check_folder(folder: Path, config: DictConfig) -> None:

@@ -22,7 +22,6 @@ from pytorch_lightning.strategies.launchers.subprocess_script import _Subprocess
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from tricklab.errors import UserError
 from tricklab.process import COPIES, when_ended, world_size
 
 PARENT = (
