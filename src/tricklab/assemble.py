@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -21,10 +22,11 @@ from tricklab.module import ImageClassifier
 from tricklab.network import build_net, load_body, read_images, read_weights
 from tricklab.penalty import Penalty, find_weights, parameter_groups
 from tricklab.plan import Plan
-from tricklab.process import count_cores
+from tricklab.process import count_cores, world_size
 from tricklab.randomness import Rand, generator
 from tricklab.record import Record
 
+MOST = 8  # processes a core: each takes half a gigabyte
 NOT_TRAINER = ("compile", "channels_last")  # stand with the trainer's options, act on the network
 PLAIN = {
     "_target_": "torch.nn.CrossEntropyLoss",
@@ -99,11 +101,24 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
         raise UserError(
             f"{asked}: {error}; allowed: what this machine has, as trainer.accelerator=auto"
         ) from error
-    if trainer.num_devices > count_cores() and trainer.strategy.root_device.type == "cpu":
-        raise UserError(
-            f"trainer.devices={cfg.trainer.devices}; allowed: 1 to {count_cores()}, a core for each"
-        )
+    check_processes(trainer, str(cfg.trainer.devices))
     return trainer
+
+
+def check_processes(trainer: pl.Trainer, devices: str) -> None:
+    """Warn of more processes than cores. Raises UserError: far more; others than were started."""
+    started, cores = world_size(), count_cores()
+    if started > 1 and trainer.world_size != started:
+        count = f"trainer.devices={devices} makes {trainer.world_size} of them"
+        raise UserError(f"{started} processes were started, and {count}; use as many")
+    if trainer.strategy.root_device.type != "cpu" or trainer.num_devices <= cores:
+        return
+    if trainer.num_devices > MOST * cores:
+        raise UserError(
+            f"trainer.devices={devices}; allowed: 1 to {MOST * cores}, with {cores} cores"
+        )
+    said = f"trainer.devices={devices} processes share {cores} cores"
+    rank_zero_only(print)(f"warning: {said}: slower than a core for each", file=sys.stderr)
 
 
 def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -> ImageClassifier:

@@ -132,6 +132,12 @@ def ended_by_signals() -> Iterator[None]:
         yield
 
 
+def ignore_signals() -> None:
+    """Have no signal end what is recorded now: torchrun sends one when another process has failed."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def end_at_once(number: int, frame: Any) -> None:
     raise SystemExit(128 + number)
 

@@ -17,9 +17,11 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from tricklab import lightning, resume
 from tricklab.cli import given, list_overrides, list_values, one_line, swept, unknown_key
 from tricklab.duration import parse
-from tricklab.errors import UserError, nearest, printable
+from tricklab.errors import UserError, nearest
+from tricklab.escape import for_terminal
 from tricklab.files import UnreadableError, parse_yaml, read_text
 from tricklab.folder import refuse_links
+from tricklab.process import is_first, world_size
 from tricklab.redact import check_secrets
 from tricklab.signatures import find_default
 from tricklab.suggest import SEVERAL_OPTIONS as SEVERAL
@@ -90,13 +92,8 @@ def check_run(config: DictConfig) -> None:
         check_single()
     if planned and planned != resume.config_hash(resume.task(config)):
         raise UserError("conf/ was changed after this sweep had begun; give its command again")
-    together = "TORCHELASTIC_RUN_ID" in os.environ or os.environ.get("SLURM_NTASKS", "1") != "1"
-    if together and not any(
-        word.startswith("hydra.run.dir=") for word in list_overrides(config.hydra, "hydra")
-    ):
-        said = "what torchrun or srun starts together shares a folder"
-        raise UserError(f"{said}; allowed: with hydra.run.dir=FOLDER")
-    if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID")):
+    check_processes(config)
+    if is_first():
         check_folder(Path(config.hydra.run.dir), config)
 
 
@@ -132,6 +129,8 @@ def check_sweep(config: DictConfig) -> None:
     check_words(list_overrides(config.hydra))
     check_secrets(config)
     check_command(config)
+    if "TORCHELASTIC_RUN_ID" in os.environ and world_size() > 1:
+        raise UserError("torchrun with -m; use python train.py -m trainer=ddp instead")
     if config.resume != "none":
         raise UserError(f"resume={config.resume} -m: a sweep resumes by itself; leave out resume")
     for word in given():
@@ -343,6 +342,38 @@ def leaves(config: Mapping[Any, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
+def check_processes(config: DictConfig) -> None:
+    """Refuse processes that torchrun or srun have started together, but would train apart."""
+    torchrun, size = "TORCHELASTIC_RUN_ID" in os.environ, world_size()
+    overrides = list_overrides(config.hydra, "hydra")
+    together = torchrun or size > 1
+    if together and not any(word.startswith("hydra.run.dir=") for word in overrides):
+        shared = "what torchrun or srun starts together shares a folder"
+        raise UserError(f"{shared}; allowed: with hydra.run.dir=FOLDER")
+    devices = count_devices(config.trainer)
+    if size == 1 or devices in (None, size):
+        return
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or size)
+    asked = f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}"
+    right = f"trainer=ddp trainer.devices={here} trainer.num_nodes={size // here}"
+    raise UserError(
+        f"{asked} is no run of the {size} processes that were started; allowed: {right}"
+    )
+
+
+def count_devices(trainer: DictConfig) -> int | None:
+    """Return how many processes a run has; None where Lightning alone can tell."""
+    devices = trainer.devices
+    if isinstance(devices, str) and re.fullmatch(r"\d+(,\d*)*", devices):
+        indices = [index for index in devices.split(",") if index]
+        devices = indices if "," in devices else int(devices)
+    if isinstance(devices, Sequence) and not isinstance(devices, str):
+        devices = len(devices)
+    if isinstance(devices, int) and devices > 0:
+        return devices * int(trainer.num_nodes)
+    return int(trainer.num_nodes) if trainer.accelerator == "cpu" else None
+
+
 def check_folder(folder: Path, config: DictConfig) -> None:
     """Refuse a folder that can't be written, or holds a run that `resume` does not name or that has other options."""
     whole = folder.resolve()
@@ -378,6 +409,7 @@ def check_folder(folder: Path, config: DictConfig) -> None:
             f"resume={config.resume}: {folder}/config.yaml is damaged; allowed: another hydra.run.dir"
         )
     kept = [key for key in sorted(was | now) if key != "stop_after" and not resume.is_volatile(key)]
+    was = resume.NEUTRAL | was  # of a run from before these keys
     changed = [key for key in kept if was.get(key) != now.get(key)]
     if changed == ["trainer.max_epochs"] and now[changed[0]] > was[changed[0]]:
         print(
@@ -390,7 +422,7 @@ def check_folder(folder: Path, config: DictConfig) -> None:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         command = command_of(folder, str(config.resume))
         raise UserError(
-            printable(f"resume={config.resume}: {said}{more}; to resume that run: {command}")
+            for_terminal(f"resume={config.resume}: {said}{more}; to resume that run: {command}")
         )
 
 

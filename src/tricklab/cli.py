@@ -22,8 +22,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from tricklab.errors import UserError, nearest, printable
-from tricklab.process import quoted, visible_devices
+from tricklab.errors import UserError, nearest
+from tricklab.escape import for_terminal
+from tricklab.process import quoted, visible_devices, world_size
 from tricklab.resume import config_hash, run_folder, task
 from tricklab.suggest import (
     SEVERAL_OPTIONS,
@@ -50,17 +51,26 @@ def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # for an ASCII terminal
     sys.argv[1:] = [expand_home(word) for word in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own pages and exits
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or a page on each lost connection
     warnings.filterwarnings(
         "ignore", "\n'hydra/launcher/ray' is validated"
     )  # its plugin has one of that name
-    with one_line():
-        if {"-h", "--help"} & set(sys.argv[1:]):
-            print(help_text or list_words(), flush=True)
-            return
-        if help_text is None:
-            check_flags(sys.argv[1:])
-            sys.argv[1:] = defer_to_jobs(sys.argv[1:])
-        main()
+    try:
+        with one_line():
+            if {"-h", "--help"} & set(sys.argv[1:]):
+                print(help_text or list_words(), flush=True)
+                return
+            if help_text is None:
+                check_flags(sys.argv[1:])
+                sys.argv[1:] = defer_to_jobs(sys.argv[1:])
+            main()
+    except SystemExit as error:
+        if world_size() == 1 or not isinstance(error.code, str):
+            raise
+        from tricklab.ranks import leave  # imports torch, which takes seconds
+
+        leave(error.code.removeprefix("error: "))
+        sys.exit(1)
 
 
 def expand_home(word: str) -> str:
@@ -243,17 +253,17 @@ def explain(error: BaseException) -> str:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return unknown_option(group, option)
     if isinstance(error, OverrideParseException):
-        return printable(unparsed(error.override))
+        return for_terminal(unparsed(error.override))
     if match := re.match("Ambiguous value for argument '(.*?)'\n1. To use", str(error), re.DOTALL):
-        return printable(ambiguous(match[1]))
+        return for_terminal(ambiguous(match[1]))
     if match := re.match("Error merging override (.*)", str(error)):
-        return printable(f"{match[1]}: the value is of another type than the option's")
+        return for_terminal(f"{match[1]}: the value is of another type than the option's")
     cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(
         cause.parent_node, DictConfig
     ):
         return unknown_key(str(cause.full_key), flatten(cause.parent_node._get_root()))  # type: ignore[arg-type]
-    return printable(" ".join(str(error).split("\nSee ")[0].split()))
+    return for_terminal(" ".join(str(error).split("\nSee ")[0].split()))
 
 
 def unparsed(override: str) -> str:
@@ -298,9 +308,9 @@ def unknown_option(group: str, option: str) -> str:
     """Say that a group has no such option, which it has, and what was meant."""
     there = ", ".join(options(CONF / group)) or "nothing"
     if not group:
-        return printable(f"--config-name {option} does not exist; allowed: {there}")
+        return for_terminal(f"--config-name {option} does not exist; allowed: {there}")
     hint = suggest_option(group, option, CONF) if (CONF / group).is_dir() else ""
-    return printable(f"{group}={option} does not exist; allowed: {there}.{hint}")
+    return for_terminal(f"{group}={option} does not exist; allowed: {there}.{hint}")
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
@@ -313,7 +323,7 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
     hint = suggest_key(typed, value, known, CONF)
     beside = ", ".join(find_siblings(key, known))
     listed = f"; allowed: {beside}" if beside and ("." in key or not hint) else ""
-    return printable(f"{assign(typed, value)}: no such option{listed}.{hint}")
+    return for_terminal(f"{assign(typed, value)}: no such option{listed}.{hint}")
 
 
 def unknown(what: str, word: str, allowed: Iterable[str]) -> str:

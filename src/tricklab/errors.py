@@ -2,7 +2,6 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
 
 
 class UserError(ValueError):
@@ -20,10 +19,3 @@ def closest(word: str, words: Iterable[str], cutoff: float = 0.5) -> str:
     by_lower = {other.lower(): other for other in words}
     match = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[match[0]] if match else ""
-
-
-def printable(text: Any) -> str:
-    r"""Escape what a terminal would obey or not show, in a text from a stranger: "\x1b" for ESC, one line."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(text)
-    )

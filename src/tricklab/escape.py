@@ -1,7 +1,6 @@
 """A stranger's text, escaped for the place where it is shown. For HTML there is `html.escape`."""
 
 import re
-import unicodedata
 
 # What acts within a line of Markdown: a `_` inside of a word does not, nor brackets without a link
 MARKDOWN = re.compile(r"([\\`*<>|$&]|~(?=~)|\](?=[(\[:])|(?<!\w)_|_(?!\w))")
@@ -13,16 +12,10 @@ def for_terminal(text: object) -> str:
 
     These are control characters, line ends, and those that change the direction of writing.
     """
-    return "".join(char if is_shown(char) else escape(char) for char in str(text))
-
-
-def is_shown(char: str) -> bool:
-    """Whether a character is itself on a terminal: no control, format, surrogate or line end."""
-    return char == " " or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
-
-
-def escape(char: str) -> str:
-    return char.encode("unicode_escape").decode("ascii")
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in str(text)
+    )
 
 
 def for_markdown(text: object) -> str:

@@ -1,5 +1,6 @@
 """One run from its config: build, train, test, record."""
 
+import functools
 import gc
 import logging
 import os
@@ -21,7 +22,7 @@ from torch import nn
 
 from tricklab.assemble import build_data_and_net, build_module, build_trainer
 from tricklab.calibration import draw_calibration
-from tricklab.callbacks import BestCheckpoint, ended_by_signals
+from tricklab.callbacks import BestCheckpoint, ended_by_signals, ignore_signals
 from tricklab.checkpoint import NOTHING, Progress, check_dataset, check_fits, read_progress
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
@@ -30,6 +31,7 @@ from tricklab.logger import MetricsFile, Wandb, close_wandb
 from tricklab.model import find_dropout
 from tricklab.module import ImageClassifier
 from tricklab.plan import Plan, make_plan
+from tricklab.ranks import Watch, is_peers_fault, wait_for_reason
 from tricklab.record import Record
 from tricklab.resume import checkpoint
 
@@ -56,32 +58,42 @@ def run(
     """
     hush()
     record = Record(cfg, folder, overrides, choices)
-    try:
-        with ended_by_signals():
+    watch = Watch(functools.partial(record.finish, "failed"))
+    with ended_by_signals():
+        try:
             record.start()
-            objective = _run(cfg, folder, record)
-    except BaseException as error:
-        plain = in_plain_words(error, cfg)
-        status, reason = "failed", f"{type(plain).__name__}: {plain}"
-        if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
-            status, reason = "interrupted", signal.Signals(error.code - 128).name
-            print(f"interrupted by {reason}; run folder {folder}")
-        record.finish(status, reason)
-        close_wandb(exit_code=1)
-        if isinstance(plain, UserError):
-            record.discard()
-        if plain is not error:
-            raise plain from error
-        raise
+            objective = _run(cfg, folder, record, watch)
+        except BaseException as error:
+            watch.stop()
+            ignore_signals()
+            plain = in_plain_words(error, cfg)
+            record_failure(plain, record)
+            if plain is not error:
+                raise plain from error
+            raise
     close_wandb(exit_code=0)
+    watch.wait_for_children()
     return objective
 
 
-def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
+def record_failure(error: BaseException, record: Record) -> None:
+    """Write why a run ends; leave nothing of one that was refused before it trained."""
+    status, reason = "failed", f"{type(error).__name__}: {error}"
+    if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
+        status, reason = "interrupted", signal.Signals(error.code - 128).name
+        rank_zero_only(print)(f"interrupted by {reason}; run folder {record.folder}")
+    record.finish(status, reason)
+    close_wandb(exit_code=1)
+    if isinstance(error, UserError):
+        record.discard()
+
+
+def _run(cfg: DictConfig, folder: Path, record: Record, watch: Watch) -> float:
     last = checkpoint(str(cfg.resume), folder)
     progress = read_progress(last) if last else NOTHING
     data, net = build_data_and_net(cfg, record, begun=last is not None)
     trainer = build_trainer(cfg, folder)
+    watch.guard(trainer)
     for logger in trainer.loggers:
         logger.log_hyperparams(record.config | record.origin)
     plan = make_plan(cfg, data, trainer.world_size)
@@ -102,7 +114,10 @@ def _run(cfg: DictConfig, folder: Path, record: Record) -> float:
     start = time.time()
     fit(trainer, module, data, last)
     speed = module.images_seen * trainer.world_size / (time.time() - start)
-    return conclude(trainer, module, data, record, round(speed, 1))
+    objective = conclude(trainer, module, data, record, round(speed, 1))
+    trainer.strategy.barrier()  # no process is done before rank 0 has recorded the results
+    watch.stop()
+    return objective
 
 
 def fit(trainer: pl.Trainer, module: ImageClassifier, data: ImageData, last: Path | None) -> None:
@@ -110,7 +125,7 @@ def fit(trainer: pl.Trainer, module: ImageClassifier, data: ImageData, last: Pat
     try:
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, UserError) or not last or module.started:
+        if isinstance(error, UserError) or is_peers_fault(error) or not last or module.started:
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"resume: {last} is damaged ({reason}); start a new run") from error
@@ -136,22 +151,38 @@ def conclude(
     }
     picture = record.folder / "calibration.png"
     rank_zero_only(draw_calibration)(module.logits, module.labels, module.temperature, picture)
-    record.finish("done", None, images_per_second=speed, **facts)
+    images = count_images(trainer, data, tested=len(module.labels))
+    record.finish("done", None, images_per_second=speed, images=images, **facts)
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
             logger.conclude(metrics, str(kept))
             logger.show(module.logits, module.labels, data.source.test.images, data.classes)
-    seconds, place = record.result["seconds"], os.path.relpath(record.folder)
-    say = rank_zero_only(print)
-    say(
-        f"test accuracy {metrics['test/acc']:.4f} (validation {metrics['val/acc']:.4f}) in {seconds:.1f} s"
-    )
-    say(f"run folder    {record.folder if place.startswith('..') else place}")
+    print_results(record)
     return metrics["val/acc"]
+
+
+def count_images(trainer: pl.Trainer, data: ImageData, tested: int) -> dict[str, int]:
+    """Return how many images were trained on and evaluated; `limit_val_batches` may leave some out."""
+    batches: Any = trainer.num_val_batches
+    most = int(batches[0]) * data.batch_size * trainer.world_size
+    val = min(len(data.val_rows), most)
+    return {"train": len(data.train_rows), "val": val, "test": tested}
+
+
+@rank_zero_only
+def print_results(record: Record) -> None:
+    metrics, images, seconds = (record.result[key] for key in ("metrics", "images", "seconds"))
+    test = f"test accuracy {metrics['test/acc']:.4f} on {images['test']} images"
+    val = f"validation {metrics['val/acc']:.4f} on {images['val']}"
+    print(f"{test} ({val}) in {seconds:.1f} s")
+    place = os.path.relpath(record.folder)
+    print(f"run folder    {record.folder if place.startswith('..') else place}")
 
 
 def in_plain_words(error: BaseException, cfg: DictConfig) -> BaseException:
     """Return the mistake of the user that an error is, or else itself."""
+    if is_peers_fault(error):
+        return UserError(wait_for_reason())
     if isinstance(error, MisconfigurationException | ModuleNotFoundError):
         return UserError(str(error))
     if isinstance(error, MemoryError) or re.search(
@@ -181,7 +212,8 @@ def go_on(metrics: MetricsFile, last: Path | None, progress: Progress, plan: Pla
 
 def hush() -> None:
     """Leave out what Lightning says about every run."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.profilers").setLevel(
         logging.INFO
     )  # what a profiler found is a result

@@ -17,6 +17,7 @@ from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.penalty import Penalty, find_weights, parameter_groups, weight_facts
 from tricklab.randomness import seed_default
+from tricklab.ranks import gather
 from tricklab.scheduler import Curve, Multiplier, Plateau
 
 
@@ -352,9 +353,9 @@ class ImageClassifier(pl.LightningModule):
     def _together(self, tensor: Tensor) -> Tensor:
         """Join what the processes have of an evaluation, [N, ...], in order: each has had one image in turn."""
         if self.trainer.world_size > 1:
-            sizes: Any = self.all_gather(torch.tensor(len(tensor), device=self.device))
+            sizes = gather(torch.tensor(len(tensor), device=self.device))
             filled = F.pad(tensor, [0, 0] * (tensor.ndim - 1) + [0, int(sizes.max()) - len(tensor)])
-            gathered: Any = self.all_gather(filled)  # [processes, N, ...]
+            gathered = gather(filled)  # [processes, N, ...]
             tensor = gathered.transpose(0, 1).flatten(0, 1)[: int(sizes.sum())]
         return tensor.cpu()
 

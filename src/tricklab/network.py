@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tricklab.build import build, without
 from tricklab.data.batches import Images
-from tricklab.errors import UserError, printable
+from tricklab.errors import UserError
+from tricklab.escape import for_terminal
 from tricklab.files import CONFIG, parse_yaml, read_checkpoint, read_safetensors, read_yaml
 from tricklab.model import AUXILIARY, find_head, find_timm, find_torchvision
 from tricklab.online import brief_downloads
@@ -88,7 +89,7 @@ def read_weights(model: DictConfig) -> Weights | None:
         except UserError:
             raise
         except Exception as error:  # whatever the network may answer
-            reason = printable(" ".join(str(error).split()))[:200]
+            reason = for_terminal(" ".join(str(error).split()))[:200]
             hint = "to use a file that was downloaded before: model.weights=PATH"
             raise UserError(
                 f"model.weights=pretrained of {model.name}: {reason}; {hint}"

@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from tricklab.folder import write_text
 from tricklab.resume import HASH, config_hash, read_result, task
 
+COPIES = "PROCESSES_OF_RUN"  # in the environment: WORLD_SIZE, which Lightning removes at its end
 TRAIN = Path(__file__).parents[2] / "train.py"
 
 
@@ -177,6 +178,20 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def world_size() -> int:
+    """Return how many processes torchrun, srun or Lightning have started for this run."""
+    if "LOCAL_RANK" in os.environ:
+        return int(os.environ.get("WORLD_SIZE") or os.environ.get(COPIES) or "1")
+    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # as in Lightning
+    return 1 if interactive else int(os.environ.get("SLURM_NTASKS", "1"))
+
+
+def is_first() -> bool:
+    """Whether this process is the first one of its run, by the environment alone."""
+    ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
+
+
 def omp_threads() -> int:
     """Return the threads that OMP_NUM_THREADS asks for; 0 where it does not."""
     return int((re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", "")) or [0])[0])
@@ -211,14 +226,19 @@ def work(job: Command, device: str, threads: int, driver: int) -> None:
 
 def end_with(driver: int) -> None:
     """Wait for the end of the process that started the job, then end this one and all that it started."""
+    when_ended(driver, lambda: os.killpg(0, signal.SIGKILL))
+
+
+def when_ended(process: int, act: Callable[[], object]) -> None:
+    """Wait for the end of a process, then act."""
     try:
-        select.select([os.pidfd_open(driver)], [], [])
+        select.select([os.pidfd_open(process)], [], [])
     except (AttributeError, OSError):  # macOS, a kernel that has none, or it is dead already
         with suppress(ProcessLookupError):
             while True:
-                os.kill(driver, 0)
+                os.kill(process, 0)
                 time.sleep(1)
-    os.killpg(0, signal.SIGKILL)
+    act()
 
 
 def end(process: Any, by: signal.Signals) -> None:
