@@ -86,7 +86,7 @@ def check_run(config: DictConfig) -> None:
     """Check the config of a single run, and the folder that it is for."""
     planned = os.environ.get(resume.HASH)  # by the sweep that this is a job of
     check(config)
-    if not planned:
+    if not planned and is_first():  # Lightning's copies are given hydra.run.dir once more
         check_secrets(config)
         check_command(config)
         check_single()
