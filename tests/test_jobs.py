@@ -23,7 +23,7 @@ from omegaconf import OmegaConf
 
 from tricklab import process
 from tricklab.cli import sweep_name
-from tricklab.jobs import Jobs
+from tricklab.jobs import Job, Jobs
 from tricklab.process import Command, work
 from tricklab.resume import config_hash, task
 
@@ -74,6 +74,22 @@ def test_the_hash_of_a_job_is_that_of_what_it_computes():
     plain, other = (config_hash(task(configure(*words, hydra=True))) for words in ((), ("seed=1",)))
     assert plain != other
     assert all(config_hash(task(configure(word, hydra=True))) == plain for word in same)
+
+
+@pytest.mark.parametrize(
+    ("rows", "value"),
+    [
+        ("0,11,0.5\n,11,\n1,22,0.75\n", 0.75),
+        ("0,11,0.5\n1,22,0.7", None),  # killed while it wrote 0.75
+        ("0,11,0.5\n", None),
+        ("", None),
+    ],
+)
+def test_a_job_is_worth_its_whole_rows(tmp_path, rows, value):
+    job = Job.__new__(Job)
+    job.until, job.folder = 2, tmp_path
+    (tmp_path / "metrics.csv").write_text("epoch,step,val/acc\n" + rows)
+    assert job.value == value
 
 
 @SERVERS

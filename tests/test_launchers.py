@@ -79,6 +79,19 @@ def test_what_is_not_installed_is_named(train, word, needs):
     assert (done.returncode, done.stderr) == (1, f"error: {word} needs {needs}\n")
 
 
+@pytest.mark.parametrize("sweeper", ["search", "basic"])
+def test_slurm_is_refused_where_it_is_not(script, tmp_path, monkeypatch, sweeper):
+    monkeypatch.setattr("tricklab.check.find_spec", lambda name: True)
+    monkeypatch.setattr("shutil.which", lambda command: None)
+    done = script(
+        "../train.py", "-m", "seed=0,1", "hydra/launcher=slurm", f"hydra/sweeper={sweeper}"
+    )
+    said = "there is no sbatch on this machine; start the sweep where SLURM is"
+    assert done.returncode == 1
+    assert done.stderr == f"error: hydra/launcher=slurm: {said}, or with hydra/launcher=local\n"
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_ray_gives_each_job_half_a_device(train, tmp_path):
     words = (

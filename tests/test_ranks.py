@@ -160,7 +160,7 @@ def test_a_sweep_under_torchrun_is_refused(train, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = train("-m", "model=mlp", "seed=0,1")
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (1, 1)
-    assert done.stderr.startswith("error: torchrun with -m; allowed: ")
+    assert done.stderr.startswith("error: torchrun with -m; use ")
     assert not list(tmp_path.iterdir())
 
 

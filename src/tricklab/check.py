@@ -4,8 +4,10 @@ import functools
 import os
 import re
 import shlex
+import shutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,14 @@ class Check(Callback):
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         exit_on(check_sweep, config)
+
+
+def check_slurm(dry: bool) -> None:
+    """Refuse to queue jobs at SLURM where that is not."""
+    missing = [command for command in ("sbatch", "srun") if not shutil.which(command)]
+    if missing and not dry:
+        where = "start the sweep where SLURM is, or with hydra/launcher=local"
+        raise UserError(f"hydra/launcher=slurm: no {missing[0]} on this machine; {where}")
 
 
 def exit_on(judge: Callable[[DictConfig], None], config: DictConfig) -> None:
@@ -143,6 +153,8 @@ def check_sweep(config: DictConfig) -> None:
         if key.partition(".")[0] in ("sweep", "slots", "dry"):
             raise UserError(f"{key} has several values; expected one, for the whole sweep")
     chosen = config.hydra.runtime.choices
+    if chosen["hydra/launcher"] == "slurm" and find_spec("hydra_plugins.hydra_submitit_launcher"):
+        check_slurm(dry=config.dry)
     if chosen["hydra/launcher"] == "local" and chosen["hydra/sweeper"] != "search":
         said = f"hydra/sweeper={chosen['hydra/sweeper']} hydra/launcher=local"
         raise UserError(f"{said}; allowed: hydra/sweeper=search, or another launcher, as basic")

@@ -107,7 +107,7 @@ def _run(cfg: DictConfig, folder: Path, record: Record, watch: Watch) -> float:
         )
     record.describe(data.facts)
     outline(net, len(data.train_rows), plan)
-    go_on(cast(MetricsFile, trainer.logger), last, progress, plan)
+    go_on(cast(MetricsFile, trainer.logger), cfg.trainer, last, progress, plan)
     record.train()
 
     gc.freeze()  # what is there now need not be looked at again
@@ -195,7 +195,9 @@ def in_plain_words(error: BaseException, cfg: DictConfig) -> BaseException:
     return error
 
 
-def go_on(metrics: MetricsFile, last: Path | None, progress: Progress, plan: Plan) -> None:
+def go_on(
+    metrics: MetricsFile, cfg: DictConfig, last: Path | None, progress: Progress, plan: Plan
+) -> None:
     """Cut what was logged after the checkpoint that training goes on from, if there is one.
 
     Raises UserError: it is of an epoch that `stop_after` has cut short.
@@ -205,7 +207,7 @@ def go_on(metrics: MetricsFile, last: Path | None, progress: Progress, plan: Pla
         raise UserError(
             f"resume: {last} is of step {steps}, where an epoch was cut short; allowed: one of a whole one"
         )
-    metrics.cut(steps)
+    metrics.resume(steps, epochs, cfg.log_every_n_steps, cfg.check_val_every_n_epoch)
     if last:
         rank_zero_only(print)(f"resume: goes on after step {steps}, from {last}")
 

@@ -107,9 +107,13 @@ def numbers(values: Any) -> dict[str, float]:
     }
 
 
-def read_table(path: Path) -> list[dict[str, str]]:
-    """Return the rows of a CSV file by column; cells that a row lacks are empty."""
-    lines = read_text(path, TABLE_LIMIT).splitlines()
+def read_table(path: Path, growing: bool = False) -> list[dict[str, str]]:
+    """Return the rows of a CSV file by column; cells that a row lacks are empty.
+
+    `growing`: rows are still added; a last line without its end was cut and is left out.
+    """
+    text = read_text(path, TABLE_LIMIT)
+    lines = (text[: text.rfind("\n") + 1] if growing else text).splitlines()
     try:
         rows = list(csv.DictReader(lines, restkey="", restval=""))
     except csv.Error as error:

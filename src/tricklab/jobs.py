@@ -1,7 +1,6 @@
 """The jobs of a sweep: composed and checked before the first one starts, run where they are not done, summed up."""
 
 import copy
-import csv
 import functools
 import json
 import shlex
@@ -22,9 +21,12 @@ from tricklab.check import check
 from tricklab.cli import command, explain, given, swept
 from tricklab.errors import UserError
 from tricklab.escape import for_terminal
+from tricklab.files import UnreadableError, read_table
 from tricklab.folder import write_text
 from tricklab.process import Command, last_line, quoted
 from tricklab.resume import config_hash, lock_run, read_result, task
+
+NAME = 128  # characters of a group or a name in W&B
 
 
 def of_job(words: Sequence[str]) -> list[str]:
@@ -56,8 +58,11 @@ class Job(list[str]):
             varied = " ".join(
                 word for word in self.words if word.split("=")[0] in {"seed", *swept(given())}
             )
-            group = config.logger.wandb.group or root.name
-            added += [f"logger.wandb.group={quoted(group)}", f"logger.wandb.name={quoted(varied)}"]
+            group = config.logger.wandb.group or root.name[:NAME]
+            added += [
+                f"logger.wandb.group={quoted(group)}",
+                f"logger.wandb.name={quoted(varied[:NAME])}",
+            ]
         planned, sources = config_hash(task(config)), config.hydra.runtime.config_sources
         if paths := [
             s.path for s in sources if s.schema == "file" and "command-line" in s.provider
@@ -97,13 +102,13 @@ class Job(list[str]):
             } - {*self.words}
             return result.get("objective") if result["status"] == "done" and not stopped else None
         try:
-            with (self.folder / "metrics.csv").open(newline="") as file:
-                found = [
-                    (int(r["epoch"]), float(r["val/acc"]))
-                    for r in csv.DictReader(file)
-                    if r.get("val/acc")
-                ]
-        except (OSError, ValueError, KeyError):
+            rows = read_table(self.folder / "metrics.csv", growing=True)
+            found = [
+                (int(row["epoch"]), float(row["val/acc"]))
+                for row in rows
+                if row.get("epoch") and row.get("val/acc")
+            ]
+        except (UnreadableError, ValueError):
             return None
         whole = any(epoch >= self.until - 1 for epoch, _ in found)
         return max(accuracy for epoch, accuracy in found if epoch < self.until) if whole else None
