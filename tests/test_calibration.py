@@ -11,7 +11,13 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.classification import MulticlassCalibrationError
 
-from tricklab.calibration import Calibration, fit_temperature, measure, reliability
+from tricklab.calibration import (
+    Calibration,
+    draw_calibration,
+    fit_temperature,
+    measure,
+    reliability,
+)
 
 CASES = [
     (1, 2, 1),
@@ -175,3 +181,27 @@ def test_a_run_has_it_and_evaluate_the_same_with_intervals(train, script, tmp_pa
     low, high = (float(x.strip("()")) for x in said.split("test/acc ")[1].split()[1:4:2])
     width = 2 * 1.96 * math.sqrt(metrics["test/acc"] * (1 - metrics["test/acc"]) / 360)
     assert high - low == pytest.approx(width, rel=0.35)
+
+
+def test_no_temperature_is_fitted_on_a_few_images(run, capsys):
+    """On 5 images it would be noise."""
+    torch.manual_seed(0)
+    logits, labels = 5 * torch.randn(200, 3), torch.randint(3, (200,))
+    assert fit_temperature(logits[:49], labels[:49]) == 1.0
+    assert fit_temperature(logits[:50], labels[:50]) > 1.5
+    done = run("model=mlp", "trainer.max_epochs=1", "data.val_size=5")
+    assert done.result["metrics"]["test/temperature"] == 1.0
+    said = capsys.readouterr().out
+    assert "temperature: 1, as 5 validation images are too few to fit it\n" in said
+
+
+def test_the_picture_of_calibration_says_of_what_it_is(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(
+        "tricklab.calibration.save_figure", lambda figure, path: drawn.append(figure)
+    )
+    draw_calibration(
+        torch.randn(1360, 3), torch.zeros(1360, dtype=torch.long), 1.5, tmp_path / "c.png"
+    )
+    assert drawn[0].get_suptitle() == "test set, 1,360 images"
+    assert (tmp_path / "c.csv").read_bytes().startswith(b"images,right,confidence\n")

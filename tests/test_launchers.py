@@ -86,7 +86,7 @@ def test_slurm_is_refused_where_it_is_not(script, tmp_path, monkeypatch, sweeper
     done = script(
         "../train.py", "-m", "seed=0,1", "hydra/launcher=slurm", f"hydra/sweeper={sweeper}"
     )
-    said = "there is no sbatch on this machine; start the sweep where SLURM is"
+    said = "no sbatch on this machine; start the sweep where SLURM is"
     assert done.returncode == 1
     assert done.stderr == f"error: hydra/launcher=slurm: {said}, or with hydra/launcher=local\n"
     assert not list(tmp_path.iterdir())

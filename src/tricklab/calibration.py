@@ -4,6 +4,7 @@ All work in double precision on logits [N, K], of any floating type, and class i
 """
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from tricklab.folder import save_figure, write_text
+
 BINS = 15
+LEAST = 50  # images for a temperature. Its standard error falls with 1 / sqrt(images): fitted on 5 it is anything
 
 
 def judged(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,8 +95,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """Return the temperature, 0.01 to 100, by which logits are divided for the lowest cross-entropy (arXiv 1706.04599).
 
     That is convex in its inverse: Newton's method within an interval that halves where a step would leave it. It is 1
-    where no other is better.
+    where no other is better, and where it would be noise: for fewer than `LEAST` images.
     """
+    if len(labels) < LEAST:
+        return 1.0
     z = logits.double()
     z = z - z.gather(1, labels[:, None])  # the loss is logsumexp(inverse * z)
     low, high, inverse = 0.01, 100.0, 1.0
@@ -113,27 +119,30 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def draw_calibration(logits: Tensor, labels: Tensor, temperature: float, path: Path) -> None:
-    """Draw the accuracy at each confidence, the larger the more images, and their shares; before and after tempering.
+    """Draw the accuracy of the test set at each confidence, the larger the more images, as trained and tempered.
 
-    The `reliability` as trained stands in a CSV beside the picture.
+    Beside it, the fraction of the images at each confidence. The `reliability` as trained stands in a
+    CSV beside the picture.
     """
     from matplotlib.figure import Figure  # takes half a second
 
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        csv.writer(file).writerows(
-            [("images", "right", "confidence"), *reliability(logits, labels).T.tolist()]
-        )
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("images", "right", "confidence"))
+    writer.writerows(reliability(logits, labels).T.tolist())
+    write_text(path.with_suffix(".csv"), table.getvalue())
     figure = Figure(figsize=(9, 4))
     left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.25})
-    left.plot([0, 1], [0, 1], "--", color="grey", label="to be believed")
+    left.plot([0, 1], [0, 1], "--", color="grey", label="perfectly calibrated")
     for name, divisor in {"as trained": 1.0, f"temperature {temperature:.2f}": temperature}.items():
         images, hits, sums = reliability(logits.double() / divisor, labels)
-        shares, some = images / images.sum(), images > 0
-        sizes: Any = {"s": 15 + 300 * shares[some], "clip_on": False}
+        fractions, some = images / images.sum(), images > 0
+        sizes: Any = {"s": 15 + 300 * fractions[some], "clip_on": False}
         left.scatter((sums / images)[some], (hits / images)[some], alpha=0.7, label=name, **sizes)
-        right.stairs(shares, torch.linspace(0, 1, BINS + 1), fill=True, alpha=0.5, label=name)
+        right.stairs(fractions, torch.linspace(0, 1, BINS + 1), fill=True, alpha=0.5, label=name)
     left.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
-    right.set(xlabel="confidence", ylabel="share of the images", xlim=(0, 1))
+    right.set(xlabel="confidence", ylabel="fraction of the images", xlim=(0, 1))
     left.legend(loc="upper left")
     right.legend(loc="upper left")
-    figure.savefig(path, dpi=120)
+    figure.suptitle(f"test set, {len(labels):,} images")
+    save_figure(figure, path)

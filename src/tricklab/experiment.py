@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from tricklab.assemble import build_data_and_net, build_module, build_trainer
-from tricklab.calibration import draw_calibration
+from tricklab.calibration import LEAST, draw_calibration
 from tricklab.callbacks import BestCheckpoint, ended_by_signals, ignore_signals
 from tricklab.checkpoint import NOTHING, Progress, check_dataset, check_fits, read_progress
 from tricklab.data.module import ImageData
@@ -106,7 +106,7 @@ def _run(cfg: DictConfig, folder: Path, record: Record, watch: Watch) -> float:
             f"resume: the data are not those that {last} was trained on; allowed: the same, or a new run"
         )
     record.describe(data.facts)
-    outline(net, len(data.train_rows), plan)
+    outline(net, data, plan)
     go_on(cast(MetricsFile, trainer.logger), cfg.trainer, last, progress, plan)
     record.train()
 
@@ -224,7 +224,7 @@ def hush() -> None:
 
 
 @rank_zero_only
-def outline(net: nn.Module, images: int, plan: Plan) -> None:
+def outline(net: nn.Module, data: ImageData, plan: Plan) -> None:
     """Print the first lines of a run, and what is known to harm it."""
     if early := find_dropout(net):
         why = (
@@ -234,6 +234,9 @@ def outline(net: nn.Module, images: int, plan: Plan) -> None:
             f"warning: dropout in layer {', '.join(early)} stands before a batch norm: {why}",
             file=sys.stderr,
         )
+    if (val := len(data.val_rows)) < LEAST:
+        print(f"temperature: 1, as {val} validation images are too few to fit it")
+    images = len(data.train_rows)
     print(
         f"{sum(p.numel() for p in net.parameters()):,} parameters, {images:,} training images, {plan.last_step:,} steps"
     )
