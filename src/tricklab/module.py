@@ -56,12 +56,8 @@ class ImageClassifier(pl.LightningModule):
     ):
         super().__init__()
         self.net, self.loss = net, loss
-        takes_lr = {
-            name: "lr" in inspect.signature(penalty.act).parameters
-            for name, penalty in penalties.items()
-        }
-        self.terms = {name: term for name, term in penalties.items() if not takes_lr[name]}
-        self.projections = [project for name, project in penalties.items() if takes_lr[name]]
+        self.terms = {name: p for name, p in penalties.items() if not p.follows_step}
+        self.projections = [p for p in penalties.values() if p.follows_step]
         self.make_optimizer, self.last_step = optimizer, last_step
         self.multiplier, self.body_multiplier = (
             multiplier or Multiplier(lambda step: 1.0),
