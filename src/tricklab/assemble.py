@@ -150,7 +150,7 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
         seed=cfg.seed,
         accuracy="acc_mixed" if mixing else "acc",
         log_every=cfg.trainer.log_every_n_steps,
-        batch_images=plan.batch_images,
+        batching=plan.batching if plan.batching.accumulate * plan.batching.ranks > 1 else None,
     )
 
 

@@ -1,6 +1,6 @@
 """The rate of every step of a run, known before its first one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -8,7 +8,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from tricklab.build import build
 from tricklab.data.module import ImageData
-from tricklab.duration import Length, batch_images, epoch_images, run_length, to_steps
+from tricklab.duration import Batching, Length, divide_epoch, run_length, to_steps
 from tricklab.errors import UserError
 from tricklab.scheduler import Curve, Multiplier
 
@@ -19,7 +19,7 @@ class Plan(NamedTuple):
     """The first rate, by what it is multiplied at each step, and the step after which training ends.
 
     `body_multiplier` is that of all but the classifier, or None where it is the same; `of_step` says how many images
-    a step has, if it is not a single batch; `batch_images` how many each process has in a batch of an epoch.
+    a step has, if it is not a single batch; `batching` how batches make a step.
     """
 
     length: Length
@@ -28,7 +28,7 @@ class Plan(NamedTuple):
     body_multiplier: Curve | None
     last_step: int
     of_step: str
-    batch_images: Callable[[int], int]
+    batching: Batching
 
 
 def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
@@ -38,8 +38,8 @@ def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
     would turn the sign of weights.
     """
     t, images = cfg.trainer, len(data.train_rows)
-    limits = (t.max_epochs, t.max_steps, t.limit_train_batches, t.accumulate_grad_batches)
-    length = run_length(images, data.batch_size, *limits, ranks, data.drop_last)
+    parts = (t.limit_train_batches, t.accumulate_grad_batches, ranks, data.drop_last)
+    length = run_length(images, data.batch_size, t.max_epochs, t.max_steps, *parts)
     if length.steps < 1:
         raise UserError(
             f"{images} training images, data.batch_size={data.batch_size}, data.drop_last={data.drop_last}, "
@@ -53,8 +53,8 @@ def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
         raise UserError(message)
     if "end" in cfg.mixup:
         data.mix_between(cfg.mixup.begin, cfg.mixup.end, length, t.accumulate_grad_batches)
-    step_images = count_step_images(cfg, data, ranks)
-    lr = scale_lr(cfg, step_images)
+    batching = divide_epoch(images, data.batch_size, *parts)
+    lr = scale_lr(cfg, batching.images_per_step)
     body = for_body(cfg.model, multiplier, length)
     check_decay(cfg, lr, [multiplier, body] if body else [multiplier], stop)
     return Plan(
@@ -63,28 +63,19 @@ def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
         multiplier,
         body,
         last_step=stop,
-        of_step=describe_step(cfg, step_images, ranks),
-        batch_images=lambda index: batch_images(
-            index, images, data.batch_size, ranks, data.drop_last
-        ),
+        of_step=describe_step(batching),
+        batching=batching,
     )
 
 
-def count_step_images(cfg: DictConfig, data: ImageData, ranks: int) -> int:
-    """Return the images of an optimizer step of all processes: at most those of an epoch."""
-    limits = cfg.trainer.limit_train_batches, ranks, data.drop_last
-    epoch = epoch_images(len(data.train_rows), data.batch_size, *limits)
-    return min(data.batch_size * ranks * cfg.trainer.accumulate_grad_batches, epoch)
-
-
-def describe_step(cfg: DictConfig, images: int, ranks: int) -> str:
+def describe_step(batching: Batching) -> str:
     """Say of what the images of a step are made; nothing where that is a batch."""
-    accumulated = cfg.trainer.accumulate_grad_batches
-    if accumulated * ranks == 1:
+    ranks, accumulate, images = batching.ranks, batching.accumulate, batching.images_per_step
+    if accumulate * ranks == 1:
         return ""
-    product = f"{cfg.data.batch_size} x {ranks} processes x {accumulated} accumulated"
-    most = cfg.data.batch_size * ranks * accumulated
-    return f"{images} images a step ({product}{', of an epoch' if images < most else ''})"
+    product = f"{batching.batch // ranks} x {ranks} processes x {accumulate} accumulated"
+    whole = ", all of an epoch" if images < batching.batch * accumulate else ""
+    return f"{images} images a step ({product}{whole})"
 
 
 def scale_lr(cfg: DictConfig, images: int) -> float:
