@@ -251,3 +251,25 @@ def test_erased_boxes_of_squares_have_the_aspects_of_the_paper():
     for found, known in ((ours.amax(2).sum(2), theirs.amax(2).sum(2)),):
         assert found.double().mean() == pytest.approx(known.double().mean().item(), rel=0.03)
         assert found.double().std() == pytest.approx(known.double().std().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("side", [8, 9, 28, 32])
+def test_erased_boxes_that_fit_are_as_drawn(side):
+    """Bit for bit, also those that rounding makes as high as the image."""
+    images = torch.zeros(5000, 1, side, side, dtype=torch.uint8)
+    erased = erase(images, rand(images), probability=1.0, value=1)
+    _, size, shape, y, x = rand(images)(5).T
+    area, ratio = (0.02 + (0.33 - 0.02) * size) * side * side, 0.3 ** (2 * shape - 1)
+    height, width = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    fits = (height <= side) & (width <= side)
+    assert fits.float().mean() > 0.99
+    assert torch.equal(erased.amax(3).sum((1, 2))[fits].float(), height[fits])
+    assert torch.equal(erased.amax(2).sum((1, 2))[fits].float(), width[fits])
+    top, left = erased.amax(3)[:, 0].argmax(1), erased.amax(2)[:, 0].argmax(1)
+    assert torch.equal(top[fits].float(), (y * (side + 1 - height)).floor()[fits])
+    assert torch.equal(left[fits].float(), (x * (side + 1 - width)).floor()[fits])
+
+
+def test_erase_needs_a_smallest_area_below_the_largest():
+    with pytest.raises(UserError, match=r"erase\.smallest=0\.5 is above augment\.erase\.largest"):
+        erase(IMAGES, rand(IMAGES), smallest=0.5)

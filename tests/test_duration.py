@@ -1,8 +1,10 @@
 import math
+import random
 
 import pytest
+import torch
 
-from tricklab.duration import Length, parse, run_length, to_steps
+from tricklab.duration import Batching, Length, divide_epoch, parse, run_length, to_steps
 from tricklab.errors import UserError
 
 
@@ -82,6 +84,34 @@ def test_run_length_is_lightnings_and_is_what_happens(run):
         assert len(rates) == expected.steps
         assert done.column("step")[-1] == expected.steps
         assert math.isfinite(done.result["objective"])
+
+
+def test_weights_make_up_for_the_sizes_of_batches():
+    """Lightning's 1 / accumulate and DDP's 1 / ranks times them are n_i / sum n_i, in random epochs."""
+    draw = random.Random(0)
+    for _ in range(300):
+        ranks, size, accumulate = draw.randint(1, 4), draw.randint(2, 9), draw.randint(1, 5)
+        images = draw.randint(2 * ranks, 60)
+        limit, drop_last = draw.choice([1.0, 0.7, 3]), draw.random() < 0.3
+        batching = divide_epoch(images, size, limit, accumulate, ranks, drop_last)
+        blocks = [len(block) for block in torch.arange(images - images % ranks).split(size * ranks)]
+        used = blocks[: batching.batches]
+        for first in range(0, len(used), accumulate):
+            step = used[first : first + accumulate]
+            for index, block in enumerate(step, first):
+                of_images, of_all = batching.weights(index, block // ranks)
+                assert of_all / accumulate == pytest.approx(1 / len(step))
+                share = of_images * of_all / accumulate / ranks
+                assert share == pytest.approx(block / ranks / sum(step))
+                assert of_images == 1 or len(set(step)) > 1
+        assert sum(used) == batching.images
+
+
+def test_the_weights_of_ranks_with_batches_of_different_sizes():
+    """5 images in turn to 3 ranks are 2, 2 and 1."""
+    batching = Batching(images=5, batch=6, batches=1, accumulate=1, ranks=3)
+    shares = [batching.weights(0, n)[0] / 3 for n in (2, 2, 1)]
+    assert shares == pytest.approx([2 / 5, 2 / 5, 1 / 5])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from scipy import stats
 from timm.loss import LabelSmoothingCrossEntropy
 from torchvision.transforms import v2
 
-from tricklab.assemble import build_data
+from tricklab.assemble import build_data, build_loss
 from tricklab.build import build
 from tricklab.cli import options
 from tricklab.duration import Length
@@ -323,3 +323,17 @@ def test_mixed_targets_are_smoothed_once(run, monkeypatch):
     ]
     assert done.column("train/loss")[0] == pytest.approx(losses[0], abs=1e-6)
     assert abs(losses[0] - losses[1]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["loss.label_smoothing=1.0"], r"loss\.label_smoothing=1\.0 leaves nothing"),
+        (["+loss.reduction=sum"], "is not a mean over the images"),
+        (["+loss.reduction=none"], "is not a mean over the images"),
+    ],
+)
+def test_a_loss_is_a_mean_that_depends_on_its_targets(words, says):
+    with pytest.raises(UserError, match=says):
+        build_loss(configure(*words).loss, 10)
+    assert build_loss(configure("loss.label_smoothing=0.99").loss, 10)

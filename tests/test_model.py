@@ -193,3 +193,27 @@ def test_dropout_of_0_is_the_plain_network(run):
     assert (
         plain.column("train/loss") == with_off.column("train/loss") != with_on.column("train/loss")
     )
+
+
+@pytest.mark.parametrize("name", options(CONF / "model"))
+@pytest.mark.parametrize("rate", ["dropout", "input_dropout", "spatial_dropout", "drop_path"])
+def test_a_dropout_that_lets_nothing_pass_is_refused(name, rate):
+    if rate not in configure(f"model={name}").model:
+        return
+    with pytest.raises(UserError, match=f"model.{rate}=1.0; allowed: 0 or more, less than 1"):
+        net(f"model={name}", f"model.{rate}=1.0")
+
+
+@pytest.mark.parametrize("wrong", ["model.depth=0", "model.depth=-1", "model.widths=[]"])
+def test_a_convnet_has_convolutions(wrong):
+    """Without, it was a linear layer on the mean of all pixels."""
+    with pytest.raises(UserError, match="a convnet without convolutions"):
+        net("model=convnet", wrong)
+
+
+def test_an_mlp_without_widths_is_softmax_regression():
+    model = net("model=mlp", "model.widths=[]", "model.input_dropout=0.2", shape=(1, 8, 8))
+    assert [type(m).__name__ for m in model] == ["Flatten", "Dropout", "Linear"]
+    assert sum(p.numel() for p in model.parameters()) == 64 * 10 + 10
+    with pytest.raises(UserError, match="there are no hidden units"):
+        net("model=mlp", "model.widths=[]", "model.dropout=0.5")

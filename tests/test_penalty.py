@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from conftest import configure
 from sklearn.linear_model import ElasticNet, LogisticRegression
 from torch import nn
 
+from tricklab.assemble import build_penalties
 from tricklab.errors import UserError
 from tricklab.penalty import decay, find_weights, l1, l1_prox, l2, max_norm, parameter_groups
 
@@ -323,3 +325,20 @@ def test_a_penalty_counts_once_with_two_processes(train, tmp_path):
     ]
     for key, w in states[0].items():
         assert torch.allclose(w, states[1][key], atol=1e-4), key
+
+
+@pytest.mark.parametrize("norm", [0.0, -1.0, float("nan")])
+def test_a_norm_that_leaves_no_weight_is_refused(norm):
+    cfg = configure("penalty=max_norm", f"penalty.max_norm.norm={norm}").penalty
+    with pytest.raises(UserError, match=r"penalty\.max_norm\.norm=.*; allowed: more than 0"):
+        build_penalties(cfg, NET)
+
+
+def test_penalties_are_tried_on_copies():
+    net = nn.Linear(3, 2)
+    before = [p.clone() for p in net.parameters()]
+    names = ("l1", "l2", "l1_prox", "max_norm", "decay")
+    penalties = build_penalties(configure(f"penalty=[{','.join(names)}]").penalty, net)
+    assert [name for name in names if penalties[name].follows_step] == [*names[2:]]
+    assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before))
+    assert all(p.grad is None for p in net.parameters())

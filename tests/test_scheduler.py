@@ -278,6 +278,11 @@ def test_a_milestone_outside_is_refused(milestone):
         )
 
 
+def test_no_milestone_is_refused():
+    with pytest.raises(UserError, match=r"scheduler\.milestones=\[\] is empty"):
+        multiplier("scheduler=multistep", "scheduler.milestones=[]", length=Length(100, 10))
+
+
 @pytest.mark.parametrize(
     "limit", ["trainer.max_epochs=3", "trainer.max_steps=7", "trainer.limit_train_batches=6"]
 )

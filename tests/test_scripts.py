@@ -218,7 +218,7 @@ def test_plan_says_what_it_amounts_to(script):
     refused = script("plan.py", *given, "optimizer.lr=4", "optimizer.weight_decay=0.5")
     assert refused.returncode == 1
     assert (
-        "optimizer.lr=4 optimizer.weight_decay=0.5: a step at the peak LR 4 would multiply weights by"
+        "optimizer.lr=4 optimizer.weight_decay=0.5 optimizer.momentum=0.9: a step at the peak LR 4 would"
         in refused.stderr
     )
     assert (

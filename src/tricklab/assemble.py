@@ -150,15 +150,19 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
         seed=cfg.seed,
         accuracy="acc_mixed" if mixing else "acc",
         log_every=cfg.trainer.log_every_n_steps,
-        batch_images=plan.batch_images,
+        batching=plan.batching if plan.batching.accumulate * plan.batching.ranks > 1 else None,
     )
 
 
 def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
     """Build a loss of logits and target probabilities [B, K], with a weight for each class where that is given.
 
-    Raises UserError: it does not take probabilities, as mixing and smoothing make them; weights that are none.
+    Raises UserError: it does not take probabilities, as mixing and smoothing make them; it is no mean over the images,
+    on which accumulation rests; weights that are none; targets smoothed to nothing.
     """
+    if (smoothing := cfg.get("label_smoothing") or 0.0) >= 1:
+        message = f"loss.label_smoothing={smoothing} leaves nothing of the targets"
+        raise UserError(f"{message}; allowed: 0 or more, less than 1")
     options: dict[str, Tensor] = {}
     if (weight := cfg.get("weight")) is not None:
         plain = all(isinstance(w, int | float) and 0 <= w < math.inf for w in weight)
@@ -169,22 +173,29 @@ def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
         options["weight"] = torch.tensor(weight, dtype=torch.float)
     loss: nn.Module = build(without(cfg, "weight"), **options)
     try:
-        loss(torch.zeros(2, classes), torch.full((2, classes), 1 / classes))
+        values = [
+            loss(torch.zeros(n, classes), torch.full((n, classes), 1 / classes)) for n in (2, 4)
+        ]
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         said = f"loss={cfg._target_} does not take target probabilities [B, K] ({error})"
         raise UserError(
             f"{said}; allowed: a loss of probabilities, not of class indices"
         ) from error
+    if values[0].ndim or not torch.isclose(*values):
+        raise UserError(
+            f"loss={cfg._target_} is not a mean over the images, as loss.reduction=mean"
+        )
     return loss
 
 
 def build_penalties(cfg: DictConfig, net: nn.Module) -> dict[str, Penalty]:
-    """Build each penalty, for the weights that it names. Raises UserError: it names none."""
+    """Build each penalty, for the weights that it names. Raises UserError: it names none, or refuses its options."""
     penalties = {}
     for name, node in cfg.items():
         act = build(without(node, "only"))
         try:
             penalties[str(name)] = Penalty(act, find_weights(net, node.get("only")))
+            penalties[str(name)].try_on_copy()
         except UserError as error:
             raise UserError(f"penalty.{name!s}.{error}") from None
     return penalties

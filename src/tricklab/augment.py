@@ -98,17 +98,22 @@ def erase(
 ) -> Tensor:
     """Fill a box with `value`: `smallest` to `largest` of the area, 0.3 to 3.3 times as high as wide.
 
-    Random erasing, arXiv 1708.04896. A box that would not fit, as most would not in an image much
-    wider than high, becomes as high (or wide) as the image: its area stays what was drawn. (There,
-    and in torchvision, it is drawn again, so that large areas are rare in such images.)
+    Random erasing, arXiv 1708.04896. A box higher (or wider) than the image becomes as high (or
+    wide) as the image and keeps its area, so the areas are those drawn in images of any shape. There,
+    and in torchvision, such a box is drawn again, up to ten times: then large areas are rare in images
+    much wider than high, or higher than wide. Raises UserError: `smallest` is above `largest`.
     """
+    if smallest > largest:
+        message = f"augment.erase.smallest={smallest} is above augment.erase.largest={largest}"
+        raise UserError(f"{message}; swap them")
     h, w = images.shape[2:]
     chance, size, shape, y, x = rand(5).T  # [B] each
     area = (smallest + (largest - smallest) * size) * h * w
     ratio = 0.3 ** (2 * shape - 1)
-    ratio = ratio.clamp(min=area / w**2, max=h**2 / area.clamp(min=1e-9))  # boxes that fit
-    height = (area * ratio).sqrt().round() * (chance < probability)
-    width = (area / ratio).sqrt().round()
+    drawn_height, drawn_width = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+    height = torch.where(drawn_width > w, (area / w).round(), drawn_height).clamp(max=h)
+    width = torch.where(drawn_height > h, (area / h).round(), drawn_width).clamp(max=w)
+    height = height * (chance < probability)
     top = (y * (h + 1 - height)).floor()
     left = (x * (w + 1 - width)).floor()
     inside = box(top, top + height, left, left + width, h, w).to(images.dtype)

@@ -14,6 +14,58 @@ class Length(NamedTuple):
     epoch: int
 
 
+class Batching(NamedTuple):
+    """How the images of an epoch become batches and optimizer steps.
+
+    `images` are those trained on in an epoch, `batch` those in a batch of all `ranks` together, of
+    which there are `batches`; `accumulate` of them make an optimizer step, at its end maybe fewer.
+    """
+
+    images: int
+    batch: int
+    batches: int
+    accumulate: int = 1
+    ranks: int = 1
+
+    @property
+    def images_per_step(self) -> int:
+        """Images in each optimizer step but the last of an epoch, which may have fewer."""
+        return min(self.batch * self.accumulate, self.images)
+
+    def weights(self, batch_idx: int, images: int) -> tuple[float, float]:
+        """Return the weight of a batch's mean loss over the `images` of a rank, and that of all its terms.
+
+        Lightning divides by `accumulate` and DDP takes the mean over the ranks, as if all batches
+        were of one size. With the first weight the gradient is that of sum_i n_i L_i / sum_i n_i
+        over the batches of n_i images in a step; with the second a step of fewer batches counts in
+        full. Both are exactly 1 where there is nothing to make up for.
+        """
+        first = batch_idx - batch_idx % self.accumulate
+        end = min(first + self.accumulate, self.batches)
+        in_step = min(end * self.batch, self.images) - first * self.batch
+        return images * self.ranks * (end - first) / in_step, self.accumulate / (end - first)
+
+
+def divide_epoch(
+    images: int,
+    batch_size: int,
+    limit_batches: int | float = 1.0,
+    accumulate: int = 1,
+    ranks: int = 1,
+    drop_last: bool = False,
+) -> Batching:
+    """Divide `images` into batches of `batch_size` a process; `limit_batches` as Lightning reads it."""
+    batches = count_batches(images, batch_size, ranks, drop_last)
+    batches = (
+        min(batches, limit_batches)
+        if isinstance(limit_batches, int)
+        else int(batches * limit_batches)
+    )
+    batch = batch_size * ranks
+    used = min(batches * batch, images - images % ranks)  # each rank has as many as the others
+    return Batching(used, batch, batches, accumulate, ranks)
+
+
 def run_length(
     images: int,
     batch_size: int,
@@ -25,8 +77,8 @@ def run_length(
     drop_last: bool = False,
 ) -> Length:
     """Length of a training on `images` images with `batch_size` a process, `limit_batches` as Lightning reads it."""
-    batches = limit(count_batches(images, batch_size, ranks, drop_last), limit_batches)
-    epoch = math.ceil(batches / accumulate)  # also the last, incomplete window makes a step
+    batching = divide_epoch(images, batch_size, limit_batches, accumulate, ranks, drop_last)
+    epoch = math.ceil(batching.batches / accumulate)  # the last step may have fewer batches
     limits = [n for n in (max_epochs * epoch, max_steps) if n >= 0]
     return Length(steps=min(limits, default=0), epoch=epoch)
 
@@ -37,33 +89,6 @@ def count_batches(images: int, batch_size: int, ranks: int = 1, drop_last: bool 
     if drop_last or rest < 2 * ranks:  # batch norm has no statistics of a single image
         return full
     return full + 1
-
-
-def batch_images(
-    index: int, images: int, batch_size: int, ranks: int = 1, drop_last: bool = False
-) -> int:
-    """Images that each of `ranks` processes has in batch `index` of an epoch; the last may be smaller."""
-    if index >= count_batches(images, batch_size, ranks, drop_last):
-        return 0
-    return min(batch_size, images // ranks - index * batch_size)
-
-
-def epoch_images(
-    images: int,
-    batch_size: int,
-    limit_batches: int | float = 1.0,
-    ranks: int = 1,
-    drop_last: bool = False,
-) -> int:
-    """Images that all processes together train on in an epoch."""
-    sizes = images, batch_size, ranks, drop_last
-    batches = limit(count_batches(*sizes), limit_batches)
-    return ranks * min(images // ranks, batches * batch_size)
-
-
-def limit(batches: int, most: int | float) -> int:
-    """Return how many of an epoch's batches are used, `most` as Lightning reads it."""
-    return min(batches, most) if isinstance(most, int) else int(batches * most)
 
 
 def parse(duration: int | float | str, option: str = "") -> tuple[float, str]:

@@ -22,7 +22,13 @@ def mlp(
     input_dropout: float = 0.0,
     batch_norm: bool = True,
 ) -> nn.Sequential:
-    """Dense layers of `widths` units with ReLU; dropout as in Srivastava et al., JMLR 15 (2014)."""
+    """Dense layers of `widths` units with ReLU; dropout as in Srivastava et al., JMLR 15 (2014).
+
+    Without widths it is softmax regression. Raises UserError: a `dropout` that no hidden unit has.
+    """
+    check_rates(dropout=dropout, input_dropout=input_dropout)
+    if dropout and not widths:
+        raise UserError(f"model.dropout={dropout} with model.widths=[]: there are no hidden units")
     layers: list[nn.Module] = [nn.Flatten(), nn.Dropout(input_dropout)]
     for width in widths:
         layers.append(
@@ -47,7 +53,12 @@ def convnet(
 
     `pool_early` halves after the first convolution to a width rather than after all of them, as arXiv 2404.00498
     does: at twice the speed. `spatial_dropout` of whole channels (arXiv 1411.4280) follows the layers of a width.
+    Raises UserError: no convolution at all.
     """
+    check_rates(dropout=dropout, input_dropout=input_dropout, spatial_dropout=spatial_dropout)
+    if depth < 1 or not widths:
+        message = f"model.depth={depth} model.widths={list(widths)}: a convnet without convolutions"
+        raise UserError(f"{message}; expected a depth of 1 or more, and a width or more")
     layers: list[nn.Module] = [nn.Dropout(input_dropout)]
     for width in widths:
         block: list[nn.Module] = []
@@ -81,6 +92,8 @@ def resnet(
     depth (arXiv 1603.09382) leaves out block l of L with probability l / L * `drop_path`. Raises ValueError for a depth
     other than 8, 14, 20, 26, 32, ...
     """
+    rates = {"dropout": dropout, "input_dropout": input_dropout, "drop_path": drop_path}
+    check_rates(**rates, spatial_dropout=spatial_dropout)
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"model.depth={depth}; allowed: 6n + 2, as 20, 32, 44, 56, 110")
     layers: list[nn.Module] = [
@@ -109,6 +122,7 @@ def torchvision(
 
     Raises UserError where there is none of that name, or it has no stochastic depth.
     """
+    check_rates(dropout=dropout, drop_path=drop_path)
     options: dict[str, Any] = (
         {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
     )
@@ -144,10 +158,18 @@ def timm(
     channels: int, classes: int, name: str, dropout: float = 0.0, drop_path: float = 0.0
 ) -> nn.Module:
     """Any network of timm. Raises UserError without timm or such a name, TypeError without stochastic depth."""
+    check_rates(dropout=dropout, drop_path=drop_path)
     options = {"drop_path_rate": drop_path} if drop_path else {}
     return find_timm(name).create_model(
         name, num_classes=classes, in_chans=channels, drop_rate=dropout, **options
     )
+
+
+def check_rates(**rates: float) -> None:
+    """Raise UserError for a dropout probability that is none, or 1: nothing would pass."""
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise UserError(f"model.{name}={rate}; allowed: 0 or more, less than 1")
 
 
 def find_torchvision(name: str) -> Any:

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from tricklab.calibration import fit_temperature, measure
 from tricklab.data.batches import Batch
 from tricklab.data.module import ImageData
+from tricklab.duration import Batching
 from tricklab.errors import UserError
 from tricklab.penalty import Penalty, find_weights, parameter_groups, weight_facts
 from tricklab.randomness import seed_default
 from tricklab.ranks import gather
 from tricklab.scheduler import Curve, Multiplier, Plateau
+
+ONE = (1.0, 1.0)  # the weights of a batch that is a step
 
 
 class ImageClassifier(pl.LightningModule):
@@ -36,8 +39,8 @@ class ImageClassifier(pl.LightningModule):
         seed: the seed of the run, from which dropout follows.
         accuracy: the name of the training accuracy: `acc`, or `acc_mixed` where images are mixed.
         log_every: optimizer steps between two logged ones; all else in a step is left on the device.
-        batch_images: the images that each process has in a batch of an epoch, by its index. Without
-            it, batches of an accumulation window count alike.
+        batching: how many images the batches of a step have, where several make one, by accumulation or on
+            several processes; without it one batch is one step.
     """
 
     def __init__(
@@ -52,23 +55,19 @@ class ImageClassifier(pl.LightningModule):
         seed: int = 0,
         accuracy: str = "acc",
         log_every: int = 10,
-        batch_images: Callable[[int], int] = lambda index: 1,
+        batching: Batching | None = None,
     ):
         super().__init__()
         self.net, self.loss = net, loss
-        takes_lr = {
-            name: "lr" in inspect.signature(penalty.act).parameters
-            for name, penalty in penalties.items()
-        }
-        self.terms = {name: term for name, term in penalties.items() if not takes_lr[name]}
-        self.projections = [project for name, project in penalties.items() if takes_lr[name]]
+        self.terms = {name: p for name, p in penalties.items() if not p.follows_step}
+        self.projections = [p for p in penalties.values() if p.follows_step]
         self.make_optimizer, self.last_step = optimizer, last_step
         self.multiplier, self.body_multiplier = (
             multiplier or Multiplier(lambda step: 1.0),
             body_multiplier,
         )
         self.seed, self.accuracy, self.log_every = seed, accuracy, log_every
-        self.batch_images = batch_images
+        self.batching = batching
         self.weights = find_weights(net)
         self.window: list[dict[str, Tensor]] = []  # the batches of the coming optimizer step
         self.losses: list[
@@ -139,42 +138,23 @@ class ImageClassifier(pl.LightningModule):
         images, targets = batch  # [B, C, H, W], [B, K] or [B]
         self.images_seen += len(images)
         step, logits = self.global_step, self(images)
-        loss = self.loss(logits, targets)
+        total = loss = self.loss(logits, targets)
         self.losses.append((step, loss.detach()))
+        of_images, of_all = self.batching.weights(batch_idx, len(images)) if self.batching else ONE
+        if of_images != 1:
+            total = loss * of_images
         penalties = {name: term.act(term.weights) for name, term in self.terms.items()}
+        for penalty in penalties.values():
+            total = total + penalty
         if step % self.log_every == 0:
-            values = {"loss": loss, self.accuracy: share_right(logits, targets), **penalties}
+            means = {"loss": loss, self.accuracy: share_right(logits, targets)}
+            if of_images != 1:
+                means = {name: mean * of_images for name, mean in means.items()}
+            values = means | penalties
             self.window.append({f"train/{name}": value.detach() for name, value in values.items()})
-        if self.trainer.accumulate_grad_batches == 1:
-            return self._sum(loss, penalties)
-        return self._window_loss(loss, penalties, batch_idx)
+        return total if of_all == 1 else total * of_all
 
     training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]  # read in every step
-
-    def _sum(self, loss: Tensor, penalties: Mapping[str, Tensor]) -> Tensor:
-        for penalty in penalties.values():
-            loss = loss + penalty
-        return loss
-
-    def _window_loss(self, loss: Tensor, penalties: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """Return what a batch adds to the loss of its accumulation window.
-
-        That is sum_i n_i L_i / sum_i n_i for batches of n_i images, and each penalty once. Lightning
-        divides by the batches of a whole window, also where an epoch ends within one.
-        """
-        whole = self.trainer.accumulate_grad_batches
-        sizes = [self.batch_images(index) for index in self._window_of(batch_idx)]
-        of_penalties = whole / len(sizes)
-        of_loss = whole * self.batch_images(batch_idx) / sum(sizes)
-        if of_loss == of_penalties:
-            return self._sum(loss, penalties) * of_loss
-        return loss * of_loss + self._sum(torch.zeros_like(loss), penalties) * of_penalties
-
-    def _window_of(self, batch_idx: int) -> range:
-        """Return the indices of the batches that make one optimizer step with this one."""
-        whole = self.trainer.accumulate_grad_batches
-        first = batch_idx - batch_idx % whole
-        return range(first, min(first + whole, int(self.trainer.num_training_batches)))
 
     on_before_zero_grad: Any = None  # Lightning leaves out a hook that is none
     on_before_backward: Any = None
@@ -201,8 +181,7 @@ class ImageClassifier(pl.LightningModule):
         )  # torch's get_total_norm takes 0.1 ms more
         if getattr(optimizer, "_step_supports_amp_scaling", False):
             norm /= self._loss_scale()  # which is in the gradients still
-        values_of = torch.stack([torch.stack(list(batch.values())) for batch in self.window])
-        means = self._mean_over_window(values_of)
+        means = torch.stack([torch.stack(list(batch.values())) for batch in self.window]).mean(0)
         if self.trainer.world_size > 1:
             means = self.trainer.strategy.reduce(means, reduce_op="mean")
         values = {"train/grad_norm": norm, **dict(zip(self.window[0], means.tolist(), strict=True))}
@@ -214,15 +193,6 @@ class ImageClassifier(pl.LightningModule):
             self.trainer.precision_plugin, "scaler"
         ):  # which skips such a step
             self._refuse(self.global_step, f"train/grad_norm={norm}")
-
-    def _mean_over_window(self, values: Tensor) -> Tensor:
-        """Average [batches, values] of a window, each batch by its images."""
-        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
-        sizes = [self.batch_images(index) for index in self._window_of(batches)]
-        if len(set(sizes)) == 1:
-            return values.mean(0)
-        weights = torch.tensor(sizes, dtype=torch.double, device=values.device) / sum(sizes)
-        return (values.double() * weights[:, None]).sum(0)
 
     def _loss_scale(self) -> float:
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)

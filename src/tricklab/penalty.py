@@ -5,6 +5,7 @@ function that takes the rate, `lr`, is of the second kind.
 """
 
 import fnmatch
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -23,20 +24,27 @@ class Penalty(NamedTuple):
     act: Callable[..., Any]
     weights: list[nn.Parameter]
 
+    @property
+    def follows_step(self) -> bool:
+        """Whether it is done after a step, with its LR, rather than added to the loss."""
+        return "lr" in inspect.signature(self.act).parameters
+
+    def try_on_copy(self) -> None:
+        """Act on a copy of a weight, for whatever is raised then to be raised before training."""
+        copies = [w.detach().clone() for w in self.weights[:1]]
+        self.act(copies, **({"lr": 0.0} if self.follows_step else {}))
+
 
 METHOD = "no_weight_decay"  # of networks, which names parameters, also by patterns
-NOT_DECAYED = re.compile(  # in libraries whose networks do not say it themselves, as torchvision's
-    r"(^|\.)(\w*_token|pos_embed(ding)?|\w*position_bias_table|layer_scale(_\d)?|logit_scale|gamma)$"
-)
+EMBEDDINGS = re.compile(r"\w*(tokens?|embed(ding)?s?)(_?\d+)?|(\w*_)?bias(es)?(_\w+)?")
+POSITIONS = re.compile(r"(\w+_)?pos(_\w+)?|\w*position\w*")
 
 
 def find_weights(net: nn.Module, only: str | None = None) -> list[nn.Parameter]:
     """Return what penalties and decay act on: weights with the pattern `only` in the name.
 
-    These are tensors of two or more dimensions, each once, but for biases and what the network's
-    `no_weight_decay()` names, as timm's optimizers have it. For a network without that method,
-    class tokens, embeddings of positions and scales of layers are left out by their usual names.
-    Raises UserError: `only` is in no name.
+    These are tensors of two or more dimensions, each once, but for those that end in `bias` and
+    what `kept_whole` names. Raises UserError: `only` is in no name.
     """
     kept = kept_whole(net)
     named = {
@@ -54,8 +62,12 @@ def find_weights(net: nn.Module, only: str | None = None) -> list[nn.Parameter]:
 
 
 def kept_whole(net: nn.Module) -> set[str]:
-    """Return the names of parameters that neither decay nor penalties make smaller."""
-    names = [name for name, _ in net.named_parameters()]
+    """Return the names of parameters that neither decay nor penalties make smaller.
+
+    A network with a method `no_weight_decay()` names them itself, as in timm. Of others, such as
+    torchvision's, they are what such a method of a part names, and what `is_embedding_or_scale`.
+    """
+    named = dict(net.named_parameters())
     own = {prefix: module for prefix, module in net.named_modules() if hasattr(module, METHOD)}
     if "" in own:  # it speaks for its parts, too
         own = {"": own[""]}
@@ -64,8 +76,26 @@ def kept_whole(net: nn.Module) -> set[str]:
         for prefix, module in own.items()
         for pattern in getattr(module, METHOD)()
     ]
-    kept = {name for pattern in patterns for name in fnmatch.filter(names, pattern)}
-    return kept if "" in own else kept | {name for name in names if NOT_DECAYED.search(name)}
+    kept = {name for pattern in patterns for name in fnmatch.filter(named, pattern)}
+    if "" in own:
+        return kept
+    tables = {id(m.weight) for m in net.modules() if isinstance(m, nn.Embedding)}
+    kept |= {name for name, p in named.items() if id(p) in tables}
+    return kept | {name for name, p in named.items() if is_embedding_or_scale(name, p)}
+
+
+def is_embedding_or_scale(name: str, parameter: Tensor) -> bool:
+    """Whether a parameter is a token, an embedding, a table of biases or a scale of channels.
+
+    By its name, as `class_token`, `pos_embedding`, `relative_position_bias_table`; a scale by its
+    shape, as `layer_scale` [C, 1, 1]. What is called `weight` is none of these.
+    """
+    *parents, last = name.split(".")
+    if last == "weight":
+        return False
+    is_vector = parameter.numel() == max(parameter.shape, default=1)
+    named_so = EMBEDDINGS.fullmatch(last) or any(map(POSITIONS.fullmatch, [*parents, last]))
+    return is_vector or bool(named_so)
 
 
 def parameter_groups(net: nn.Module, body_apart: bool = False) -> list[dict[str, Any]]:
@@ -118,7 +148,12 @@ def l1_prox(weights: Sequence[Tensor], lr: float, strength: float) -> None:
 
 
 def max_norm(weights: Sequence[Tensor], lr: float, norm: float) -> None:
-    """Scale in place the weights into each unit [out, ...] to at most `norm` after each step. JMLR 15 (2014), 5.1."""
+    """Scale in place the weights into each unit [out, ...] to at most `norm` after each step. JMLR 15 (2014), 5.1.
+
+    Raises UserError: a norm of 0 or less, which would leave no weight.
+    """
+    if not norm > 0:
+        raise UserError(f"norm={norm}; allowed: more than 0")
     torch._foreach_copy_(list(weights), [torch.renorm(w, 2, 0, norm) for w in weights])
 
 

@@ -49,6 +49,10 @@ def schedule(
         rest = length._replace(steps=length.steps - w)
         for name in options.keys() & DURATIONS:
             options[name] = _steps(name, options[name], rest, 1, rest.steps)
+        if options.get("milestones") == []:
+            raise UserError(
+                "scheduler.milestones=[] is empty; for a constant LR: scheduler=constant"
+            )
         if "milestones" in options:
             last = max(rest.steps - 1, 1)
             options["milestones"] = [
