@@ -62,12 +62,12 @@ def first_images(config: DictConfig) -> list[tuple[Any, str]]:
             f"data.batch_size={data.batch_size} of {len(data.train_rows)} images makes no batch"
         )
     images, targets = data.training_batch(first, (0, 0))
-    smoothing = config.loss.get("label_smoothing") or 0.0  # what the loss does to its targets
+    smoothing = config.loss.get("label_smoothing") or 0.0  # the loss smooths targets itself
     targets = (1 - smoothing) * targets + smoothing / len(data.classes)
     pixels = ((images - data.prepare.shift) / data.prepare.scale / 255).clamp(0, 1)
     shown = pixels if pixels.shape[1] in (1, 3) else pixels[:, :1]
     shares = [
-        sorted(zip(target, data.classes, strict=True), reverse=True)[:2]
+        sorted(zip(target, data.classes, strict=True), key=lambda pair: -pair[0])[:2]
         for target in targets.tolist()
     ]
     texts = [

@@ -257,7 +257,6 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
             "penalty.max_norm.norm=0; allowed: more than 0",
         ),
         (["model.depth=0"], "model.depth=0; allowed: 1 or more"),
-        (["model.widths=[]"], "model.widths=[]: expected a non-empty list of int"),
         (["model.dropout=1"], "model.dropout=1; allowed: 0 or more, less than 1"),
         (["loss.label_smoothing=1"], "loss.label_smoothing=1; allowed: 0 or more, less than 1"),
         (

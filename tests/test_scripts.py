@@ -286,6 +286,26 @@ def test_preview_shows_what_training_gets(run, script, tmp_path, monkeypatch):
     assert seen["title"].splitlines()[0] == f"{share:.2f} {label}"
 
 
+@pytest.mark.parametrize("mixing", ["off", "on"])
+def test_preview_shows_smoothed_targets(script, monkeypatch, mixing):
+    """0.9 of the target and 0.1 spread over ten classes, as the loss has it."""
+    titles = []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.set_title", lambda self, text, **kw: titles.append(text)
+    )
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *arguments, **kw: None)
+    words = (f"mixup='{mixing}'", *(["mixup.alpha=5.0"] if mixing == "on" else []))
+    said = script("preview.py", "loss=cross_entropy,smooth", *words, "hydra.run.dir=p")
+    assert said.returncode == 0, said.stderr
+    plain, smooth = titles[:8], titles[8:]
+    for before, after in zip(plain, smooth, strict=True):
+        shares = [float(line.split()[0]) for line in after.splitlines()]
+        largest = float(before.split()[0])
+        assert shares[0] == pytest.approx(0.9 * largest + 0.01, abs=0.011)
+        assert after.split()[1] == before.split()[1]
+        assert mixing == "on" or shares == [0.91, 0.01]
+
+
 @pytest.fixture
 def three(run):
     """Three runs: one done, one failed, one killed."""

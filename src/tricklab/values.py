@@ -20,6 +20,7 @@ DURATIONS = (
 )
 SEVERAL_TYPES = ("trainer.devices", "resume")  # a number, a text or a list
 MAY_BE_NULL = ("resize",)  # though its default is a value
+MAY_BE_EMPTY = ("model.widths",)  # of an mlp; a convnet refuses it
 NUMBER = (int, float)
 TYPES: dict[str, tuple[type, ...]] = {  # by the last word of a key whose default is null
     **dict.fromkeys(("name", "weights", "entity", "group", "notes", "profiler", "only"), (str,)),
@@ -179,7 +180,8 @@ def check_type(key: str, value: Any, default: Any) -> None:
         raise UserError(f"{key}={show(value)}: expected {names}{null}, got {type(value).__name__}")
     if isinstance(value, list) and default:
         kind = type(default[0])
-        if not value or not all(same_type(part, (kind,)) for part in value):
+        is_empty = not value and key not in MAY_BE_EMPTY
+        if is_empty or not all(same_type(part, (kind,)) for part in value):
             raise UserError(f"{key}={value}: expected a non-empty list of {kind.__name__}")
 
 
