@@ -254,19 +254,15 @@ def test_no_rank_waits_for_one_that_fails(tmp_path, agents, victim, monkeypatch)
     assert "".join(ranks.stderr()).count("no room") >= 1
 
 
-FAILS = """
-import os, sys
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name != "tricklab.experiment":
-            return None
-        sys.meta_path.remove(self)
-        import tricklab.experiment as experiment
-        rank = os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))
-        def fail(*arguments):
-            raise OSError("no room")
-        if rank == os.environ["FAILS"]:
-            experiment.count_images = fail
-        return experiment.__spec__
-sys.meta_path.insert(0, Finder())
+FAILS = f"""
+import os
+from tricklab import experiment
+
+def fail(*arguments, **options):
+    raise OSError("no room")
+
+if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == os.environ["FAILS"]:
+    experiment.count_images = fail
+__file__ = {str(ROOT / "train.py")!r}  # runpy would change sys.argv[0], which Lightning starts
+exec(compile(open(__file__).read(), __file__, "exec"))
 """

@@ -145,14 +145,15 @@ def conclude(
     metrics, device = best.best | module.results, trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     facts = {
+        "images": count_images(trainer, data, tested=len(module.labels)),
         "metrics": metrics,
         "objective": metrics["val/acc"],
         "devices": [name] * trainer.world_size,
     }
+    trainer.strategy.barrier()  # from here on rank 0 alone can fail
     picture = record.folder / "calibration.png"
     rank_zero_only(draw_calibration)(module.logits, module.labels, module.temperature, picture)
-    images = count_images(trainer, data, tested=len(module.labels))
-    record.finish("done", None, images_per_second=speed, images=images, **facts)
+    record.finish("done", None, images_per_second=speed, **facts)
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
             logger.conclude(metrics, str(kept))
