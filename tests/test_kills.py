@@ -196,8 +196,8 @@ def kills(start, whole, tmp_path, cases):
     ("moment", "number", "at"),
     [
         ("tricklab.module.ImageClassifier.training_step", 6, (0, 1)),  # before the first checkpoint
-        ("tricklab.resume.os.fsync", 5, (7, 40)),  # while a checkpoint is written
-        ("tricklab.resume.os.replace", 6, (7, 40)),  # before it is renamed
+        ("tricklab.resume.os.fsync", 9, (7, 40)),  # while a checkpoint is written
+        ("tricklab.resume.os.replace", 10, (7, 40)),  # before it is renamed
         ("tricklab.module.ImageClassifier.validation_step", 40, (15, 16)),
         ("tricklab.record.Record.finish", 1, (63, 64)),  # after the last step
     ],
