@@ -3,6 +3,7 @@
 import functools
 import gc
 import logging
+import math
 import os
 import re
 import signal
@@ -164,9 +165,10 @@ def conclude(
 
 def count_images(trainer: pl.Trainer, data: ImageData, tested: int) -> dict[str, int]:
     """Return how many images were trained on and evaluated; `limit_val_batches` may leave some out."""
-    batches: Any = trainer.num_val_batches
-    most = int(batches[0]) * data.batch_size * trainer.world_size
-    val = min(len(data.val_rows), most)
+    size, part = data.batch_size * trainer.world_size, trainer.limit_val_batches
+    batches = math.ceil(len(data.val_rows) / size)
+    batches = min(batches, part) if isinstance(part, int) else int(batches * part)
+    val = min(len(data.val_rows), batches * size)
     return {"train": len(data.train_rows), "val": val, "test": tested}
 
 
