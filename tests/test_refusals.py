@@ -100,6 +100,10 @@ TYPED = [
         "Did you mean model=torchvision model.name=resnet18?",
     ),
     (
+        "model=mlp -m seed=0,1",
+        "-m stands between overrides; it goes first: train.py -m ...",
+    ),
+    (
         "--lr 0.1",
         "--lr: options are KEY=VALUE without dashes, as seed=1. Did you mean optimizer.lr=0.1?",
     ),

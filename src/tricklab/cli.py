@@ -120,6 +120,9 @@ def check_flags(words: Sequence[str]) -> None:
         raise UserError(f"--experimental-rerun is not supported: {said}")
     if not unknown:
         return
+    if not unknown[0].startswith("-"):
+        flag = next((word for word in words if word.startswith("-")), "-m")
+        raise UserError(f"{flag} stands between overrides; it goes first: train.py {flag} ...")
     name, _, value = unknown[0].partition("=")
     after = words[words.index(unknown[0]) + 1 :] if unknown[0] in words else []
     if not value and after and not after[0].startswith("-") and "=" not in after[0]:
