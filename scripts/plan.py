@@ -34,7 +34,9 @@ def main() -> None:
         "w", newline="", encoding="utf-8"
     ) as file:  # a shorter plan has empty cells
         rows = enumerate(itertools.zip_longest(*rates.values(), fillvalue=""))
-        csv.writer(file).writerows([["step", *rates], *([t, *row] for t, row in rows)])
+        csv.writer(file, lineterminator="\n").writerows(
+            [["step", *rates], *([t, *row] for t, row in rows)]
+        )
     draw(rates, folder / "plan.png", cli.title() or next(iter(configs)))
     print(chart(rates, notes))
     print(f"{folder}/plan.csv, {folder}/plan.png")

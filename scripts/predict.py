@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from tricklab import cli
+from tricklab.escape import for_csv, for_terminal
 from tricklab.folder import atomic_open
 
 BATCH = 256  # images at a time
@@ -75,6 +76,7 @@ def predict(trained: Any, files: Sequence[Path], damaged: list[str]) -> Iterator
     import torch
 
     net, prepare = trained.net(), trained.prepare()
+    names = [for_csv(for_terminal(name)) for name in trained.classes]
     dtype = next(net.parameters()).dtype
     mixed = trained.config.trainer.precision == "bf16-mixed"
     for start in range(0, len(files), BATCH):
@@ -84,8 +86,14 @@ def predict(trained: Any, files: Sequence[Path], damaged: list[str]) -> Iterator
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
             logits = net(prepare(torch.stack(images)).to(dtype))
         best = logits.float().softmax(1).max(1)
-        classes = [trained.classes[label] for label in best.indices.tolist()]
-        yield list(zip(found, classes, best.values.tolist(), strict=True))
+        classes = [names[label] for label in best.indices.tolist()]
+        yield list(zip(map(shown, found), classes, best.values.tolist(), strict=True))
+
+
+def shown(file: Path) -> object:
+    """Return the name of a file for the table: as it is, but for what a spreadsheet or a terminal acts on."""
+    name = for_csv(str(file))
+    return for_terminal(name) if sys.stdout.isatty() else name
 
 
 def decode_all(

@@ -470,3 +470,14 @@ def test_predict_names_what_is_damaged_and_goes_on(run, script, tree, tmp_path):
     content = (tmp_path / "out.csv").read_bytes()
     assert len(content.splitlines()) == 1 + 10
     assert b"caf\xe9.png" in content
+
+
+def test_names_of_classes_are_no_formulas_in_predictions(run, script, tree):
+    evil = "=cmd|' C'!A0\x1b[2J"
+    root = tree({"train": 6}, classes=(evil, "dog"))
+    done = run(*ONE_BATCH, "data=folder", f"data.root='{root}'", "data.resize=12", "model=mlp")
+    said = script("predict.py", str(done.folder), f"input={root}/train")
+    rows = list(csv.DictReader(io.StringIO(said.stdout)))
+    assert len(rows) == 12
+    assert {row["class"] for row in rows} <= {"'=cmd|' C'!A0\\x1b[2J", "dog"}
+    assert any(row["class"] != "dog" for row in rows)
