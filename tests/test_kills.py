@@ -109,7 +109,7 @@ def whole(start, tmp_path_factory):
     def once(case):
         folder = tmp_path_factory.mktemp("whole") / "run"
         process = start(folder, case)
-        while step(folder) < 0:
+        while step(folder) < 0 and process.is_alive():
             time.sleep(0.01)
         began = time.time()
         process.join()

@@ -108,12 +108,14 @@ def check_run(config: DictConfig) -> None:
 
 
 def check_command(config: DictConfig) -> None:
-    """Refuse what no command may hold: an override twice, of which the last would win, and folders without a name."""
-    keys = [word.key_or_group for word in given() if not str(word.input_line).startswith("~")]
-    for key in keys:
-        if keys.count(key) > 1:
-            words = " ".join(str(w.input_line) for w in given() if w.key_or_group == key)
-            raise UserError(f"{words}: {key} is given twice")
+    """Refuse what no command may hold: two values of a key, of which the last would win, and folders without a name."""
+    values: dict[str, list[str]] = {}
+    for word in given():
+        if not str(word.input_line).startswith("~"):
+            values.setdefault(str(word.key_or_group), []).append(str(word.input_line))
+    for key, words in values.items():
+        if len(set(words)) > 1:
+            raise UserError(f"{' '.join(words)}: {key} is given twice")
     if config.hydra.job.chdir:
         raise UserError("hydra.job.chdir=true is not supported: paths would lead elsewhere")
     folders = {"hydra.run.dir": config.hydra.run.dir}
