@@ -134,7 +134,6 @@ TYPED = [
         "scheduler=cosine scheduler=step",
         "scheduler=cosine scheduler=step: scheduler is given twice",
     ),
-    ("-m seed=1 seed=2,3", "seed=1 seed=2,3: seed is given twice"),
     ("-m seed=range(0)", "seed=range(0) has no values to sweep over"),
     ("-m scheduler=glob(zz*)", "scheduler=glob(zz*) has no values to sweep over"),
     (

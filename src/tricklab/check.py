@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from tricklab import lightning, resume
-from tricklab.cli import given, list_overrides, list_values, one_line, swept, unknown_key
+from tricklab.cli import CONF, given, list_overrides, list_values, one_line, swept, unknown_key
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest
 from tricklab.escape import for_terminal
@@ -108,12 +108,15 @@ def check_run(config: DictConfig) -> None:
 
 
 def check_command(config: DictConfig) -> None:
-    """Refuse what no command may hold: two values of a key, of which the last would win, and folders without a name."""
-    values: dict[str, list[str]] = {}
+    """Refuse what no command may hold: two options of a group, and folders without a name.
+
+    Of two values of a key the last one counts, as in Hydra, so that a command can be extended.
+    """
+    chosen: dict[str, list[str]] = {}
     for word in given():
-        if not str(word.input_line).startswith("~"):
-            values.setdefault(str(word.key_or_group), []).append(str(word.input_line))
-    for key, words in values.items():
+        if (CONF / str(word.key_or_group)).is_dir() and not str(word.input_line).startswith("~"):
+            chosen.setdefault(str(word.key_or_group), []).append(str(word.input_line))
+    for key, words in chosen.items():
         if len(set(words)) > 1:
             raise UserError(f"{' '.join(words)}: {key} is given twice")
     if config.hydra.job.chdir:
