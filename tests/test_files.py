@@ -18,7 +18,7 @@ from tricklab.files import (
     read_table,
     read_yaml,
 )
-from tricklab.folder import atomic_open, write_text
+from tricklab.folder import atomic_open, refuse_links, write_text
 from tricklab.trained import read_trained
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
@@ -169,3 +169,30 @@ def test_a_checkpoint_of_another_shape_is_named(trained, run, tmp_path, change):
         run("model=mlp", "model.widths=[4]", f"resume={done.folder}")
     assert len(str(caught.value).splitlines()) == 1
     assert (done.folder / "metrics.csv").read_bytes() == metrics
+
+
+@pytest.mark.parametrize(
+    ("name", "refused"),
+    [
+        ("metrics.csv", True),
+        (".lock", True),
+        ("checkpoints", True),
+        ("checkpoints/last.ckpt", True),
+        (".hydra/config.yaml", True),
+        ("wandb", True),
+        ("wandb/run/logs/core.log", False),  # its own
+        ("data", False),  # of a run in the working directory: nothing is written there
+        (".venv/bin/python", False),
+    ],
+)
+def test_links_out_of_a_run_folder_are_refused_where_it_writes(tmp_path, name, refused):
+    outside, link = tmp_path / "outside", tmp_path / "run" / name
+    outside.mkdir() if name in ("checkpoints", "wandb", "data") else outside.touch()
+    link.parent.mkdir(parents=True)
+    link.symlink_to(outside)
+    (tmp_path / "run" / "inside").symlink_to(tmp_path / "run")
+    if refused:
+        with pytest.raises(UserError, match=f"{name} is a link that leads out"):
+            refuse_links(tmp_path / "run")
+    else:
+        refuse_links(tmp_path / "run")

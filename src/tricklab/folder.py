@@ -12,6 +12,8 @@ from omegaconf._utils import get_omega_conf_dumper
 
 from tricklab.errors import UserError
 
+OWN = ("checkpoints", ".hydra", "tensorboard", "wandb")  # folders that a run makes in its own
+
 
 @contextmanager
 def atomic_open(path: Path) -> Iterator[BinaryIO]:
@@ -65,14 +67,14 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def refuse_links(folder: Path) -> None:
-    """Raise UserError if a link in a run folder leads out of it: files would be written there.
+    """Raise UserError if a link leads out of a run folder from where a run writes.
 
-    Links within W&B's folder are its own; it writes into new folders alone.
+    That is right in the folder and in the folders `OWN`. Links within W&B's are its own, which
+    writes into new folders alone.
     """
-    home = folder.resolve()
-    for parent, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = Path(parent, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(home):
-                raise UserError(f"{path} is a link that leads out of the run's folder; remove it")
-        folders[:] = [name for name in folders if Path(parent, name) != folder / "wandb"]
+    written = [path for path in folder.glob("*") if path.name in OWN or not path.is_dir()]
+    for name in set(OWN) - {"wandb"}:
+        written += (folder / name).rglob("*")
+    for path in written:
+        if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path} is a link that leads out of the run's folder; remove it")
