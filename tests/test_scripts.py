@@ -481,3 +481,32 @@ def test_names_of_classes_are_no_formulas_in_predictions(run, script, tree):
     assert len(rows) == 12
     assert {row["class"] for row in rows} <= {"'=cmd|' C'!A0\\x1b[2J", "dog"}
     assert any(row["class"] != "dog" for row in rows)
+
+
+def write_run(folder, config="choices: {}\nseed: 0\n", result='{"status": "done"}'):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"a: 1\n{config}")
+    (folder / "result.json").write_text(result)
+
+
+def test_a_damaged_run_is_listed_beside_the_others(script, tmp_path):
+    write_run(tmp_path / "runs" / "fine")
+    write_run(tmp_path / "runs" / "broken", "choices: [")
+    write_run(tmp_path / "runs" / "odd", result='{"status": "\\u001b[2J", "metrics": [1]}')
+    said = script("runs.py")
+    assert said.returncode == 0, said.stderr
+    ended = {line.split()[-1]: line.split()[0] for line in said.stdout.splitlines()[:-1]}
+    assert ended == {"runs/fine": "done", "runs/broken": "unreadable", "runs/odd": "\\x1b[2J"}
+    assert script("runs.py", "status=done", "delete=true").stdout.endswith(", 1 deleted\n")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["broken", "odd"]
+    assert script("runs.py", "status=unreadable", "delete=true").stdout.endswith(", 1 deleted\n")
+
+
+def test_nothing_is_deleted_outside_of_the_root(script, tmp_path):
+    write_run(tmp_path / "elsewhere" / "run")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
+    said = script("runs.py", "status=done", "delete=true")
+    assert said.returncode == 1
+    assert "is a link that leads out of runs" in said.stderr
+    assert (tmp_path / "elsewhere" / "run" / "result.json").is_file()
