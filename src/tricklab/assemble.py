@@ -2,7 +2,6 @@
 
 import copy
 import math
-import sys
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -117,8 +116,10 @@ def check_processes(trainer: pl.Trainer, devices: str) -> None:
         raise UserError(
             f"trainer.devices={devices}; allowed: 1 to {MOST * cores}, with {cores} cores"
         )
-    said = f"trainer.devices={devices} processes share {cores} cores"
-    rank_zero_only(print)(f"warning: {said}: slower than a core for each", file=sys.stderr)
+    message = (
+        f"trainer.devices={devices} processes share {cores} cores: slower than a core for each"
+    )
+    rank_zero_only(print)(message)
 
 
 def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -> ImageClassifier:
