@@ -50,7 +50,7 @@ def planned(config: DictConfig) -> Rates:
     config.logger, config.callbacks = {}, {}
     ranks = assemble.build_trainer(config, Path()).world_size
     made = plan.make_plan(config, assemble.build_data(config), ranks)
-    parts = {"lr": made.multiplier, "lr_body": made.body_multiplier}
+    parts = {"lr": made.multiplier, "lr_body": made.backbone_multiplier}
     return {name: [made.lr * f(t) for t in range(made.last_step)] for name, f in parts.items() if f}
 
 

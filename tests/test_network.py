@@ -63,7 +63,7 @@ def test_a_body_is_frozen_then_free_at_the_planned_rates(run, body):
     assert free.column("lr_body") == pytest.approx(
         [0.0] * 22 + [0.1 * rate for rate in rates[22:]], rel=1e-12
     )
-    assert plan.body_multiplier(21) == 0
+    assert plan.backbone_multiplier(21) == 0
 
 
 def test_images_are_made_what_the_weights_were_trained_on(run, script, tmp_path):

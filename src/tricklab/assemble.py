@@ -19,7 +19,8 @@ from tricklab.mixup import identity
 from tricklab.model import usual_side
 from tricklab.module import ImageClassifier
 from tricklab.network import build_net, load_body, read_images, read_weights
-from tricklab.penalty import Penalty, find_weights, parameter_groups
+from tricklab.optimizer import named_weights, parameter_groups
+from tricklab.penalty import Penalty
 from tricklab.plan import Plan
 from tricklab.process import count_cores, world_size
 from tricklab.randomness import Rand, generator
@@ -146,7 +147,7 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
         penalties=build_penalties(cfg.penalty, net),
         optimizer=optimizer,
         multiplier=plan.multiplier,
-        body_multiplier=plan.body_multiplier,
+        backbone_multiplier=plan.backbone_multiplier,
         last_step=plan.last_step,
         seed=cfg.seed,
         accuracy="acc_mixed" if mixing else "acc",
@@ -190,13 +191,15 @@ def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
 
 
 def build_penalties(cfg: DictConfig, net: nn.Module) -> dict[str, Penalty]:
-    """Build each penalty, for the weights that it names. Raises UserError: it names none, or refuses its options."""
+    """Build each penalty. Raises UserError: its pattern matches no weight, or an invalid option."""
+    weights = named_weights(net)
     penalties = {}
     for name, node in cfg.items():
-        act = build(without(node, "only"))
+        option = build(node)
         try:
-            penalties[str(name)] = Penalty(act, find_weights(net, node.get("only")))
-            penalties[str(name)].try_on_copy()
+            penalty = option(weights)
+            penalty.try_on_copy()
         except UserError as error:
             raise UserError(f"penalty.{name!s}.{error}") from None
+        penalties[str(name)] = penalty
     return penalties

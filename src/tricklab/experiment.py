@@ -243,5 +243,5 @@ def outline(net: nn.Module, data: ImageData, plan: Plan) -> None:
     print(
         f"{sum(p.numel() for p in net.parameters()):,} parameters, {images:,} training images, {plan.last_step:,} steps"
     )
-    if plan.of_step:
-        print(f"{plan.of_step}; the rate of {plan.lr:g} is that of such a step")
+    if plan.batch_description:
+        print(f"{plan.batch_description}; the rate of {plan.lr:g} is that of such a step")

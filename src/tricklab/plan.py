@@ -16,18 +16,19 @@ DECOUPLED = ("AdamW", "Adafactor", "Muon")  # optimizers that shrink the weights
 
 
 class Plan(NamedTuple):
-    """The first rate, by what it is multiplied at each step, and the step after which training ends.
+    """The base LR, its multiplier at each step, and the step after which training ends.
 
-    `body_multiplier` is that of all but the classifier, or None where it is the same; `of_step` says how many images
-    a step has, if it is not a single batch; `batching` how batches make a step.
+    `backbone_multiplier` is None unless the backbone has a multiplier of its own.
+    `batch_description` says how many images a step has, if it is not a single batch; `batching`
+    how batches make a step.
     """
 
     length: Length
     lr: float
     multiplier: Multiplier
-    body_multiplier: Curve | None
+    backbone_multiplier: Curve | None
     last_step: int
-    of_step: str
+    batch_description: str
     batching: Batching
 
 
@@ -55,15 +56,15 @@ def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
         data.mix_between(cfg.mixup.begin, cfg.mixup.end, length, t.accumulate_grad_batches)
     batching = divide_epoch(images, data.batch_size, *parts)
     lr = scale_lr(cfg, batching.images_per_step)
-    body = for_body(cfg.model, multiplier, length)
-    check_decay(cfg, lr, [multiplier, body] if body else [multiplier], stop)
+    backbone = backbone_multiplier(cfg.model, multiplier, length)
+    check_decay(cfg, lr, [multiplier, backbone] if backbone else [multiplier], stop)
     return Plan(
         length,
         lr,
         multiplier,
-        body,
+        backbone,
         last_step=stop,
-        of_step=describe_step(batching),
+        batch_description=describe_step(batching),
         batching=batching,
     )
 
@@ -135,8 +136,8 @@ def describe_decay(cfg: DictConfig) -> str:
     return " ".join(f"{key}={value}" for key, value in values.items() if value)
 
 
-def for_body(model: DictConfig, multiplier: Multiplier, length: Length) -> Curve | None:
-    """Return the multiplier of all but the classifier: 0 while it is frozen, then `model.body_lr` of the others'.
+def backbone_multiplier(model: DictConfig, multiplier: Multiplier, length: Length) -> Curve | None:
+    """Return the multiplier of the backbone: 0 while frozen, then `model.body_lr` of the head's.
 
     Raises UserError: it would be frozen for longer than the run.
     """
