@@ -16,7 +16,7 @@ from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile
 from tricklab.mixup import identity
-from tricklab.model import usual_side
+from tricklab.model import pretrained_side
 from tricklab.module import ImageClassifier
 from tricklab.network import build_net, load_body, read_images, read_weights
 from tricklab.optimizer import named_weights, parameter_groups
@@ -33,7 +33,6 @@ PLAIN = {
     "label_smoothing": 0.0,
     "weight": None,
 }  # neither smooths nor weighs
-WINDOW = ("begin", "end")  # stand with the options of mixing, say when it is done
 
 
 def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[ImageData, nn.Module]:
@@ -46,7 +45,7 @@ def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[Im
         change(first, Rand(generator(0, "try"), 2))  # so that what it refuses is said now
     if weights:
         data.check_enlarged(
-            max(weights.images.shape[1:]) if weights.images else usual_side(cfg.model)
+            max(weights.images.shape[1:]) if weights.images else pretrained_side(cfg.model)
         )
     if images:
         data.adapt(images)
@@ -79,7 +78,7 @@ def build_data(cfg: DictConfig) -> ImageData:
     Unless images are mixed, plain cross-entropy gets class indices: it has the gradients of one-hot targets, on a CPU
     bit for bit, in half the time.
     """
-    parts = {"augment": build_each(cfg.augment), "mixup": build(without(cfg.mixup, *WINDOW))}
+    parts = {"augment": build_each(cfg.augment), "mixup": build(cfg.mixup)}
     data: ImageData = build(cfg.data, seed=cfg.seed, by_index=cfg.loss == PLAIN, **parts)
     return data
 

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from tricklab.build import build, without
+from tricklab.build import build
 from tricklab.data.batches import Images
 from tricklab.errors import UserError
 from tricklab.escape import for_terminal
@@ -35,8 +35,7 @@ def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.
     """
     seed_default(cfg.seed, "init")
     try:
-        options = without(cfg.model, "weights", "freeze", "body_lr")  # which act on its training
-        net: nn.Module = build(options)(shape[0], classes).eval()
+        net: nn.Module = build(cfg.model)(shape[0], classes).eval()
         with torch.no_grad():
             logits = net(torch.zeros(2, *shape))  # lazy layers count their inputs here
     except UserError:

@@ -1,19 +1,26 @@
 """The signature of an option: a function, and the decorator that turns it into an option."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+Keys = Iterable[inspect.Parameter]
 
-def declare(option: Callable[..., Any], fn: Callable[..., Any], skip: int) -> None:
-    """Give `option(..., **options)` the signature of its config keys.
 
-    These are its own arguments, and in place of `**options` those of `fn`, except for the first
-    `skip`, which training passes to `fn`.
-    """
-    own = list(inspect.signature(option, follow_wrapped=False).parameters.values())
-    keys = list(inspect.signature(fn).parameters.values())[skip:]
-    named = [key.replace(kind=key.KEYWORD_ONLY) for key in keys if key.kind != key.VAR_KEYWORD]
+def keys_after(fn: Callable[..., Any], position: int) -> list[inspect.Parameter]:
+    """Return the arguments of `fn` that its config sets, after those that training passes."""
+    return list(inspect.signature(fn).parameters.values())[position:]
+
+
+def keyword_only(fn: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return the keyword-only arguments of `fn`."""
+    return [key for key in keys_after(fn, 0) if key.kind == key.KEYWORD_ONLY]
+
+
+def declare_keys(option: Callable[..., Any], keys: Keys) -> None:
+    """Put `keys` into the signature of `option(..., **options)`, in place of `**options`."""
+    own = inspect.signature(option, follow_wrapped=False).parameters.values()
     parameters = [key for key in own if key.kind != key.VAR_KEYWORD]
-    parameters = sorted([*parameters, *named], key=lambda key: key.kind)
+    parameters += [key.replace(kind=key.KEYWORD_ONLY) for key in keys]
+    parameters.sort(key=lambda key: key.kind)
     option.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

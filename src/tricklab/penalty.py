@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tricklab.errors import UserError
-from tricklab.option import declare
+from tricklab.option import declare_keys, keys_after
 
 
 class Penalty(NamedTuple):
@@ -56,7 +56,7 @@ def _make_option(fn: Callable[..., Any], is_projection: bool) -> Callable[..., P
     ) -> Penalty:
         return Penalty(functools.partial(fn, **options), select(weights, only), is_projection)
 
-    declare(option, fn, skip=2 if is_projection else 1)
+    declare_keys(option, keys_after(fn, 2 if is_projection else 1))
     return option
 
 
