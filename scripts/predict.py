@@ -75,7 +75,7 @@ def predict(trained: Any, files: Sequence[Path], damaged: list[str]) -> Iterator
     """Yield rows of file, class and probability; what can't be decoded is added to `damaged`."""
     import torch
 
-    net, prepare = trained.net(), trained.prepare()
+    net, preprocess = trained.net(), trained.preprocess()
     names = [for_csv(for_terminal(name)) for name in trained.classes]
     dtype = next(net.parameters()).dtype
     mixed = trained.config.trainer.precision == "bf16-mixed"
@@ -84,7 +84,7 @@ def predict(trained: Any, files: Sequence[Path], damaged: list[str]) -> Iterator
         if not found:
             continue
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            logits = net(prepare(torch.stack(images)).to(dtype))
+            logits = net(preprocess(torch.stack(images)).to(dtype))
         best = logits.float().softmax(1).max(1)
         classes = [names[label] for label in best.indices.tolist()]
         yield list(zip(map(shown, found), classes, best.values.tolist(), strict=True))

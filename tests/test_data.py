@@ -14,13 +14,13 @@ from PIL import Image, ImageOps
 
 from tricklab.augment import affine, crop, erase, flip
 from tricklab.build import build
-from tricklab.data.batches import Images, Preparation, moments
+from tricklab.data.batches import InputSpec, Preprocess, channel_mean_std
 from tricklab.data.datasets import TEST_SIZE, folder_to_evaluate
 from tricklab.data.images import decode
 from tricklab.data.module import ImageData, fit, moved
 from tricklab.data.progress import with_progress
 from tricklab.data.published import MD5
-from tricklab.data.split import VAL_SIZE, corrupt, split_off, stratified_order
+from tricklab.data.splits import VAL_SIZE, add_label_noise, split_off, stratified_order
 from tricklab.errors import UserError
 from tricklab.mixup import cutmix, mixup
 
@@ -58,23 +58,25 @@ def test_every_beginning_is_stratified(size):
 
 def test_ten_images_of_ten_classes_are_one_each():
     module = data("data.train_size=10")
-    assert module.train.labels[module.train_rows].sort().values.tolist() == list(range(10))
+    assert module.train.labels[module.train_indices].sort().values.tolist() == list(range(10))
 
 
 def test_parts_do_not_overlap_and_have_seeds_of_their_own():
     one, other, split = data(seed=0), data(seed=1), data("data.split_seed=1")
-    assert set(one.train_rows.tolist()) | set(one.val_rows.tolist()) == set(range(100))
-    assert len(one.train_rows) + len(one.val_rows) == 100
-    assert torch.equal(one.val_rows, other.val_rows)
-    assert not torch.equal(one.val_rows.sort().values, split.val_rows.sort().values)
+    assert set(one.train_indices.tolist()) | set(one.val_indices.tolist()) == set(range(100))
+    assert len(one.train_indices) + len(one.val_indices) == 100
+    assert torch.equal(one.val_indices, other.val_indices)
+    assert not torch.equal(one.val_indices.sort().values, split.val_indices.sort().values)
 
 
 def test_folds_cover_everything_once_and_are_stratified():
     folds = [data("data.folds=5", f"data.fold={k}") for k in range(5)]
-    assert sorted(torch.cat([f.val_rows for f in folds]).tolist()) == list(range(100))
+    assert sorted(torch.cat([f.val_indices for f in folds]).tolist()) == list(range(100))
     for module in folds:
-        assert sorted(torch.cat([module.val_rows, module.train_rows]).tolist()) == list(range(100))
-        assert module.train.labels[module.val_rows].bincount(minlength=10).tolist() == [2] * 10
+        assert sorted(torch.cat([module.val_indices, module.train_indices]).tolist()) == list(
+            range(100)
+        )
+        assert module.train.labels[module.val_indices].bincount(minlength=10).tolist() == [2] * 10
 
 
 def test_a_fold_needs_folds():
@@ -85,7 +87,7 @@ def test_a_fold_needs_folds():
 
 
 def test_number_of_workers_is_an_option_of_all_data():
-    assert len(data("data.num_workers=2").train_rows) == 90
+    assert len(data("data.num_workers=2").train_indices) == 90
 
 
 @pytest.mark.parametrize("wrong", ["data.fold=5", "data.folds=1", "data.folds=101"])
@@ -96,7 +98,7 @@ def test_folds_that_do_not_exist(wrong):
 
 def test_folds_of_data_with_a_validation_part_are_refused(tree):
     root = tree({"train": 5, "val": 2, "test": 1})
-    assert len(build(configure("data=folder", f"data.root='{root}'").data).val_rows) == 4
+    assert len(build(configure("data=folder", f"data.root='{root}'").data).val_indices) == 4
     with pytest.raises(
         UserError, match=r"data.folds=5: these data have a part for validation; allowed: null"
     ):
@@ -105,7 +107,7 @@ def test_folds_of_data_with_a_validation_part_are_refused(tree):
 
 def test_moments_of_a_part_are_those_of_all_classes(tree, monkeypatch):
     """Also where the images lie in the order of their classes."""
-    monkeypatch.setattr("tricklab.data.module.FOR_MOMENTS", 10)
+    monkeypatch.setattr("tricklab.data.module.STATS_IMAGES", 10)
     root = tree({"train": 0, "val": 1, "test": 1})
     for name, grey in (("cat", 0), ("dog", 100)):
         for i in range(10):
@@ -119,16 +121,16 @@ def test_label_noise_is_exact_fixed_by_the_seed_and_in_training_only():
         data(f"data.label_noise={x}", seed=s) for x, s in ((0, 0), (0.4, 0), (0.4, 0), (0.4, 1))
     )
     wrong = noisy.train.labels != clean.train.labels
-    assert wrong.sum() == round(0.4 * len(clean.train_rows))
-    assert not wrong[clean.val_rows].any()
-    assert torch.equal(noisy.source.train.labels, clean.source.train.labels)
-    assert torch.equal(noisy.source.test.labels, clean.source.test.labels)
+    assert wrong.sum() == round(0.4 * len(clean.train_indices))
+    assert not wrong[clean.val_indices].any()
+    assert torch.equal(noisy.splits.train.labels, clean.splits.train.labels)
+    assert torch.equal(noisy.splits.test.labels, clean.splits.test.labels)
     assert torch.equal(noisy.train.labels, again.train.labels)
     assert not torch.equal(noisy.train.labels, other.train.labels)
 
 
 def test_wrong_labels_are_uniform_over_the_others():
-    noisy = corrupt(torch.zeros(10_000, dtype=torch.long), 1.0, classes=5, seed=0)
+    noisy = add_label_noise(torch.zeros(10_000, dtype=torch.long), 1.0, classes=5, seed=0)
     assert noisy.bincount(minlength=5)[0] == 0
     assert noisy.bincount(minlength=5)[1:].float().std() < 100
 
@@ -151,7 +153,7 @@ def test_sizes_that_do_not_exist(wrong):
 def test_digits_are_those_of_scikit_learn():
     from sklearn.datasets import load_digits
 
-    source, bunch = build(configure("data=digits").data).source, load_digits()
+    source, bunch = build(configure("data=digits").data).splits, load_digits()
     ours = sorted(
         zip(
             torch.cat([source.train.images, source.test.images]).flatten(1).tolist(),
@@ -170,9 +172,9 @@ def test_digits_are_those_of_scikit_learn():
 
 def test_digits_has_one_test_set():
     one, other = (build(configure("data=digits").data, seed=s) for s in (0, 1))
-    assert torch.equal(one.source.test.images, other.source.test.images)
-    assert len(one.source.test.labels) == 359
-    assert one.source.test.labels.bincount().min() >= 34
+    assert torch.equal(one.splits.test.images, other.splits.test.images)
+    assert len(one.splits.test.labels) == 359
+    assert one.splits.test.labels.bincount().min() >= 34
     assert one.train.images.dtype == torch.uint8
     assert one.train.images.max() == 255
 
@@ -180,11 +182,11 @@ def test_digits_has_one_test_set():
 def test_moments_are_those_of_the_training_part():
     images = torch.randint(256, (50, 3, 4, 5), dtype=torch.uint8)
     images[25:] = 255
-    mean, std = moments(images, torch.arange(25))
+    mean, std = channel_mean_std(images, torch.arange(25))
     pixels = images[:25].double() / 255
     assert mean == pytest.approx(pixels.mean((0, 2, 3)).tolist(), abs=1e-12)
     assert std == pytest.approx(pixels.std((0, 2, 3), correction=0).tolist(), abs=1e-12)
-    assert moments(images, torch.arange(25, 50)) == ([1.0] * 3, [1 / 255] * 3)
+    assert channel_mean_std(images, torch.arange(25, 50)) == ([1.0] * 3, [1 / 255] * 3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -193,7 +195,7 @@ def test_preparation_normalises_and_leaves_what_it_is_given(dtype, channels):
     images = torch.arange(16 * channels).view(2, channels, 2, 4).to(dtype)
     before, mean, std = images.clone(), [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     expected = (images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    torch.testing.assert_close(Preparation(Images((3, 2, 4), mean, std))(images), expected)
+    torch.testing.assert_close(Preprocess(InputSpec((3, 2, 4), mean, std))(images), expected)
     assert torch.equal(images, before)
 
 
@@ -215,8 +217,8 @@ def test_training_batches_are_augmented():
         for a in ({}, {"turn": lambda images, rand: 255 - images})
     )
     raw = next(iter(plain.train_dataloader()))
-    assert torch.equal(plain.on_after_batch_transfer(raw, 0)[0], plain.prepare(raw[0]))
-    assert torch.equal(turned.on_after_batch_transfer(raw, 0)[0], turned.prepare(255 - raw[0]))
+    assert torch.equal(plain.on_after_batch_transfer(raw, 0)[0], plain.preprocess(raw[0]))
+    assert torch.equal(turned.on_after_batch_transfer(raw, 0)[0], turned.preprocess(255 - raw[0]))
 
 
 def test_an_image_keeps_its_number_in_all_epochs():
@@ -251,13 +253,13 @@ def test_evaluation_is_clean_and_complete():
     module = at(data("data.batch_size=7", augment={"crop": crop}, seed=3), ranks=1)
     module.trainer.training = False
     batches = list(module.test_dataloader())
-    assert torch.equal(torch.cat([b[0] for b in batches]), module.source.test.images)
+    assert torch.equal(torch.cat([b[0] for b in batches]), module.splits.test.images)
     images, labels = module.on_after_batch_transfer(batches[0], 0)
-    assert torch.equal(images, module.prepare(batches[0][0]))
+    assert torch.equal(images, module.preprocess(batches[0][0]))
     assert torch.equal(labels, batches[0][1])
     split = [list(at(module, rank=rank, ranks=3).test_dataloader()) for rank in range(3)]
     assert sorted(torch.cat([b[1] for part in split for b in part]).tolist()) == sorted(
-        module.source.test.labels.tolist()
+        module.splits.test.labels.tolist()
     )
 
 
@@ -323,14 +325,14 @@ def test_a_fixed_stratified_part_of_training_is_also_evaluated_as_it_is():
     module = at(data("data.images=5000", "data.label_noise=0.5", augment={"crop": crop}))
     module.trainer.training = False
     validation, clean = module.val_dataloader()
-    assert torch.equal(torch.cat([rows for _, _, rows in validation]), module.val_rows)
+    assert torch.equal(torch.cat([rows for _, _, rows in validation]), module.val_indices)
     labels = torch.cat([y for _, y, _ in clean])
-    assert torch.equal(labels, module.train.labels[module.clean_rows])  # as they are learned
+    assert torch.equal(labels, module.train.labels[module.clean_indices])  # as they are learned
     assert len(labels) == 2000
-    assert set(module.clean_rows.tolist()) <= set(module.train_rows.tolist())
+    assert set(module.clean_indices.tolist()) <= set(module.train_indices.tolist())
     other = data("data.images=5000", "data.label_noise=0.5", seed=1)
-    assert torch.equal(other.clean_rows, module.clean_rows)
-    assert module.source.train.labels[module.clean_rows].bincount().tolist() == [200] * 10
+    assert torch.equal(other.clean_indices, module.clean_indices)
+    assert module.splits.train.labels[module.clean_indices].bincount().tolist() == [200] * 10
 
 
 def test_ranks_mix_differently():
@@ -364,10 +366,10 @@ def test_folder_splits(tree, parts):
     sizes += [] if "test" in parts else ["data.test_size=6"]
     module = build(configure("data=folder", f"data.root='{root}'", *sizes).data)
     assert module.classes == ["cat", "dog"]
-    assert len(module.val_rows) == (8 if "val" in parts else 4)
-    assert len(module.source.test.labels) == (10 if "test" in parts else 6)
+    assert len(module.val_indices) == (8 if "val" in parts else 4)
+    assert len(module.splits.test.labels) == (10 if "test" in parts else 6)
     images = 18 - (0 if "test" in parts else 6) - (0 if "val" in parts else 4)
-    assert len(module.train_rows) == images
+    assert len(module.train_indices) == images
     assert module.shape == (3, 32, 32)
 
 
@@ -420,7 +422,7 @@ def test_hidden_files_are_no_images_and_each_class_needs_one(tree):
     (root / "test" / "cat" / "0.png").unlink()
     (root / "test" / "cat").rmdir()
     assert (
-        len(build(configure("data=folder", f"data.root='{root}'").data).source.train.labels) == 10
+        len(build(configure("data=folder", f"data.root='{root}'").data).splits.train.labels) == 10
     )
     (root / "train" / "emu").mkdir()
     with pytest.raises(UserError, match="without: emu"):
@@ -482,7 +484,7 @@ def test_a_cache_is_read_until_the_files_change(tree, tmp_path, monkeypatch):
     assert len(decoded) == 2  # the first of each part, for the size
     Image.new("RGB", (12, 12)).save(root / "test" / "cat" / "0.png")
     changed = build(configure(*words).data)
-    assert changed.source.test.images[0].max() == 0
+    assert changed.splits.test.images[0].max() == 0
     assert len(list((tmp_path / "kept").iterdir())) == 3  # and no half-written one
 
 
@@ -517,7 +519,7 @@ def test_gpu_holds_the_images_and_no_step_waits_for_it(mixing):
 
 def test_images_go_to_a_device_where_they_fit():
     module = data()
-    parts = [module.train, module.val, module.source.test]
+    parts = [module.train, module.val, module.splits.test]
     size = 120 * 3 * 32 * 32  # training and validation share theirs
     assert fit(parts, size)
     assert not fit(parts, size - 1)
@@ -564,8 +566,8 @@ def test_mnist_from_a_local_copy(tmp_path, name, place, end):
         place = place.replace("FashionMNIST", "MNIST").replace("fashion-mnist", "mnist")
     pixels = write_mnist(tmp_path / place, end)
     module = build(configure(f"data={name}", f"data.root={tmp_path}").data)
-    assert np.array_equal(module.source.train.images[:, 0], pixels[40])
-    assert np.array_equal(module.source.test.images[:, 0], pixels[20])
+    assert np.array_equal(module.splits.train.images[:, 0], pixels[40])
+    assert np.array_equal(module.splits.test.images[:, 0], pixels[20])
     assert module.classes[9] == {"fashion_mnist": "Ankle boot", "mnist": "9"}[name]
 
 
@@ -590,7 +592,7 @@ def test_fashion_mnist_cut_short_is_named(tmp_path):
 def test_cifar_from_a_local_copy(tmp_path, monkeypatch, name, classes):
     pixels = write_cifar(tmp_path, classes)
     trust_cifar(tmp_path, monkeypatch)
-    source = build(configure(f"data={name}", f"data.root={tmp_path}").data).source
+    source = build(configure(f"data={name}", f"data.root={tmp_path}").data).splits
     *train, test = (torch.from_numpy(array).view(-1, 3, 32, 32) for array in pixels.values())
     assert torch.equal(source.train.images, torch.cat(train))
     assert torch.equal(source.test.images, test)
@@ -608,7 +610,7 @@ def test_torchvision_reads_the_same_from_the_files_of_the_test(tmp_path, monkeyp
     monkeypatch.setattr(CIFAR10, "_check_integrity", lambda self: True)
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *a: True)
     theirs = CIFAR10(str(tmp_path), train=True)
-    ours = build(configure("data=cifar10", f"data.root={tmp_path}").data).source
+    ours = build(configure("data=cifar10", f"data.root={tmp_path}").data).splits
     assert torch.equal(torch.from_numpy(theirs.data).permute(0, 3, 1, 2), ours.train.images)
     assert theirs.targets == ours.train.labels.tolist()
     assert theirs.classes == ours.classes
@@ -713,9 +715,9 @@ def test_parts_are_found_by_any_of_their_names(tmp_path, train, val, test):
     made = read_folder(tmp_path)
     assert made.classes == ["a", "b"]
     trained = 40 if test else 32
-    assert len(made.source.test.labels) == 8  # 2 x 4, or a fifth of 40
-    assert len(made.val_rows) == (6 if val else round(0.1 * (trained - 1)))
-    assert len(made.train_rows) == (trained if val else trained - len(made.val_rows))
+    assert len(made.splits.test.labels) == 8  # 2 x 4, or a fifth of 40
+    assert len(made.val_indices) == (6 if val else round(0.1 * (trained - 1)))
+    assert len(made.train_indices) == (trained if val else trained - len(made.val_indices))
 
 
 @pytest.mark.parametrize(
@@ -783,7 +785,7 @@ def test_composed_and_decomposed_accents_are_one_class(tmp_path):
     write_classes(tmp_path / "test", 2, ("a", "cafe\u0301"))
     made = read_folder(tmp_path)
     assert made.classes == ["a", "caf\u00e9"]
-    assert made.source.test.labels.tolist() == [0, 0, 1, 1]
+    assert made.splits.test.labels.tolist() == [0, 0, 1, 1]
 
 
 def test_links_are_followed_and_loops_end(tmp_path, capsys):
@@ -801,7 +803,7 @@ def test_links_are_followed_and_loops_end(tmp_path, capsys):
     (root / "b" / "itself.png").symlink_to("itself.png")
     os.mkfifo(root / "b" / "pipe.png")  # which would wait for ever
     made = read_folder(root)
-    counts = made.source.train.labels.bincount() + made.source.test.labels.bincount(minlength=3)
+    counts = made.splits.train.labels.bincount() + made.splits.test.labels.bincount(minlength=3)
     assert dict(zip(made.classes, counts.tolist())) == {"a": 13, "b": 5, "c": 7}
     (line,) = capsys.readouterr().err.splitlines()
     assert "3 of 28 files are left out, 3 links that lead to no file, as " in line
@@ -814,7 +816,7 @@ def test_rubbish_of_systems_is_no_image(tmp_path, capsys):
     for name in ("Thumbs.db", "desktop.ini", ".DS_Store", "notes.txt", "labels.csv"):
         (tmp_path / "a" / name).write_bytes(b"\0")
     made = read_folder(tmp_path)
-    assert made.source.files == 12
+    assert made.splits.files == 12
     assert capsys.readouterr().err == ""
 
 
@@ -856,9 +858,9 @@ def test_a_class_of_one_image_is_trained_on(tmp_path, capsys):
     write_images(tmp_path, *(f"r{i:02}/0.png" for i in range(20)))
     for seed in range(5):
         made = read_folder(tmp_path, f"data.split_seed={seed}")
-        assert len(made.source.train.labels[made.train_rows].unique()) == 22
-        assert (len(made.train_rows), len(made.val_rows)) == (43, 5)
-        assert len(made.source.test.labels) == 12
+        assert len(made.splits.train.labels[made.train_indices].unique()) == 22
+        assert (len(made.train_indices), len(made.val_indices)) == (43, 5)
+        assert len(made.splits.test.labels) == 12
     assert capsys.readouterr().err == ""
 
 
@@ -866,7 +868,7 @@ def test_classes_without_a_training_image_are_named(tmp_path, capsys):
     write_classes(tmp_path / "train", 20)
     write_images(tmp_path, "train/rare/0.png", "test/a/0.png")
     folds = [read_folder(tmp_path, "data.folds=5", f"data.fold={k}") for k in range(5)]
-    assert sorted(len(fold.val_rows) for fold in folds) == [8, 8, 8, 8, 9]
+    assert sorted(len(fold.val_indices) for fold in folds) == [8, 8, 8, 8, 9]
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "warning: 1 of 3 classes have no training image: rare"
     data("data.train_size=4")
@@ -944,15 +946,15 @@ def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch, name):
 def test_a_damaged_cache_is_decoded_again(tmp_path, capsys, damage):
     write_classes(tmp_path / "images", 6)
     cache = f"data.cache='{tmp_path / 'kept'}'"
-    whole = read_folder(tmp_path / "images", cache).source.train.images.clone()
+    whole = read_folder(tmp_path / "images", cache).splits.train.images.clone()
     for file in (tmp_path / "kept").iterdir():
         file.write_bytes(damage(file.read_bytes()))
     capsys.readouterr()
-    assert torch.equal(read_folder(tmp_path / "images", cache).source.train.images, whole)
+    assert torch.equal(read_folder(tmp_path / "images", cache).splits.train.images, whole)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2  # training and test
     assert all("uint8 is damaged; its images are decoded again" in line for line in lines)
-    assert torch.equal(read_folder(tmp_path / "images", cache).source.train.images, whole)
+    assert torch.equal(read_folder(tmp_path / "images", cache).splits.train.images, whole)
     assert capsys.readouterr().err == ""
 
 
@@ -1006,8 +1008,8 @@ def test_backgrounds_have_caches_and_fingerprints_of_their_own(tmp_path):
         read_folder(tmp_path / "images", cache, f"data.background={ground}")
         for ground in ("white", "black")
     )
-    assert white.source.test.images.unique().tolist() == [255]
-    assert black.source.test.images.unique().tolist() == [0]
+    assert white.splits.test.images.unique().tolist() == [255]
+    assert black.splits.test.images.unique().tolist() == [0]
     assert white.fingerprint != black.fingerprint
 
 
@@ -1036,7 +1038,7 @@ def test_the_fingerprint_of_arrays_changes_with_any_pixel_and_what_the_network_t
     assert data("data.batch_size=5").fingerprint == first
 
     def changed(part, change):
-        source = data().source
+        source = data().splits
         images = getattr(source, part).images
         images.copy_(change(images))
         return ImageData(source).fingerprint
@@ -1045,7 +1047,7 @@ def test_the_fingerprint_of_arrays_changes_with_any_pixel_and_what_the_network_t
     one_pixel = changed("test", lambda x: x.index_fill(0, torch.tensor([7]), 3))
     noisy = data("data.label_noise=0.1").fingerprint
     made = data()
-    own = Images(made.shape, made.mean, made.std)
+    own = InputSpec(made.shape, made.mean, made.std)
     assert made.fingerprint == first
     adapted = []
     for other in (
@@ -1053,10 +1055,10 @@ def test_the_fingerprint_of_arrays_changes_with_any_pixel_and_what_the_network_t
         own._replace(mean=[own.mean[0] + 1e-9, *own.mean[1:]]),
         own._replace(std=[0.5] * 3),
     ):
-        made.adapt(other)
+        made.match_input_spec(other)
         adapted.append(made.fingerprint)
     assert len({first, *mirrored, one_pixel, noisy, *adapted}) == 8
-    made.adapt(own)
+    made.match_input_spec(own)
     assert made.fingerprint == first
 
 
@@ -1086,13 +1088,13 @@ def test_a_line_says_the_size_of_images_from_files(tree, run, capsys):
 def test_images_that_weights_would_have_blown_up_are_refused(tree, run):
     words = ("data=folder", f"data.root='{tree({'train': 9})}'", "data.num_workers=0")
     made = build(configure(*words).data)
-    made.check_enlarged(64)
+    made.check_upscaling(64)
     with pytest.raises(
         UserError, match=r"data\.resize=32: .* 65 pixels .*=65, 33 or more, or null"
     ):
-        made.check_enlarged(65)
-    build(configure(*words, "data.resize=112").data).check_enlarged(224)
-    data().check_enlarged(224)  # arrays have no other size
+        made.check_upscaling(65)
+    build(configure(*words, "data.resize=112").data).check_upscaling(224)
+    data().check_upscaling(224)  # arrays have no other size
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
@@ -1111,7 +1113,7 @@ def test_a_folder_to_evaluate_on_is_a_test_part_or_all_there_is(tmp_path, capsys
 
     def read(root, classes=("a", "b")):
         made = folder_to_evaluate(str(root), classes, skip_damaged=False, **options)
-        return made.source.test.labels.bincount(minlength=len(classes)).tolist()
+        return made.splits.test.labels.bincount(minlength=len(classes)).tolist()
 
     write_classes(tmp_path / "plain", 9)
     assert read(tmp_path / "plain") == [9, 9]

@@ -214,7 +214,7 @@ def test_every_word_mixes_within_its_window_only(name):
         DictConfig({key: value for key, value in cfg.mixup.items() if key not in ("begin", "end")})
     )
     data, plain = build(cfg.data, mixup=mix), build(cfg.data)
-    data.mix_between("25%", "9it", Length(12, 3), accumulate=2)
+    data.set_mixup_window("25%", "9it", Length(12, 3), accumulate=2)
     mixed = []
     for n in range(24):
         place = divmod(n, 6)
@@ -226,7 +226,7 @@ def test_every_word_mixes_within_its_window_only(name):
     assert sum(mixed) > 6
     for wrong in (("50%", "50%"), ("60%", "50%"), (0, "13it")):
         with pytest.raises(UserError, match="allowed: the one before the other"):
-            data.mix_between(*wrong, Length(12, 3), accumulate=2)
+            data.set_mixup_window(*wrong, Length(12, 3), accumulate=2)
 
 
 def test_the_window_holds_in_a_run(run):

@@ -44,11 +44,11 @@ def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[Im
     for change in data.augment.values():
         change(first, Rand(generator(0, "try"), 2))  # so that what it refuses is said now
     if weights:
-        data.check_enlarged(
+        data.check_upscaling(
             max(weights.images.shape[1:]) if weights.images else usual_side(cfg.model)
         )
     if images:
-        data.adapt(images)
+        data.match_input_spec(images)
     if data.summary:
         rank_zero_only(print)(data.summary)
     net = build_net(cfg, data.shape, len(data.classes))
@@ -79,7 +79,7 @@ def build_data(cfg: DictConfig) -> ImageData:
     bit for bit, in half the time.
     """
     parts = {"augment": build_each(cfg.augment), "mixup": build(without(cfg.mixup, *WINDOW))}
-    data: ImageData = build(cfg.data, seed=cfg.seed, by_index=cfg.loss == PLAIN, **parts)
+    data: ImageData = build(cfg.data, seed=cfg.seed, integer_targets=cfg.loss == PLAIN, **parts)
     return data
 
 

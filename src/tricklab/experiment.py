@@ -106,7 +106,7 @@ def _run(cfg: DictConfig, folder: Path, record: Record, watch: Watch) -> float:
         raise UserError(
             f"resume: the data are not those that {last} was trained on; allowed: the same, or a new run"
         )
-    record.describe(data.facts)
+    record.describe(data.metadata)
     outline(net, data, plan)
     go_on(cast(MetricsFile, trainer.logger), cfg.trainer, last, progress, plan)
     record.train()
@@ -158,7 +158,7 @@ def conclude(
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
             logger.conclude(metrics, str(kept))
-            logger.show(module.logits, module.labels, data.source.test.images, data.classes)
+            logger.show(module.logits, module.labels, data.splits.test.images, data.classes)
     print_results(record)
     return metrics["val/acc"]
 
@@ -166,10 +166,10 @@ def conclude(
 def count_images(trainer: pl.Trainer, data: ImageData, tested: int) -> dict[str, int]:
     """Return how many images were trained on and evaluated; `limit_val_batches` may leave some out."""
     size, part = data.batch_size * trainer.world_size, trainer.limit_val_batches
-    batches = math.ceil(len(data.val_rows) / size)
+    batches = math.ceil(len(data.val_indices) / size)
     batches = min(batches, part) if isinstance(part, int) else int(batches * part)
-    val = min(len(data.val_rows), batches * size)
-    return {"train": len(data.train_rows), "val": val, "test": tested}
+    val = min(len(data.val_indices), batches * size)
+    return {"train": len(data.train_indices), "val": val, "test": tested}
 
 
 @rank_zero_only
@@ -237,9 +237,9 @@ def outline(net: nn.Module, data: ImageData, plan: Plan) -> None:
             f"warning: dropout in layer {', '.join(early)} stands before a batch norm: {why}",
             file=sys.stderr,
         )
-    if (val := len(data.val_rows)) < LEAST:
+    if (val := len(data.val_indices)) < LEAST:
         print(f"temperature: 1, as {val} validation images are too few to fit it")
-    images = len(data.train_rows)
+    images = len(data.train_indices)
     print(
         f"{sum(p.numel() for p in net.parameters()):,} parameters, {images:,} training images, {plan.last_step:,} steps"
     )

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from tricklab.build import build, without
-from tricklab.data.batches import Images
+from tricklab.data.batches import InputSpec
 from tricklab.errors import UserError
 from tricklab.escape import for_terminal
 from tricklab.files import CONFIG, parse_yaml, read_checkpoint, read_safetensors, read_yaml
@@ -25,7 +25,7 @@ class Weights(NamedTuple):
     """Weights by name, and the images that they were trained on, where that is known."""
 
     state: State
-    images: Images | None
+    images: InputSpec | None
 
 
 def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -109,7 +109,7 @@ def published(library: str, name: str) -> Weights:
         facts: Any = net.pretrained_cfg
         return Weights(
             net.state_dict(),
-            Images(tuple(facts["input_size"]), list(facts["mean"]), list(facts["std"])),
+            InputSpec(tuple(facts["input_size"]), list(facts["mean"]), list(facts["std"])),
         )
     best: Any = find_torchvision(name).get_model_weights(name)["DEFAULT"]
     images = best.transforms()
@@ -120,10 +120,10 @@ def published(library: str, name: str) -> Weights:
     }
     old = name in AUXILIARY  # trained before ImageNet's own mean and deviation became usual
     mean, std = ([0.5] * 3, [0.5] * 3) if old else (list(images.mean), list(images.std))
-    return Weights(body, Images((3, *images.crop_size, *images.crop_size), mean, std))
+    return Weights(body, InputSpec((3, *images.crop_size, *images.crop_size), mean, std))
 
 
-def read_images(dataset: Mapping[str, Any]) -> Images | None:
+def read_images(dataset: Mapping[str, Any]) -> InputSpec | None:
     """Return what the network of a run takes, as far as the `dataset` in its config says.
 
     Raises UserError: these are no shape, mean and std.
@@ -131,7 +131,7 @@ def read_images(dataset: Mapping[str, Any]) -> Images | None:
     if not dataset:
         return None
     try:
-        images = Images(*(list(dataset[key]) for key in ("input", "mean", "std")))  # type: ignore[arg-type]
+        images = InputSpec(*(list(dataset[key]) for key in ("input", "mean", "std")))  # type: ignore[arg-type]
         positive = [*images.shape, *images.std]
         valid = len(images.shape) == 3 and len(images.mean) == len(images.std) == images.shape[0]
         valid &= all(type(side) is int and side <= 2**16 for side in images.shape)

@@ -37,7 +37,7 @@ def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
     Raises UserError: a run without a step, durations that do not lie in it, or a weight decay that
     would turn the sign of weights.
     """
-    t, images = cfg.trainer, len(data.train_rows)
+    t, images = cfg.trainer, len(data.train_indices)
     parts = (t.limit_train_batches, t.accumulate_grad_batches, ranks, data.drop_last)
     length = run_length(images, data.batch_size, t.max_epochs, t.max_steps, *parts)
     if length.steps < 1:
@@ -52,7 +52,7 @@ def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
         message = f"stop_after={cfg.stop_after} is {stop} steps; the run has {length.steps}"
         raise UserError(message)
     if "end" in cfg.mixup:
-        data.mix_between(cfg.mixup.begin, cfg.mixup.end, length, t.accumulate_grad_batches)
+        data.set_mixup_window(cfg.mixup.begin, cfg.mixup.end, length, t.accumulate_grad_batches)
     batching = divide_epoch(images, data.batch_size, *parts)
     lr = scale_lr(cfg, batching.images_per_step)
     body = for_body(cfg.model, multiplier, length)

@@ -15,14 +15,14 @@ from tricklab.data.progress import with_progress
 Batch = tuple[Tensor, ...]
 
 
-class Labelled(NamedTuple):
+class LabeledImages(NamedTuple):
     """Images, uint8 [N, C, H, W], and their labels, int64 [N]."""
 
     images: Tensor | ImageFiles
     labels: Tensor
 
 
-class Images(NamedTuple):
+class InputSpec(NamedTuple):
     """What a network takes: channels, height, width; mean and deviation of each channel, for pixels in 0 .. 1."""
 
     shape: tuple[int, int, int]
@@ -30,23 +30,23 @@ class Images(NamedTuple):
     std: list[float]
 
 
-class Source(NamedTuple):
+class DatasetSplits(NamedTuple):
     """What a data set is read into. Without a validation part of its own it gets one from training.
 
     `files` is their number and `identity` tells whether they are the same, both where images come from files; `resize`
     is the side that these were decoded at, where it was an option.
     """
 
-    train: Labelled
-    test: Labelled
+    train: LabeledImages
+    test: LabeledImages
     classes: list[str]
-    val: Labelled | None = None
+    val: LabeledImages | None = None
     files: int = 0
     identity: str = ""
     resize: int | None = None
 
     @property
-    def parts(self) -> list[Labelled]:
+    def parts(self) -> list[LabeledImages]:
         return [part for part in (self.train, self.test, self.val) if part]
 
 
@@ -96,10 +96,10 @@ class Batches:
         yield from prefetch(Rows(self.data), rows, getattr(self.data[0], "workers", 0))
 
 
-class Preparation(nn.Module):
+class Preprocess(nn.Module):
     """Images [B, C, H, W] of 0 .. 255 to what a network takes: resized, normalised, one channel repeated as needed."""
 
-    def __init__(self, images: Images):
+    def __init__(self, images: InputSpec):
         super().__init__()
         scale = 1 / (255 * torch.tensor(images.std, dtype=torch.double))
         shift = -torch.tensor(images.mean, dtype=torch.double) * 255 * scale
@@ -118,7 +118,7 @@ class Preparation(nn.Module):
         )  # one tensor more would take 0.5 ms of 512 images
 
 
-def moments(images: Tensor | ImageFiles, rows: Tensor) -> tuple[list[float], list[float]]:
+def channel_mean_std(images: Tensor | ImageFiles, rows: Tensor) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each channel over images[rows], for pixels in 0 .. 1.
 
     The sums are integers, hence exact. A channel without any contrast gets the deviation of one grey level.

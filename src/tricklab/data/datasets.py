@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tricklab.data.batches import Labelled, Source
+from tricklab.data.batches import DatasetSplits, LabeledImages
 from tricklab.data.folders import (
-    LabelledFiles,
+    LabeledFiles,
     Search,
     find_parts,
     read_classes,
@@ -23,7 +23,7 @@ from tricklab.data.folders import (
 from tricklab.data.images import ENDINGS, ImageFiles, expand_home, keep
 from tricklab.data.module import ImageData
 from tricklab.data.published import read_cifar, read_mnist
-from tricklab.data.split import count, split_off, stratified_order
+from tricklab.data.splits import resolve_size, split_off, stratified_order
 from tricklab.errors import UserError
 from tricklab.process import count_cores
 from tricklab.randomness import generator
@@ -46,8 +46,8 @@ TEST_SIZE = (
 TRAIN = ("train", "Train", "TRAIN", "training", "Training")
 
 
-def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:
-    """Turn `read(...) -> Source` into a builder of `ImageData`, which takes all options that `read` does not."""
+def dataset(read: Callable[..., DatasetSplits]) -> Callable[..., ImageData]:
+    """Turn `read(...) -> DatasetSplits` into a builder of `ImageData`, which takes all options that `read` does not."""
 
     @functools.wraps(read)
     def build(**options: Any) -> ImageData:
@@ -66,7 +66,7 @@ def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:
 
 
 @dataset
-def digits() -> Source:
+def digits() -> DatasetSplits:
     """1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn; a fixed stratified fifth is for testing."""
     (home,) = find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr, misc]  # importing takes a second
     table = torch.from_numpy(
@@ -76,32 +76,34 @@ def digits() -> Source:
         (table[:, :64] * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
     )  # pixels were 0 .. 16
     labels = table[:, 64].long()
-    train, test = (Labelled(images[rows], labels[rows]) for rows in set_apart(labels, 0.2))
-    return Source(train, test, list("0123456789"))
+    train, test = (
+        LabeledImages(images[rows], labels[rows]) for rows in split_off_test(labels, 0.2)
+    )
+    return DatasetSplits(train, test, list("0123456789"))
 
 
 @dataset
-def mnist(root: Path, download: bool = True) -> Source:
+def mnist(root: Path, download: bool = True) -> DatasetSplits:
     """70,000 handwritten digits, 28 x 28 pixels, grey (LeCun et al., Proc. IEEE 86, 1998)."""
-    return Source(*read_mnist(root, "MNIST", download), list("0123456789"))
+    return DatasetSplits(*read_mnist(root, "MNIST", download), list("0123456789"))
 
 
 @dataset
-def fashion_mnist(root: Path, download: bool = True) -> Source:
+def fashion_mnist(root: Path, download: bool = True) -> DatasetSplits:
     """70,000 articles of clothing, 28 x 28 pixels, grey (arXiv 1708.07747)."""
-    return Source(*read_mnist(root, "FashionMNIST", download), FASHION)
+    return DatasetSplits(*read_mnist(root, "FashionMNIST", download), FASHION)
 
 
 @dataset
-def cifar10(root: Path, download: bool = True) -> Source:
+def cifar10(root: Path, download: bool = True) -> DatasetSplits:
     """60,000 photographs of 10 classes, 32 x 32 pixels, colour (Krizhevsky, 2009)."""
-    return Source(*read_cifar(root, "CIFAR10", download))
+    return DatasetSplits(*read_cifar(root, "CIFAR10", download))
 
 
 @dataset
-def cifar100(root: Path, download: bool = True) -> Source:
+def cifar100(root: Path, download: bool = True) -> DatasetSplits:
     """60,000 photographs of 100 classes, 32 x 32 pixels, colour (Krizhevsky, 2009)."""
-    return Source(*read_cifar(root, "CIFAR100", download))
+    return DatasetSplits(*read_cifar(root, "CIFAR100", download))
 
 
 @dataset
@@ -114,7 +116,7 @@ def folder(
     num_workers: int | None,
     skip_damaged: bool,
     background: str = "white",
-) -> Source:
+) -> DatasetSplits:
     """Any tree of class folders: `root/train/CLASS/...`, `val` and `test` beside `train` or not; or `root/CLASS/...`.
 
     Without a test folder a fixed stratified part of training is the test set. Resized images are cut to a square. For
@@ -135,7 +137,7 @@ def folder(
     check_no_class_is_empty(root, classes, found["train"], search)
     if "test" not in found:
         images = found["train"]
-        rest, part = set_apart(torch.tensor([label for _, label in images]), test_size)
+        rest, part = split_off_test(torch.tensor([label for _, label in images]), test_size)
         found |= {"train": [images[i] for i in rest], "test": [images[i] for i in part]}
     search.warn()
     return read_parts(found, classes, decoding)
@@ -183,8 +185,8 @@ class Decoding(NamedTuple):
 
 
 def read_parts(
-    found: Mapping[str, LabelledFiles], classes: list[str], decoding: Decoding
-) -> Source:
+    found: Mapping[str, LabeledFiles], classes: list[str], decoding: Decoding
+) -> DatasetSplits:
     """Decode the images of each part; where there is only a test part, it also stands for the others."""
     resize, mode, background, cache, workers = decoding
     files = {
@@ -192,11 +194,11 @@ def read_parts(
         for part, images in found.items()
     }
     parts = {
-        part: Labelled(keep(files[part], cache), torch.tensor([label for _, label in images]))
+        part: LabeledImages(keep(files[part], cache), torch.tensor([label for _, label in images]))
         for part, images in found.items()
     }
     test = parts["test"]
-    return Source(
+    return DatasetSplits(
         parts.get("train", test),
         test,
         classes,
@@ -232,7 +234,7 @@ def find_lower(folders: Mapping[str, Path], plain: bool) -> list[Path]:
 
 
 def check_no_class_is_empty(
-    root: Path, classes: Sequence[str], images: LabelledFiles, search: Search
+    root: Path, classes: Sequence[str], images: LabeledFiles, search: Search
 ) -> None:
     present = {label for _, label in images}
     if empty := [name for label, name in enumerate(classes) if label not in present]:
@@ -247,27 +249,27 @@ def count_workers(num_workers: int | None) -> int:
 @dataset
 def fake(
     images: int, test_images: int, channels: int, height: int, width: int, classes: int
-) -> Source:
+) -> DatasetSplits:
     """Noise on a pattern for each class: of any number, shape and size, and easy to learn."""
     source, shape = generator(0, "fake"), (channels, height, width)
     patterns = torch.randint(128, (classes, *shape), dtype=torch.uint8, generator=source)
 
-    def draw(n: int) -> Labelled:
+    def draw(n: int) -> LabeledImages:
         labels = torch.arange(n) % classes
         pixels = torch.randint(128, (n, *shape), dtype=torch.uint8, generator=source)
         for rows in torch.arange(n).split(4096):
             pixels[rows] += patterns[labels[rows]]
-        return Labelled(pixels, labels)
+        return LabeledImages(pixels, labels)
 
-    return Source(draw(images), draw(test_images), [str(k) for k in range(classes)])
+    return DatasetSplits(draw(images), draw(test_images), [str(k) for k in range(classes)])
 
 
-def set_apart(labels: Tensor, test_size: int | float) -> tuple[Tensor, Tensor]:
+def split_off_test(labels: Tensor, test_size: int | float) -> tuple[Tensor, Tensor]:
     """Return the rows of training and of a stratified test set, the same whatever the seed of the run.
 
     A class of one image stays in training.
     """
     order = stratified_order(labels, 0, "test")
-    size = count(test_size, len(order) - 1, "data.test_size")
+    size = resolve_size(test_size, len(order) - 1, "data.test_size")
     rest, part = split_off(order, labels, size)
     return rest.sort().values, part.sort().values

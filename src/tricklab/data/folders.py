@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tricklab.data.images import ENDINGS, ImageFile, find_damage
+from tricklab.data.images import ENDINGS, ImageFile, decode_errors
 from tricklab.data.progress import is_first_process, warn
 from tricklab.errors import UserError
 
@@ -27,7 +27,7 @@ NOTES = {  # endings of files that lie beside images and are not missed
 }
 
 
-LabelledFiles = list[tuple[ImageFile, int]]  # files with the number of their class
+LabeledFiles = list[tuple[ImageFile, int]]  # files with the number of their class
 
 
 def is_ignored(name: str) -> bool:
@@ -65,7 +65,7 @@ class Search:
 
     def find_classes(
         self, folder: Path, classes: Sequence[str], whose: str = "the training folder"
-    ) -> LabelledFiles:
+    ) -> LabeledFiles:
         """Return the images below `folder/CLASS`, and the label of each; without damaged ones, if asked to.
 
         Raises UserError: a class that is not one of `classes`, which are `whose`; no image.
@@ -73,7 +73,7 @@ class Search:
         folders = read_classes(folder)
         if unknown := set(folders) - set(classes):
             raise UserError(f"{folder} has the class {min(unknown)!r}, which {whose} does not have")
-        found: LabelledFiles = []
+        found: LabeledFiles = []
         for label, name in enumerate(classes):
             if name in folders:
                 found += [(file, label) for file in self.find(folders[name])]
@@ -83,9 +83,9 @@ class Search:
             raise UserError(f"{folder} has no image in its class folders{self.in_brackets}")
         return found
 
-    def leave_out_damaged(self, found: LabelledFiles) -> LabelledFiles:
+    def leave_out_damaged(self, found: LabeledFiles) -> LabeledFiles:
         """Return the images that can be decoded, and print how many of them can't."""
-        damages = find_damage([file for file, _ in found], self.workers)
+        damages = decode_errors([file for file, _ in found], self.workers)
         if (messages := [text for text in damages if text]) and is_first_process():
             counts = f"{len(messages)} of {len(found)} images are left out"
             print(f"data.skip_damaged: {counts}, the first: {messages[0]}")

@@ -223,7 +223,7 @@ class Damage:
         return ""
 
 
-def find_damage(files: Sequence[ImageFile], workers: int) -> list[str]:
+def decode_errors(files: Sequence[ImageFile], workers: int) -> list[str]:
     """Decode all files; return for each why that fails, or an empty text."""
     blocks = prefetch(Damage(files), torch.arange(len(files)).split(BLOCK), workers)
     return [text for block in with_progress(blocks, len(files), "checking") for text in block]

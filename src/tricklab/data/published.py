@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tricklab.data.batches import Labelled
+from tricklab.data.batches import LabeledImages
 from tricklab.errors import UserError
 
 DEBIAN = Path("/usr/share/datasets")  # where Debian's dataset-fashion-mnist lies
@@ -50,11 +50,13 @@ CIFAR = {  # folder, training files, test file, file with the names of the class
 }
 
 
-def read_mnist(root: Path, name: str, download: bool = True) -> tuple[Labelled, Labelled]:
+def read_mnist(root: Path, name: str, download: bool = True) -> tuple[LabeledImages, LabeledImages]:
     """Read the training and test set of torchvision's `name`, from a local copy or else downloaded to `root`."""
     folder = find_mnist(root, name) or fetch(root, name, MNIST_FILES, download) / name / "raw"
     train_x, train_y, test_x, test_y = (read_idx(folder, file) for file in MNIST_FILES)
-    return Labelled(train_x[:, None], train_y.long()), Labelled(test_x[:, None], test_y.long())
+    return LabeledImages(train_x[:, None], train_y.long()), LabeledImages(
+        test_x[:, None], test_y.long()
+    )
 
 
 def find_mnist(root: Path, name: str) -> Path | None:
@@ -113,7 +115,7 @@ def read_idx(folder: Path, name: str) -> Tensor:
 
 def read_cifar(
     root: Path, name: str, download: bool = True
-) -> tuple[Labelled, Labelled, list[str]]:
+) -> tuple[LabeledImages, LabeledImages, list[str]]:
     """Read the training set, the test set and the names of the classes of CIFAR10 or CIFAR100, as `read_mnist` does."""
     folder, train, test, meta, key = CIFAR[name]
     wanted = (*train, test, meta)
@@ -146,8 +148,8 @@ def read_cifar(
     ) as error:
         raise UserError(f"{here} does not hold {name}: {error!r}") from error
     return (
-        Labelled(torch.cat(images[:-1]), torch.cat(labels[:-1])),
-        Labelled(images[-1], labels[-1]),
+        LabeledImages(torch.cat(images[:-1]), torch.cat(labels[:-1])),
+        LabeledImages(images[-1], labels[-1]),
         list(names),
     )
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from tricklab.data.batches import Source
+from tricklab.data.batches import DatasetSplits
 from tricklab.errors import UserError
 from tricklab.randomness import generator
 
@@ -48,7 +48,7 @@ def split_off(order: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]
 
 
 def split_rows(
-    source: Source, val_size: int | float, folds: int | None, fold: int, seed: int
+    source: DatasetSplits, val_size: int | float, folds: int | None, fold: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """Return the rows of training, and those of validation. Raises UserError: folds that can't be."""
     labels = source.train.labels
@@ -65,7 +65,7 @@ def split_rows(
         return torch.arange(len(labels)), torch.arange(len(source.val.labels))
     order = stratified_order(labels, seed, "val")
     if not folds:
-        size = count(val_size, len(labels) - 1, "data.val_size")
+        size = resolve_size(val_size, len(labels) - 1, "data.val_size")
         return split_off(order, labels, size)
     if not (2 <= folds <= len(order) and 0 <= fold < folds):
         raise UserError(
@@ -75,7 +75,7 @@ def split_rows(
     return torch.cat([*parts[:fold], *parts[fold + 1 :]]), parts[fold]
 
 
-def count(size: int | float, most: int, option: str) -> int:
+def resolve_size(size: int | float, most: int, option: str) -> int:
     """Return the images that a number, or a share below 1 of `most`, means. Raises UserError: it is not 1 to `most`."""
     images = (
         size
@@ -91,7 +91,7 @@ def count(size: int | float, most: int, option: str) -> int:
     return images
 
 
-def corrupt(labels: Tensor, share: float, classes: int, seed: int) -> Tensor:
+def add_label_noise(labels: Tensor, share: float, classes: int, seed: int) -> Tensor:
     """Give exactly that `share` of the labels [N] another class, each of the others equally likely."""
     source = generator(seed, "label_noise")
     chosen = torch.randperm(len(labels), generator=source)[: round(share * len(labels))]
