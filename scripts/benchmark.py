@@ -356,6 +356,7 @@ def fit(config: Any, data: Any) -> Any:
         trainer = build_trainer(config, Path(folder))
         trainer.callbacks.insert(0, clock)  # type: ignore[attr-defined]
         plan = make_plan(config, data, trainer.world_size)
+        data.mixup_window = plan.mixup_window
         net = build_net(config, data.shape, len(data.classes))
         gc.freeze()
         trainer.fit(build_module(config, data, net, plan), datamodule=data)

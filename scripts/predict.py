@@ -48,7 +48,7 @@ def main() -> None:
 
 def find_files(source: str | None) -> list[Path]:
     """Return the image that `input` names, or those in the folder. Raises UserError: none."""
-    from tricklab.data.folders import image_files
+    from tricklab.data.search import image_files
 
     path = Path(str(source)).expanduser()
     files = image_files(path) if path.is_dir() else [path] if path.is_file() else []

@@ -53,7 +53,7 @@ def first_images(config: DictConfig) -> list[tuple[Any, str]]:
 
     data = assemble.build_data(config)
     data.integer_targets = False  # all are shown as shares
-    plan.make_plan(config, data, ranks=1)
+    data.mixup_window = plan.make_plan(config, data, ranks=1).mixup_window
     if (weights := network.read_weights(config.model)) and weights.images:
         data.match_input_spec(weights.images)
     first = next(iter(data.training_batches(lambda: (0, 0))), None)

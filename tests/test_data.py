@@ -17,7 +17,7 @@ from tricklab.build import build
 from tricklab.data.batches import InputSpec, Preprocess, channel_mean_std
 from tricklab.data.datasets import TEST_SIZE, folder_to_evaluate
 from tricklab.data.images import decode
-from tricklab.data.module import ImageData, fit, moved
+from tricklab.data.module import ImageData, fits_in_memory, to_device
 from tricklab.data.progress import with_progress
 from tricklab.data.published import MD5
 from tricklab.data.splits import VAL_SIZE, add_label_noise, split_off, stratified_order
@@ -107,7 +107,7 @@ def test_folds_of_data_with_a_validation_part_are_refused(tree):
 
 def test_moments_of_a_part_are_those_of_all_classes(tree, monkeypatch):
     """Also where the images lie in the order of their classes."""
-    monkeypatch.setattr("tricklab.data.module.STATS_IMAGES", 10)
+    monkeypatch.setattr("tricklab.data.splits.STATS_IMAGES", 10)
     root = tree({"train": 0, "val": 1, "test": 1})
     for name, grey in (("cat", 0), ("dog", 100)):
         for i in range(10):
@@ -233,8 +233,8 @@ def test_an_image_keeps_its_number_in_all_epochs():
         for images, _, rows in at(module, epoch=epoch).train_dataloader():
             assert torch.equal(images, module.train.images[rows])
             module.training_batch((images, module.train.labels[rows], rows), (epoch, 0))
-            assert torch.equal(kept.pop(), module.lasting[rows])
-    assert len(module.lasting.unique()) > 50
+            assert torch.equal(kept.pop(), module.per_image[rows])
+    assert len(module.per_image.unique()) > 50
 
 
 def test_an_odd_rest_is_the_same_for_each_rank():
@@ -521,9 +521,9 @@ def test_images_go_to_a_device_where_they_fit():
     module = data()
     parts = [module.train, module.val, module.splits.test]
     size = 120 * 3 * 32 * 32  # training and validation share theirs
-    assert fit(parts, size)
-    assert not fit(parts, size - 1)
-    train, val, test = moved(parts, torch.device("meta"))
+    assert fits_in_memory(parts, size)
+    assert not fits_in_memory(parts, size - 1)
+    train, val, test = to_device(parts, torch.device("meta"))
     assert train.images is val.images
     assert all(tensor.is_meta for part in (train, val, test) for tensor in part)
 
@@ -622,7 +622,7 @@ class Payload:
 
 
 def test_only_the_published_files_of_cifar_are_unpickled(tmp_path, monkeypatch):
-    monkeypatch.setattr("tricklab.data.published.Plain", lambda *a, **k: pytest.fail("unpickled"))
+    monkeypatch.setattr("tricklab.data.published.DataUnpickler", lambda *a, **k: pytest.fail("unpickled"))
     write_cifar(tmp_path)
     with pytest.raises(
         UserError, match=r"data_batch_1 is not the published file: its MD5 is \w+, not c99cafc1"

@@ -141,7 +141,7 @@ def test_other_formats_are_refused_whatever_their_ending(tmp_path, monkeypatch, 
         if name.startswith("PIL.") and hasattr(plugin, "Ghostscript"):
             monkeypatch.setattr(plugin, "Ghostscript", lambda *a, **k: pytest.fail("started"))
     with pytest.raises(
-        UserError, match=r"x\.png can't be decoded: it is no JPEG, PNG, WEBP, AVIF, "
+        UserError, match=r"x\.png can't be decoded: not a JPEG, PNG, WEBP, AVIF, "
     ):
         decode(tmp_path / "x.png", None, "RGB")
 

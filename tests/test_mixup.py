@@ -10,6 +10,7 @@ from torchvision.transforms import v2
 from tricklab.assemble import build_data, build_loss
 from tricklab.build import build
 from tricklab.cli import options
+from tricklab.data.batches import mixup_window
 from tricklab.duration import Length
 from tricklab.errors import UserError
 from tricklab.mixup import (
@@ -214,7 +215,7 @@ def test_every_word_mixes_within_its_window_only(name):
         DictConfig({key: value for key, value in cfg.mixup.items() if key not in ("begin", "end")})
     )
     data, plain = build(cfg.data, mixup=mix), build(cfg.data)
-    data.set_mixup_window("25%", "9it", Length(12, 3), accumulate=2)
+    data.mixup_window = mixup_window("25%", "9it", Length(12, 3), accumulate=2)
     mixed = []
     for n in range(24):
         place = divmod(n, 6)
@@ -224,9 +225,19 @@ def test_every_word_mixes_within_its_window_only(name):
         )
     assert [n for n in range(24) if mixed[n]] == [n for n in range(6, 18) if mixed[n]]
     assert sum(mixed) > 6
-    for wrong in (("50%", "50%"), ("60%", "50%"), (0, "13it")):
-        with pytest.raises(UserError, match="allowed: the one before the other"):
-            data.set_mixup_window(*wrong, Length(12, 3), accumulate=2)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "steps"),
+    [("50%", "50%", (6, 6)), ("60%", "50%", (7, 6)), (0, "13it", (0, 13))],
+)
+def test_mixup_window_without_a_step_is_refused(begin, end, steps):
+    message = (
+        rf"mixup\.begin={begin} mixup\.end={end}: begin \(step {steps[0]}\) must be before end "
+        rf"\(step {steps[1]}\), both within \[0, 12\]"
+    )
+    with pytest.raises(UserError, match=message):
+        mixup_window(begin, end, Length(12, 3), accumulate=2)
 
 
 def test_the_window_holds_in_a_run(run):
@@ -263,7 +274,7 @@ def test_training_accuracy_is_named_for_the_mixing(run):
 )
 def test_targets_are_class_indices_where_the_plain_loss_is_the_same(words, dimensions):
     data = build_data(cfg := configure("data=fake", "data.images=100", *words))
-    make_plan(cfg, data, ranks=1)
+    data.mixup_window = make_plan(cfg, data, ranks=1).mixup_window
     raw = next(iter(data.training_batches(lambda: (0, 0))))
     assert data.training_batch(raw, (0, 0))[1].ndim == dimensions
 

@@ -98,6 +98,7 @@ def _run(cfg: DictConfig, folder: Path, record: Record, watch: Watch) -> float:
     for logger in trainer.loggers:
         logger.log_hyperparams(record.config | record.origin)
     plan = make_plan(cfg, data, trainer.world_size)
+    data.mixup_window = plan.mixup_window
     module = build_module(cfg, data, net, plan)
     if last:
         check_fits(progress, module.state_dict(), module.configure_optimizers(), last)

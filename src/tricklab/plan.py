@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from tricklab.build import build
+from tricklab.data.batches import WHOLE_RUN, Window, mixup_window
 from tricklab.data.module import ImageData
 from tricklab.duration import Batching, Length, divide_epoch, run_length, to_steps
 from tricklab.errors import UserError
@@ -19,7 +20,8 @@ class Plan(NamedTuple):
     """The first rate, by what it is multiplied at each step, and the step after which training ends.
 
     `body_multiplier` is that of all but the classifier, or None where it is the same; `of_step` says how many images
-    a step has, if it is not a single batch; `batching` how batches make a step.
+    a step has, if it is not a single batch; `batching` how batches make a step; `mixup_window`
+    which of them are mixed.
     """
 
     length: Length
@@ -29,10 +31,11 @@ class Plan(NamedTuple):
     last_step: int
     of_step: str
     batching: Batching
+    mixup_window: Window
 
 
 def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
-    """Plan the whole run on `ranks` processes; tell the data when to mix.
+    """Plan the whole run on `ranks` processes.
 
     Raises UserError: a run without a step, durations that do not lie in it, or a weight decay that
     would turn the sign of weights.
@@ -51,8 +54,9 @@ def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
     if stop > length.steps:
         message = f"stop_after={cfg.stop_after} is {stop} steps; the run has {length.steps}"
         raise UserError(message)
+    window = WHOLE_RUN
     if "end" in cfg.mixup:
-        data.set_mixup_window(cfg.mixup.begin, cfg.mixup.end, length, t.accumulate_grad_batches)
+        window = mixup_window(cfg.mixup.begin, cfg.mixup.end, length, t.accumulate_grad_batches)
     batching = divide_epoch(images, data.batch_size, *parts)
     lr = scale_lr(cfg, batching.images_per_step)
     body = for_body(cfg.model, multiplier, length)
@@ -65,6 +69,7 @@ def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
         last_step=stop,
         of_step=describe_step(batching),
         batching=batching,
+        mixup_window=window,
     )
 
 
