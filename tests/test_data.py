@@ -13,7 +13,6 @@ from conftest import ONE_BATCH, configure, trust_cifar, write_cifar, write_mnist
 from PIL import Image, ImageOps
 
 from tricklab.augment import affine, crop, erase, flip
-from tricklab.build import build
 from tricklab.data.batches import InputSpec, Preprocess, channel_mean_std
 from tricklab.data.datasets import TEST_SIZE, folder_to_evaluate
 from tricklab.data.images import decode
@@ -23,6 +22,7 @@ from tricklab.data.published import MD5
 from tricklab.data.splits import VAL_SIZE, add_label_noise, split_off, stratified_order
 from tricklab.errors import UserError
 from tricklab.mixup import cutmix, mixup
+from tricklab.run.instantiate import build
 
 
 def data(*overrides, **options):
@@ -622,7 +622,9 @@ class Payload:
 
 
 def test_only_the_published_files_of_cifar_are_unpickled(tmp_path, monkeypatch):
-    monkeypatch.setattr("tricklab.data.published.DataUnpickler", lambda *a, **k: pytest.fail("unpickled"))
+    monkeypatch.setattr(
+        "tricklab.data.published.DataUnpickler", lambda *a, **k: pytest.fail("unpickled")
+    )
     write_cifar(tmp_path)
     with pytest.raises(
         UserError, match=r"data_batch_1 is not the published file: its MD5 is \w+, not c99cafc1"

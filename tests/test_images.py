@@ -140,9 +140,7 @@ def test_other_formats_are_refused_whatever_their_ending(tmp_path, monkeypatch, 
     for name, plugin in list(sys.modules.items()):
         if name.startswith("PIL.") and hasattr(plugin, "Ghostscript"):
             monkeypatch.setattr(plugin, "Ghostscript", lambda *a, **k: pytest.fail("started"))
-    with pytest.raises(
-        UserError, match=r"x\.png can't be decoded: not a JPEG, PNG, WEBP, AVIF, "
-    ):
+    with pytest.raises(UserError, match=r"x\.png can't be decoded: not a JPEG, PNG, WEBP, AVIF, "):
         decode(tmp_path / "x.png", None, "RGB")
 
 

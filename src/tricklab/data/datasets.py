@@ -20,8 +20,8 @@ from tricklab.data.module import ImageData
 from tricklab.data.published import read_cifar, read_mnist
 from tricklab.data.search import LabeledFiles, Search
 from tricklab.data.splits import split_off_test
+from tricklab.devices import count_cores
 from tricklab.errors import UserError
-from tricklab.process import count_cores
 from tricklab.randomness import generator
 
 TEST_SIZE = 0.2  # the default in conf/data/folder.yaml: an explicit 0.2 looks the same
