@@ -138,7 +138,7 @@ def test_split_options_without_an_effect_are_refused(tree, splits, override, mes
 
 
 def test_split_defaults_are_those_of_the_yaml():
-    """An explicit value is told from the default by its being another."""
+    """A size is explicit if it differs from the default."""
     assert configure("data=folder").data.val_size == VAL_SIZE
     assert configure("data=folder").data.test_size == TEST_SIZE
 

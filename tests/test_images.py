@@ -197,7 +197,7 @@ def test_decode_ignores_corrupt_metadata(tmp_path, recwarn):
     assert not recwarn.list
 
 
-RAMP = np.arange(256).reshape(16, 16)  # of grey levels
+RAMP = np.arange(256).reshape(16, 16)  # grey levels
 
 
 @pytest.mark.parametrize(

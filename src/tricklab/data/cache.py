@@ -1,4 +1,4 @@
-"""Decoded images: kept in memory, or in a file that later runs map into theirs."""
+"""Cache of decoded images: in memory, or in a file that later runs map into memory."""
 
 import hashlib
 import math
@@ -48,7 +48,7 @@ def decode_to_memory(files: ImageFiles) -> Tensor:
 
 
 def cache_folder(cache: str) -> Path:
-    """Return the folder. Raises UserError: a new one, named almost "memory" or "none"; no home."""
+    """Return the folder. Raises UserError: it is a misspelt "memory" or "none", or has no home."""
     path = expand_home(cache, "data.cache")
     hint = "" if path.exists() or "/" in cache else nearest(cache.lower(), ("memory", "none"))
     if hint:
@@ -59,11 +59,11 @@ def cache_folder(cache: str) -> Path:
 def open_or_write_cache(files: ImageFiles, folder: Path) -> Tensor:
     """Map the decoded images; decode and write them first if their cache is missing or damaged.
 
-    A cache file is named by the hash of all that its pixels follow from, the place of the files
-    included. It holds the pixels of the images one after the other, and their CRC-32.
+    A cache file is named by a hash of the image files, their location and the decoding options. It
+    holds the pixels of all images in order, and their CRC-32.
     """
-    place = files.files[0].path.absolute()
-    name = hashlib.sha256(f"{files.digest}{place!r}".encode()).hexdigest()[:16]
+    location = files.files[0].path.absolute()
+    name = hashlib.sha256(f"{files.digest}{location!r}".encode()).hexdigest()[:16]
     path = folder / f"{name}.uint8"
     try:
         if path.is_file():

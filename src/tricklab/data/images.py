@@ -31,7 +31,7 @@ FORMATS = {
 }
 EXTENSIONS = frozenset(extension for group in FORMATS.values() for extension in group)
 CORRUPT_TIFF = re.compile("corrupt|truncated|larger than file|too large", re.IGNORECASE)
-ORIENTATION_TAG = 0x0112  # of EXIF
+ORIENTATION_TAG = 0x0112  # EXIF
 TRANSPOSES = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -42,7 +42,7 @@ TRANSPOSES = {  # by EXIF orientation
     8: Image.Transpose.ROTATE_90,
 }
 BLOCK = 64  # images that a worker decodes at once
-VERSION = 2  # of the pixels that `decode` returns: a new one invalidates all caches
+VERSION = 2  # increment it if the pixels of `decode` change: it invalidates all caches
 
 
 def decode(

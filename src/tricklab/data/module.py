@@ -118,7 +118,7 @@ class ImageData(pl.LightningDataModule):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What a checkpoint stores of the data; `input` is the input shape of the network."""
+        """Metadata for checkpoints and config.yaml; `input` is the input shape of the network."""
         channels, height, width = self.train.images.shape[1:]
         return {
             "classes": self.classes,

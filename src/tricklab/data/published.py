@@ -23,14 +23,14 @@ from tricklab.errors import UserError
 # CIFAR without restrictions, from files that it opens again after their check. It reads no gzipped
 # idx files, prefers a leftover processed/training.pt to them, and does not name a damaged file.
 
-DEBIAN = Path("/usr/share/datasets")  # of the package dataset-fashion-mnist
+DEBIAN = Path("/usr/share/datasets")  # Debian's package dataset-fashion-mnist
 MNIST_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
     "t10k-images-idx3-ubyte",
     "t10k-labels-idx1-ubyte",
 )
-MD5 = {  # of the files of CIFAR, by name
+MD5 = {  # checksums of CIFAR by file name
     **dict(datasets.CIFAR10.train_list + datasets.CIFAR10.test_list),
     **dict(datasets.CIFAR100.train_list + datasets.CIFAR100.test_list),
     datasets.CIFAR10.meta["filename"]: datasets.CIFAR10.meta["md5"],
