@@ -25,9 +25,9 @@ from tricklab.cli.overrides import quoted
 from tricklab.errors import UserError
 from tricklab.files import write_text
 from tricklab.run.build import build_data, build_net
-from tricklab.run.experiment import hush
+from tricklab.run.experiment import quiet_lightning
 from tricklab.run.folder import read_result
-from tricklab.run.identity import config_hash, is_volatile
+from tricklab.run.identity import config_hash, is_excluded_from_hash
 from tricklab.run.plan import make_plan
 
 Row = dict[str, str]
@@ -72,7 +72,8 @@ def arguments(known: Sequence[str], seeds: Callable[[str], int]) -> tuple[str, i
         raise UserError(f"seeds={given}; allowed: 1 or more")
     words = [word for word in words if not word.startswith("seeds=")]
     if wrong := next(
-        (word for word in words if not is_volatile(word.lstrip("+~").partition("=")[0])), None
+        (word for word in words if not is_excluded_from_hash(word.lstrip("+~").partition("=")[0])),
+        None,
     ):
         raise UserError(
             f"{wrong} would change what is measured; allowed: seeds=N, and words of the sweep, as slots=2"
@@ -175,7 +176,7 @@ def to_row(run: Path, recipe: Recipe) -> Row:
     own = [
         word
         for key, word in words.items()
-        if key not in ("experiment", "seed") and not is_volatile(key)
+        if key not in ("experiment", "seed") and not is_excluded_from_hash(key)
     ]
     row = {"config_hash": result["config_hash"]} | (
         {"words": " ".join(own)} if len(recipe.arms) > 1 else {}
@@ -215,7 +216,7 @@ def flops(config: Any) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    hush()
+    quiet_lightning()
     data = build_data(config)
     net = build_net(config, data.shape, len(data.classes)).train()
     with FlopCounterMode(display=False) as counter:

@@ -58,8 +58,8 @@ def first_images(config: DictConfig) -> list[tuple[Any, str]]:
     data = build_data(config)
     data.integer_targets = False  # all are shown as shares
     data.mixup_window = make_plan(config, data, ranks=1).mixup_window
-    if (weights := read_weights(config.model)) and weights.images:
-        data.match_input_spec(weights.images)
+    if (weights := read_weights(config.model)) and weights.input_spec:
+        data.match_input_spec(weights.input_spec)
     first = next(iter(data.training_batches(lambda: (0, 0))), None)
     if first is None:
         raise UserError(

@@ -37,7 +37,7 @@ from tricklab.cli.messages import unknown
 from tricklab.errors import UserError, nearest
 from tricklab.files import UnreadableError, numbers, read_json, read_table, texts, write_text
 from tricklab.run.folder import read_result
-from tricklab.run.identity import is_volatile
+from tricklab.run.identity import is_excluded_from_hash
 from tricklab.sweep import REPLICATES
 
 
@@ -143,7 +143,9 @@ def read_job(sweep: Path, job: dict[str, Any]) -> Job:
     """Read what a job has left; "stopped" is one that sweep=halving has ended early."""
     name, overrides = str(job.get("folder")), texts(job.get("overrides"))
     parts = (word.lstrip("+").partition("=") for word in overrides)
-    words = {key: value for key, _, value in parts if not is_volatile(key)}  # what is computed
+    words = {
+        key: value for key, _, value in parts if not is_excluded_from_hash(key)
+    }  # what is computed
     folder = sweep / name
     if not is_name(job.get("folder")) or folder.is_symlink():
         result: dict[str, Any] = {"status": "refused", "reason": "not a folder of this sweep"}

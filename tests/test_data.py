@@ -271,7 +271,7 @@ def test_resume_refuses_another_mean(run, trained):
     text = (folder / "config.yaml").read_text()
     (mean,) = re.findall(r"  mean:\n  - (\S+)\n", text)
     (folder / "config.yaml").write_text(text.replace(mean, repr(float(mean) + 0.01)))
-    with pytest.raises(UserError, match=r"dataset\.mean is not that of last\.ckpt"):
+    with pytest.raises(UserError, match=r"dataset\.mean differs from last\.ckpt"):
         run(*options, folder=folder)
     (folder / "config.yaml").write_text(text)
     assert run(*options, folder=folder).result["status"] == "done"

@@ -126,7 +126,7 @@ def test_a_config_that_was_edited_is_refused(trained, script, changed):
     (run / "config.yaml").write_text(OmegaConf.to_yaml(config))
     said = script("evaluate.py", str(run))
     assert said.returncode == 1
-    assert "config.yaml: dataset is not that of best.ckpt" in said.stderr
+    assert "config.yaml: dataset differs from best.ckpt" in said.stderr
 
 
 def test_a_file_is_written_whole_and_not_through_a_link(tmp_path):
