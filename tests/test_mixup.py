@@ -286,7 +286,7 @@ def test_option_mixes_within_its_window_only(name):
     assert set(mixed) <= set(range(6, 18))
     assert len(mixed) > 6
     for wrong in (("50%", "50%"), ("60%", "50%"), (0, "13it")):
-        with pytest.raises(UserError, match="allowed: the one before the other"):
+        with pytest.raises(UserError, match="must be before end"):
             mixup_window(*wrong, Length(12, 3), accumulate=2)
 
 
