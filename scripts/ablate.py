@@ -16,7 +16,9 @@ from omegaconf import OmegaConf
 from page import Table, table
 from paired import Summary, detectable, holm, interval, number, paired, summarise
 
-from tricklab import cli
+from tricklab.cli.config import CONF, options
+from tricklab.cli.launch import launch
+from tricklab.errors import UserError
 
 METRIC = "test/acc"
 HEAD = [
@@ -32,12 +34,12 @@ HEAD = [
 
 
 def main() -> None:
-    name, seeds, words = arguments(cli.options(cli.CONF / "experiment"), lambda _: 3)
+    name, seeds, words = arguments(options(CONF / "experiment"), lambda _: 3)
     tricks: Any = OmegaConf.select(
-        OmegaConf.load(cli.CONF / "experiment" / f"{name}.yaml"), "claim.tricks"
+        OmegaConf.load(CONF / "experiment" / f"{name}.yaml"), "claim.tricks"
     )
     if not tricks:
-        raise cli.UserError(
+        raise UserError(
             f"experiment={name} has no claim.tricks; allowed: one that has, as fashion_tricks"
         )
     rows = measure(Recipe(name, make_arms(tricks), (METRIC,)), seeds, words)
@@ -105,4 +107,4 @@ def power(tricks: Sequence[str], rows: Rows) -> str:
 
 
 if __name__ == "__main__":
-    cli.launch(main, __doc__)
+    launch(main, __doc__)

@@ -16,9 +16,12 @@ from omegaconf import OmegaConf
 from page import table
 from paired import Summary, needed, number, seeds_text, summarise
 
-from tricklab import cli
+from tricklab.cli import messages
+from tricklab.cli.config import CONF, description, options
+from tricklab.cli.launch import launch
+from tricklab.errors import UserError
 
-CLAIMS = cli.CONF / "experiment" / "claims"
+CLAIMS = CONF / "experiment" / "claims"
 
 
 class Expectation(NamedTuple):
@@ -66,7 +69,7 @@ def main() -> None:
     if not sys.argv[1:]:
         print(table(overview(), trusted=True))
         return
-    name, seeds, words = arguments(cli.options(CLAIMS), lambda name: read_claim(name).seeds)
+    name, seeds, words = arguments(options(CLAIMS), lambda name: read_claim(name).seeds)
     claim = read_claim(name)
     rows = measure(claim.recipe, seeds, words)
     print(claim.says)
@@ -85,11 +88,11 @@ def read_claim(name: str) -> Claim:
         recipe = Recipe(
             f"claims/{name}", said["arms"], list(dict.fromkeys(e.metric for e in expect))
         )
-        claim = Claim(recipe, cli.description(path), expect, said["seeds"], said["minutes"])
+        claim = Claim(recipe, description(path), expect, said["seeds"], said["minutes"])
     except (KeyError, TypeError, AttributeError) as error:
-        raise cli.UserError(f"{path}: {error}; allowed: as in the claims beside it") from error
+        raise UserError(f"{path}: {error}; allowed: as in the claims beside it") from error
     if unknown := {arm for e in expect for arm in e.terms} - recipe.arms.keys():
-        raise cli.UserError(f"{path}: " + cli.unknown(min(unknown), min(unknown), recipe.arms))
+        raise UserError(f"{path}: " + messages.unknown(min(unknown), min(unknown), recipe.arms))
     return claim
 
 
@@ -129,7 +132,7 @@ def overview() -> list[list[str]]:
     lines = [
         ["claim", "expected", "measured (95 % interval)", "verdict", "seeds", "minutes", "date"]
     ]
-    for name in cli.options(CLAIMS):
+    for name in options(CLAIMS):
         claim = read_claim(name)
         rows = known(claim.recipe, claim.seeds)
         done = [row for of_arm in rows.values() for row in of_arm.values()]
@@ -147,4 +150,4 @@ def overview() -> list[list[str]]:
 
 
 if __name__ == "__main__":
-    cli.launch(main, __doc__)
+    launch(main, __doc__)

@@ -17,11 +17,18 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from tricklab import cli
+from tricklab.cli.compose import compose_each
+from tricklab.cli.config import CONF, options, task
+from tricklab.cli.launch import launch
+from tricklab.cli.messages import unknown
+from tricklab.cli.overrides import quoted
 from tricklab.errors import UserError
-from tricklab.folder import write_text
-from tricklab.process import quoted
-from tricklab.resume import config_hash, is_volatile, read_result, task
+from tricklab.files import write_text
+from tricklab.run.build import build_data, build_net
+from tricklab.run.experiment import quiet_lightning
+from tricklab.run.folder import read_result
+from tricklab.run.identity import config_hash, is_excluded_from_hash
+from tricklab.run.plan import make_plan
 
 Row = dict[str, str]
 Rows = dict[str, dict[int, Row]]  # by arm and seed
@@ -37,15 +44,15 @@ class Recipe(NamedTuple):
 
     @property
     def file(self) -> Path:
-        return cli.CONF / "experiment" / f"{self.name}.csv"
+        return CONF / "experiment" / f"{self.name}.csv"
 
     @property
     def folder(self) -> Path:
-        return cli.CONF.parent / "sweeps" / self.name
+        return CONF.parent / "sweeps" / self.name
 
 
 def main() -> None:
-    name, seeds, words = arguments(cli.options(cli.CONF / "experiment"), lambda _: 10)
+    name, seeds, words = arguments(options(CONF / "experiment"), lambda _: 10)
     rows = [row for seed, row in measure(Recipe(name), seeds, words)[""].items() if seed < seeds]
     print(summary(rows, flops(compose(name))))
     if len(rows) < seeds:
@@ -59,13 +66,14 @@ def arguments(known: Sequence[str], seeds: Callable[[str], int]) -> tuple[str, i
     """
     sys.argv, (name, *words) = sys.argv[:1], sys.argv[1:] or [""]
     if name not in known:
-        raise UserError(cli.unknown(f"experiment={name}", name, known))
+        raise UserError(unknown(f"experiment={name}", name, known))
     given = next((word[6:] for word in words if word.startswith("seeds=")), str(seeds(name)))
     if not given.isdecimal() or int(given) < 1:
         raise UserError(f"seeds={given}; allowed: 1 or more")
     words = [word for word in words if not word.startswith("seeds=")]
     if wrong := next(
-        (word for word in words if not is_volatile(word.lstrip("+~").partition("=")[0])), None
+        (word for word in words if not is_excluded_from_hash(word.lstrip("+~").partition("=")[0])),
+        None,
     ):
         raise UserError(
             f"{wrong} would change what is measured; allowed: seeds=N, and words of the sweep, as slots=2"
@@ -89,12 +97,12 @@ def measure(recipe: Recipe, seeds: int, words: Sequence[str]) -> Rows:
     if any(recipe.arms.values()):
         of = ",".join(f"{arm}:[{','.join(map(quoted, recipe.arms[arm]))}]" for arm in left)
         of_sweep += ["sweep=arms", f"sweep.of={{{of}}}"]
-    subprocess.run([sys.executable, "train.py", "-m", *of_sweep], cwd=cli.CONF.parent)
+    subprocess.run([sys.executable, "train.py", "-m", *of_sweep], cwd=CONF.parent)
     return known(recipe, seeds)
 
 
 def compose(name: str, words: Sequence[str] = ()) -> DictConfig:
-    (config,) = cli.compose_each([f"experiment={name}", *words]).values()
+    (config,) = compose_each([f"experiment={name}", *words]).values()
     return config
 
 
@@ -168,7 +176,7 @@ def to_row(run: Path, recipe: Recipe) -> Row:
     own = [
         word
         for key, word in words.items()
-        if key not in ("experiment", "seed") and not is_volatile(key)
+        if key not in ("experiment", "seed") and not is_excluded_from_hash(key)
     ]
     row = {"config_hash": result["config_hash"]} | (
         {"words": " ".join(own)} if len(recipe.arms) > 1 else {}
@@ -193,7 +201,7 @@ def read_metric(run: Path, name: str) -> float:
             command = ["scripts/evaluate.py", f"ckpt={run}/checkpoints/best.ckpt", "suite=ood"]
             subprocess.run(
                 [sys.executable, *command],
-                cwd=cli.CONF.parent,
+                cwd=CONF.parent,
                 check=True,
                 stdout=subprocess.DEVNULL,
             )
@@ -208,18 +216,13 @@ def flops(config: Any) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from tricklab import assemble, experiment, network, plan
-
-    experiment.hush()
-    data = assemble.build_data(config)
-    net = network.build_net(config, data.shape, len(data.classes)).train()
+    quiet_lightning()
+    data = build_data(config)
+    net = build_net(config, data.shape, len(data.classes)).train()
     with FlopCounterMode(display=False) as counter:
         net(torch.zeros(2, *data.shape)).sum().backward()
     return (
-        counter.get_total_flops()
-        / 2
-        * plan.make_plan(config, data, ranks=1).last_step
-        * data.batch_size
+        counter.get_total_flops() / 2 * make_plan(config, data, ranks=1).last_step * data.batch_size
     )
 
 
@@ -237,4 +240,4 @@ def summary(rows: list[Row], flops: float) -> str:
 
 
 if __name__ == "__main__":
-    cli.launch(main, __doc__)
+    launch(main, __doc__)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tricklab.escape import for_markdown, for_terminal
+from tricklab.cli.escape import for_markdown, for_terminal
 
 Table = list[list[str]]
 Section = tuple[

@@ -31,12 +31,13 @@ from paired import (
     summarise,
 )
 
-from tricklab import cli
+from tricklab.cli.escape import for_csv, for_terminal
+from tricklab.cli.launch import launch
+from tricklab.cli.messages import unknown
 from tricklab.errors import UserError, nearest
-from tricklab.escape import for_csv, for_terminal
-from tricklab.files import UnreadableError, numbers, read_json, read_table, texts
-from tricklab.folder import write_text
-from tricklab.resume import is_volatile, read_result
+from tricklab.files import UnreadableError, numbers, read_json, read_table, texts, write_text
+from tricklab.run.folder import read_result
+from tricklab.run.identity import is_excluded_from_hash
 from tricklab.sweep import REPLICATES
 
 
@@ -63,7 +64,7 @@ def main() -> None:
     given = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
     options = {"metric": "test/acc", "baseline": "", "incomplete": "false"}
     if wrong := given.keys() - options.keys():
-        raise UserError(cli.unknown(min(wrong), min(wrong), options))
+        raise UserError(unknown(min(wrong), min(wrong), options))
     if not folders:
         raise UserError("no folder; allowed: that of a sweep, as sweeps/NAME")
     metric, baseline, incomplete = (options | given).values()
@@ -71,7 +72,7 @@ def main() -> None:
         jobs = read_jobs(folder)
         known = {name for job in jobs for name in job.metrics}
         if known and metric not in known:
-            raise UserError(cli.unknown(f"metric={metric}", metric, known))
+            raise UserError(unknown(f"metric={metric}", metric, known))
         varied, cells = arrange(jobs)
         whole = all(job.status == "done" and job.words.keys() >= set(varied) for job in jobs)
         effects = {
@@ -142,7 +143,9 @@ def read_job(sweep: Path, job: dict[str, Any]) -> Job:
     """Read what a job has left; "stopped" is one that sweep=halving has ended early."""
     name, overrides = str(job.get("folder")), texts(job.get("overrides"))
     parts = (word.lstrip("+").partition("=") for word in overrides)
-    words = {key: value for key, _, value in parts if not is_volatile(key)}  # what is computed
+    words = {
+        key: value for key, _, value in parts if not is_excluded_from_hash(key)
+    }  # what is computed
     folder = sweep / name
     if not is_name(job.get("folder")) or folder.is_symlink():
         result: dict[str, Any] = {"status": "refused", "reason": "not a folder of this sweep"}
@@ -310,4 +313,4 @@ def numbers_in(row: dict[str, str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.launch(main, __doc__)
+    launch(main, __doc__)

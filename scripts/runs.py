@@ -18,12 +18,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tricklab import cli
-from tricklab.check import leaves
+from tricklab.cli.config import leaves
+from tricklab.cli.escape import for_terminal
+from tricklab.cli.launch import launch
 from tricklab.errors import UserError, nearest
-from tricklab.escape import for_terminal
 from tricklab.files import UnreadableError, numbers, read_yaml
-from tricklab.resume import find_runs, read_result, status
+from tricklab.run.folder import find_runs, read_result, status
 
 STATUSES = ("done", "failed", "interrupted", "unfinished", "running", "unreadable")
 
@@ -99,4 +99,4 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    cli.launch(main, __doc__)
+    launch(main, __doc__)

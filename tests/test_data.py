@@ -13,7 +13,6 @@ from conftest import ONE_BATCH, configure, trust_cifar, write_cifar, write_mnist
 from PIL import Image, ImageOps
 
 from tricklab.augment import affine, crop, erase, flip
-from tricklab.build import build
 from tricklab.data.batches import Images, Preparation, moments
 from tricklab.data.datasets import TEST_SIZE, folder_to_evaluate
 from tricklab.data.images import decode
@@ -23,6 +22,7 @@ from tricklab.data.published import MD5
 from tricklab.data.split import VAL_SIZE, corrupt, split_off, stratified_order
 from tricklab.errors import UserError
 from tricklab.mixup import cutmix, mixup
+from tricklab.run.instantiate import build
 
 
 def data(*overrides, **options):
@@ -1066,7 +1066,7 @@ def test_a_run_does_not_resume_with_another_mean(run, trained):
     text = (folder / "config.yaml").read_text()
     (line,) = re.findall(r"  mean:\n  - (\S+)\n", text)
     (folder / "config.yaml").write_text(text.replace(line, repr(float(line) + 0.01)))
-    with pytest.raises(UserError, match=r"dataset\.mean is not that of last\.ckpt"):
+    with pytest.raises(UserError, match=r"dataset\.mean differs from last\.ckpt"):
         run(*words, folder=folder)
     (folder / "config.yaml").write_text(text)
     assert run(*words, folder=folder).result["status"] == "done"

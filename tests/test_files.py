@@ -8,18 +8,20 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from tricklab.analysis.trained import read_trained
 from tricklab.errors import UserError
 from tricklab.files import (
     UnreadableError,
+    atomic_open,
     parse_yaml,
     read_checkpoint,
     read_json,
     read_safetensors,
     read_table,
     read_yaml,
+    write_text,
 )
-from tricklab.folder import atomic_open, refuse_links, write_text
-from tricklab.trained import read_trained
+from tricklab.run.folder import refuse_links
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{b}: &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in zip("abcdef", "bcdefg", strict=True)
@@ -124,7 +126,7 @@ def test_a_config_that_was_edited_is_refused(trained, script, changed):
     (run / "config.yaml").write_text(OmegaConf.to_yaml(config))
     said = script("evaluate.py", str(run))
     assert said.returncode == 1
-    assert "config.yaml: dataset is not that of best.ckpt" in said.stderr
+    assert "config.yaml: dataset differs from best.ckpt" in said.stderr
 
 
 def test_a_file_is_written_whole_and_not_through_a_link(tmp_path):

@@ -3,10 +3,10 @@ import torch
 from conftest import CONF, configure
 from torch import nn
 
-from tricklab.cli import options
+from tricklab.cli.config import options
 from tricklab.errors import UserError
 from tricklab.model import Residual
-from tricklab.network import build_net
+from tricklab.run.build import build_net
 
 
 def net(*overrides, shape=(3, 32, 32), classes=10):
@@ -173,7 +173,7 @@ def test_dropout_before_batch_norm_is_named(run, capsys, overrides, named):
     run("debug=batch", *overrides)
     said = capsys.readouterr().err
     assert (
-        (f"warning: dropout in layer {named} stands before a batch norm" in said)
+        (f"warning: dropout in layer {named} precedes a batch norm" in said)
         if named
         else "warning" not in said
     )

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from tricklab.module import ImageClassifier
 from tricklab.optimizer import is_backbone, keep_group_names, named_weights, parameter_groups
+from tricklab.training import ImageClassifier
 
 
 def small_net():

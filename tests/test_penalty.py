@@ -10,9 +10,9 @@ from sklearn.linear_model import ElasticNet, LogisticRegression
 from torch import nn
 
 from tricklab import penalty
-from tricklab.assemble import build_penalties
 from tricklab.errors import UserError
 from tricklab.optimizer import named_weights, parameter_groups
+from tricklab.run.build import build_penalties
 
 l1 = inspect.unwrap(penalty.l1)
 l2 = inspect.unwrap(penalty.l2)

@@ -12,7 +12,8 @@ from conftest import CONF, ONE_BATCH, checked, write_mnist
 from PIL import Image
 
 import tricklab.data.published
-from tricklab.cli import explain, options
+from tricklab.cli.config import options
+from tricklab.cli.messages import explain
 from tricklab.errors import UserError
 
 CPU = "trainer.accelerator=cpu"
@@ -237,7 +238,7 @@ ROWS = [
     ),
     (
         ["model.weights=nowhere"],
-        "model.weights=nowhere is not a file; allowed: null, pretrained, a file with weights",
+        "model.weights=nowhere is not a file; allowed: null, pretrained, or a file with weights",
     ),
     (
         ["model.weights=mnist/train-labels-idx1-ubyte"],
@@ -285,9 +286,9 @@ def test_one_line_and_no_folder(run, there, monkeypatch, words, says):
 
 
 def test_a_package_that_a_callback_misses_is_a_mistake_of_the_user():
-    from tricklab.experiment import in_plain_words
+    from tricklab.run.experiment import as_user_error
 
-    plain = in_plain_words(ModuleNotFoundError("psutil is not installed"), None)
+    plain = as_user_error(ModuleNotFoundError("psutil is not installed"), None)
     assert isinstance(plain, UserError)
     assert str(plain) == "psutil is not installed"
 

@@ -11,13 +11,13 @@ from conftest import CONF, ROOT, Run, configure
 from omegaconf import OmegaConf
 from torch import nn
 
-from tricklab.assemble import build_data, build_penalties
-from tricklab.build import build, without
 from tricklab.duration import divide_epoch
 from tricklab.errors import UserError
-from tricklab.network import build_net, read_state
 from tricklab.optimizer import is_embedding_or_scale, named_weights, parameter_groups
-from tricklab.plan import make_plan, scale_lr, total_decay
+from tricklab.run.build import build_data, build_net, build_penalties
+from tricklab.run.instantiate import build, omit
+from tricklab.run.plan import make_plan, scale_lr, total_decay
+from tricklab.run.weights import read_state
 
 DECOUPLED = "+optimizer.decoupled_weight_decay=true"
 PLAIN = (
@@ -189,7 +189,7 @@ def test_the_decay_of_weights_is_what_an_optimizer_leaves_of_them(words):
     net = nn.Linear(1, 1, bias=False).double()
     weight = net.weight
     nn.init.ones_(weight)
-    optimizer = build(without(cfg.optimizer, "lr_per", "fused"), lr=0.01)([weight])
+    optimizer = build(omit(cfg.optimizer, "lr_per", "fused"), lr=0.01)([weight])
     penalties = build_penalties(cfg.penalty, net)
     for _ in range(2000):
         loss = penalties["l2"].fn([weight]) if "l2" in penalties else 0 * weight.sum()

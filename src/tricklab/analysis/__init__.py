@@ -1,0 +1,1 @@
+"""What comes after training: results, statistics, reports, figures."""

@@ -1,0 +1,211 @@
+"""What an option that does not exist was meant to be: the nearest key, or ours for a name of other tools."""
+
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from tricklab.cli.config import find_options, options
+from tricklab.errors import closest
+
+KEYS = {  # what is typed here: names for it elsewhere, {} being their value
+    "optimizer.lr={}": "lr learning_rate lr0 base_lr init_lr initial_lr start_lr eta rate",
+    "optimizer.weight_decay={}": "wd weight_decay decay l2_reg",
+    "optimizer.momentum={}": "momentum mom",
+    "optimizer={}": "opt optim optimiser",
+    "trainer.max_epochs={}": "epochs epoch num_epochs n_epochs max_epochs nb_epochs ep",
+    "trainer.max_steps={}": "steps max_steps num_steps total_steps iterations iters max_iters",
+    "data.batch_size={}": "batch_size batch bs train_batch_size per_device_train_batch_size",
+    "data.num_workers={}": "workers num_workers n_workers dataloader_num_workers j",
+    "data.root={}": "data_dir data_path data_root dataset_dir dataset_path root train_dir",
+    "data.resize={}": "img_size image_size imgsz im_size input_size size resolution",
+    "data.val_size={}": "val_split val_ratio val_pct validation_split valid_size",
+    "data={}": "dataset data_set ds",
+    "model={}": "arch net network architecture model_name backbone",
+    "model.dropout={}": "dropout drop drop_rate dropout_rate p_dropout",
+    "model.drop_path={}": "drop_path drop_path_rate stochastic_depth drop_connect",
+    "model.weights=pretrained": "pretrained",
+    "model.weights={}": "weights initial_checkpoint finetune init_checkpoint",
+    "model.freeze=3ep model.weights=pretrained": "freeze_backbone freeze_epochs",
+    "trainer.devices={}": "devices gpus gpu num_gpus n_gpus ngpus nproc world_size",
+    "trainer.accelerator={}": "device accelerator",
+    "trainer.precision=16-mixed": "amp fp16 half mixed_precision use_amp",
+    "trainer.precision=bf16-mixed": "bf16 bfloat16",
+    "trainer.gradient_clip_val={}": "clip clip_grad grad_clip clip_norm max_grad_norm",
+    "trainer.accumulate_grad_batches={}": "accum accumulate grad_accum grad_accum_steps "
+    "gradient_accumulation_steps accumulation_steps",
+    "trainer.compile=true": "torch_compile torchcompile",
+    "scheduler={}": "sched schedule lr_scheduler lr_schedule scheduler_name",
+    "scheduler.warmup={}ep": "warmup_epochs",
+    "scheduler.warmup={}it": "warmup_steps warmup_iters",
+    "scheduler.warmup={}": "warmup",
+    "scheduler.floor={}": "eta_min min_lr lr_min",
+    "loss.label_smoothing={}": "smoothing label_smoothing ls smooth",
+    "loss={}": "criterion loss_fn",
+    "mixup=on mixup.alpha={}": "mixup_alpha",
+    "mixup=cutmix mixup.alpha={}": "cutmix cutmix_alpha",
+    "augment={}": "aug augs augmentation augmentations transform transforms",
+    "augment=randaugment": "aa auto_augment autoaugment",
+    "augment=erase augment.erase.probability={}": "reprob random_erasing cutout",
+    "augment=flip augment.flip.horizontal={}": "hflip",
+    "callbacks=ema": "ema model_ema use_ema",
+    "callbacks=ema callbacks.ema.decay={}": "ema_decay model_ema_decay",
+    "callbacks=early_stopping callbacks.early_stopping.patience={}": "patience",
+    "callbacks=early_stopping": "early_stopping early_stop",
+    "logger=wandb": "wandb use_wandb",
+    "logger.wandb.project={}": "project wandb_project",
+    "logger=tensorboard": "tensorboard tb",
+    "seed={}": "seed_everything random_seed manual_seed random_state",
+    "name={}": "run_name exp_name experiment_name exp",
+    "resume={}": "checkpoint ckpt ckpt_path resume_from resume_from_checkpoint load",
+    "hydra.run.dir={}": "output output_dir out out_dir save_dir log_dir logdir work_dir run_dir",
+    "debug=batch": "fast_dev_run smoke_test",
+    "debug=overfit": "overfit overfit_batches",
+}
+
+
+OPTIONS = {  # in the order of preference, as not every fork has each
+    "augment=flip": "hflip horizontal_flip random_horizontal_flip mirror",
+    "augment=resized_crop": "random_resized_crop rrc",
+    "augment=crop": "random_crop random_resized_crop rrc",
+    "augment=erase": "cutout random_erasing erasing",
+    "augment=jitter": "color_jitter colour_jitter color",
+    "augment=rotate": "random_rotation rotation",
+    "augment=affine": "random_affine",
+    "augment=randaugment": "ra rand_augment autoaugment auto_augment aa",
+    "augment=trivialaugment": "ta_wide trivial_augment_wide",
+    "augment=none": "off no false",
+    "callbacks=ema": "swa model_ema",
+    "callbacks=none": "off no false",
+    "data=folder": "imagefolder image_folder imagenet custom path",
+    "debug=batch": "true default fast_dev_run",
+    "logger=none": "off no false csv",
+    "logger=wandb": "wb weights_and_biases true",
+    "loss=cross_entropy": "ce xent nll cross_entropy_loss",
+    "loss=smooth": "label_smoothing smoothing",
+    "mixup=off": "none no false",
+    "mixup=on": "true yes mixup",
+    "model=convnet": "cnn vgg simple small",
+    "model=mlp": "dense linear fc",
+    "model=resnet model.depth=20": "resnet20",
+    "model=resnet model.depth=32": "resnet32",
+    "model=resnet model.depth=44": "resnet44",
+    "model=resnet model.depth=56": "resnet56",
+    "optimizer=adamw": "adam",
+    "optimizer=sgd": "nesterov momentum",
+    "penalty=decay": "weight_decay wd",
+    "penalty=none": "off no false",
+    "scheduler=cosine": "cos cosine_annealing cosine_annealing_lr cosine_lr",
+    "scheduler=cosine_restarts": "cosine_annealing_warm_restarts sgdr warm_restarts",
+    "scheduler=constant": "none off no false fixed",
+    "scheduler=one_cycle": "one_cycle_lr 1cycle",
+    "scheduler=plateau": "reduce_lr_on_plateau reduce_on_plateau",
+    "scheduler=polynomial": "poly polynomial_lr",
+    "trainer=gpu": "cuda",
+}
+
+
+OF_TORCHVISION = re.compile(
+    r"alexnet|convnext_(tiny|small|base|large)|densenet\d+|efficientnet_(b\d|v2_[sml])|googlenet|"
+    r"inception_v3|maxvit_t|mnasnet\d_\d+|mobilenet_v[23]\w*|regnet_[xy]_\d+[gm]f|resnet\d+|"
+    r"resnext\d+_\w+|shufflenet_v2_\w+|squeezenet1_\d|swin_(v2_)?[tsb]|vgg\d+(_bn)?|"
+    r"vit_[blh]_\d+|wide_resnet\d+_2"
+)
+
+
+ANY = ("none", "off", "no", "false", "true", "yes")  # in every group
+
+
+def suggest_key(key: str, value: str, known: Collection[str], conf: Path) -> str:
+    """Return " Did you mean optimizer.lr=0.1?" for the dotted key that `key` is most likely for, or nothing.
+
+    Looked for, in this order: a key of an option that was not chosen, a name of other tools, a misspelt neighbour, the
+    same last word elsewhere in the config, a misspelt name of anything.
+    """
+    if homes := find_options(key, conf):
+        group, choices = key.partition(".")[0], ", ".join(homes)
+        some = f"{group}={homes[0]}"
+        return f" It belongs to {group}={choices}: {some} {assign(key, value)}"
+    parent, _, word = key.rpartition(".")
+    elsewhere = sorted(k for k in known if k.rpartition(".")[2] == word)
+    beside = find_siblings(key, known) if parent else []
+    if other := translate(KEYS, word):
+        return complete(other.format(value), known, conf)
+    if near := closest(word, beside, 0.6):
+        return f" Did you mean {assign(f'{parent}.{near}', value)}?"
+    if elsewhere:
+        return f" Did you mean {' or '.join(assign(k, value) for k in elsewhere[:3])}?"
+    if near := closest(word, names(KEYS), 0.8):
+        return complete(str(translate(KEYS, near)).format(value), known, conf)
+    last = {k.rpartition(".")[2]: k for k in sorted(known, reverse=True)}
+    if not parent and (near := closest(word, find_siblings(key, known), 0.6)):
+        return f" Did you mean {assign(near, value)}?"
+    near = closest(word, last, 0.75)
+    return f" Did you mean {assign(last[near], value)}?" if near else ""
+
+
+def find_siblings(key: str, known: Iterable[str]) -> list[str]:
+    """Return the keys that stand beside a dotted one, without their common beginning."""
+    parent = key.rpartition(".")[0]
+    start = f"{parent}." if parent else ""
+    found = {k[len(start) :].partition(".")[0] for k in known if k.startswith(start)}
+    return sorted(k for k in found if not k.startswith("_"))
+
+
+def assign(key: str, value: str) -> str:
+    return f"{key}={value}" if value else key
+
+
+def complete(typed: str, known: Collection[str], conf: Path) -> str:
+    """Suggest what is typed here for a name of other tools, with the option that has such a key."""
+    key, _, value = typed.rpartition(" ")[2].partition("=")
+    if key == typed.partition("=")[0]:
+        if "." not in key and (conf / key).is_dir() and value not in options(conf / key):
+            return suggest_option(key, value, conf)
+        if "." in key and not key.startswith("hydra.") and key not in known:
+            homes = find_options(key, conf)
+            typed = f"{key.partition('.')[0]}={homes[0]} {typed}" if homes else typed
+    return f" Did you mean {typed}?"
+
+
+def suggest_option(group: str, option: str, conf: Path) -> str:
+    """Return " Did you mean scheduler=cosine?" for what an option that `group` does not have was meant to be."""
+    there = options(conf / group)
+    if typed := translate_option(group, option, conf):
+        return f" Did you mean {typed}?"
+    if group == "mixup" and re.fullmatch(r"0?\.\d+|[1-9]\d*(\.\d+)?", option):
+        return f" Did you mean mixup=on mixup.alpha={option}?"
+    if group == "model" and re.search(r"\d|_|-", option) and not closest(option, there, 0.9):
+        library = "torchvision" if OF_TORCHVISION.fullmatch(option) else "timm"
+        return f" Did you mean model={library} model.name={option}?"
+    groups = sorted(path.name for path in conf.iterdir() if path.is_dir() and path.name != group)
+    for other in groups if option not in ANY else ():
+        if option in options(conf / other):
+            return f" Did you mean {other}={option}?"
+        if typed := translate_option(other, option, conf):
+            return f" Did you mean {typed}?"
+    near = closest(option, there, 0.5)
+    return f" Did you mean {group}={near}?" if near else ""
+
+
+def translate_option(group: str, option: str, conf: Path) -> str:
+    """Return what is typed here for the name that an option of a group has elsewhere."""
+    for typed, others in OPTIONS.items():
+        home, _, name = typed.split()[0].partition("=")
+        there = home == group and name in options(conf / group)
+        if there and plain(option) in map(plain, others.split()):
+            return typed
+    return ""
+
+
+def translate(table: dict[str, str], word: str) -> str | None:
+    """Return what is typed here for a name of other tools."""
+    return next((to for to, of in table.items() if plain(word) in map(plain, of.split())), None)
+
+
+def names(table: dict[str, str]) -> list[str]:
+    return [name for of in table.values() for name in of.split()]
+
+
+def plain(name: str) -> str:
+    """Return a name without what tools disagree on."""
+    return re.sub("[_-]", "", name).lower()
