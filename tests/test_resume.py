@@ -352,7 +352,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(run, damage):
     last.write_bytes(last.read_bytes()[:-1000] if damage is None else damage)
     best = last.with_name("best.ckpt")
     with pytest.raises(
-        UserError, match=rf"last.ckpt is damaged, or no checkpoint: .*; try resume={best}"
+        UserError, match=rf"last.ckpt is damaged, or not a checkpoint: .*; try resume={best}"
     ):
         run(*words, "resume=auto")
     assert_same(run(*words, f"resume={best}"), whole)
