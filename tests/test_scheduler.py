@@ -349,7 +349,7 @@ def test_one_cycle_needs_an_optimizer_with_momentum(run):
 
 def test_one_cycle_needs_a_momentum_above_zero(run):
     sgd = ("optimizer.momentum=0", "optimizer.nesterov=false")
-    match = r"SGD has no momentum to schedule; allowed: optimizer\.momentum of more than 0"
+    match = r"SGD has no momentum to schedule; set optimizer\.momentum above 0"
     with pytest.raises(UserError, match=match):
         run("scheduler=one_cycle", *sgd, "debug=batch")
 
