@@ -12,13 +12,13 @@ from pytorch_lightning import LightningModule, Trainer
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler, StepLRScheduler
 from torch.optim import lr_scheduler as oracle
 
-from tricklab.cli.config import options
+from tricklab.cli.config import list_options
 from tricklab.duration import Length, run_length
 from tricklab.errors import UserError
 from tricklab.run.instantiate import build
 from tricklab.run.plan import make_plan
 
-NAMES = options(CONF / "scheduler")
+NAMES = list_options(CONF / "scheduler")
 LENGTHS = [Length(1, 1), Length(2, 1), Length(7, 3), Length(100, 10), Length(12_345, 823)]
 EXACT = {"rel": 0, "abs": 1e-12}
 
