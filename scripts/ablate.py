@@ -23,7 +23,8 @@ from tricklab.analysis.recipes import (
     read_command,
     run_missing,
 )
-from tricklab.cli import CONF, launch, options
+from tricklab.cli.config import CONF, options
+from tricklab.cli.launch import launch
 
 
 def main() -> None:

@@ -26,7 +26,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tricklab import cli
+from tricklab.cli.compose import compose_each
+from tricklab.cli.launch import launch
+from tricklab.run.build import build_data
 
 FLOOR = (
     60_000  # images/s of the plain loop with the dense network, batches of 128, on two quiet cores
@@ -180,7 +182,7 @@ def in_processes(
     """Return the images/s of each in each round, each in a process of its own: compiling slows all that follows."""
     context, turns = multiprocessing.get_context("forkserver"), dict[str, Callable[[int], float]]()
     context.set_forkserver_preload(
-        ["tricklab.experiment"]
+        ["tricklab.run.experiment"]
     )  # all begin with the same imports, which take seconds
     with contextlib.ExitStack() as stack:
         for name, way in ways.items():
@@ -212,7 +214,7 @@ def plain_loop(
     """
     import torch
 
-    from tricklab.network import build_net
+    from tricklab.run.build import build_net
 
     config, data = prepared(tuple(words))
     net = build_net(config, data.shape, len(data.classes)).train()
@@ -241,8 +243,8 @@ def bare_lightning(words: Sequence[str], steps: int) -> float:
     import pytorch_lightning as pl
     import torch
 
-    from tricklab.experiment import hush
-    from tricklab.network import build_net
+    from tricklab.run.build import build_net
+    from tricklab.run.experiment import hush
 
     class Bare(pl.LightningModule):
         net: Any
@@ -318,9 +320,9 @@ def ours(words: Sequence[str], steps: int) -> float:
 @functools.cache
 def prepared(words: tuple[str, ...]) -> tuple[Any, Any]:
     """Return the config and the data of these words, the same ones each time."""
-    from tricklab.assemble import build_data
+    from tricklab.run.build import build_data
 
-    (config,) = cli.compose_each(list(words)).values()
+    (config,) = compose_each(list(words)).values()
     return config, build_data(config)
 
 
@@ -328,11 +330,10 @@ def fit(config: Any, data: Any) -> Any:
     """Train in a temporary folder; return a clock with `first`, when the first step ended, and what it measured."""
     import pytorch_lightning as pl
 
-    from tricklab.assemble import build_module, build_trainer
     from tricklab.callbacks import FewHooks
-    from tricklab.experiment import hush
-    from tricklab.network import build_net
-    from tricklab.plan import make_plan
+    from tricklab.run.build import build_module, build_net, build_trainer
+    from tricklab.run.experiment import hush
+    from tricklab.run.plan import make_plan
 
     class Clock(FewHooks, pl.Callback):
         """Seconds of training after the first steps; it stands still in evaluation."""
@@ -376,15 +377,18 @@ def start(threads: int, repeats: int) -> Tables:
 
 def stages(threads: int) -> dict[str, float]:
     began = time.perf_counter()
-    (config,) = cli.compose_each(["stop_after=1it"]).values()
+    (config,) = compose_each(["stop_after=1it"]).values()
     composed = time.perf_counter()
     import torch
 
-    from tricklab import assemble, experiment  # noqa: F401
+    from tricklab.run import (
+        build,  # noqa: F401
+        experiment,  # noqa: F401
+    )
 
     torch.set_num_threads(threads)
     imported = time.perf_counter()
-    clock = fit(config, assemble.build_data(config))
+    clock = fit(config, build_data(config))
     stages = {"to compose the config": composed - began, "to import the rest": imported - composed}
     after = {
         "from there to the end of the first step": clock.first - imported,
@@ -451,7 +455,7 @@ def write_files(root: Path) -> None:
 def from_files(root: Path, threads: int) -> dict[str, float]:
     import torch
 
-    from tricklab import assemble  # noqa: F401  # takes seconds
+    from tricklab.run import build  # noqa: F401  # takes seconds
 
     torch.set_num_threads(threads)
     in_memory = ("data.val_size=100", *NETS["mlp"])
@@ -478,4 +482,4 @@ def from_files(root: Path, threads: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.launch(main, __doc__)
+    launch(main, __doc__)

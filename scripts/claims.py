@@ -12,7 +12,8 @@ import sys
 from tricklab.analysis.claims import CLAIMS, claims_table, judge, read_claim
 from tricklab.analysis.page import escape_pipes, format_table
 from tricklab.analysis.recipes import INCOMPLETE, count_missing, read_command, run_missing
-from tricklab.cli import launch, options
+from tricklab.cli.config import options
+from tricklab.cli.launch import launch
 
 
 def main() -> None:

@@ -17,15 +17,17 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from tricklab import cli
-from tricklab.folder import write_text
+from tricklab.cli.launch import launch
+from tricklab.errors import UserError
+from tricklab.files import write_text
+from tricklab.run.experiment import hush
+from tricklab.run.instantiate import build
 
 
 def main() -> None:
-    from tricklab import experiment
-    from tricklab.trained import compose_one, read_trained
+    from tricklab.analysis.trained import compose_one, read_trained
 
-    experiment.hush()
+    hush()
     mine = [word for word in sys.argv[1:] if word.split("=")[0].split(".")[0] == "augment"]
     rest = [word for word in sys.argv[1:] if word not in mine]
     trained = read_trained(rest, mc="0", tta="0", resamples="200", suite="", other="")
@@ -34,7 +36,7 @@ def main() -> None:
         count_views(name, trained.arguments[name]) for name in ("mc", "tta", "resamples")
     )
     if suite not in ("", "ood"):
-        raise cli.UserError(f"suite={suite}; allowed: ood")
+        raise UserError(f"suite={suite}; allowed: ood")
     if mine:
         config.augment = compose_one(mine).augment
     if (
@@ -42,7 +44,7 @@ def main() -> None:
         or (tta and not config.augment)
         or (mc and tta and mc != tta and not suite)
     ):
-        raise cli.UserError(
+        raise UserError(
             f"mc={mc} tta={tta} {' '.join(mine)}; allowed: tta with an augmentation, mc the same or 0"
         )
     data = trained.data()
@@ -54,7 +56,7 @@ def main() -> None:
 
 def count_views(name: str, given: str) -> int:
     if not given.isdecimal() or int(given) == 1:
-        raise cli.UserError(f"{name}={given}; allowed: 0, or 2 views and more")
+        raise UserError(f"{name}={given}; allowed: 0, or 2 views and more")
     return int(given)
 
 
@@ -82,8 +84,8 @@ def show_results(trained: Any, data: Any, mc: int, tta: int, resamples: int) -> 
 
 def show_suite(trained: Any, data: Any, mc: int, tta: int) -> None:
     """Print, write and draw how sure each view of the checkpoint is of each set, and how well that tells it."""
-    from tricklab.calibration import judged
-    from tricklab.ood import draw_confidence, separate
+    from tricklab.analysis.ood import draw_confidence, separate
+    from tricklab.metrics import judged
 
     path = trained.path.absolute()
     folder = path.parents[1] if (path.parents[1] / "config.yaml").is_file() else path.parent
@@ -122,8 +124,8 @@ def views(trained: Any, mc: int, tta: int) -> dict[str, Any]:
 
 
 def average(trained: Any, mc: int, tta: int) -> Any:
-    from tricklab.build import build_each
-    from tricklab.views import Averaged
+    from tricklab.analysis.views import Averaged
+    from tricklab.run.instantiate import build_each
 
     changes = build_each(trained.config.augment) if tta else {}
     return Averaged(
@@ -133,8 +135,8 @@ def average(trained: Any, mc: int, tta: int) -> Any:
 
 def sets(trained: Any, data: Any) -> Iterator[tuple[Any, ...]]:
     """Yield the test set, the same under each change, and the test set of other data: name, data, change."""
-    from tricklab import build, ood
-    from tricklab.trained import compose_one
+    from tricklab.analysis import ood
+    from tricklab.analysis.trained import compose_one
 
     config = trained.config
     yield "test", data, None
@@ -143,7 +145,7 @@ def sets(trained: Any, data: Any) -> Iterator[tuple[Any, ...]]:
     yield "blur", data, ood.blur
     unlike = "fake" if config.data._target_.endswith(".digits") else "digits"
     name = trained.arguments["other"] or unlike
-    other = build.build(compose_one([f"data={name}"]).data, seed=config.seed)
+    other = build(compose_one([f"data={name}"]).data, seed=config.seed)
     other.prepare, test = trained.prepare(), other.source.test
     other.source = other.source._replace(
         test=test._replace(labels=test.labels * 0)
@@ -156,8 +158,8 @@ def assess(trained: Any, net: Any, data: Any, change: Any = None) -> Any:
     from torch import nn
     from torchvision.transforms import v2
 
-    from tricklab.module import ImageClassifier
-    from tricklab.views import Averaged
+    from tricklab.analysis.views import Averaged
+    from tricklab.training import ImageClassifier
 
     trainer = make_trainer(trained.config.trainer)
     module, prepare = ImageClassifier(net), data.prepare
@@ -186,7 +188,7 @@ def make_trainer(of_run: Any) -> Any:
     try:
         return pl.Trainer(devices=1, callbacks=[bar], **options, **off)
     except (MisconfigurationException, ImportError, ValueError) as error:
-        raise cli.UserError(f"{options}: {error}") from error
+        raise UserError(f"{options}: {error}") from error
 
 
 def bootstrap(
@@ -199,7 +201,7 @@ def bootstrap(
     """
     import numpy as np
 
-    from tricklab.module import evaluate
+    from tricklab.metrics import evaluate
 
     rng, intervals = np.random.default_rng(0), {}
     drawn = (rng.integers(len(labels), size=len(labels)) for _ in range(resamples))
@@ -212,4 +214,4 @@ def bootstrap(
 
 
 if __name__ == "__main__":
-    cli.launch(main, __doc__)
+    launch(main, __doc__)

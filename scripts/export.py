@@ -9,17 +9,18 @@ The file can stand for the checkpoint: ckpt=model.safetensors, model.weights=mod
 import sys
 from pathlib import Path
 
-from tricklab import cli
-from tricklab.folder import atomic_open
+from tricklab.cli.launch import launch
+from tricklab.errors import UserError
+from tricklab.files import atomic_open
 
 
 def main() -> None:
-    from tricklab.trained import read_trained
+    from tricklab.analysis.trained import read_trained
 
     trained = read_trained(sys.argv[1:], output=None)
     target = Path(trained.arguments["output"] or trained.path.with_suffix(".safetensors"))
     if target.suffix != ".safetensors":
-        raise cli.UserError(f"output={target}; expected a name that ends in .safetensors")
+        raise UserError(f"output={target}; expected a name that ends in .safetensors")
     trained.net()  # weights and config fit each other, before anything is written
     with atomic_open(target) as file:
         file.write(trained.to_safetensors())
@@ -28,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.launch(main, __doc__)
+    launch(main, __doc__)

@@ -16,7 +16,8 @@ from tricklab.analysis.recipes import (
     run_missing,
     training_flops,
 )
-from tricklab.cli import CONF, launch, options
+from tricklab.cli.config import CONF, options
+from tricklab.cli.launch import launch
 
 
 def main() -> None:

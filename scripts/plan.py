@@ -14,7 +14,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from tricklab import cli
+from tricklab.cli import overrides
+from tricklab.cli.compose import compose_each
+from tricklab.cli.launch import launch
+from tricklab.run.build import build_data, build_trainer
+from tricklab.run.experiment import hush
+from tricklab.run.plan import make_plan
 
 WIDTH, HEIGHT = 76, 15  # characters of the chart
 TOGETHER = 6  # curves that one picture still shows apart
@@ -22,7 +27,7 @@ Rates = dict[str, list[float]]  # of each step, by name
 
 
 def main() -> None:
-    configs = cli.compose_each(sys.argv[1:])
+    configs = compose_each(sys.argv[1:])
     rates, notes = {}, []
     for label, config in configs.items():
         for column, values in planned(config).items():
@@ -37,19 +42,17 @@ def main() -> None:
         csv.writer(file, lineterminator="\n").writerows(
             [["step", *rates], *([t, *row] for t, row in rows)]
         )
-    draw(rates, folder / "plan.png", cli.title() or next(iter(configs)))
+    draw(rates, folder / "plan.png", overrides.title() or next(iter(configs)))
     print(chart(rates, notes))
     print(f"{folder}/plan.csv, {folder}/plan.png")
 
 
 def planned(config: DictConfig) -> Rates:
     """Return the rate of each step, and that of the body where it has another."""
-    from tricklab import assemble, experiment, plan
-
-    experiment.hush()
+    hush()
     config.logger, config.callbacks = {}, {}
-    ranks = assemble.build_trainer(config, Path()).world_size
-    made = plan.make_plan(config, assemble.build_data(config), ranks)
+    ranks = build_trainer(config, Path()).world_size
+    made = make_plan(config, build_data(config), ranks)
     parts = {"lr": made.multiplier, "lr_body": made.body_multiplier}
     return {name: [made.lr * f(t) for t in range(made.last_step)] for name, f in parts.items() if f}
 
@@ -60,7 +63,7 @@ def note(config: DictConfig, rates: list[float]) -> str:
     That is the product of 1 - rate * decay over all steps: exact where the decay is decoupled (AdamW, penalty=decay),
     while SGD's momentum m makes it about 1 / (1 - m) times as strong.
     """
-    from tricklab.plan import total_decay
+    from tricklab.run.plan import total_decay
 
     momentum, decay = config.optimizer.get("momentum", 0.0), total_decay(config)
     figures = (
@@ -118,4 +121,4 @@ def chart(rates: Rates, notes: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    cli.launch(main, __doc__)
+    launch(main, __doc__)

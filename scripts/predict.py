@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from tricklab import cli
-from tricklab.escape import for_csv, for_terminal
-from tricklab.folder import atomic_open
+from tricklab.cli.escape import for_csv, for_terminal
+from tricklab.cli.launch import launch
+from tricklab.errors import UserError
+from tricklab.files import atomic_open
 
 BATCH = 256  # images at a time
 ENCODING: dict[str, Any] = {  # names of files may be any bytes
@@ -27,13 +28,13 @@ ENCODING: dict[str, Any] = {  # names of files may be any bytes
 
 
 def main() -> None:
-    from tricklab.trained import read_trained
+    from tricklab.analysis.trained import read_trained
 
     trained = read_trained(sys.argv[1:], input=None, output=None)
     files, target = find_files(trained.arguments["input"]), trained.arguments["output"]
     if trained.dataset["channels"] not in (1, 3):
         channels = trained.dataset["channels"]
-        raise cli.UserError(f"ckpt={trained.path} takes {channels} channels; allowed: 1 or 3")
+        raise UserError(f"ckpt={trained.path} takes {channels} channels; allowed: 1 or 3")
     damaged: list[str] = []
     with open_output(target) as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -53,7 +54,7 @@ def find_files(source: str | None) -> list[Path]:
     path = Path(str(source)).expanduser()
     files = image_files(path) if path.is_dir() else [path] if path.is_file() else []
     if not files:
-        raise cli.UserError(f"input={source}: no image there; expected one, or a folder of images")
+        raise UserError(f"input={source}: no image there; expected one, or a folder of images")
     return files
 
 
@@ -110,10 +111,10 @@ def decode_all(
         try:
             images.append(decode(file, size, mode, background))
             found.append(file)
-        except cli.UserError as error:
+        except UserError as error:
             damaged.append(str(error))
     return found, images
 
 
 if __name__ == "__main__":
-    cli.launch(main, __doc__)
+    launch(main, __doc__)

@@ -10,13 +10,19 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from tricklab import cli
+from tricklab.cli.compose import compose_each
+from tricklab.cli.launch import launch
+from tricklab.cli.overrides import title
+from tricklab.errors import UserError
+from tricklab.run.build import build_data
+from tricklab.run.plan import make_plan
+from tricklab.run.weights import read_weights
 
 ROWS, COLUMNS = 4, 8
 
 
 def main() -> None:
-    configs = cli.compose_each(sys.argv[1:])
+    configs = compose_each(sys.argv[1:])
 
     from matplotlib import pyplot
 
@@ -40,7 +46,7 @@ def main() -> None:
             )
     for axes in grid.flat:
         axes.axis("off")
-    figure.suptitle(cli.title() or "python train.py")
+    figure.suptitle(title() or "python train.py")
     folder = Path(next(iter(configs.values())).hydra.run.dir)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / "preview.png", dpi=150)
@@ -49,16 +55,14 @@ def main() -> None:
 
 def first_images(config: DictConfig) -> list[tuple[Any, str]]:
     """Return the first batch: images [H, W, C] of 0 .. 1, and the two largest shares of their targets."""
-    from tricklab import assemble, network, plan
-
-    data = assemble.build_data(config)
+    data = build_data(config)
     data.by_index = False  # all are shown as shares
-    plan.make_plan(config, data, ranks=1)
-    if (weights := network.read_weights(config.model)) and weights.images:
+    make_plan(config, data, ranks=1)
+    if (weights := read_weights(config.model)) and weights.images:
         data.adapt(weights.images)
     first = next(iter(data.training_batches(lambda: (0, 0))), None)
     if first is None:
-        raise cli.UserError(
+        raise UserError(
             f"data.batch_size={data.batch_size} of {len(data.train_rows)} images makes no batch"
         )
     images, targets = data.training_batch(first, (0, 0))
@@ -78,4 +82,4 @@ def first_images(config: DictConfig) -> list[tuple[Any, str]]:
 
 
 if __name__ == "__main__":
-    cli.launch(main, __doc__)
+    launch(main, __doc__)

@@ -22,8 +22,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from tricklab.check import check
-from tricklab.jobs import Composer
+from tricklab.cli.check import check
+from tricklab.jobs.queue import Composer
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test process a core; before torch is imported
 
@@ -238,7 +238,10 @@ def answer(
     """Run `train.py` from another working directory, in a process that has not imported torch before."""
 
     def answer(*arguments: str) -> Said:
-        server, files = servers("tricklab.check", "tricklab.cli"), tmp_path_factory.mktemp("said")
+        server, files = (
+            servers("tricklab.cli.start", "tricklab.cli.launch"),
+            tmp_path_factory.mktemp("said"),
+        )
         return server.run(files, tmp_path, str(ROOT / "train.py"), *arguments, env={**os.environ})
 
     return answer
@@ -291,7 +294,7 @@ def run(tmp_path: Path, environment: None, monkeypatch: pytest.MonkeyPatch) -> C
         choices: dict[str, str] | None = None,
         compose: Callable[..., DictConfig] = configure,
     ) -> Run:
-        from tricklab import experiment
+        from tricklab.run import experiment
 
         if "logger=wandb" not in overrides:  # which shows it
             monkeypatch.setattr(experiment, "draw_calibration", lambda *arguments: None)

@@ -21,10 +21,10 @@ from tricklab.augment import (
     trivialaugment,
     warp,
 )
-from tricklab.build import build_each
-from tricklab.cli import options
+from tricklab.cli.config import options
 from tricklab.errors import UserError
 from tricklab.randomness import Rand, generator
+from tricklab.run.instantiate import build_each
 
 IMAGES = torch.randint(256, (64, 3, 9, 7), dtype=torch.uint8, generator=generator(0, "images"))
 

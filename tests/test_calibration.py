@@ -11,13 +11,8 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.classification import MulticlassCalibrationError
 
-from tricklab.calibration import (
-    Calibration,
-    draw_calibration,
-    fit_temperature,
-    measure,
-    reliability,
-)
+from tricklab.metrics import Calibration, fit_temperature, measure, reliability
+from tricklab.run.figures import draw_calibration
 
 CASES = [
     (1, 2, 1),
@@ -113,7 +108,7 @@ def test_the_order_of_equals_does_not_matter():
 
 @pytest.mark.parametrize(("n", "classes", "scale"), CASES)
 def test_temperature_is_scipys_and_never_harms(n, classes, scale, monkeypatch):
-    monkeypatch.setattr("tricklab.calibration.LEAST", 1)
+    monkeypatch.setattr("tricklab.metrics.LEAST", 1)
     logits, labels = map(torch.tensor, draw(n, classes, scale))
     temperature = fit_temperature(logits, labels)
     assert 0.01 <= temperature <= 100
@@ -199,7 +194,7 @@ def test_no_temperature_is_fitted_on_a_few_images(run, capsys):
 def test_the_picture_of_calibration_says_of_what_it_is(monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr(
-        "tricklab.calibration.save_figure", lambda figure, path: drawn.append(figure)
+        "tricklab.run.figures.save_figure", lambda figure, path: drawn.append(figure)
     )
     draw_calibration(
         torch.randn(1360, 3), torch.zeros(1360, dtype=torch.long), 1.5, tmp_path / "c.png"

@@ -13,9 +13,9 @@ import time
 import pytest
 from conftest import CONF, ROOT, configure
 
-from tricklab.cli import options
+from tricklab.cli.config import options, task
 from tricklab.errors import UserError
-from tricklab.resume import config_hash, task
+from tricklab.run.identity import config_hash
 
 NAMES = options(CONF / "experiment" / "claims")
 COMPOSED = pytest.mark.xdist_group("claims")  # each config once

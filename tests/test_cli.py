@@ -13,10 +13,15 @@ from types import SimpleNamespace
 import pytest
 from conftest import CONF, ONE_BATCH, ROOT, checked, configure
 
-from tricklab.check import refuse
-from tricklab.cli import check_flags, expand_home, list_words, options, read_arguments, run_name
+from tricklab.cli.config import options
+from tricklab.cli.help import list_words
+from tricklab.cli.launch import check_flags
+from tricklab.cli.names import run_name
+from tricklab.cli.overrides import expand_home, read_arguments
+from tricklab.cli.start import refuse
+from tricklab.cli.values import RANGES, check_value
 from tricklab.errors import UserError
-from tricklab.values import RANGES, check_value
+from tricklab.run.folder import check_folder
 
 
 def imported(trace: str, module: str) -> bool:
@@ -376,7 +381,7 @@ def test_an_experiment_that_is_no_config_is_told_in_one_line(train, tmp_path, te
 
 
 def test_a_mistake_in_the_check_itself_ends_the_run(monkeypatch):
-    monkeypatch.setattr("tricklab.check.check", lambda config: 1 / 0)
+    monkeypatch.setattr("tricklab.cli.start.check", lambda config: 1 / 0)
     with pytest.raises(SystemExit) as ended:
         refuse(configure(hydra=True))
     assert ended.value.code == 1
@@ -602,14 +607,14 @@ def test_what_is_right_is_let_through(right):
 
 
 def test_a_folder_that_can_not_be_written(train, tmp_path, monkeypatch):
-    from tricklab import check
+    from tricklab.run import folder
 
     monkeypatch.setattr(
-        check.os, "access", lambda path, mode: path != tmp_path
+        folder.os, "access", lambda path, mode: path != tmp_path
     )  # root may write anywhere
     with pytest.raises(UserError, match=f"{tmp_path} can't be written"):
-        check.check_folder(tmp_path / "a" / "b", configure())
-    check.check_folder(tmp_path.parent / "c", configure())
+        check_folder(tmp_path / "a" / "b", configure())
+    check_folder(tmp_path.parent / "c", configure())
 
 
 @pytest.mark.parametrize(
@@ -650,7 +655,7 @@ def test_early_stopping_ends_at_the_first_evaluation_without_improvement(run, pa
 
 
 def test_a_refused_run_leaves_no_parents_that_were_made_for_it(tmp_path, monkeypatch):
-    from tricklab.record import remove_empty
+    from tricklab.run.record import remove_empty
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a" / "b" / "c").mkdir(parents=True)
@@ -665,7 +670,7 @@ def test_a_refused_run_leaves_no_parents_that_were_made_for_it(tmp_path, monkeyp
 
 
 def test_a_package_that_is_not_installed_has_no_version():
-    from tricklab.record import find_version
+    from tricklab.run.record import find_version
 
     assert find_version("no-such-package") == "not installed"
     assert find_version("omegaconf")[0].isdigit()

@@ -9,7 +9,7 @@ from conftest import CONF, ONE_BATCH, checked, configure, trust_cifar, write_cif
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from tricklab.cli import description, options
+from tricklab.cli.config import description, options
 from tricklab.data.published import find_mnist
 
 FILES = sorted(CONF.rglob("*.yaml"))

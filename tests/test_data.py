@@ -13,7 +13,6 @@ from conftest import ONE_BATCH, configure, trust_cifar, write_cifar, write_mnist
 from PIL import Image, ImageOps
 
 from tricklab.augment import affine, crop, erase, flip
-from tricklab.build import build
 from tricklab.data.batches import Images, Preparation, moments
 from tricklab.data.datasets import TEST_SIZE, folder_to_evaluate
 from tricklab.data.images import decode
@@ -23,6 +22,7 @@ from tricklab.data.published import MD5
 from tricklab.data.split import VAL_SIZE, corrupt, split_off, stratified_order
 from tricklab.errors import UserError
 from tricklab.mixup import cutmix, mixup
+from tricklab.run.instantiate import build
 
 
 def data(*overrides, **options):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tricklab.escape import for_csv, for_markdown, for_terminal
+from tricklab.cli.escape import for_csv, for_markdown, for_terminal
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,17 @@ import torch
 import yaml
 from conftest import ONE_BATCH, Run, configure
 
-from tricklab.build import build, find_target
 from tricklab.callbacks import BestCheckpoint, NoProfiler, rank
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile
 from tricklab.mixup import identity, mixup
-from tricklab.module import ImageClassifier
-from tricklab.network import build_net
 from tricklab.randomness import derive
-from tricklab.record import Record, git_state, uncommitted
-from tricklab.resume import config_hash
+from tricklab.run.build import build_net
+from tricklab.run.identity import config_hash
+from tricklab.run.instantiate import build, find_target
+from tricklab.run.record import Record, git_state, uncommitted
+from tricklab.training import ImageClassifier
 
 SHORT = ("model=mlp", "trainer.log_every_n_steps=1")
 
@@ -278,7 +278,7 @@ def test_a_failed_run_says_why(run, tmp_path):
 def test_an_interrupted_run_says_so(run, tmp_path, monkeypatch):
     """Before training, too: there it ends at once."""
     monkeypatch.setattr(
-        "tricklab.experiment.make_plan", lambda *a: os.kill(os.getpid(), signal.SIGINT)
+        "tricklab.run.experiment.make_plan", lambda *a: os.kill(os.getpid(), signal.SIGINT)
     )
     with pytest.raises(SystemExit) as ended:
         run(*SHORT)
@@ -309,7 +309,7 @@ def test_config_hash_leaves_out_what_changes_no_number(monkeypatch):
     assert config_hash(later) != config_hash({"data": {"name": "folder", "background": "black"}})
     of_package = config_hash({"model": {"_target_": f"{NAME}.model.mlp"}})
     assert of_package != config_hash({"model": {"_target_": "torch.nn.mlp"}})
-    monkeypatch.setattr(f"{NAME}.resume.__package__", "renamed")
+    monkeypatch.setattr(f"{NAME}.run.identity.PACKAGE", "renamed")
     assert of_package == config_hash({"model": {"_target_": "renamed.model.mlp"}})
 
 
@@ -317,8 +317,8 @@ def test_config_hash_leaves_out_what_changes_no_number(monkeypatch):
     "target",
     [
         "os.system",
-        "tricklab.record.subprocess.run",
-        "tricklab.resume.os.system",
+        "tricklab.run.record.subprocess.run",
+        "tricklab.run.folder.os.system",
         "torch.nn.modules.module.torch.load",
         "builtins.eval",
     ],
@@ -450,8 +450,10 @@ def test_what_is_not_committed_is_kept(tmp_path):
 
 
 def test_the_run_uses_the_record(run, monkeypatch):
-    monkeypatch.setattr("tricklab.record.git_state", lambda folder: {"commit": "c", "dirty": True})
-    monkeypatch.setattr("tricklab.record.uncommitted", lambda folder: "the patch")
+    monkeypatch.setattr(
+        "tricklab.run.record.git_state", lambda folder: {"commit": "c", "dirty": True}
+    )
+    monkeypatch.setattr("tricklab.run.record.uncommitted", lambda folder: "the patch")
     done = run(*ONE_BATCH)
     assert done.result["git"] == {"commit": "c", "dirty": True}
     assert (done.folder / "git.diff").read_text() == "the patch"

@@ -8,18 +8,20 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from tricklab.analysis.trained import read_trained
 from tricklab.errors import UserError
 from tricklab.files import (
     UnreadableError,
+    atomic_open,
     parse_yaml,
     read_checkpoint,
     read_json,
     read_safetensors,
     read_table,
     read_yaml,
+    write_text,
 )
-from tricklab.folder import atomic_open, refuse_links, write_text
-from tricklab.trained import read_trained
+from tricklab.run.folder import refuse_links
 
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{b}: &{b} [{','.join(['*' + a] * 9)}]\n" for a, b in zip("abcdef", "bcdefg", strict=True)

@@ -21,11 +21,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from tricklab import process
-from tricklab.cli import sweep_name
-from tricklab.jobs import Job, Jobs
-from tricklab.process import Command, work
-from tricklab.resume import config_hash, task
+from tricklab.cli import overrides
+from tricklab.cli.config import task
+from tricklab.cli.names import sweep_name
+from tricklab.jobs import process
+from tricklab.jobs.process import Command, work
+from tricklab.jobs.queue import Job, Jobs
+from tricklab.run.identity import config_hash
 
 SERVERS = pytest.mark.xdist_group("servers")  # which start once for all
 
@@ -223,7 +225,7 @@ def test_threads_are_shared_by_the_slots(monkeypatch):
     "value", ["20260301", "1e5", "null", "true", "a b", "it's", "/a/b", "x=1", "", "a,b", "ü"]
 )
 def test_what_is_quoted_is_read_as_that_text(value):
-    assert OverridesParser.create().parse_override(f"x={process.quoted(value)}").value() == value
+    assert OverridesParser.create().parse_override(f"x={overrides.quoted(value)}").value() == value
 
 
 @SERVERS

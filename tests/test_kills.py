@@ -18,7 +18,7 @@ from conftest import Run
 from PIL import Image
 
 from tricklab.data.datasets import digits
-from tricklab.process import Command, work
+from tricklab.jobs.process import Command, work
 
 WORDS = (
     *(
@@ -59,7 +59,7 @@ def images(tmp_path_factory):
 def start(images):
     """Start `python train.py` in a process that has torch imported already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tricklab.experiment"])
+    context.set_forkserver_preload(["tricklab.run.experiment"])
 
     def start(folder, case, *more, until=("", 0)):
         scheduler, workers, processes = case
@@ -195,11 +195,15 @@ def kills(start, whole, tmp_path, cases):
 @pytest.mark.parametrize(
     ("moment", "number", "at"),
     [
-        ("tricklab.module.ImageClassifier.training_step", 6, (0, 1)),  # before the first checkpoint
-        ("tricklab.resume.os.fsync", 9, (7, 40)),  # while a checkpoint is written
-        ("tricklab.resume.os.replace", 10, (7, 40)),  # before it is renamed
-        ("tricklab.module.ImageClassifier.validation_step", 40, (15, 16)),
-        ("tricklab.record.Record.finish", 1, (63, 64)),  # after the last step
+        (
+            "tricklab.training.ImageClassifier.training_step",
+            6,
+            (0, 1),
+        ),  # before the first checkpoint
+        ("tricklab.run.folder.os.fsync", 9, (7, 40)),  # while a checkpoint is written
+        ("tricklab.run.folder.os.replace", 10, (7, 40)),  # before it is renamed
+        ("tricklab.training.ImageClassifier.validation_step", 40, (15, 16)),
+        ("tricklab.run.record.Record.finish", 1, (63, 64)),  # after the last step
     ],
 )
 def test_a_kill_at_the_worst_moment(start, whole, tmp_path, moment, number, at):

@@ -81,7 +81,7 @@ def test_what_is_not_installed_is_named(train, word, needs):
 
 @pytest.mark.parametrize("sweeper", ["search", "basic"])
 def test_slurm_is_refused_where_it_is_not(script, tmp_path, monkeypatch, sweeper):
-    monkeypatch.setattr("tricklab.check.find_spec", lambda name: True)
+    monkeypatch.setattr("tricklab.cli.start.find_spec", lambda name: True)
     monkeypatch.setattr("shutil.which", lambda command: None)
     done = script(
         "../train.py", "-m", "seed=0,1", "hydra/launcher=slurm", f"hydra/sweeper={sweeper}"

@@ -8,33 +8,41 @@ import torch
 from conftest import CONF, ONE_BATCH
 from omegaconf import OmegaConf
 
-from tricklab import lightning
+from tricklab.cli.lightning import (
+    BARS,
+    EXTRA,
+    INSTEAD,
+    INSTEAD_OF_CALLBACK,
+    WORKING,
+    check_argument,
+    check_callback,
+)
 from tricklab.errors import UserError
 
 
 def test_every_argument_of_the_trainer_is_decided_on():
     ours = {"_target_", "compile", "channels_last"}
     in_conf = set(OmegaConf.load(CONF / "trainer" / "default.yaml")) - ours
-    decided = [*in_conf, *lightning.EXTRA, *lightning.INSTEAD]
+    decided = [*in_conf, *EXTRA, *INSTEAD]
     assert sorted(decided) == sorted(inspect.signature(pl.Trainer).parameters)
 
 
 def test_every_callback_is_decided_on():
-    decided = [*lightning.WORKING, *lightning.BARS, *lightning.INSTEAD_OF_CALLBACK]
+    decided = [*WORKING, *BARS, *INSTEAD_OF_CALLBACK]
     assert sorted(decided) == sorted(pl.callbacks.__all__)
 
 
-@pytest.mark.parametrize("name", lightning.INSTEAD)
+@pytest.mark.parametrize("name", INSTEAD)
 def test_argument_is_refused_by_name(name):
     with pytest.raises(UserError, match=f"trainer.{name} would not do here what it says; "):
-        lightning.check_argument(name)
+        check_argument(name)
 
 
 @pytest.mark.parametrize("module", ["callbacks", "callbacks.some.module"])
-@pytest.mark.parametrize("name", lightning.INSTEAD_OF_CALLBACK)
+@pytest.mark.parametrize("name", INSTEAD_OF_CALLBACK)
 def test_callback_is_refused_by_name(module, name):
     with pytest.raises(UserError, match=f"callbacks.x: {name} can't be used here; "):
-        lightning.check_callback("x", f"pytorch_lightning.{module}.{name}")
+        check_callback("x", f"pytorch_lightning.{module}.{name}")
 
 
 def test_a_second_bar_is_refused_and_another_one_is_not():
@@ -42,9 +50,9 @@ def test_a_second_bar_is_refused_and_another_one_is_not():
     with pytest.raises(
         UserError, match=f"there is a bar already; use callbacks.progress._target_={bar}"
     ):
-        lightning.check_callback("x", bar)
-    lightning.check_callback("progress", bar)
-    lightning.check_callback("x", "mine.callbacks.Timer")
+        check_callback("x", bar)
+    check_callback("progress", bar)
+    check_callback("x", "mine.callbacks.Timer")
 
 
 def test_clipping_by_value_bounds_each_step(run):

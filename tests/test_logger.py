@@ -15,9 +15,9 @@ import torch
 from conftest import ONE_BATCH, ROOT
 from pytorch_lightning.callbacks import LearningRateMonitor
 
-from tricklab import experiment
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile, Wandb, draw_confusion
+from tricklab.run import experiment
 
 WANDB = Path(sys.executable).with_name("wandb")
 CURVES = {
@@ -306,7 +306,7 @@ def test_a_run_that_goes_on_keeps_its_id(run, offline, monkeypatch, tmp_path):
 
     options = ("logger=wandb", "model=mlp", "trainer.max_epochs=2")
     with monkeypatch.context() as patch:
-        patch.setattr("tricklab.module.ImageClassifier.on_train_batch_end", stop)
+        patch.setattr("tricklab.training.ImageClassifier.on_train_batch_end", stop)
         with pytest.raises(SystemExit):
             run(*options)
     run(*options, "resume=auto")

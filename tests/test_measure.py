@@ -10,8 +10,9 @@ import torch
 from conftest import CONF, ROOT, configure
 from torch import nn
 
+from tricklab.cli.config import task
 from tricklab.data.published import find_mnist
-from tricklab.resume import config_hash, task
+from tricklab.run.identity import config_hash
 
 
 @pytest.fixture

@@ -7,11 +7,10 @@ from scipy import stats
 from timm.loss import LabelSmoothingCrossEntropy
 from torchvision.transforms import v2
 
-from tricklab.assemble import build_data, build_loss
-from tricklab.build import build
-from tricklab.cli import options
+from tricklab.cli.config import options
 from tricklab.duration import Length
 from tricklab.errors import UserError
+from tricklab.metrics import share_right
 from tricklab.mixup import (
     alternate,
     blend,
@@ -23,9 +22,11 @@ from tricklab.mixup import (
     images_only,
     mixup,
 )
-from tricklab.module import ImageClassifier, share_right
-from tricklab.plan import make_plan
 from tricklab.randomness import generator
+from tricklab.run.build import build_data, build_loss
+from tricklab.run.instantiate import build
+from tricklab.run.plan import make_plan
+from tricklab.training import ImageClassifier
 
 WAYS = [
     lambda *batch, **more: mixup(*batch, **{"alpha": 1.0, **more}),
@@ -272,7 +273,7 @@ def test_class_indices_give_the_weights_that_probabilities_do(run, monkeypatch):
     """Bit for bit, with mixing in the second of three epochs."""
     options = ("model=mlp", "trainer.max_epochs=3", "mixup=on", "mixup.begin=1ep", "mixup.end=2ep")
     done = [run(*options, folder="indices")]
-    monkeypatch.setattr("tricklab.assemble.PLAIN", {})
+    monkeypatch.setattr("tricklab.run.build.PLAIN", {})
     done.append(run(*options, folder="probabilities"))
     assert done[0].column("train/acc_mixed") == done[1].column("train/acc_mixed")
     states = [

@@ -3,10 +3,10 @@ import torch
 from conftest import CONF, configure
 from torch import nn
 
-from tricklab.cli import options
+from tricklab.cli.config import options
 from tricklab.errors import UserError
 from tricklab.model import Residual
-from tricklab.network import build_net
+from tricklab.run.build import build_net
 
 
 def net(*overrides, shape=(3, 32, 32), classes=10):

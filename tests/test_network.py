@@ -7,12 +7,14 @@ import torch
 from conftest import ONE_BATCH, configure, write_mnist
 from torch import nn
 
-from tricklab.build import build
 from tricklab.errors import UserError
+from tricklab.metrics import evaluate
 from tricklab.model import find_head, torchvision
-from tricklab.module import ImageClassifier, evaluate
-from tricklab.network import Weights, build_net, load_body, read_state, read_weights
-from tricklab.plan import make_plan
+from tricklab.run.build import build_net
+from tricklab.run.instantiate import build
+from tricklab.run.plan import make_plan
+from tricklab.run.weights import Weights, load_body, read_state, read_weights
+from tricklab.training import ImageClassifier
 
 SMALL = "model.widths=[8,8,8]"
 

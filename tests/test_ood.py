@@ -8,7 +8,7 @@ import torch
 from conftest import Run
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from tricklab.ood import Noise, blur, rotation, separate
+from tricklab.analysis.ood import Noise, blur, rotation, separate
 
 EDGES = {
     "apart": ([0.9, 1.0, 1.0], [0.1, 0.2]),

@@ -5,9 +5,9 @@ from conftest import configure
 from sklearn.linear_model import ElasticNet, LogisticRegression
 from torch import nn
 
-from tricklab.assemble import build_penalties
 from tricklab.errors import UserError
 from tricklab.penalty import decay, find_weights, l1, l1_prox, l2, max_norm, parameter_groups
+from tricklab.run.build import build_penalties
 
 NET = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
 

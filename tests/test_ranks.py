@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, configure
 
-from tricklab.check import count_devices
-from tricklab.process import is_first, world_size
+from tricklab.cli.start import count_devices
+from tricklab.devices import is_first, world_size
 
 TORCHRUN = Path(sys.executable).with_name("torchrun")
 WORDS = ("trainer=ddp", "trainer.accelerator=cpu", "model=mlp", "hydra.run.dir=run")
@@ -253,7 +253,7 @@ def test_no_rank_waits_for_one_that_fails(tmp_path, agents, victim, monkeypatch)
 
 FAILS = f"""
 import os
-from tricklab import experiment
+from tricklab.run import experiment
 
 def fail(*arguments, **options):
     raise OSError("no room")

@@ -4,8 +4,8 @@ import subprocess
 
 import pytest
 
-from tricklab.record import uncommitted
-from tricklab.redact import redact_patch
+from tricklab.cli.redact import redact_patch
+from tricklab.run.record import uncommitted
 
 YAML = "diff --git a/conf/x.yaml b/conf/x.yaml\n"
 PYTHON = "diff --git a/x.py b/x.py\n"

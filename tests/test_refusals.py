@@ -12,7 +12,8 @@ from conftest import CONF, ONE_BATCH, checked, write_mnist
 from PIL import Image
 
 import tricklab.data.published
-from tricklab.cli import explain, options
+from tricklab.cli.config import options
+from tricklab.cli.messages import explain
 from tricklab.errors import UserError
 
 CPU = "trainer.accelerator=cpu"
@@ -285,7 +286,7 @@ def test_one_line_and_no_folder(run, there, monkeypatch, words, says):
 
 
 def test_a_package_that_a_callback_misses_is_a_mistake_of_the_user():
-    from tricklab.experiment import in_plain_words
+    from tricklab.run.experiment import in_plain_words
 
     plain = in_plain_words(ModuleNotFoundError("psutil is not installed"), None)
     assert isinstance(plain, UserError)

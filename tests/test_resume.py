@@ -12,12 +12,12 @@ import pytest
 import torch
 from conftest import ONE_BATCH, Run, configure
 
-from tricklab.check import Check, check_folder
+from tricklab.cli.start import Check
 from tricklab.errors import UserError
-from tricklab.folder import atomic_open, write_text
-from tricklab.module import ImageClassifier
-from tricklab.record import Record
-from tricklab.resume import lock_run, run_folder, status
+from tricklab.files import atomic_open, write_text
+from tricklab.run.folder import check_folder, lock_run, run_folder, status
+from tricklab.run.record import Record
+from tricklab.training import ImageClassifier
 
 APART = ("-X", "utf8")  # a process of its own, which holds no file for longer than it is there
 TRICKS = (
@@ -39,7 +39,7 @@ def interrupt(run, monkeypatch, step, folder):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("tricklab.module.ImageClassifier.on_train_batch_end", stop)
+        patch.setattr("tricklab.training.ImageClassifier.on_train_batch_end", stop)
         with pytest.raises(SystemExit):
             run(*OPTIONS, folder=folder)
 
@@ -71,7 +71,7 @@ WINDOWS = (*WINDOWS, "trainer.log_every_n_steps=3", "resume=auto")  # 11 batches
 @pytest.fixture(scope="module")
 def unstopped(tmp_path_factory):
     """What runs that are stopped must come to, for each schedule."""
-    from tricklab import experiment
+    from tricklab.run import experiment
 
     def run_once(scheduler):
         folder = tmp_path_factory.mktemp(scheduler)
@@ -176,7 +176,7 @@ def test_all_processes_of_a_run_go_on_in_one_folder(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     interrupt(run, monkeypatch, 12, "runs/one")
     config = configure("trainer.accelerator=cpu", *OPTIONS, "resume=auto", hydra=True)
-    monkeypatch.setattr("tricklab.check.refuse", lambda config: None)
+    monkeypatch.setattr("tricklab.cli.start.refuse", lambda config: None)
     Check().on_run_start(config)
     held = lock_run(tmp_path / "runs" / "one")
     assert config.hydra.run.dir == "runs/one"
@@ -232,7 +232,7 @@ def test_who_holds_a_run_is_known_whatever_it_left(tmp_path, monkeypatch, capsys
     def flock(*arguments):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr("tricklab.resume.fcntl.flock", flock)
+    monkeypatch.setattr("tricklab.run.folder.fcntl.flock", flock)
     assert lock_run(tmp_path)
     assert "can't be locked ([Errno 37] No locks available)" in capsys.readouterr().err
 

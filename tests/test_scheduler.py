@@ -12,11 +12,11 @@ from pytorch_lightning import LightningModule, Trainer
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler, StepLRScheduler
 from torch.optim import lr_scheduler as oracle
 
-from tricklab.build import build
-from tricklab.cli import options
+from tricklab.cli.config import options
 from tricklab.duration import Length, run_length
 from tricklab.errors import UserError
-from tricklab.plan import make_plan
+from tricklab.run.instantiate import build
+from tricklab.run.plan import make_plan
 
 NAMES = options(CONF / "scheduler")
 LENGTHS = [Length(1, 1), Length(2, 1), Length(7, 3), Length(100, 10), Length(12_345, 823)]

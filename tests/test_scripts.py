@@ -16,11 +16,11 @@ from conftest import ONE_BATCH, ROOT, write_mnist
 from PIL import Image
 from safetensors.torch import load_file
 
+from tricklab.analysis.trained import read_trained
 from tricklab.data.images import decode
 from tricklab.errors import UserError
-from tricklab.module import ImageClassifier
-from tricklab.resume import lock_run
-from tricklab.trained import read_trained
+from tricklab.run.folder import lock_run
+from tricklab.training import ImageClassifier
 
 
 def test_evaluate_gives_the_numbers_of_the_run(run, script):

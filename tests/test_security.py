@@ -16,10 +16,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
-from tricklab.build import find_target
+from tricklab.analysis.judge import judge
 from tricklab.errors import UserError
 from tricklab.files import read_safetensors
-from tricklab.judge import judge
+from tricklab.run.instantiate import find_target
 
 CPU = "trainer.accelerator=cpu"
 MARK = "this-has-run"
@@ -65,11 +65,14 @@ def test_a_checkpoint_with_a_payload(trained, script, tmp_path, command):
 
 TARGETS = [
     {"_target_": "os.mkdir", "path": MARK},
-    {"_target_": "tricklab.record.os.mkdir", "path": MARK},
+    {"_target_": "tricklab.run.record.os.mkdir", "path": MARK},
     {"_target_": "tricklab.model.nn.modules.module.torch.load", "f": "bad"},
     {"_target_": "hydra.utils.get_method", "path": "os.mkdir"},
-    {"_target_": "tricklab.build.get_object", "path": "os.mkdir"},
-    {"_target_": "tricklab.record.run_git", "_args_": [".", "-c", f"alias.x=!mkdir {MARK}", "x"]},
+    {"_target_": "tricklab.run.instantiate.get_object", "path": "os.mkdir"},
+    {
+        "_target_": "tricklab.run.record.run_git",
+        "_args_": [".", "-c", f"alias.x=!mkdir {MARK}", "x"],
+    },
     {"_target_": "tricklab.callbacks.CheckpointFiles.save_checkpoint", "_args_": [None, {}, MARK]},
     {
         "_target_": "pytorch_lightning.LightningModule.load_from_checkpoint",

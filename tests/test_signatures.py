@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from conftest import CONF
 from hydra.utils import get_object
 
-from tricklab.signatures import read_signature
+from tricklab.cli.signatures import read_signature
 
 IN_CONF = {
     target

@@ -5,16 +5,8 @@ from collections import Counter
 import pytest
 from conftest import CONF, configure
 
-from tricklab.suggest import (
-    KEYS,
-    OPTIONS,
-    find_options,
-    flatten,
-    options,
-    plain,
-    suggest_key,
-    suggest_option,
-)
+from tricklab.cli.config import find_options, flatten, options
+from tricklab.cli.suggest import KEYS, OPTIONS, plain, suggest_key, suggest_option
 
 KNOWN = flatten(configure())
 

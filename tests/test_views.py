@@ -7,10 +7,10 @@ import torch
 from conftest import Run
 from torch import nn
 
+from tricklab.analysis.views import Averaged
 from tricklab.augment import alternating_flip, crop
 from tricklab.errors import UserError
 from tricklab.randomness import Rand, generator, seed_default
-from tricklab.views import Averaged
 
 NET = nn.Sequential(
     nn.Flatten(), nn.Linear(12, 20), nn.ReLU(), nn.Dropout(0.5), nn.Linear(20, 3)

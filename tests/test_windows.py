@@ -11,13 +11,13 @@ from conftest import CONF, ROOT, Run, configure
 from omegaconf import OmegaConf
 from torch import nn
 
-from tricklab.assemble import build_data
-from tricklab.build import build, without
 from tricklab.duration import divide_epoch
 from tricklab.errors import UserError
-from tricklab.network import build_net, read_state
 from tricklab.penalty import find_weights, is_embedding_or_scale, parameter_groups
-from tricklab.plan import make_plan, scale_lr, total_decay
+from tricklab.run.build import build_data, build_net
+from tricklab.run.instantiate import build, without
+from tricklab.run.plan import make_plan, scale_lr, total_decay
+from tricklab.run.weights import read_state
 
 DECOUPLED = "+optimizer.decoupled_weight_decay=true"
 PLAIN = (

@@ -13,9 +13,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 
-from tricklab.build import build
 from tricklab.errors import UserError
-from tricklab.process import Slots, run_apart
+from tricklab.jobs.process import Slots, run_apart
+from tricklab.run.instantiate import build
 
 
 class LocalLauncher(Launcher):
@@ -33,9 +33,9 @@ class Search(Sweeper):
     """Runs the jobs that the option of the group `sweep` asks for, on the launcher that was chosen."""
 
     def setup(self, *, config: DictConfig, hydra_context: Any, **others: Any) -> None:
-        from tricklab.jobs import (
-            Jobs,
-        )  # which defines resolvers: not for every program that looks for plugins
+        from tricklab.jobs.queue import (
+            Jobs,  # which defines resolvers: not for every program that looks for plugins
+        )
 
         try:
             launcher = Plugins.instance().instantiate_launcher(
@@ -56,7 +56,7 @@ class Search(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
         try:
-            from tricklab.cli import as_typed
+            from tricklab.cli.overrides import as_typed
 
             search = build(self.jobs.config.sweep)
             search(self.parser.parse_overrides(as_typed(arguments)), self.jobs)

@@ -18,8 +18,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.profilers import PassThroughProfiler
 from torch import Tensor
 
-from tricklab.files import read_checkpoint
-from tricklab.folder import atomic_open
+from tricklab.files import atomic_open, read_checkpoint
 
 SIGNALS = (
     signal.SIGINT,

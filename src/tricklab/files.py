@@ -8,15 +8,18 @@ is missing, damaged, too large or not what it should be.
 import csv
 import hashlib
 import json
+import os
 import pickle
 import re
+import secrets
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import yaml  # type: ignore[import-untyped]
-from omegaconf._utils import get_yaml_loader
+from omegaconf._utils import get_omega_conf_dumper, get_yaml_loader
 
 from tricklab.errors import UserError
 
@@ -184,3 +187,54 @@ def checksum(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> st
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@contextmanager
+def atomic_open(path: Path) -> Iterator[BinaryIO]:
+    """Write a new file beside the target, to the disk, and rename: nobody sees half a file.
+
+    The new file has a random name and is created by this call alone; a link at `path` is replaced,
+    not followed.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        with open(os.open(beside, flags, 0o666), "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole UTF-8 file."""
+    with atomic_open(path) as file:
+        file.write(text.encode())
+
+
+def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
+    """Write plain values as YAML that `files.read_yaml` reads back as they are."""
+    write_text(path, to_yaml(content))
+
+
+def to_yaml(content: Mapping[str, Any]) -> str:
+    """Return plain values as YAML. Unlike OmegaConf's own it takes any text, such as `${a`."""
+    text: str = yaml.dump(
+        dict(content), Dumper=_PlainDumper, allow_unicode=True, sort_keys=False, width=10**6
+    )
+    return text
+
+
+class _PlainDumper(get_omega_conf_dumper()):  # type: ignore[misc]  # quotes what would be a number
+    """Writes what occurs twice twice, without an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure of matplotlib as PNG."""
+    with atomic_open(path) as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from tricklab.data.images import ImageFiles
 from tricklab.errors import UserError
-from tricklab.files import UnreadableError, read_table
-from tricklab.folder import write_text
+from tricklab.files import UnreadableError, read_table, write_text
 
 
 class MetricsFile(Logger):

@@ -9,9 +9,9 @@ from typing import Any
 from hydra.core.override_parser.types import IntervalSweep, Override
 from omegaconf import DictConfig, OmegaConf
 
-from tricklab.cli import combine, list_values
+from tricklab.cli.overrides import combine, list_values
 from tricklab.errors import UserError
-from tricklab.jobs import Job, Jobs, of_job
+from tricklab.jobs.queue import Job, Jobs, of_job
 
 REPLICATES = ("seed", "data.fold")  # of one configuration
 OBJECTIVES = ("val/acc", "val/loss", "val/ece", "val/acc_top5")

@@ -27,8 +27,8 @@ PAYLOADS: list[dict[str, Any]] = [
     {"_target_": "socket.create_connection", "_args_": [["127.0.0.1", 9]]},
     {"_target_": "importlib.import_module", "name": "antigravity"},
     {"_target_": "shutil.rmtree", "path": MARK, "ignore_errors": True},
-    {"_target_": "tricklab.process.runpy.run_path", "path_name": MARK},
-    {"_target_": "tricklab.record.run_git", "_args_": [".", "init", MARK]},
+    {"_target_": "tricklab.jobs.process.runpy.run_path", "path_name": MARK},
+    {"_target_": "tricklab.run.record.run_git", "_args_": [".", "init", MARK]},
     {"_target_": "tricklab.data.datasets.mnist", "root": MARK},
     {"_target_": "tricklab.logger.MetricsFile", "folder": MARK},
     {"_target_": "torch.load", "f": MARK, "weights_only": False},
@@ -124,10 +124,11 @@ def mutate(config: dict[str, Any], rng: random.Random) -> dict[str, Any]:
 
 def use(text: str) -> None:
     """Do with a config what evaluate, predict and export do before the first image."""
-    from tricklab.build import build, build_each
+    from tricklab.analysis.judge import judge
     from tricklab.files import parse_yaml
-    from tricklab.judge import judge
-    from tricklab.network import build_net, read_images
+    from tricklab.run.build import build_net
+    from tricklab.run.instantiate import build, build_each
+    from tricklab.run.weights import read_images
 
     theirs = parse_yaml(text, "x")
     images, config = read_images(theirs.get("dataset", {})), judge(theirs, "x")

@@ -1,4 +1,4 @@
-"""Runs as a table, their statistics, reports and figures."""
+"""What comes after training: results, statistics, reports, figures."""
 
 from tricklab.analysis.results import load_runs, read_runs
 

@@ -16,7 +16,7 @@ from tricklab.analysis.statistics import (
     minimum_detectable_effect,
     summarise,
 )
-from tricklab.cli import CONF
+from tricklab.cli.config import CONF
 from tricklab.errors import UserError
 from tricklab.files import read_yaml
 

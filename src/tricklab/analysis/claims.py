@@ -22,7 +22,8 @@ from tricklab.analysis.statistics import (
     required_seeds,
     summarise,
 )
-from tricklab.cli import CONF, description, options, unknown
+from tricklab.cli.config import CONF, description, options
+from tricklab.cli.messages import unknown
 from tricklab.errors import UserError
 from tricklab.files import read_yaml
 

@@ -6,7 +6,7 @@ All text may be a stranger's: it is escaped for where it is shown.
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from tricklab.escape import for_markdown, for_terminal
+from tricklab.cli.escape import for_markdown, for_terminal
 
 Table = Sequence[Sequence[str]]  # the first row is the header
 

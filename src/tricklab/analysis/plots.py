@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tricklab.analysis.statistics import Summary
-from tricklab.escape import for_terminal
+from tricklab.cli.escape import for_terminal
 
 MAX_CONFIGURATIONS = 8  # in a figure
 CALIBRATION_COLUMNS = ("images", "right", "confidence")

@@ -16,12 +16,16 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from tricklab.analysis.results import Run, read_run
-from tricklab.cli import CONF, compose_each, split_arguments, unknown
+from tricklab.cli.compose import compose_each
+from tricklab.cli.config import CONF
+from tricklab.cli.messages import unknown
+from tricklab.cli.overrides import split_arguments
 from tricklab.errors import UserError
 from tricklab.files import read_table
-from tricklab.folder import write_text
-from tricklab.process import quoted
-from tricklab.resume import config_hash, is_volatile, task
+from tricklab.files import write_text
+from tricklab.cli.overrides import quoted
+from tricklab.cli.config import task
+from tricklab.run.identity import config_hash, is_volatile
 
 Row = dict[str, str]
 Results = dict[str, dict[int, Row]]  # by arm and seed
@@ -239,16 +243,18 @@ def training_flops(config: DictConfig) -> float:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from tricklab import assemble, experiment, network, plan
+    from tricklab.run.build import build_data, build_net
+    from tricklab.run.experiment import hush
+    from tricklab.run.plan import make_plan
 
-    experiment.hush()
-    data = assemble.build_data(config)
-    net = network.build_net(config, data.shape, len(data.classes)).train()
+    hush()
+    data = build_data(config)
+    net = build_net(config, data.shape, len(data.classes)).train()
     images = torch.zeros(2, *data.shape)
     with FlopCounterMode(display=False) as counter:
         net(images).sum().backward()
     flops_per_image = counter.get_total_flops() / len(images)
-    return flops_per_image * plan.make_plan(config, data, ranks=1).last_step * data.batch_size
+    return flops_per_image * make_plan(config, data, ranks=1).last_step * data.batch_size
 
 
 def format_summary(rows: Sequence[Row], flops: float) -> str:

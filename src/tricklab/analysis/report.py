@@ -31,10 +31,10 @@ from tricklab.analysis.statistics import (
     required_seeds,
     summarise,
 )
-from tricklab.cli import unknown
+from tricklab.cli.messages import unknown
 from tricklab.errors import UserError, nearest
-from tricklab.escape import for_csv
-from tricklab.folder import write_text
+from tricklab.cli.escape import for_csv
+from tricklab.files import write_text
 from tricklab.sweep import REPLICATES
 
 SIGNIFICANCE = 0.05

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tricklab.errors import UserError
 from tricklab.files import UnreadableError, numbers, read_json, read_table, texts
-from tricklab.resume import find_runs, is_volatile, read_result
+from tricklab.run.folder import find_runs, read_result
+from tricklab.run.identity import is_volatile
 
 if TYPE_CHECKING:  # pandas takes half a second to import
     import pandas  # type: ignore[import-untyped]

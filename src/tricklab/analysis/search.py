@@ -8,10 +8,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tricklab.check import leaves
+from tricklab.cli.config import leaves
 from tricklab.errors import UserError, nearest
 from tricklab.files import UnreadableError, numbers, read_yaml
-from tricklab.resume import find_runs, read_result, status
+from tricklab.run.folder import find_runs, read_result, status
 
 STATUSES = ("done", "failed", "interrupted", "unfinished", "running", "unreadable")
 NEVER_DELETED = {"running"}

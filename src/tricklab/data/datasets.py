@@ -24,8 +24,8 @@ from tricklab.data.images import ENDINGS, ImageFiles, expand_home, keep
 from tricklab.data.module import ImageData
 from tricklab.data.published import read_cifar, read_mnist
 from tricklab.data.split import count, split_off, stratified_order
+from tricklab.devices import count_cores
 from tricklab.errors import UserError
-from tricklab.process import count_cores
 from tricklab.randomness import generator
 
 FASHION = [

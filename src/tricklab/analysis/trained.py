@@ -8,17 +8,19 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from tricklab.build import build
-from tricklab.check import check_value
-from tricklab.cli import compose_each, read_arguments, unknown
+from tricklab.analysis.judge import judge
+from tricklab.cli.check import check_value
+from tricklab.cli.compose import compose_each
+from tricklab.cli.messages import unknown
+from tricklab.cli.overrides import read_arguments
 from tricklab.data.batches import Images, Preparation
 from tricklab.data.datasets import folder_to_evaluate
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
-from tricklab.files import CHECKSUM, CONFIG, checksum, read_checkpoint
-from tricklab.folder import to_yaml
-from tricklab.judge import judge
-from tricklab.network import State, build_net, read_images, read_state
+from tricklab.files import CHECKSUM, CONFIG, checksum, read_checkpoint, to_yaml
+from tricklab.run.build import build_net
+from tricklab.run.instantiate import build
+from tricklab.run.weights import State, read_images, read_state
 
 MAY_CHANGE = ("trainer.accelerator", "trainer.precision")  # besides the data
 PICTURES = ("resize", "mode", "background")  # how pictures are decoded: as in training

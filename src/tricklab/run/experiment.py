@@ -21,20 +21,21 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from tricklab.assemble import build_data_and_net, build_module, build_trainer
-from tricklab.calibration import LEAST, draw_calibration
 from tricklab.callbacks import BestCheckpoint, ended_by_signals, ignore_signals
-from tricklab.checkpoint import NOTHING, Progress, check_dataset, check_fits, read_progress
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.files import read_checkpoint
 from tricklab.logger import MetricsFile, Wandb, close_wandb
+from tricklab.metrics import LEAST
 from tricklab.model import find_dropout
-from tricklab.module import ImageClassifier
-from tricklab.plan import Plan, make_plan
-from tricklab.ranks import Watch, is_peers_fault, wait_for_reason
-from tricklab.record import Record
-from tricklab.resume import checkpoint
+from tricklab.run.build import build_data_and_net, build_module, build_trainer
+from tricklab.run.checkpoint import NOTHING, Progress, check_dataset, check_fits, read_progress
+from tricklab.run.figures import draw_calibration
+from tricklab.run.folder import checkpoint
+from tricklab.run.plan import Plan, make_plan
+from tricklab.run.ranks import Watch, is_peers_fault, wait_for_reason
+from tricklab.run.record import Record
+from tricklab.training import ImageClassifier
 
 NOISE = (
     "Lazy modules are a new feature",

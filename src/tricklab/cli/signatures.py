@@ -8,15 +8,19 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from tricklab import lightning
+from tricklab.cli.config import SEVERAL_OPTIONS
+from tricklab.cli.lightning import EXTRA
 from tricklab.errors import UserError, closest
-from tricklab.suggest import SEVERAL_OPTIONS
 
 FURTHER = {  # what takes the arguments that a class hands on
     "tricklab.logger.Wandb": "wandb.init",
     "pytorch_lightning.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter",
 }
+
+
 GIVEN_BY_CODE = ("params", "save_dir", "dir")
+
+
 Definition = ast.ClassDef | ast.FunctionDef
 
 
@@ -42,7 +46,7 @@ def find_default(key: str, config: DictConfig) -> Any:
         if signature and name not in signature.arguments:
             raise_unknown_argument(f"{owner}.{name}", name, str(target), signature)
         if owner == "trainer":
-            return lightning.EXTRA.get(name)
+            return EXTRA.get(name)
         return signature.arguments[name] if signature and length == len(parts) - 1 else None
     raise UserError(
         f"+{key}: no such option. + adds arguments of a class, as +optimizer.maximize=true"

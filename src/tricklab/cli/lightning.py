@@ -14,6 +14,8 @@ EXTRA: dict[str, Any] = {  # with a value of the type that it takes
     "gradient_clip_algorithm": "norm",
     "inference_mode": True,
 }
+
+
 INSTEAD = {  # of the other arguments
     "barebones": "turn off what it turns off: callbacks.progress.refresh_rate=0",
     "callbacks": "use callbacks=early_stopping or +callbacks.NAME._target_=pytorch_lightning.callbacks.X",
@@ -35,6 +37,7 @@ INSTEAD = {  # of the other arguments
     "val_check_interval": "use trainer.check_val_every_n_epoch: resume and sweep=halving count epochs",
 }
 
+
 # Callbacks, by the last word of their _target_
 WORKING = (
     "DeviceStatsMonitor",
@@ -47,8 +50,14 @@ WORKING = (
     "RichModelSummary",
     "WeightAveraging",
 )
+
+
 BARS = ("RichProgressBar", "TQDMProgressBar")  # instead of ours
+
+
 ABSTRACT = "it is a base class"
+
+
 INSTEAD_OF_CALLBACK = {
     "BackboneFinetuning": "use model.freeze=3ep and model.body_lr",
     "BaseFinetuning": "use model.freeze=3ep and model.body_lr",

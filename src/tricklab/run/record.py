@@ -17,10 +17,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from tricklab.cli.redact import masked, redact_patch
 from tricklab.errors import UserError
-from tricklab.folder import refuse_links, write_text, write_yaml
-from tricklab.redact import redact_patch
-from tricklab.resume import HASH, config_hash, lock_run, masked, read_config
+from tricklab.files import write_text, write_yaml
+from tricklab.run.folder import lock_run, read_config, refuse_links
+from tricklab.run.identity import HASH, config_hash
 
 PACKAGES = ("tricklab", "torch", "pytorch-lightning", "hydra-core", "numpy")
 

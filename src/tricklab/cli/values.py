@@ -18,10 +18,20 @@ DURATIONS = (
     "stop_after",
     "freeze",
 )
+
+
 SEVERAL_TYPES = ("trainer.devices", "resume")  # a number, a text or a list
+
+
 MAY_BE_NULL = ("resize",)  # though its default is a value
+
+
 MAY_BE_EMPTY = ("model.widths",)  # of an mlp; a convnet refuses it
+
+
 NUMBER = (int, float)
+
+
 TYPES: dict[str, tuple[type, ...]] = {  # by the last word of a key whose default is null
     **dict.fromkeys(("name", "weights", "entity", "group", "notes", "profiler", "only"), (str,)),
     **dict.fromkeys(
@@ -30,6 +40,8 @@ TYPES: dict[str, tuple[type, ...]] = {  # by the last word of a key whose defaul
     **dict.fromkeys(("gradient_clip_val", "train_size"), NUMBER),
     "weight": (list,),
 }
+
+
 CHOICES = {
     "scheduler.shape": " ".join(scheduler.FALLS),
     "scheduler.warmup_shape": " ".join([*scheduler.RAMPS, "constant"]),
@@ -46,7 +58,11 @@ CHOICES = {
     # others shard or flatten the weights, in which penalties and weight decay would not find theirs
     "trainer.strategy": "auto ddp ddp_find_unused_parameters_true ddp_find_unused_parameters_false",
 }
+
+
 LARGEST = 2**31 - 1  # of an integer, but for seeds
+
+
 SEEDS = ("seed", "split_seed")
 
 

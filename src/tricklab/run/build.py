@@ -10,28 +10,34 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
-from tricklab.build import build, build_each, without
 from tricklab.callbacks import CheckpointFiles, NoProfiler
 from tricklab.data.module import ImageData
+from tricklab.devices import count_cores, world_size
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile
 from tricklab.mixup import identity
 from tricklab.model import usual_side
-from tricklab.module import ImageClassifier
-from tricklab.network import build_net, load_body, read_images, read_weights
 from tricklab.penalty import Penalty, find_weights, parameter_groups
-from tricklab.plan import Plan
-from tricklab.process import count_cores, world_size
-from tricklab.randomness import Rand, generator
-from tricklab.record import Record
+from tricklab.randomness import Rand, generator, seed_default
+from tricklab.run.instantiate import build, build_each, without
+from tricklab.run.plan import Plan
+from tricklab.run.record import Record
+from tricklab.run.weights import load_body, read_images, read_weights
+from tricklab.training import ImageClassifier
 
 MOST = 8  # processes a core: each takes half a gigabyte
+
+
 NOT_TRAINER = ("compile", "channels_last")  # stand with the trainer's options, act on the network
+
+
 PLAIN = {
     "_target_": "torch.nn.CrossEntropyLoss",
     "label_smoothing": 0.0,
     "weight": None,
 }  # neither smooths nor weighs
+
+
 WINDOW = ("begin", "end")  # stand with the options of mixing, say when it is done
 
 
@@ -200,3 +206,27 @@ def build_penalties(cfg: DictConfig, net: nn.Module) -> dict[str, Penalty]:
         except UserError as error:
             raise UserError(f"penalty.{name!s}.{error}") from None
     return penalties
+
+
+def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Build the network for images of `shape` (channels, height, width); its weights follow from the seed alone.
+
+    Raises UserError where it does not turn these images into a logit for each class.
+    """
+    seed_default(cfg.seed, "init")
+    try:
+        options = without(cfg.model, "weights", "freeze", "body_lr")  # which act on its training
+        net: nn.Module = build(options)(shape[0], classes).eval()
+        with torch.no_grad():
+            logits = net(torch.zeros(2, *shape))  # lazy layers count their inputs here
+    except UserError:
+        raise
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"model: {error} (images of {' x '.join(map(str, shape))})") from error
+    if logits.shape != (2, classes):
+        raise UserError(f"model: gives {tuple(logits.shape)} for 2 images; allowed: (2, {classes})")
+    if cfg.trainer.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    if cfg.trainer.compile:
+        net.compile()  # in place, so the keys in a checkpoint stay the same
+    return net.train()

@@ -17,14 +17,16 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from tricklab.check import check
-from tricklab.cli import command, explain, given, swept
+from tricklab.cli.check import check
+from tricklab.cli.config import task
+from tricklab.cli.escape import for_terminal
+from tricklab.cli.messages import explain
+from tricklab.cli.overrides import command, given, quoted, swept
 from tricklab.errors import UserError
-from tricklab.escape import for_terminal
-from tricklab.files import UnreadableError, read_table
-from tricklab.folder import write_text
-from tricklab.process import Command, last_line, quoted
-from tricklab.resume import config_hash, lock_run, read_result, task
+from tricklab.files import UnreadableError, read_table, write_text
+from tricklab.jobs.process import Command, last_line
+from tricklab.run.folder import lock_run, read_result
+from tricklab.run.identity import config_hash
 
 NAME = 128  # characters of a group or a name in W&B
 

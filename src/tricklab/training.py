@@ -8,17 +8,17 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tricklab.calibration import fit_temperature, measure
 from tricklab.data.batches import Batch
 from tricklab.data.module import ImageData
 from tricklab.duration import Batching
 from tricklab.errors import UserError
+from tricklab.metrics import evaluate, fit_temperature, share_right
 from tricklab.penalty import Penalty, find_weights, parameter_groups, weight_facts
 from tricklab.randomness import seed_default
-from tricklab.ranks import gather
 from tricklab.scheduler import Curve, Multiplier, Plateau
 
 ONE = (1.0, 1.0)  # the weights of a batch that is a step
@@ -346,30 +346,8 @@ class ImageClassifier(pl.LightningModule):
             logger.log_metrics({"epoch": self.current_epoch, **metrics}, step)
 
 
-def share_right(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the share of targets, class indices [B] or probabilities [B, K], at the highest logit: lam if mixed."""
-    best = logits.argmax(1)
-    right = best == targets if targets.ndim == 1 else targets.gather(1, best[:, None])
-    return right.mean(dtype=torch.float)
-
-
-def evaluate(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, float]:
-    """Return loss, accuracy, from 20 classes on top-5 accuracy, and the measures of calibration, see `calibration`.
-
-    These again, with names in `_t`, for the logits [N, K] divided by the temperature. `labels` [N] are class indices.
-    """
-    values = {
-        "loss": F.cross_entropy(logits, labels, reduction="none"),
-        "acc": logits.argmax(1) == labels,
-    }
-    if logits.shape[1] >= 20:
-        values["acc_top5"] = (logits.topk(5).indices == labels[:, None]).any(1)
-    found = {name: float(value.double().mean()) for name, value in values.items()} | measure(
-        logits, labels
-    )
-    tempered = measure(logits.double() / temperature, labels)
-    return (
-        found
-        | {"temperature": temperature}
-        | {f"{name}_t": value for name, value in tempered.items()}
-    )
+def gather(tensor: Tensor) -> Tensor:
+    """Return the tensors [...] of all ranks, of equal shape, as [ranks, ...]."""
+    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.stack(parts)

@@ -1,17 +1,12 @@
 """What an option that does not exist was meant to be: the nearest key, or ours for a name of other tools."""
 
-import functools
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
+from tricklab.cli.config import find_options, options
 from tricklab.errors import closest
 
-SEVERAL_OPTIONS = ("augment", "penalty", "callbacks", "logger")  # groups that take several at once
-USUAL = ("on", "step", "cosine", "sgd")  # of several options that have a key
 KEYS = {  # what is typed here: names for it elsewhere, {} being their value
     "optimizer.lr={}": "lr learning_rate lr0 base_lr init_lr initial_lr start_lr eta rate",
     "optimizer.weight_decay={}": "wd weight_decay decay l2_reg",
@@ -66,6 +61,8 @@ KEYS = {  # what is typed here: names for it elsewhere, {} being their value
     "debug=batch": "fast_dev_run smoke_test",
     "debug=overfit": "overfit overfit_batches",
 }
+
+
 OPTIONS = {  # in the order of preference, as not every fork has each
     "augment=flip": "hflip horizontal_flip random_horizontal_flip mirror",
     "augment=resized_crop": "random_resized_crop rrc",
@@ -105,12 +102,16 @@ OPTIONS = {  # in the order of preference, as not every fork has each
     "scheduler=polynomial": "poly polynomial_lr",
     "trainer=gpu": "cuda",
 }
+
+
 OF_TORCHVISION = re.compile(
     r"alexnet|convnext_(tiny|small|base|large)|densenet\d+|efficientnet_(b\d|v2_[sml])|googlenet|"
     r"inception_v3|maxvit_t|mnasnet\d_\d+|mobilenet_v[23]\w*|regnet_[xy]_\d+[gm]f|resnet\d+|"
     r"resnext\d+_\w+|shufflenet_v2_\w+|squeezenet1_\d|swin_(v2_)?[tsb]|vgg\d+(_bn)?|"
     r"vit_[blh]_\d+|wide_resnet\d+_2"
 )
+
+
 ANY = ("none", "off", "no", "false", "true", "yes")  # in every group
 
 
@@ -208,40 +209,3 @@ def names(table: dict[str, str]) -> list[str]:
 def plain(name: str) -> str:
     """Return a name without what tools disagree on."""
     return re.sub("[_-]", "", name).lower()
-
-
-def options(group: Path) -> list[str]:
-    """Return the options of a group: its YAML files, without those that only others include."""
-    return sorted(path.stem for path in group.glob("*.yaml") if not path.name.startswith("_"))
-
-
-def find_options(key: str, conf: Path) -> list[str]:
-    """Return the options of a key's group that have it, as step and multistep for scheduler.gamma."""
-    group, _, rest = key.partition(".")
-    if not rest or not (conf / group).is_dir() or group in ("experiment", "debug", "hydra"):
-        return []
-    homes = [option for option in options(conf / group) if rest in read_keys(conf / group, option)]
-    return sorted(homes, key=lambda option: option not in USUAL)
-
-
-@functools.cache
-def read_keys(group: Path, option: str) -> tuple[str, ...]:
-    """Return the dotted keys of an option, with those of the options in its defaults list."""
-    node: Any = OmegaConf.load(group / f"{option}.yaml")
-    if not isinstance(node, DictConfig):
-        return ()
-    included = [name for name in node.get("defaults", []) if isinstance(name, str)]
-    keys = [key for name in included if name != "_self_" for key in read_keys(group, name)]
-    return (*keys, *flatten(node))
-
-
-def flatten(node: DictConfig, path: str = "") -> list[str]:
-    """Return the dotted keys of a config, those of nodes too."""
-    keys = []
-    for key in map(str, node):
-        if key not in ("defaults", "_target_", "_partial_"):
-            keys.append(f"{path}{key}")
-            value = node._get_node(key)
-            if isinstance(value, DictConfig) and not value._is_none():
-                keys += flatten(value, f"{path}{key}.")
-    return keys

@@ -14,15 +14,25 @@ from omegaconf import DictConfig, OmegaConf
 from tricklab.errors import UserError
 
 PACKAGES = ("tricklab", "torch", "pytorch_lightning")  # may be imported; a fork adds its own
+
+
 PARTS = (
     *("augment", "callbacks", "data.datasets", "logger", "mixup", "model", "penalty"),
     *("scheduler", "sweep"),
 )
+
+
 OURS = tuple(f"tricklab.{part}" for part in PARTS)
+
+
 LIGHTNING = tuple(
     f"pytorch_lightning.{part}" for part in ("trainer", "callbacks", "loggers", "profilers")
 )
+
+
 CLASSES = ("torch.nn.modules", "torch.optim", *LIGHTNING)
+
+
 KEYS = ("_target_", "_partial_")  # that say how to build; all others are arguments
 
 

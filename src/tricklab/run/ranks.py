@@ -15,23 +15,29 @@ from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 import torch.distributed as dist
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
-from torch import Tensor
 
-from tricklab.process import COPIES, when_ended, world_size
+from tricklab.devices import COPIES, when_ended, world_size
 
 PARENT = (
     "PARENT_OF_RANKS"  # in the environment of Lightning's copies: the process that started them
 )
+
+
 GRACE = 3.0  # seconds in which a process may end by itself after another has failed
+
+
 GONE = "another process of this run is gone; its own output or the system's log says why"
+
+
 PEER = re.compile(
     "connection (closed|reset|refused)|broken pipe|gloo|nccl|store|client socket", re.IGNORECASE
 )
+
+
 stores: dict[int, Any] = {}  # by process: a forked one needs a connection of its own
 
 
@@ -45,13 +51,6 @@ def is_peers_fault(error: BaseException) -> bool:
     if not isinstance(error, RuntimeError) or world_size() == 1:
         return False
     return isinstance(error, dist.DistError) or bool(PEER.search(str(error)))
-
-
-def gather(tensor: Tensor) -> Tensor:
-    """Return the tensors [...] of all ranks, of equal shape, as [ranks, ...]."""
-    parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, tensor.contiguous())
-    return torch.stack(parts)
 
 
 def connect() -> Any:

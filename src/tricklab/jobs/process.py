@@ -3,27 +3,27 @@
 import json
 import multiprocessing
 import os
-import re
 import runpy
-import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from queue import Queue
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from tricklab.folder import write_text
-from tricklab.resume import HASH, config_hash, read_result, task
+from tricklab.cli.config import task
+from tricklab.cli.overrides import quoted
+from tricklab.devices import count_cores, omp_threads, visible_devices, when_ended
+from tricklab.files import write_text
+from tricklab.run.folder import read_result
+from tricklab.run.identity import HASH, config_hash
 
-COPIES = "PROCESSES_OF_RUN"  # in the environment: WORLD_SIZE, which Lightning removes at its end
-TRAIN = Path(__file__).parents[2] / "train.py"
+TRAIN = Path(__file__).parents[3] / "train.py"
 
 
 class Command(NamedTuple):
@@ -89,7 +89,7 @@ class Slots:
 def run_job(job: Command, device: str, threads: int, processes: list[Any]) -> None:
     """Run a job in a new process, which stands in `processes` until its end; it leaves a result in any case."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tricklab.experiment"])
+    context.set_forkserver_preload(["tricklab.run.experiment"])
     started = time.time()
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
@@ -121,15 +121,6 @@ def run_job(job: Command, device: str, threads: int, processes: list[Any]) -> No
             write_text(job.folder / "result.json", json.dumps(left | facts, indent=2))
     except (OSError, EOFError) as error:  # a full disk is the misfortune of this job alone
         print(f"{job.folder}: {error}", file=sys.stderr)
-
-
-def quoted(value: Any) -> str:
-    """Quote a value for Hydra, if it needs that."""
-    text = re.sub(r"(\\+)(?='|$)", r"\1\1", str(value)).replace("'", "\\'")
-    plain = re.fullmatch(
-        r"(?!(null|true|false|nan|inf)$)[a-z_/][\w./-]*", text, re.ASCII | re.IGNORECASE
-    )
-    return text if plain else f"'{text}'"
 
 
 def last_line(folder: Path) -> str:
@@ -166,37 +157,6 @@ def be_placed(words: Sequence[str], folder: Path, cfg: DictConfig) -> float | No
     return read_result(folder).get("objective")
 
 
-def visible_devices() -> list[str]:
-    """Name the GPUs that jobs may use, without torch."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name]
-    return [str(n) for n, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
-
-
-def count_cores() -> int:
-    """Return the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def world_size() -> int:
-    """Return how many processes torchrun, srun or Lightning have started for this run."""
-    if "LOCAL_RANK" in os.environ:
-        return int(os.environ.get("WORLD_SIZE") or os.environ.get(COPIES) or "1")
-    interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")  # as in Lightning
-    return 1 if interactive else int(os.environ.get("SLURM_NTASKS", "1"))
-
-
-def is_first() -> bool:
-    """Whether this process is the first one of its run, by the environment alone."""
-    ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-    return all(os.environ.get(name, "0") == "0" for name in ranks)
-
-
-def omp_threads() -> int:
-    """Return the threads that OMP_NUM_THREADS asks for; 0 where it does not."""
-    return int((re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", "")) or [0])[0])
-
-
 def work(job: Command, device: str, threads: int, driver: int) -> None:
     """Be `python train.py` with the words of a job, in a process that has torch imported already."""
     os.setsid()  # a group of its own, so that all it starts can be ended with it
@@ -227,18 +187,6 @@ def work(job: Command, device: str, threads: int, driver: int) -> None:
 def end_with(driver: int) -> None:
     """Wait for the end of the process that started the job, then end this one and all that it started."""
     when_ended(driver, lambda: os.killpg(0, signal.SIGKILL))
-
-
-def when_ended(process: int, act: Callable[[], object]) -> None:
-    """Wait for the end of a process, then act."""
-    try:
-        select.select([os.pidfd_open(process)], [], [])
-    except (AttributeError, OSError):  # macOS, a kernel that has none, or it is dead already
-        with suppress(ProcessLookupError):
-            while True:
-                os.kill(process, 0)
-                time.sleep(1)
-    act()
 
 
 def end(process: Any, by: signal.Signals) -> None:

@@ -1,22 +1,19 @@
-"""A network from its config: built for the data, and begun from given weights."""
+"""Pretrained weights and checkpoints as the start of a network."""
 
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from tricklab.build import build, without
+from tricklab.cli.escape import for_terminal
 from tricklab.data.batches import Images
 from tricklab.errors import UserError
-from tricklab.escape import for_terminal
 from tricklab.files import CONFIG, parse_yaml, read_checkpoint, read_safetensors, read_yaml
 from tricklab.model import AUXILIARY, find_head, find_timm, find_torchvision
-from tricklab.online import brief_downloads
-from tricklab.randomness import seed_default
+from tricklab.run.downloads import brief_downloads
 
 State = dict[str, Tensor]
 
@@ -26,30 +23,6 @@ class Weights(NamedTuple):
 
     state: State
     images: Images | None
-
-
-def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Build the network for images of `shape` (channels, height, width); its weights follow from the seed alone.
-
-    Raises UserError where it does not turn these images into a logit for each class.
-    """
-    seed_default(cfg.seed, "init")
-    try:
-        options = without(cfg.model, "weights", "freeze", "body_lr")  # which act on its training
-        net: nn.Module = build(options)(shape[0], classes).eval()
-        with torch.no_grad():
-            logits = net(torch.zeros(2, *shape))  # lazy layers count their inputs here
-    except UserError:
-        raise
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"model: {error} (images of {' x '.join(map(str, shape))})") from error
-    if logits.shape != (2, classes):
-        raise UserError(f"model: gives {tuple(logits.shape)} for 2 images; allowed: (2, {classes})")
-    if cfg.trainer.channels_last:
-        net = net.to(memory_format=torch.channels_last)
-    if cfg.trainer.compile:
-        net.compile()  # in place, so the keys in a checkpoint stay the same
-    return net.train()
 
 
 def load_body(net: nn.Module, state: State) -> None:

@@ -6,10 +6,11 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from tricklab.build import build
 from tricklab.data.module import ImageData
 from tricklab.duration import Batching, Length, divide_epoch, run_length, to_steps
 from tricklab.errors import UserError
+from tricklab.run.identity import PACKAGE
+from tricklab.run.instantiate import build
 from tricklab.scheduler import Curve, Multiplier
 
 DECOUPLED = ("AdamW", "Adafactor", "Muon")  # optimizers that shrink the weights themselves
@@ -122,7 +123,7 @@ def strength(cfg: DictConfig, penalty: str) -> float:
     return sum(
         node.get("strength", 0.0)
         for node in cfg.penalty.values()
-        if node._target_ == f"{__package__}.penalty.{penalty}"
+        if node._target_ == f"{PACKAGE}.penalty.{penalty}"
     )
 
 

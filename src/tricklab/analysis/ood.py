@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tricklab.calibration import BINS
-from tricklab.folder import save_figure
+from tricklab.files import save_figure
+from tricklab.metrics import BINS
 from tricklab.randomness import generator
 
 

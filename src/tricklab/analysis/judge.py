@@ -11,8 +11,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tricklab.check import check_value
-from tricklab.cli import CONF, options, unknown
+from tricklab.cli.check import check_value
+from tricklab.cli.config import CONF, options
+from tricklab.cli.messages import unknown
 from tricklab.errors import UserError
 
 NEVER_TAKEN = {"weights": None, "cache": "memory", "num_workers": None}  # name files, or write them

@@ -4,6 +4,8 @@ import re
 
 # What acts within a line of Markdown: a `_` inside of a word does not, nor brackets without a link
 MARKDOWN = re.compile(r"([\\`*<>|$&]|~(?=~)|\](?=[(\[:])|(?<!\w)_|_(?!\w))")
+
+
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # at the beginning of a cell, a spreadsheet computes it
 
 

@@ -1,24 +1,56 @@
-"""Secrets: refused in a config, which Hydra writes into the run folder, and starred in `git.diff`."""
+"""Which run goes on: known from the files of run folders, before torch is imported."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tricklab.cli import list_overrides
+from tricklab.cli.overrides import list_overrides
+from tricklab.cli.values import show
 from tricklab.errors import UserError
-from tricklab.resume import SECRET, is_secret
-from tricklab.values import show
+
+SECRET = re.compile(
+    r"(^|[._-])((api|access|private|secret)[_-]?key|token|secret|password|passwd|passphrase|credentials?)$",
+    re.IGNORECASE,
+)
+
+
+def masked(config: Any) -> Any:
+    """Put stars for the values of keys that are secrets, at any depth."""
+    if isinstance(config, list):
+        return [masked(part) for part in config]
+    if not isinstance(config, Mapping):
+        return config
+    return {
+        key: "***" if is_secret(str(key), value) else masked(value) for key, value in config.items()
+    }
+
+
+def is_secret(key: str, value: Any) -> bool:
+    """Whether a value is nobody's business: a text under a name that says so."""
+    return (
+        isinstance(value, str)
+        and value not in ("", "true", "false", "null")
+        and bool(SECRET.search(key))
+    )
+
 
 QUOTED = re.compile(  # password = "x", "password": "x", password: str = "x"
     r"""(?P<key>[\w-]+)(?P<is>["']?\s*(:\s*[\w. |\[\]]+=|[:=])\s*)(?P<value>"[^"]*"|'[^']*')"""
 )
+
+
 BARE = re.compile(
     r"""(?P<key>[\w-]+)(?P<is>["']?\s*:\s+)(?P<value>\$\{[^}]*\}|[^\s"'#{\[|>][^#,}\]\n]*)"""
 )
+
+
 BLOCK = re.compile(
     r"[ +-](?P<indent>[\s-]*)[\"']?(?P<key>[\w-]+)[\"']?\s*:\s*([|>][\d+-]*)?\s*(#.*)?$"
 )
+
+
 ENVIRONMENT = re.compile(r"\$\{oc\.env:\w+(,\s*null)?\}|\?\?\?|null|~")  # no secrets themselves
 
 

@@ -1,0 +1,1 @@
+"""The command line: overrides, checks, help and messages. Nothing here imports torch."""

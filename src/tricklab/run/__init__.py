@@ -1,0 +1,1 @@
+"""One run, from its composed config to the files in its folder."""
