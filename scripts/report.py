@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from tricklab.analysis.report import make_report, write_report
+from tricklab.cli.escape import for_terminal
 from tricklab.cli.launch import launch
 from tricklab.cli.messages import unknown
 from tricklab.cli.overrides import split_arguments, to_bool
 from tricklab.errors import UserError
-from tricklab.cli.escape import for_terminal
 
 DEFAULTS = {"metric": "test/acc", "baseline": "", "incomplete": "false"}
 

@@ -20,10 +20,10 @@ from tricklab.analysis.search import (
     find_matching,
     format_run,
 )
+from tricklab.cli.escape import for_terminal
 from tricklab.cli.launch import launch
 from tricklab.cli.overrides import split_arguments, to_bool
 from tricklab.errors import UserError, nearest
-from tricklab.cli.escape import for_terminal
 
 
 def main() -> None:

@@ -25,13 +25,18 @@ COMPARISON = ("95 % interval", "p (Holm)")
 HEADER = ("trick", METRIC, "added in turn", *COMPARISON, "left out of all", *COMPARISON)
 
 
-def read_tricks(name: str) -> Arms:
-    """Return the overrides of each trick of an experiment. Raises UserError: it has none."""
+def find_tricks(name: str) -> Arms:
+    """Return the overrides of each trick of an experiment; none if it has no `claim.tricks`."""
     claim = read_yaml(CONF / "experiment" / f"{name}.yaml").get("claim")
     tricks: Arms = claim.get("tricks", {}) if isinstance(claim, dict) else {}
-    if not tricks:
-        raise UserError(f"experiment={name} has no claim.tricks. Expected one as fashion_tricks")
     return tricks
+
+
+def read_tricks(name: str) -> Arms:
+    """Return the overrides of each trick of an experiment. Raises UserError: it has none."""
+    if tricks := find_tricks(name):
+        return tricks
+    raise UserError(f"experiment={name} has no claim.tricks. Expected e.g. fashion_tricks")
 
 
 def make_arms(tricks: Arms) -> dict[str, list[str]]:

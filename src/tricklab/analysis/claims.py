@@ -133,8 +133,8 @@ def claims_table(collect: bool = True) -> list[list[str]]:
     table = [list(HEADER)]
     for name in options(CLAIMS):
         claim = read_claim(name)
-        load = update_results if collect else load_results
-        table += claim_rows(name, claim, load(claim.recipe, claim.seeds))
+        find_results = update_results if collect else load_results
+        table += claim_rows(name, claim, find_results(claim.recipe, claim.seeds))
     return table
 
 

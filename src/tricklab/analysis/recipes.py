@@ -17,14 +17,11 @@ from omegaconf import DictConfig
 
 from tricklab.analysis.results import Run, read_run
 from tricklab.cli.compose import compose_each
-from tricklab.cli.config import CONF
+from tricklab.cli.config import CONF, task
 from tricklab.cli.messages import unknown
-from tricklab.cli.overrides import split_arguments
+from tricklab.cli.overrides import quoted, split_arguments
 from tricklab.errors import UserError
-from tricklab.files import read_table
-from tricklab.files import write_text
-from tricklab.cli.overrides import quoted
-from tricklab.cli.config import task
+from tricklab.files import read_table, write_text
 from tricklab.run.identity import config_hash, is_volatile
 
 Row = dict[str, str]

@@ -31,9 +31,9 @@ from tricklab.analysis.statistics import (
     required_seeds,
     summarise,
 )
+from tricklab.cli.escape import for_csv
 from tricklab.cli.messages import unknown
 from tricklab.errors import UserError, nearest
-from tricklab.cli.escape import for_csv
 from tricklab.files import write_text
 from tricklab.sweep import REPLICATES
 
