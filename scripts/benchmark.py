@@ -244,7 +244,7 @@ def bare_lightning(words: Sequence[str], steps: int) -> float:
     import torch
 
     from tricklab.run.build import build_net
-    from tricklab.run.experiment import hush
+    from tricklab.run.experiment import quiet_lightning
 
     class Bare(pl.LightningModule):
         net: Any
@@ -257,7 +257,7 @@ def bare_lightning(words: Sequence[str], steps: int) -> float:
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.net.parameters(), **PLAIN)
 
-    hush()
+    quiet_lightning()
     config, data = prepared(tuple(words))
     module = Bare()
     module.net = build_net(config, data.shape, len(data.classes)).train()
@@ -332,7 +332,7 @@ def fit(config: Any, data: Any) -> Any:
 
     from tricklab.callbacks import FewHooks
     from tricklab.run.build import build_module, build_net, build_trainer
-    from tricklab.run.experiment import hush
+    from tricklab.run.experiment import quiet_lightning
     from tricklab.run.plan import make_plan
 
     class Clock(FewHooks, pl.Callback):
@@ -351,7 +351,7 @@ def fit(config: Any, data: Any) -> Any:
         def on_validation_end(self, *rest: Any) -> None:
             self.since = time.perf_counter()
 
-    hush()
+    quiet_lightning()
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         trainer = build_trainer(config, Path(folder))

@@ -20,14 +20,14 @@ from typing import Any
 from tricklab.cli.launch import launch
 from tricklab.errors import UserError
 from tricklab.files import write_text
-from tricklab.run.experiment import hush
+from tricklab.run.experiment import quiet_lightning
 from tricklab.run.instantiate import build
 
 
 def main() -> None:
     from tricklab.analysis.trained import compose_one, read_trained
 
-    hush()
+    quiet_lightning()
     mine = [word for word in sys.argv[1:] if word.split("=")[0].split(".")[0] == "augment"]
     rest = [word for word in sys.argv[1:] if word not in mine]
     trained = read_trained(rest, mc="0", tta="0", resamples="200", suite="", other="")

@@ -18,7 +18,7 @@ from tricklab.cli import overrides
 from tricklab.cli.compose import compose_each
 from tricklab.cli.launch import launch
 from tricklab.run.build import build_data, build_trainer
-from tricklab.run.experiment import hush
+from tricklab.run.experiment import quiet_lightning
 from tricklab.run.plan import make_plan
 
 WIDTH, HEIGHT = 76, 15  # characters of the chart
@@ -49,11 +49,11 @@ def main() -> None:
 
 def planned(config: DictConfig) -> Rates:
     """Return the rate of each step, and that of the body where it has another."""
-    hush()
+    quiet_lightning()
     config.logger, config.callbacks = {}, {}
     ranks = build_trainer(config, Path()).world_size
     made = make_plan(config, build_data(config), ranks)
-    parts = {"lr": made.multiplier, "lr_body": made.body_multiplier}
+    parts = {"lr": made.multiplier, "lr_body": made.backbone_multiplier}
     return {name: [made.lr * f(t) for t in range(made.last_step)] for name, f in parts.items() if f}
 
 

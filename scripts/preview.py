@@ -58,8 +58,8 @@ def first_images(config: DictConfig) -> list[tuple[Any, str]]:
     data = build_data(config)
     data.by_index = False  # all are shown as shares
     make_plan(config, data, ranks=1)
-    if (weights := read_weights(config.model)) and weights.images:
-        data.adapt(weights.images)
+    if (weights := read_weights(config.model)) and weights.input_spec:
+        data.adapt(weights.input_spec)
     first = next(iter(data.training_batches(lambda: (0, 0))), None)
     if first is None:
         raise UserError(

@@ -1066,7 +1066,7 @@ def test_a_run_does_not_resume_with_another_mean(run, trained):
     text = (folder / "config.yaml").read_text()
     (line,) = re.findall(r"  mean:\n  - (\S+)\n", text)
     (folder / "config.yaml").write_text(text.replace(line, repr(float(line) + 0.01)))
-    with pytest.raises(UserError, match=r"dataset\.mean is not that of last\.ckpt"):
+    with pytest.raises(UserError, match=r"dataset\.mean differs from last\.ckpt"):
         run(*words, folder=folder)
     (folder / "config.yaml").write_text(text)
     assert run(*words, folder=folder).result["status"] == "done"

@@ -22,7 +22,7 @@ from tricklab.randomness import derive
 from tricklab.run.build import build_net
 from tricklab.run.identity import config_hash
 from tricklab.run.instantiate import build, find_target
-from tricklab.run.record import Record, git_state, uncommitted
+from tricklab.run.record import Record, git_state, uncommitted_changes
 from tricklab.training import ImageClassifier
 
 SHORT = ("model=mlp", "trainer.log_every_n_steps=1")
@@ -443,7 +443,7 @@ def test_what_is_not_committed_is_kept(tmp_path):
     (tmp_path / "new trick.yaml").write_text("y: 3\n")
     (tmp_path / "huge.bin").write_bytes(bytes(1000))
     assert git_state(tmp_path) == clean | {"dirty": True}
-    patch = uncommitted(tmp_path)
+    patch = uncommitted_changes(tmp_path)
     assert "+x = 2" in patch
     assert "+y: 3" in patch
     assert "huge" not in patch
@@ -453,7 +453,7 @@ def test_the_run_uses_the_record(run, monkeypatch):
     monkeypatch.setattr(
         "tricklab.run.record.git_state", lambda folder: {"commit": "c", "dirty": True}
     )
-    monkeypatch.setattr("tricklab.run.record.uncommitted", lambda folder: "the patch")
+    monkeypatch.setattr("tricklab.run.record.uncommitted_changes", lambda folder: "the patch")
     done = run(*ONE_BATCH)
     assert done.result["git"] == {"commit": "c", "dirty": True}
     assert (done.folder / "git.diff").read_text() == "the patch"

@@ -173,7 +173,7 @@ def test_dropout_before_batch_norm_is_named(run, capsys, overrides, named):
     run("debug=batch", *overrides)
     said = capsys.readouterr().err
     assert (
-        (f"warning: dropout in layer {named} stands before a batch norm" in said)
+        (f"warning: dropout in layer {named} precedes a batch norm" in said)
         if named
         else "warning" not in said
     )

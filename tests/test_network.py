@@ -13,7 +13,7 @@ from tricklab.model import find_head, torchvision
 from tricklab.run.build import build_net
 from tricklab.run.instantiate import build
 from tricklab.run.plan import make_plan
-from tricklab.run.weights import Weights, load_body, read_state, read_weights
+from tricklab.run.weights import Weights, load_backbone, read_state, read_weights
 from tricklab.training import ImageClassifier
 
 SMALL = "model.widths=[8,8,8]"
@@ -65,7 +65,7 @@ def test_a_body_is_frozen_then_free_at_the_planned_rates(run, body):
     assert free.column("lr_body") == pytest.approx(
         [0.0] * 22 + [0.1 * rate for rate in rates[22:]], rel=1e-12
     )
-    assert plan.body_multiplier(21) == 0
+    assert plan.backbone_multiplier(21) == 0
 
 
 def test_images_are_made_what_the_weights_were_trained_on(run, script, tmp_path):
@@ -133,7 +133,7 @@ def test_the_classifier_is_not_loaded():
     net = build_net(configure(), (1, 8, 8), 10)
     other = build_net(configure("seed=1"), (1, 8, 8), 7).state_dict()
     before = find_head(net)[1].weight.clone()
-    load_body(net, other)
+    load_backbone(net, other)
     assert torch.equal(find_head(net)[1].weight, before)
     assert torch.equal(net[1].weight, other["1.weight"])
 
@@ -152,7 +152,7 @@ def test_the_classifier_is_not_loaded():
 )
 def test_weights_of_another_network_are_refused(other, says):
     with pytest.raises(UserError, match=rf"model\.weights: {says}"):
-        load_body(
+        load_backbone(
             build_net(configure(), (1, 8, 8), 10),
             build_net(configure(other), (1, 8, 8), 10).state_dict(),
         )
@@ -163,11 +163,11 @@ def test_weights_of_another_network_are_refused(other, says):
     [
         (
             ["model.weights=pretrained"],
-            "model.weights=pretrained; allowed: a path, or with model=torchvision or model=timm",
+            "model.weights=pretrained needs model=torchvision or model=timm",
         ),
         (
             ["model.weights=/no/where.ckpt"],
-            "model.weights=/no/where.ckpt is not a file; allowed: null, pretrained, a file",
+            "model.weights=/no/where.ckpt is not a file; allowed: null, pretrained, or a file",
         ),
         (
             ["model=timm", "model.weights=pretrained", "model.name=resnt18"],
@@ -258,10 +258,10 @@ def test_published_weights_of_timm(monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: published)
     weights = read_weights(configure("model=timm", "model.weights=pretrained").model)
     monkeypatch.setattr(timm, "create_model", create)
-    assert weights.images.shape == (3, 224, 224)
-    assert weights.images.mean == [0.485, 0.456, 0.406]
+    assert weights.input_spec.shape == (3, 224, 224)
+    assert weights.input_spec.mean == [0.485, 0.456, 0.406]
     net = build_net(configure("model=timm"), (3, 64, 64), 10)
-    load_body(net, weights.state)
+    load_backbone(net, weights.state)
     assert torch.equal(net.conv1.weight, published.conv1.weight)
 
 
@@ -288,7 +288,7 @@ def test_a_file_of_plain_weights_has_no_images(tmp_path):
     torch.save(net.state_dict(), tmp_path / "w.pth")
     weights = read_weights(configure(f"model.weights={tmp_path}/w.pth").model)
     assert isinstance(weights, Weights)
-    assert weights.images is None
+    assert weights.input_spec is None
     assert weights.state.keys() == net.state_dict().keys()
 
 
@@ -337,7 +337,7 @@ def test_auxiliary_classifiers_are_left_out(name, monkeypatch):
     weights = read_weights(
         configure("model=torchvision", f"model.name={name}", "model.weights=pretrained").model
     )
-    load_body(net, weights.state)
+    load_backbone(net, weights.state)
     image, shown = torch.rand(1, 3, 8, 8), best.transforms()
     normal = (image - torch.tensor(shown.mean).view(3, 1, 1)) / torch.tensor(shown.std).view(
         3, 1, 1
@@ -346,7 +346,7 @@ def test_auxiliary_classifiers_are_left_out(name, monkeypatch):
         normal
     )
     assert torch.allclose(
-        (image - weights.images.mean[0]) / weights.images.std[0], theirs, atol=1e-5
+        (image - weights.input_spec.mean[0]) / weights.input_spec.std[0], theirs, atol=1e-5
     )
 
 

@@ -40,7 +40,7 @@ def test_pretrained_without_a_network_says_what_to_do(monkeypatch):
         raise Strange("no\nroute")
 
     monkeypatch.setattr("tricklab.run.downloads.answers", lambda url: False)
-    monkeypatch.setattr("tricklab.run.weights.published", fail)
+    monkeypatch.setattr("tricklab.run.weights.pretrained_weights", fail)
     with pytest.raises(UserError) as refused:
         read_weights(configure("model=torchvision", "model.weights=pretrained").model)
     assert str(refused.value) == (

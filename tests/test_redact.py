@@ -5,7 +5,7 @@ import subprocess
 import pytest
 
 from tricklab.cli.redact import redact_patch
-from tricklab.run.record import uncommitted
+from tricklab.run.record import uncommitted_changes
 
 YAML = "diff --git a/conf/x.yaml b/conf/x.yaml\n"
 PYTHON = "diff --git a/x.py b/x.py\n"
@@ -46,7 +46,7 @@ def test_git_diff_has_no_secrets(tmp_path):
         subprocess.run([*git, *command], check=True)
     old.write_text("seed: 1\nclaim: {token: hunter2}\n")
     new.write_text("api_key: hunter2\n")
-    patch = uncommitted(tmp_path)
+    patch = uncommitted_changes(tmp_path)
     assert "+claim: {token: ***}\n" in patch
     assert "+api_key: ***\n" in patch
     assert "hunter2" not in patch

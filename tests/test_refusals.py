@@ -238,11 +238,11 @@ ROWS = [
     ),
     (
         ["model.weights=nowhere"],
-        "model.weights=nowhere is not a file; allowed: null, pretrained, a file with weights",
+        "model.weights=nowhere is not a file; allowed: null, pretrained, or a file with weights",
     ),
     (
         ["model.weights=mnist/train-labels-idx1-ubyte"],
-        "mnist/train-labels-idx1-ubyte is damaged, or no checkpoint: ",
+        "mnist/train-labels-idx1-ubyte is damaged, or not a checkpoint: ",
     ),
     (
         ["model=timm", "model.name=resnet8"],
@@ -286,9 +286,9 @@ def test_one_line_and_no_folder(run, there, monkeypatch, words, says):
 
 
 def test_a_package_that_a_callback_misses_is_a_mistake_of_the_user():
-    from tricklab.run.experiment import in_plain_words
+    from tricklab.run.experiment import as_user_error
 
-    plain = in_plain_words(ModuleNotFoundError("psutil is not installed"), None)
+    plain = as_user_error(ModuleNotFoundError("psutil is not installed"), None)
     assert isinstance(plain, UserError)
     assert str(plain) == "psutil is not installed"
 

@@ -197,7 +197,7 @@ def test_a_run_folder_with_a_link_out_of_it_is_refused(trained, train, tmp_path,
     (run / name).symlink_to(outside)
     done = train(CPU, "model=mlp", f"resume={run}")
     assert done.returncode == 1
-    assert f"{run}/{name} is a link that leads out of the run's folder" in done.stderr
+    assert f"{run}/{name} is a link that leads out of the run folder" in done.stderr
     after = [path.read_bytes() for path in [outside, *outside.glob("**/*")] if path.is_file()]
     assert after == before
 

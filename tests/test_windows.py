@@ -15,7 +15,7 @@ from tricklab.duration import divide_epoch
 from tricklab.errors import UserError
 from tricklab.penalty import find_weights, is_embedding_or_scale, parameter_groups
 from tricklab.run.build import build_data, build_net
-from tricklab.run.instantiate import build, without
+from tricklab.run.instantiate import build, omit
 from tricklab.run.plan import make_plan, scale_lr, total_decay
 from tricklab.run.weights import read_state
 
@@ -187,8 +187,8 @@ def test_the_decay_of_weights_is_what_an_optimizer_leaves_of_them(words):
     """Of a weight whose loss has no gradient, after many small steps."""
     cfg = configure(*words)
     weight = nn.Parameter(torch.ones(1, 1, dtype=torch.double))
-    optimizer = build(without(cfg.optimizer, "lr_per", "fused"), lr=0.01)([weight])
-    penalties = {name: build(without(node, "only")) for name, node in cfg.penalty.items()}
+    optimizer = build(omit(cfg.optimizer, "lr_per", "fused"), lr=0.01)([weight])
+    penalties = {name: build(omit(node, "only")) for name, node in cfg.penalty.items()}
     for _ in range(2000):
         loss = penalties["l2"]([weight]) if "l2" in penalties else 0 * weight.sum()
         optimizer.zero_grad()

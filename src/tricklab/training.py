@@ -34,7 +34,7 @@ class ImageClassifier(pl.LightningModule):
             `project(weights, lr)` done after a step, see `tricklab.penalty`.
         optimizer: makes an optimizer of parameter groups.
         multiplier: the rate of step t as a share of the first, which is 1 without it, see `tricklab.scheduler`.
-        body_multiplier: that of all but the classifier, if it is another; at 0 the body is frozen, norms included.
+        backbone_multiplier: that of all but the classifier, if it is another; at 0 the body is frozen, norms included.
         last_step: the step after which training ends.
         seed: the seed of the run, from which dropout follows.
         accuracy: the name of the training accuracy: `acc`, or `acc_mixed` where images are mixed.
@@ -50,7 +50,7 @@ class ImageClassifier(pl.LightningModule):
         penalties: Mapping[str, Penalty] = MappingProxyType({}),
         optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
         multiplier: Multiplier | None = None,
-        body_multiplier: Curve | None = None,
+        backbone_multiplier: Curve | None = None,
         last_step: int = 0,
         seed: int = 0,
         accuracy: str = "acc",
@@ -62,9 +62,9 @@ class ImageClassifier(pl.LightningModule):
         self.terms = {name: p for name, p in penalties.items() if not p.follows_step}
         self.projections = [p for p in penalties.values() if p.follows_step]
         self.make_optimizer, self.last_step = optimizer, last_step
-        self.multiplier, self.body_multiplier = (
+        self.multiplier, self.backbone_multiplier = (
             multiplier or Multiplier(lambda step: 1.0),
-            body_multiplier,
+            backbone_multiplier,
         )
         self.seed, self.accuracy, self.log_every = seed, accuracy, log_every
         self.batching = batching
@@ -95,14 +95,14 @@ class ImageClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make_optimizer(
-            parameter_groups(self.net, body_apart=bool(self.body_multiplier))
+            parameter_groups(self.net, body_apart=bool(self.backbone_multiplier))
         )
 
     def set_rates(self, optimizer: torch.optim.Optimizer) -> None:
         """Give the optimizer the rate of the coming step, and the momentum where that moves too."""
         step = self.global_step
         head = self.multiplier(step)
-        body = self.body_multiplier(step) if self.body_multiplier else head
+        body = self.backbone_multiplier(step) if self.backbone_multiplier else head
         for i, group in enumerate(optimizer.param_groups):
             group["lr"] = optimizer.defaults["lr"] * (body if i >= 2 else head)
             if self.multiplier.momentum:
@@ -126,13 +126,15 @@ class ImageClassifier(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         seed_default(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
-        for layer in self.net.modules() if self.body_multiplier else ():
+        for layer in self.net.modules() if self.backbone_multiplier else ():
             if isinstance(layer, nn.modules.batchnorm._NormBase):
                 layer.train(not self.frozen())
 
     def frozen(self) -> bool:
         """Whether the coming step leaves all but the classifier as it is."""
-        return self.body_multiplier is not None and self.body_multiplier(self.global_step) == 0
+        return (
+            self.backbone_multiplier is not None and self.backbone_multiplier(self.global_step) == 0
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, targets = batch  # [B, C, H, W], [B, K] or [B]
@@ -200,7 +202,7 @@ class ImageClassifier(pl.LightningModule):
 
     def _rates(self, groups: list[dict[str, Any]]) -> dict[str, float]:
         rates = {"lr": groups[0]["lr"]}
-        if self.body_multiplier:
+        if self.backbone_multiplier:
             rates["lr_body"] = groups[2]["lr"]
         if self.multiplier.momentum:
             rates["momentum"] = (

@@ -128,10 +128,10 @@ def use(text: str) -> None:
     from tricklab.files import parse_yaml
     from tricklab.run.build import build_net
     from tricklab.run.instantiate import build, build_each
-    from tricklab.run.weights import read_images
+    from tricklab.run.weights import read_input_spec
 
     theirs = parse_yaml(text, "x")
-    images, config = read_images(theirs.get("dataset", {})), judge(theirs, "x")
+    images, config = read_input_spec(theirs.get("dataset", {})), judge(theirs, "x")
     build_each(config.augment)
     if images:
         build_net(config, images.shape, 10)

@@ -22,7 +22,7 @@ from tricklab.cli.messages import unknown
 from tricklab.cli.overrides import quoted, split_arguments
 from tricklab.errors import UserError
 from tricklab.files import read_table, write_text
-from tricklab.run.identity import config_hash, is_volatile
+from tricklab.run.identity import config_hash, is_excluded_from_hash
 
 Row = dict[str, str]
 Results = dict[str, dict[int, Row]]  # by arm and seed
@@ -66,7 +66,7 @@ def read_command(
         raise UserError(f"seeds={seeds}: expected a number of seeds, 1 or more")
     overrides = [text for text in arguments if text != name and not text.startswith("seeds=")]
     for override in overrides:
-        if not is_volatile(override.lstrip("+~").partition("=")[0]):
+        if not is_excluded_from_hash(override.lstrip("+~").partition("=")[0]):
             raise UserError(
                 f"{override} would change the measured config. Expected seeds=N, or options of the "
                 "sweep, e.g. slots=2"
@@ -207,7 +207,7 @@ def arm_overrides(run: Run) -> list[str]:
     return [
         override
         for key, override in by_key.items()
-        if key not in ("experiment", "seed") and not is_volatile(key)
+        if key not in ("experiment", "seed") and not is_excluded_from_hash(key)
     ]
 
 
@@ -241,10 +241,10 @@ def training_flops(config: DictConfig) -> float:
     from torch.utils.flop_counter import FlopCounterMode
 
     from tricklab.run.build import build_data, build_net
-    from tricklab.run.experiment import hush
+    from tricklab.run.experiment import quiet_lightning
     from tricklab.run.plan import make_plan
 
-    hush()
+    quiet_lightning()
     data = build_data(config)
     net = build_net(config, data.shape, len(data.classes)).train()
     images = torch.zeros(2, *data.shape)

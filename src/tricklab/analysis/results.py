@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tricklab.errors import UserError
 from tricklab.files import UnreadableError, numbers, read_json, read_table, texts
 from tricklab.run.folder import find_runs, read_result
-from tricklab.run.identity import is_volatile
+from tricklab.run.identity import is_excluded_from_hash
 
 if TYPE_CHECKING:  # pandas takes half a second to import
     import pandas  # type: ignore[import-untyped]
@@ -157,7 +157,7 @@ def parse_options(overrides: Sequence[str]) -> dict[str, str]:
     options = {}
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
-        if not is_volatile(key):
+        if not is_excluded_from_hash(key):
             options[key] = value
     return options
 

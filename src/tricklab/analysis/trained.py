@@ -20,7 +20,7 @@ from tricklab.errors import UserError
 from tricklab.files import CHECKSUM, CONFIG, checksum, read_checkpoint, to_yaml
 from tricklab.run.build import build_net
 from tricklab.run.instantiate import build
-from tricklab.run.weights import State, read_images, read_state
+from tricklab.run.weights import State, read_input_spec, read_state
 
 MAY_CHANGE = ("trainer.accelerator", "trainer.precision")  # besides the data
 PICTURES = ("resize", "mode", "background")  # how pictures are decoded: as in training
@@ -108,7 +108,7 @@ def read_trained(arguments: Sequence[str], **allowed: Any) -> Trained:
     path = find_checkpoint(own["ckpt"])
     state, theirs = read_state(path)
     dataset = check_dataset(theirs.get("dataset"), path)
-    images = read_images(dataset)
+    images = read_input_spec(dataset)
     assert images is not None  # a dataset without them was refused
     config = judge(theirs, f"the config of {path}")
     before = copy.deepcopy(config.data)

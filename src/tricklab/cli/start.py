@@ -21,7 +21,7 @@ from tricklab.cli.redact import check_secrets
 from tricklab.devices import is_first, world_size
 from tricklab.errors import UserError
 from tricklab.run.folder import check_folder
-from tricklab.run.identity import HASH, config_hash
+from tricklab.run.identity import PLANNED_HASH, config_hash
 
 OF_A_SWEEP = re.compile(  # what has no effect on a single run
     r"(sweep|slots|dry|job_timeout|hydra\.sweep|hydra[./](launcher|sweeper))(\.|$)"
@@ -66,7 +66,7 @@ def refuse(config: DictConfig) -> None:
 
 def check_run(config: DictConfig) -> None:
     """Check the config of a single run, and the folder that it is for."""
-    planned = os.environ.get(HASH)  # by the sweep that this is a job of
+    planned = os.environ.get(PLANNED_HASH)  # by the sweep that this is a job of
     check(config)
     if not planned and is_first():  # Lightning's copies are given hydra.run.dir once more
         check_secrets(config)

@@ -21,7 +21,7 @@ from tricklab.cli.overrides import quoted
 from tricklab.devices import count_cores, omp_threads, visible_devices, when_ended
 from tricklab.files import write_text
 from tricklab.run.folder import read_result
-from tricklab.run.identity import HASH, config_hash
+from tricklab.run.identity import PLANNED_HASH, config_hash
 
 TRAIN = Path(__file__).parents[3] / "train.py"
 
@@ -167,7 +167,7 @@ def work(job: Command, device: str, threads: int, driver: int) -> None:
     os.environ.pop(
         "SLURM_NTASKS", None
     )  # or Lightning would leave it to SLURM to start the processes of trainer=ddp
-    os.environ |= {HASH: job.planned} | (
+    os.environ |= {PLANNED_HASH: job.planned} | (
         {"CUDA_VISIBLE_DEVICES": device} if device else {}
     )  # "": all there are
     multiprocessing.set_start_method(

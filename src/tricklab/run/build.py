@@ -19,10 +19,10 @@ from tricklab.mixup import identity
 from tricklab.model import usual_side
 from tricklab.penalty import Penalty, find_weights, parameter_groups
 from tricklab.randomness import Rand, generator, seed_default
-from tricklab.run.instantiate import build, build_each, without
+from tricklab.run.instantiate import build, build_each, omit
 from tricklab.run.plan import Plan
 from tricklab.run.record import Record
-from tricklab.run.weights import load_body, read_images, read_weights
+from tricklab.run.weights import load_backbone, read_input_spec, read_weights
 from tricklab.training import ImageClassifier
 
 MOST = 8  # processes a core: each takes half a gigabyte
@@ -41,17 +41,19 @@ PLAIN = {
 WINDOW = ("begin", "end")  # stand with the options of mixing, say when it is done
 
 
-def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[ImageData, nn.Module]:
-    """Build both; with `model.weights` the data are made what these take, also in a run that has `begun` before."""
-    weights = None if begun else read_weights(cfg.model)
-    images = read_images(record.dataset) if begun else weights and weights.images
+def build_data_and_net(
+    cfg: DictConfig, record: Record, resumed: bool
+) -> tuple[ImageData, nn.Module]:
+    """Build both; with `model.weights` the data are made what these take, also in a run that is `resumed`."""
+    weights = None if resumed else read_weights(cfg.model)
+    images = read_input_spec(record.dataset) if resumed else weights and weights.input_spec
     data = build_data(cfg)
     first = data.train.images.index_select(0, torch.arange(2))
     for change in data.augment.values():
         change(first, Rand(generator(0, "try"), 2))  # so that what it refuses is said now
     if weights:
         data.check_enlarged(
-            max(weights.images.shape[1:]) if weights.images else usual_side(cfg.model)
+            max(weights.input_spec.shape[1:]) if weights.input_spec else usual_side(cfg.model)
         )
     if images:
         data.adapt(images)
@@ -59,7 +61,7 @@ def build_data_and_net(cfg: DictConfig, record: Record, begun: bool) -> tuple[Im
         rank_zero_only(print)(data.summary)
     net = build_net(cfg, data.shape, len(data.classes))
     if weights:
-        load_body(net, weights.state)
+        load_backbone(net, weights.state)
         rank_zero_only(print)(
             f"weights: begins anew from those in {cfg.model.weights}, with a classifier of its own"
         )
@@ -84,14 +86,14 @@ def build_data(cfg: DictConfig) -> ImageData:
     Unless images are mixed, plain cross-entropy gets class indices: it has the gradients of one-hot targets, on a CPU
     bit for bit, in half the time.
     """
-    parts = {"augment": build_each(cfg.augment), "mixup": build(without(cfg.mixup, *WINDOW))}
+    parts = {"augment": build_each(cfg.augment), "mixup": build(omit(cfg.mixup, *WINDOW))}
     data: ImageData = build(cfg.data, seed=cfg.seed, by_index=cfg.loss == PLAIN, **parts)
     return data
 
 
 def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     """Build Lightning's trainer with callbacks and loggers; `metrics.csv` is written whatever they are."""
-    options = without(cfg.trainer, *NOT_TRAINER)
+    options = omit(cfg.trainer, *NOT_TRAINER)
     loggers = [MetricsFile(str(folder)), *build_each(cfg.logger, save_dir=str(folder)).values()]
     callbacks = list(build_each(cfg.callbacks).values())
     profiler = options.pop("profiler") or NoProfiler()
@@ -133,7 +135,7 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
 
     Raises UserError: an optimizer that does not take its arguments or has no momentum to move.
     """
-    optimizer = build(without(cfg.optimizer, "lr_per"), lr=plan.lr)
+    optimizer = build(omit(cfg.optimizer, "lr_per"), lr=plan.lr)
     try:
         made = optimizer(
             parameter_groups(net)
@@ -152,7 +154,7 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
         penalties=build_penalties(cfg.penalty, net),
         optimizer=optimizer,
         multiplier=plan.multiplier,
-        body_multiplier=plan.body_multiplier,
+        backbone_multiplier=plan.backbone_multiplier,
         last_step=plan.last_step,
         seed=cfg.seed,
         accuracy="acc_mixed" if mixing else "acc",
@@ -178,7 +180,7 @@ def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
                 f"loss.weight={weight}; allowed: {classes} numbers of 0 or more, not all of them 0"
             )
         options["weight"] = torch.tensor(weight, dtype=torch.float)
-    loss: nn.Module = build(without(cfg, "weight"), **options)
+    loss: nn.Module = build(omit(cfg, "weight"), **options)
     try:
         values = [
             loss(torch.zeros(n, classes), torch.full((n, classes), 1 / classes)) for n in (2, 4)
@@ -199,7 +201,7 @@ def build_penalties(cfg: DictConfig, net: nn.Module) -> dict[str, Penalty]:
     """Build each penalty, for the weights that it names. Raises UserError: it names none, or refuses its options."""
     penalties = {}
     for name, node in cfg.items():
-        act = build(without(node, "only"))
+        act = build(omit(node, "only"))
         try:
             penalties[str(name)] = Penalty(act, find_weights(net, node.get("only")))
             penalties[str(name)].try_on_copy()
@@ -215,7 +217,7 @@ def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.
     """
     seed_default(cfg.seed, "init")
     try:
-        options = without(cfg.model, "weights", "freeze", "body_lr")  # which act on its training
+        options = omit(cfg.model, "weights", "freeze", "body_lr")  # which act on its training
         net: nn.Module = build(options)(shape[0], classes).eval()
         with torch.no_grad():
             logits = net(torch.zeros(2, *shape))  # lazy layers count their inputs here

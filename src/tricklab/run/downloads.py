@@ -1,4 +1,4 @@
-"""Downloads that give up soon: offline, the retries of the libraries take a minute."""
+"""Downloads with short timeouts: without a network, the retries of the libraries take a minute."""
 
 import os
 import socket
@@ -14,12 +14,13 @@ HOSTS = {"timm": "https://huggingface.co", "torchvision": "https://download.pyto
 
 @contextmanager
 def brief_downloads(library: str) -> Iterator[None]:
-    """Let `library` look into its cache alone where its host does not answer; elsewhere wait for it for 10 s."""
+    """Limit `library` to its cache if its host does not answer; otherwise set a timeout of 10 s."""
     before = socket.getdefaulttimeout()
-    hub = library == "timm"  # whose weights lie on Hugging Face's
-    online = answers(os.environ.get("HF_ENDPOINT", HOSTS[library]) if hub else HOSTS[library])
-    if hub and not online:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read when it is imported
+    uses_hub = library == "timm"  # its weights are hosted by Hugging Face
+    host = os.environ.get("HF_ENDPOINT", HOSTS[library]) if uses_hub else HOSTS[library]
+    online = answers(host)
+    if uses_hub and not online:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's package is imported
         if constants := sys.modules.get("huggingface_hub.constants"):
             constants.HF_HUB_OFFLINE = True  # type: ignore[attr-defined]
     socket.setdefaulttimeout(10 if online else 1)
@@ -30,19 +31,22 @@ def brief_downloads(library: str) -> Iterator[None]:
 
 
 def answers(url: str, seconds: float = 5.0) -> bool:
-    """Whether a host answers, with whatever, in that time; names may take longer to resolve than any timeout."""
-    found = []
+    """Whether a host sends any response in time.
 
-    def ask() -> None:
+    The request runs in a thread, as resolving a host name may take longer than any timeout.
+    """
+    responses = []
+
+    def request() -> None:
         try:
             urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds)
         except urllib.error.HTTPError:
-            pass  # which is an answer
+            pass  # an error code is a response, too
         except (OSError, ValueError):
             return
-        found.append(True)
+        responses.append(True)
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=request, daemon=True)
     thread.start()
     thread.join(seconds)
-    return bool(found)
+    return bool(responses)

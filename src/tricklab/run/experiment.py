@@ -29,21 +29,28 @@ from tricklab.logger import MetricsFile, Wandb, close_wandb
 from tricklab.metrics import LEAST
 from tricklab.model import find_dropout
 from tricklab.run.build import build_data_and_net, build_module, build_trainer
-from tricklab.run.checkpoint import NOTHING, Progress, check_dataset, check_fits, read_progress
+from tricklab.run.checkpoint import (
+    NO_PROGRESS,
+    Progress,
+    check_dataset,
+    check_fits,
+    read_progress,
+)
 from tricklab.run.figures import draw_calibration
-from tricklab.run.folder import checkpoint
+from tricklab.run.folder import find_checkpoint
 from tricklab.run.plan import Plan, make_plan
 from tricklab.run.ranks import Watch, is_peers_fault, wait_for_reason
 from tricklab.run.record import Record
 from tricklab.training import ImageClassifier
 
-NOISE = (
+IGNORED_WARNINGS = (
     "Lazy modules are a new feature",
     ".*LeafSpec.* is deprecated",
     "The number of training batches .* is smaller than the logging interval",
     "Checkpoint directory .* exists and is not empty",
     "It is recommended to use .*sync_dist",  # the value is the same on every rank already
-    "You're resuming from a checkpoint that ended before the epoch",  # our batches begin where they are asked to
+    # Our batches start at the position of the checkpoint
+    "You're resuming from a checkpoint that ended before the epoch",
 )
 
 
@@ -53,12 +60,12 @@ def run(
     overrides: Sequence[str] = (),
     choices: Mapping[str, Any] | None = None,
 ) -> float:
-    """Train, test and record one run in `folder`; return the best accuracy on validation.
+    """Train, test and record one run in `folder`; return the best validation accuracy.
 
-    `overrides` and `choices`, the option chosen of each group, are recorded alone. Raises UserError: options or data
-    that do not fit together. Whatever is raised, `result.json` says so.
+    `overrides` and `choices`, the option of each group, are only recorded. Whatever is raised is
+    also recorded in `result.json`. Raises UserError: options or data that do not fit together.
     """
-    hush()
+    quiet_lightning()
     record = Record(cfg, folder, overrides, choices)
     watch = Watch(functools.partial(record.finish, "failed"))
     with ended_by_signals():
@@ -68,10 +75,10 @@ def run(
         except BaseException as error:
             watch.stop()
             ignore_signals()
-            plain = in_plain_words(error, cfg)
-            record_failure(plain, record)
-            if plain is not error:
-                raise plain from error
+            shown = as_user_error(error, cfg)
+            record_failure(shown, record)
+            if shown is not error:
+                raise shown from error
             raise
     close_wandb(exit_code=0)
     watch.wait_for_children()
@@ -79,7 +86,7 @@ def run(
 
 
 def record_failure(error: BaseException, record: Record) -> None:
-    """Write why a run ends; leave nothing of one that was refused before it trained."""
+    """Record the reason for the end of a run; discard a run that was refused before training."""
     status, reason = "failed", f"{type(error).__name__}: {error}"
     if isinstance(error, SystemExit) and isinstance(error.code, int) and error.code > 128:
         status, reason = "interrupted", signal.Signals(error.code - 128).name
@@ -91,39 +98,43 @@ def record_failure(error: BaseException, record: Record) -> None:
 
 
 def _run(cfg: DictConfig, folder: Path, record: Record, watch: Watch) -> float:
-    last = checkpoint(str(cfg.resume), folder)
-    progress = read_progress(last) if last else NOTHING
-    data, net = build_data_and_net(cfg, record, begun=last is not None)
+    last = find_checkpoint(str(cfg.resume), folder)
+    progress = read_progress(last) if last else NO_PROGRESS
+    data, net = build_data_and_net(cfg, record, resumed=last is not None)
     trainer = build_trainer(cfg, folder)
     watch.guard(trainer)
     for logger in trainer.loggers:
-        logger.log_hyperparams(record.config | record.origin)
+        logger.log_hyperparams(record.config | record.provenance)
     plan = make_plan(cfg, data, trainer.world_size)
     module = build_module(cfg, data, net, plan)
     if last:
         check_fits(progress, module.state_dict(), module.configure_optimizers(), last)
         check_dataset(record.dataset, progress, last)
-    if last and record.dataset.get("fingerprint", data.fingerprint) != data.fingerprint:
-        raise UserError(
-            f"resume: the data are not those that {last} was trained on; allowed: the same, or a new run"
-        )
+        check_fingerprint(record, data, last)
     record.describe(data.facts)
-    outline(net, data, plan)
-    go_on(cast(MetricsFile, trainer.logger), cfg.trainer, last, progress, plan)
-    record.train()
+    print_run_summary(net, data, plan)
+    resume_metrics(cast(MetricsFile, trainer.logger), cfg.trainer, last, progress, plan)
+    record.mark_running()
 
-    gc.freeze()  # what is there now need not be looked at again
+    gc.freeze()  # objects created so far need not be examined by the garbage collector again
     start = time.time()
     fit(trainer, module, data, last)
     speed = module.images_seen * trainer.world_size / (time.time() - start)
-    objective = conclude(trainer, module, data, record, round(speed, 1))
-    trainer.strategy.barrier()  # no process is done before rank 0 has recorded the results
+    objective = test_and_record(trainer, module, data, record, round(speed, 1))
+    trainer.strategy.barrier()  # no process ends before rank 0 has recorded the results
     watch.stop()
     return objective
 
 
+def check_fingerprint(record: Record, data: ImageData, last: Path) -> None:
+    """Raise UserError if the data differ from those that the resumed run was trained on."""
+    if record.dataset.get("fingerprint", data.fingerprint) != data.fingerprint:
+        message = f"resume: the data differ from those that {last} was trained on"
+        raise UserError(f"{message}; use the same data, or start a new run")
+
+
 def fit(trainer: pl.Trainer, module: ImageClassifier, data: ImageData, last: Path | None) -> None:
-    """Train, from a checkpoint if there is one. Raises UserError: Lightning can't restore that."""
+    """Train, from a checkpoint if there is one. Raises UserError: Lightning can't restore it."""
     try:
         trainer.fit(module, datamodule=data, ckpt_path=last, weights_only=True)
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -133,116 +144,120 @@ def fit(trainer: pl.Trainer, module: ImageClassifier, data: ImageData, last: Pat
         raise UserError(f"resume: {last} is damaged ({reason}); start a new run") from error
 
 
-def conclude(
+def test_and_record(
     trainer: pl.Trainer, module: ImageClassifier, data: ImageData, record: Record, speed: float
 ) -> float:
-    """Test the best weights, record the results and show them; return the best accuracy on validation."""
-    kept = (
-        record.folder / "checkpoints" / "best.ckpt"
-    )  # the path in a checkpoint is that of where the folder was
-    module.load_state_dict(read_checkpoint(kept)["state_dict"])
-    best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint))
-    module.temperature = best.best["val/temperature"]
+    """Test the best weights, record and print the results; return the best validation accuracy."""
+    # Not the path in the checkpoint: the folder may have been moved since
+    best_path = record.folder / "checkpoints" / "best.ckpt"
+    module.load_state_dict(read_checkpoint(best_path)["state_dict"])
+    best = next(c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)).best
+    module.temperature = best["val/temperature"]
     trainer.test(module, datamodule=data, verbose=False)
-    metrics, device = best.best | module.results, trainer.strategy.root_device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    facts = {
+    metrics = best | module.results
+    results = {
         "images": count_images(trainer, data, tested=len(module.labels)),
         "metrics": metrics,
         "objective": metrics["val/acc"],
-        "devices": [name] * trainer.world_size,
+        "devices": [name_device(trainer)] * trainer.world_size,
+        "images_per_second": speed,
     }
-    trainer.strategy.barrier()  # from here on rank 0 alone can fail
-    picture = record.folder / "calibration.png"
-    rank_zero_only(draw_calibration)(module.logits, module.labels, module.temperature, picture)
-    record.finish("done", None, images_per_second=speed, **facts)
+    trainer.strategy.barrier()  # from here on only rank 0 can fail
+    figure_path = record.folder / "calibration.png"
+    rank_zero_only(draw_calibration)(module.logits, module.labels, module.temperature, figure_path)
+    record.finish("done", None, **results)
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
-            logger.conclude(metrics, str(kept))
+            logger.conclude(metrics, str(best_path))
             logger.show(module.logits, module.labels, data.source.test.images, data.classes)
     print_results(record)
     return metrics["val/acc"]
 
 
+def name_device(trainer: pl.Trainer) -> str:
+    device = trainer.strategy.root_device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def count_images(trainer: pl.Trainer, data: ImageData, tested: int) -> dict[str, int]:
-    """Return how many images were trained on and evaluated; `limit_val_batches` may leave some out."""
-    size, part = data.batch_size * trainer.world_size, trainer.limit_val_batches
+    """Return the number of training, validation and test images used.
+
+    `limit_val_batches` may exclude some of the validation images.
+    """
+    size = data.batch_size * trainer.world_size
+    limit = trainer.limit_val_batches
     batches = math.ceil(len(data.val_rows) / size)
-    batches = min(batches, part) if isinstance(part, int) else int(batches * part)
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     val = min(len(data.val_rows), batches * size)
     return {"train": len(data.train_rows), "val": val, "test": tested}
 
 
 @rank_zero_only
 def print_results(record: Record) -> None:
-    metrics, images, seconds = (record.result[key] for key in ("metrics", "images", "seconds"))
+    metrics, images = record.result["metrics"], record.result["images"]
     test = f"test accuracy {metrics['test/acc']:.4f} on {images['test']} images"
     val = f"validation {metrics['val/acc']:.4f} on {images['val']}"
-    print(f"{test} ({val}) in {seconds:.1f} s")
-    place = os.path.relpath(record.folder)
-    print(f"run folder    {record.folder if place.startswith('..') else place}")
+    print(f"{test} ({val}) in {record.result['seconds']:.1f} s")
+    relative = os.path.relpath(record.folder)
+    print(f"run folder    {record.folder if relative.startswith('..') else relative}")
 
 
-def in_plain_words(error: BaseException, cfg: DictConfig) -> BaseException:
-    """Return the mistake of the user that an error is, or else itself."""
+def as_user_error(error: BaseException, cfg: DictConfig) -> BaseException:
+    """Return the UserError that an exception amounts to, or the exception itself."""
     if is_peers_fault(error):
         return UserError(wait_for_reason())
     if isinstance(error, MisconfigurationException | ModuleNotFoundError):
         return UserError(str(error))
-    if isinstance(error, MemoryError) or re.search(
-        "out of memory|(can't|not enough).* memory", str(error)
-    ):
-        said = f"out of memory with data.batch_size={cfg.data.batch_size} ({' '.join(str(error).split())[:100]})"
-        return UserError(
-            f"{said}; a lower one takes less, and trainer.accumulate_grad_batches makes up for it"
-        )
+    if is_out_of_memory(error):
+        reason = " ".join(str(error).split())[:100]
+        message = f"out of memory with data.batch_size={cfg.data.batch_size} ({reason})"
+        hint = "lower it, and raise trainer.accumulate_grad_batches to make up for it"
+        return UserError(f"{message}; {hint}")
     return error
 
 
-def go_on(
+def is_out_of_memory(error: BaseException) -> bool:
+    pattern = "out of memory|(can't|not enough).* memory"
+    return isinstance(error, MemoryError) or bool(re.search(pattern, str(error)))
+
+
+def resume_metrics(
     metrics: MetricsFile, cfg: DictConfig, last: Path | None, progress: Progress, plan: Plan
 ) -> None:
-    """Cut what was logged after the checkpoint that training goes on from, if there is one.
+    """Truncate `metrics.csv` after the checkpoint to resume from, if there is one.
 
-    Raises UserError: it is of an epoch that `stop_after` has cut short.
+    Raises UserError: the checkpoint was saved in an epoch that `stop_after` shortened.
     """
     steps, epochs = progress.steps, progress.epochs
     if epochs > steps // plan.length.epoch and steps < plan.last_step:
-        raise UserError(
-            f"resume: {last} is of step {steps}, where an epoch was cut short; allowed: one of a whole one"
-        )
+        position = f"{last} was saved at step {steps}, inside an epoch shortened by stop_after"
+        raise UserError(f"resume: {position}; resume from a checkpoint at an epoch boundary")
     metrics.resume(steps, epochs, cfg.log_every_n_steps, cfg.check_val_every_n_epoch)
     if last:
-        rank_zero_only(print)(f"resume: goes on after step {steps}, from {last}")
+        rank_zero_only(print)(f"resume: continues after step {steps}, from {last}")
 
 
-def hush() -> None:
-    """Leave out what Lightning says about every run."""
+def quiet_lightning() -> None:
+    """Silence the messages that Lightning prints for every run."""
     for package in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(package).setLevel(logging.WARNING)
-    logging.getLogger("pytorch_lightning.profilers").setLevel(
-        logging.INFO
-    )  # what a profiler found is a result
-    for message in NOISE:
+    # The report of a profiler is a result
+    logging.getLogger("pytorch_lightning.profilers").setLevel(logging.INFO)
+    for message in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", message)
 
 
 @rank_zero_only
-def outline(net: nn.Module, data: ImageData, plan: Plan) -> None:
-    """Print the first lines of a run, and what is known to harm it."""
-    if early := find_dropout(net):
-        why = (
-            "its statistics are of other units than those it meets in evaluation (arXiv 1801.05134)"
-        )
-        print(
-            f"warning: dropout in layer {', '.join(early)} stands before a batch norm: {why}",
-            file=sys.stderr,
-        )
+def print_run_summary(net: nn.Module, data: ImageData, plan: Plan) -> None:
+    """Print the size of the run, and warn of what is known to harm it."""
+    if layers := find_dropout(net):
+        reason = "the statistics differ between training and evaluation (arXiv 1801.05134)"
+        message = f"dropout in layer {', '.join(layers)} precedes a batch norm: {reason}"
+        print(f"warning: {message}", file=sys.stderr)
     if (val := len(data.val_rows)) < LEAST:
         print(f"temperature: 1, as {val} validation images are too few to fit it")
-    images = len(data.train_rows)
-    print(
-        f"{sum(p.numel() for p in net.parameters()):,} parameters, {images:,} training images, {plan.last_step:,} steps"
-    )
-    if plan.of_step:
-        print(f"{plan.of_step}; the rate of {plan.lr:g} is that of such a step")
+    parameters = sum(p.numel() for p in net.parameters())
+    images = f"{len(data.train_rows):,} training images"
+    print(f"{parameters:,} parameters, {images}, {plan.last_step:,} steps")
+    if plan.batch_description:
+        print(f"{plan.batch_description}; the LR of {plan.lr:g} is for such a step")

@@ -10,49 +10,51 @@ from omegaconf import DictConfig, OmegaConf
 from tricklab.cli.config import task
 from tricklab.cli.redact import masked
 
-VOLATILE = (  # not part of what is computed
+PACKAGE = __name__.partition(".")[0]
+HASH_EXCLUDED = (  # keys that do not affect the result
     *("hydra", "sweep", "claim", "resume", "name", "tags", "logger", "slots", "dry", "job_timeout"),
     *("data.num_workers", "data.cache", "callbacks.progress", "callbacks.last"),
-    *("choices", "dataset"),  # facts that a run adds to its config.yaml
+    *("choices", "dataset"),  # added to config.yaml by the run itself
 )
-
-
-NEUTRAL: dict[str, Any] = {  # keys that came later, at the value which computes the same as without
+NEUTRAL: dict[str, Any] = {  # newer keys, at the value that gives the same result as without them
     "data.background": "white",
 }
-
-
-PACKAGE = __name__.partition(".")[0]
-HASH = "PLANNED_CONFIG_HASH"  # in the environment of a sweep's job: that of the config it was planned with
-
-
-def is_volatile(key: str) -> bool:
-    """Whether a dotted key is no part of what is computed."""
-    return any(f"{key.replace('/', '.')}.".startswith(f"{volatile}.") for volatile in VOLATILE)
+# Environment variable of a sweep's job: the hash of the config with which the job was planned
+PLANNED_HASH = "PLANNED_CONFIG_HASH"
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Return 12 hex digits that tell apart configs which compute something else.
+    """Return a hash, 12 hex digits, of everything in a config that affects the result.
 
-    Whatever the package is called, and without the keys of `NEUTRAL` at their value there.
+    It does not depend on the name of the package, nor on keys at their neutral value.
     """
     kept = {
-        key: {k: v for k, v in value.items() if not _left_out(f"{key}.{k}", v)}
-        if isinstance(value, dict)
-        else value
+        key: _without_neutral_keys(key, value)
         for key, value in masked(config).items()
-        if key not in VOLATILE
+        if key not in HASH_EXCLUDED
     }
     text = json.dumps(kept, sort_keys=True, default=str).replace(f'"{PACKAGE}.', '".')
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _left_out(key: str, value: Any) -> bool:
-    return key in VOLATILE or (key in NEUTRAL and value == NEUTRAL[key])
+def is_excluded_from_hash(key: str) -> bool:
+    """Whether a dotted key does not affect the result."""
+    dotted = f"{key.replace('/', '.')}."
+    return any(dotted.startswith(f"{excluded}.") for excluded in HASH_EXCLUDED)
 
 
-def _hash_of_run(*, _root_: DictConfig) -> str:
+def _without_neutral_keys(group: str, value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: v for key, v in value.items() if not _is_neutral(f"{group}.{key}", v)}
+
+
+def _is_neutral(key: str, value: Any) -> bool:
+    return key in HASH_EXCLUDED or (key in NEUTRAL and value == NEUTRAL[key])
+
+
+def _hash_of_root(*, _root_: DictConfig) -> str:
     return config_hash(task(_root_))
 
 
-OmegaConf.register_new_resolver("config_hash", _hash_of_run, replace=True)
+OmegaConf.register_new_resolver("config_hash", _hash_of_root, replace=True)

@@ -1,7 +1,8 @@
-"""Several processes train one run: none waits for another that has failed, and one line says why.
+"""Several processes train one run: no process waits for a failed one, and one line gives the reason.
 
-torchrun or srun starts them; or Lightning starts copies of `train.py`, which end with their parent.
-They share torch's key-value store: who fails says so under "failed", rank 0 prints it and sets "left".
+torchrun or srun start the processes, or Lightning starts copies of `train.py`, which end with their
+parent. They share torch's key-value store: a failing process writes its reason under "failed", rank
+0 prints it and sets "left".
 """
 
 import os
@@ -22,44 +23,34 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from tricklab.devices import COPIES, when_ended, world_size
 
-PARENT = (
-    "PARENT_OF_RANKS"  # in the environment of Lightning's copies: the process that started them
-)
-
-
-GRACE = 3.0  # seconds in which a process may end by itself after another has failed
-
-
-GONE = "another process of this run is gone; its own output or the system's log says why"
-
-
-PEER = re.compile(
+PARENT = "PARENT_OF_RANKS"  # environment variable of Lightning's copies: the process ID of rank 0
+GRACE = 3.0  # seconds that a process has to end by itself after another one has failed
+GONE = "another process of this run is gone; see its own output or the system log"
+CONNECTION_ERROR = re.compile(
     "connection (closed|reset|refused)|broken pipe|gloo|nccl|store|client socket", re.IGNORECASE
 )
+stores: dict[int, Any] = {}  # by process ID: a forked process needs its own connection
 
 
-stores: dict[int, Any] = {}  # by process: a forked one needs a connection of its own
-
-
-def rank() -> int:
+def get_rank() -> int:
     """Return the rank of this process, as Lightning knows it."""
     return int(rank_zero_only.rank)  # type: ignore[attr-defined]
 
 
 def is_peers_fault(error: BaseException) -> bool:
-    """Whether an error says that another process is gone."""
+    """Whether an error was caused by the end of another process."""
     if not isinstance(error, RuntimeError) or world_size() == 1:
         return False
-    return isinstance(error, dist.DistError) or bool(PEER.search(str(error)))
+    return isinstance(error, dist.DistError) or bool(CONNECTION_ERROR.search(str(error)))
 
 
 def connect() -> Any:
-    """Return the store that the processes of this run share; None before it is known where it is.
+    """Return the store shared by the processes of this run; None before its address is known.
 
-    The agent of torchrun hosts it, else rank 0 (`multi_tenant`: together with torch's own).
+    The agent of torchrun hosts it, otherwise rank 0 (`multi_tenant`: together with torch's own).
     """
     if os.getpid() not in stores and {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
-        hosts = rank() == 0 and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ
+        hosts = get_rank() == 0 and "TORCHELASTIC_USE_AGENT_STORE" not in os.environ
         with suppress(RuntimeError):
             store = dist.TCPStore(
                 os.environ["MASTER_ADDR"],
@@ -73,8 +64,8 @@ def connect() -> Any:
     return stores.get(os.getpid())
 
 
-def failure() -> str:
-    """Return why a process of this run has failed; nothing as long as none has."""
+def read_failure() -> str:
+    """Return the reason of the first failed process; "" as long as there is none."""
     if not (store := connect()):
         return ""
     try:
@@ -84,7 +75,7 @@ def failure() -> str:
 
 
 def has_left() -> bool:
-    """Whether rank 0 has said why the run has failed."""
+    """Whether rank 0 has printed the reason of the failure."""
     try:
         return bool(connect() and connect().check(["left"]))
     except RuntimeError:
@@ -92,32 +83,32 @@ def has_left() -> bool:
 
 
 def wait_for_reason() -> str:
-    """Return why another process has failed: it says so before it is gone, unless it was killed."""
+    """Return the reason of another process, which it writes before it ends, unless it is killed."""
     for _ in range(10):
-        if (reason := failure()) not in ("", GONE):
+        if (reason := read_failure()) not in ("", GONE):
             return reason
         time.sleep(0.1)
     return GONE
 
 
 def leave(message: str) -> None:
-    """Say why this process fails: rank 0 prints it and waits until all know, the others until it has."""
-    if rank() == 0:
+    """Publish why this process fails. Rank 0 prints it, and waits for the others to read it."""
+    if get_rank() == 0:
         print(f"error: {message}", file=sys.stderr, flush=True)
     if not (store := connect()):
         return
     try:
-        if rank() == 0:
+        if get_rank() == 0:
             store.compare_set("failed", "", message)
             store.set("left", "")
             _wait_for_others(store)
         else:
-            store.compare_set("failed", "", f"rank {rank()}: {message}")
+            store.compare_set("failed", "", f"rank {get_rank()}: {message}")
             store.wait(["left"], timedelta(seconds=3 * GRACE))
             store.add("seen", 1)
     except RuntimeError:  # rank 0 is gone, or waits for something else
-        if rank() != 0:
-            print(f"error: rank {rank()}: {message}", file=sys.stderr, flush=True)
+        if get_rank() != 0:
+            print(f"error: rank {get_rank()}: {message}", file=sys.stderr, flush=True)
 
 
 def _wait_for_others(store: Any) -> None:
@@ -128,13 +119,14 @@ def _wait_for_others(store: Any) -> None:
 
 
 class Watch:
-    """Ends this process when another one of its run has failed, also where no exception reaches it.
+    """Ends this process if another one of its run fails, also where no exception reaches it.
 
-    `fail(reason)` records the end.
+    `fail(reason)` records the failure.
     """
 
     def __init__(self, fail: Callable[[str], None]):
-        self.fail, self.over = fail, threading.Event()
+        self.fail = fail
+        self.over = threading.Event()
         self.children: list[Any] = []
         if os.environ.get(PARENT) == str(os.getppid()):
             end = (os.getppid(), lambda: os._exit(1))
@@ -146,41 +138,42 @@ class Watch:
         threading.Thread(target=self._run, daemon=True).start()
 
     def guard(self, trainer: pl.Trainer) -> None:
-        """Watch over the copies of this process that Lightning may start."""
+        """Watch the copies of this process that Lightning may start."""
         if type(trainer.strategy.launcher) is _SubprocessScriptLauncher:
             trainer.strategy._launcher = Launcher(trainer.strategy.launcher, self)
 
     def _run(self) -> None:
         while not self.over.wait(0.5):
-            if not self._reason() or self.over.wait(0 if has_left() else GRACE):
+            if not self._find_reason() or self.over.wait(0 if has_left() else GRACE):
                 continue
-            reason = self._reason()
+            reason = self._find_reason()
             self.fail(reason)
             leave(reason)
             os._exit(1)
 
-    def _reason(self) -> str:
-        for number, child in enumerate(self.children, 1):
+    def _find_reason(self) -> str:
+        for rank, child in enumerate(self.children, 1):
             if child.poll():
-                return failure() or f"rank {number} ended with exit code {child.returncode}"
-        return failure()
+                return read_failure() or f"rank {rank} ended with exit code {child.returncode}"
+        return read_failure()
 
     def stop(self) -> None:
-        """Leave this process to itself: it has done all that it does together with others."""
+        """Stop watching: this process no longer depends on others."""
         self.over.set()
 
     def wait_for_children(self) -> None:
-        """End with their exit code if a copy fails after all."""
+        """Wait for the copies to end. Raises SystemExit if one of them fails."""
         codes = [child.wait() for child in self.children]
         if any(codes):
             raise SystemExit(1)
 
 
 class Launcher(_SubprocessScriptLauncher):
-    """Lightning's, whose own watch kills this process before it has recorded why."""
+    """Lightning's launcher without its own watch, which kills rank 0 before it records a reason."""
 
-    def __init__(self, theirs: _SubprocessScriptLauncher, watch: Watch):
-        super().__init__(theirs.cluster_environment, theirs.num_processes, theirs.num_nodes)
+    def __init__(self, original: _SubprocessScriptLauncher, watch: Watch):
+        cluster = original.cluster_environment
+        super().__init__(cluster, original.num_processes, original.num_nodes)
         self.watch = watch
 
     def launch(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, besides metrics and checkpoints: config.yaml, git.diff and result.json."""
+"""The files that describe a run: `config.yaml`, `git.diff` and `result.json`."""
 
 import json
 import math
@@ -21,13 +21,14 @@ from tricklab.cli.redact import masked, redact_patch
 from tricklab.errors import UserError
 from tricklab.files import write_text, write_yaml
 from tricklab.run.folder import lock_run, read_config, refuse_links
-from tricklab.run.identity import HASH, config_hash
+from tricklab.run.identity import PLANNED_HASH, config_hash
 
 PACKAGES = ("tricklab", "torch", "pytorch-lightning", "hydra-core", "numpy")
+HERE = Path(__file__).parent
 
 
 class Record:
-    """The description of one run: what was asked for at its start, what came of it at its end."""
+    """The description of one run: its config and provenance at the start, its result at the end."""
 
     def __init__(
         self,
@@ -36,22 +37,23 @@ class Record:
         overrides: Sequence[str] = (),
         choices: Mapping[str, Any] | None = None,
     ):
-        self.folder, self.started = folder, time.time()
+        self.folder = folder
+        self.started = time.time()
         self.lock: Any = None
-        self.dataset: dict[str, Any] = read_config(folder).get(
-            "dataset", {}
-        )  # as an earlier start of this run left it
-        self.new = (
-            all(path.name in (".hydra", "train.log") for path in folder.glob("*"))
-            and HASH not in os.environ
-        )
+        # Left by an earlier start, if this run is resumed
+        self.dataset: dict[str, Any] = read_config(folder).get("dataset", {})
+        self.new = is_new(folder)
         self.choices = {
             group: option
             for group, option in (choices or {}).items()
             if not group.startswith("hydra/")
         }
         self.config: dict[str, Any] = masked(OmegaConf.to_container(cfg, resolve=True))
-        self.result: dict[str, Any] = {
+        self.result = self._describe_start(overrides)
+
+    def _describe_start(self, overrides: Sequence[str]) -> dict[str, Any]:
+        versions = {name: find_version(name) for name in PACKAGES}
+        return {
             "status": "",
             "reason": None,
             "metrics": {},
@@ -61,75 +63,81 @@ class Record:
             "devices": [],
             "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "started": datetime.now(UTC).isoformat(),
-            "versions": {
-                "python": platform.python_version(),
-                **{name: find_version(name) for name in PACKAGES},
-            },
-            "git": git_state(Path(__file__).parent),
+            "versions": {"python": platform.python_version(), **versions},
+            "git": git_state(HERE),
         }
 
     @property
-    def origin(self) -> dict[str, Any]:
-        """Where the numbers come from, for loggers that keep it beside the config."""
+    def provenance(self) -> dict[str, Any]:
+        """Options, command and commit, for loggers that keep them beside the config."""
         command = shlex.join(["python", "train.py", *self.result["overrides"]])
         return {"choices": self.choices, "command": command, "git": self.result["git"]}
 
     @rank_zero_only
     def start(self) -> None:
-        """Write the resolved config and what is not committed. Raises UserError: the run is running already."""
+        """Write the resolved config and uncommitted changes.
+
+        Raises UserError: another process runs in this folder.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         refuse_links(self.folder)
         self.lock = lock_run(self.folder)
         if not self.lock:
-            raise UserError(
-                f"the run in {self.folder} is running; wait for it, or choose another folder"
-            )
+            message = f"the run in {self.folder} is running"
+            raise UserError(f"{message}; wait for it, or choose another folder")
         self.describe(self.dataset)
         if self.result["git"] and self.result["git"]["dirty"]:
-            write_text(self.folder / "git.diff", uncommitted(Path(__file__).parent))
+            write_text(self.folder / "git.diff", uncommitted_changes(HERE))
 
     @rank_zero_only
     def describe(self, dataset: Mapping[str, Any]) -> None:
-        """Write `config.yaml`, with the facts of the data set: so a checkpoint can be used without the data."""
-        facts = {"choices": self.choices, **({"dataset": dict(dataset)} if dataset else {})}
-        write_yaml(self.folder / "config.yaml", {**self.config, **facts})
+        """Write `config.yaml`. With the metadata of `dataset`, a checkpoint is usable without it."""
+        content = {**self.config, "choices": self.choices}
+        if dataset:
+            content["dataset"] = dict(dataset)
+        write_yaml(self.folder / "config.yaml", content)
 
     @rank_zero_only
-    def train(self) -> None:
-        """Remove an earlier result, which no longer holds."""
+    def mark_running(self) -> None:
+        """Remove the result of an earlier start: training changes the run from here on."""
         self.new = False
         (self.folder / "result.json").unlink(missing_ok=True)
 
     @rank_zero_only
     def discard(self) -> None:
-        """Leave no folder of a run that was refused before it trained; the job of a sweep leaves its result."""
+        """Delete the folder if the run was refused before training. Jobs of a sweep keep theirs."""
         if self.new and self.lock:
             shutil.rmtree(self.folder, ignore_errors=True)
             remove_empty(self.folder.absolute().parent)
 
     @rank_zero_only
-    def finish(self, status: str, reason: str | None = None, **facts: Any) -> None:
-        """Write `result.json`, whole or not at all; an earlier one stays if it failed before training went on."""
-        self.result |= {
-            "status": status,
-            "reason": reason,
-            "seconds": round(time.time() - self.started, 3),
-            **facts,
-        }
-        metrics = {
-            k: v if math.isfinite(v) else None for k, v in self.result["metrics"].items()
-        }  # JSON has no NaN
-        text = json.dumps(
-            self.result | {"metrics": metrics}, indent=2, ensure_ascii=False, allow_nan=False
-        )
-        if self.lock:
-            if status == "done" or not (self.folder / "result.json").exists():
-                write_text(self.folder / "result.json", text + "\n")
-            self.lock.close()
+    def finish(self, status: str, reason: str | None = None, **results: Any) -> None:
+        """Write `result.json` atomically. A failure before training keeps an earlier result."""
+        self.result |= {"status": status, "reason": reason}
+        self.result |= {"seconds": round(time.time() - self.started, 3), **results}
+        if not self.lock:
+            return
+        path = self.folder / "result.json"
+        if status == "done" or not path.exists():
+            write_text(path, to_json(self.result))
+        self.lock.close()
+
+
+def is_new(folder: Path) -> bool:
+    """Whether a folder holds no run yet, and belongs to no sweep."""
+    empty = all(path.name in (".hydra", "train.log") for path in folder.glob("*"))
+    return empty and PLANNED_HASH not in os.environ
+
+
+def to_json(result: Mapping[str, Any]) -> str:
+    """Return a result as JSON, with null for the NaN and the infinities that JSON lacks."""
+    metrics = {k: v if math.isfinite(v) else None for k, v in result["metrics"].items()}
+    finite = {**result, "metrics": metrics}
+    return json.dumps(finite, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def remove_empty(folder: Path) -> None:
-    """Remove a folder and those above it, up to the working directory, as long as they are empty."""
+    """Remove a folder and its parents, up to the working directory, as long as they are empty."""
     while Path.cwd() in folder.parents:
         try:
             folder.rmdir()
@@ -139,7 +147,7 @@ def remove_empty(folder: Path) -> None:
 
 
 def find_version(package: str) -> str:
-    """Return the version that is installed; of tricklab, with `PYTHONPATH=src`, there may be none."""
+    """Return the installed version; with `PYTHONPATH=src`, tricklab itself may have none."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -147,31 +155,28 @@ def find_version(package: str) -> str:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return the commit that is checked out and whether files differ from it; None outside a repository."""
+    """Return the commit and whether files differ from it; None outside of a repository."""
     commit = run_git(folder, "rev-parse", "HEAD").strip()
-    return (
-        {"commit": commit, "dirty": bool(run_git(folder, "status", "--porcelain"))}
-        if commit
-        else None
-    )
+    if not commit:
+        return None
+    return {"commit": commit, "dirty": bool(run_git(folder, "status", "--porcelain"))}
 
 
-def uncommitted(folder: Path) -> str:
-    """Return what differs from the commit, as a patch; of files that git does not know, only code and configs."""
+def uncommitted_changes(folder: Path) -> str:
+    """Return a patch of all changes to tracked files, and of untracked code and configs."""
     top = Path(run_git(folder, "rev-parse", "--show-toplevel").strip())
-    new = run_git(
-        top, "ls-files", "-z", "--others", "--exclude-standard", "--", "*.py", "*.yaml"
-    ).split("\0")[:-1]
-    patches = [run_git(top, "diff", "--binary", "--no-index", "/dev/null", path) for path in new]
-    return redact_patch("".join([run_git(top, "diff", "--binary", "HEAD"), *patches]))
+    list_untracked = ("ls-files", "-z", "--others", "--exclude-standard", "--", "*.py", "*.yaml")
+    patches = [run_git(top, "diff", "--binary", "HEAD")]
+    for path in run_git(top, *list_untracked).split("\0")[:-1]:
+        patches.append(run_git(top, "diff", "--binary", "--no-index", "/dev/null", path))
+    return redact_patch("".join(patches))
 
 
 def run_git(folder: Path, *arguments: str) -> str:
-    """Return what git prints; nothing where there is no git or no repository."""
+    """Return the output of git; nothing if there is no git or no repository."""
     try:
         done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True)
     except OSError:
         return ""
-    return (
-        done.stdout.decode("utf-8", "replace") if done.returncode <= 1 else ""
-    )  # 1 says that files differ
+    differs = 1  # exit code of `git diff`, not an error
+    return done.stdout.decode("utf-8", "replace") if done.returncode <= differs else ""

@@ -1,4 +1,4 @@
-"""Pretrained weights and checkpoints as the start of a network."""
+"""Pretrained weights and checkpoints: their tensors, and the input that they expect."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from tricklab.cli.escape import for_terminal
 from tricklab.data.batches import Images
@@ -16,139 +16,153 @@ from tricklab.model import AUXILIARY, find_head, find_timm, find_torchvision
 from tricklab.run.downloads import brief_downloads
 
 State = dict[str, Tensor]
+MAX_SIDE = 2**16  # pixels
 
 
 class Weights(NamedTuple):
-    """Weights by name, and the images that they were trained on, where that is known."""
+    """Weights by name, and the input that they were trained on, if that is known."""
 
     state: State
-    images: Images | None
+    input_spec: Images | None
 
 
-def load_body(net: nn.Module, state: State) -> None:
-    """Load all weights but the classifier's. Raises UserError where they are not those of this network."""
-    head, own = find_head(net)[0], net.state_dict()
-    top = head.rpartition(".")[0] or head
-    body = {key: tensor.shape for key, tensor in own.items() if not key.startswith(f"{head}.")}
+def load_backbone(net: nn.Module, state: State) -> None:
+    """Load all weights but those of the head. Raises UserError: they do not fit this network."""
+    head = find_head(net)[0]
+    head_parent = head.rpartition(".")[0] or head
+    wanted = {
+        key: tensor.shape
+        for key, tensor in net.state_dict().items()
+        if not key.startswith(f"{head}.")
+    }
     given = {
         key: tensor.shape
         for key, tensor in state.items()
-        if key in body or not key.startswith(f"{top}.")
+        if key in wanted or not key.startswith(f"{head_parent}.")
     }
-    if wrong := [key for key in {**body, **given} if body.get(key) != given.get(key)]:
-        there, wanted = (
-            list(shapes[wrong[0]]) if wrong[0] in shapes else "missing" for shapes in (given, body)
-        )
-        said = f"{wrong[0]} is {there} in the file, {wanted} in the network"
-        raise UserError(
-            f"model.weights: {said}, and {len(wrong) - 1} more differ; allowed: those of the same network"
-        )
-    net.load_state_dict({key: state[key] for key in body}, strict=False)
+    different = [key for key in {**wanted, **given} if wanted.get(key) != given.get(key)]
+    if different:
+        key = different[0]
+        shapes = f"{_show(given.get(key))} in the file, {_show(wanted.get(key))} in the network"
+        message = f"model.weights: {key} is {shapes}, and {len(different) - 1} more differ"
+        raise UserError(f"{message}; use weights of the same network")
+    net.load_state_dict({key: state[key] for key in wanted}, strict=False)
+
+
+def _show(shape: Size | None) -> str:
+    return "missing" if shape is None else str(list(shape))
 
 
 def read_weights(model: DictConfig) -> Weights | None:
-    """Read what `model.weights` names: nothing, published weights or a file. Raises UserError if they can't be had."""
+    """Read the weights of `model.weights`: None, published weights or those of a file.
+
+    Raises UserError: they are not available.
+    """
     if model.get("weights") is None:
         return None
     if model.weights == "pretrained":
-        library = model._target_.rpartition(".")[2]
-        if library not in ("torchvision", "timm"):
-            raise UserError(
-                "model.weights=pretrained; allowed: a path, or with model=torchvision or model=timm"
-            )
-        try:
-            with brief_downloads(library):
-                return published(library, model.name)
-        except UserError:
-            raise
-        except Exception as error:  # whatever the network may answer
-            reason = for_terminal(" ".join(str(error).split()))[:200]
-            hint = "to use a file that was downloaded before: model.weights=PATH"
-            raise UserError(
-                f"model.weights=pretrained of {model.name}: {reason}; {hint}"
-            ) from error
-    if not Path(model.weights).is_file():
-        raise UserError(
-            f"model.weights={model.weights} is not a file; allowed: null, pretrained, a file with weights"
-        )
-    state, config = read_state(Path(model.weights))
-    return Weights(state, read_images(config.get("dataset", {})))
+        return download_weights(model)
+    path = Path(model.weights)
+    if not path.is_file():
+        allowed = "null, pretrained, or a file with weights"
+        raise UserError(f"model.weights={model.weights} is not a file; allowed: {allowed}")
+    state, config = read_state(path)
+    return Weights(state, read_input_spec(config.get("dataset", {})))
 
 
-def published(library: str, name: str) -> Weights:
-    """Return the best weights of torchvision for a network, or those of timm, downloaded unless they were before."""
+def download_weights(model: DictConfig) -> Weights:
+    """Return the published weights of a network. Raises UserError: there are none, or no network."""
+    library = model._target_.rpartition(".")[2]
+    if library not in ("torchvision", "timm"):
+        hint = "needs model=torchvision or model=timm; for a file: model.weights=PATH"
+        raise UserError(f"model.weights=pretrained {hint}")
+    try:
+        with brief_downloads(library):
+            return pretrained_weights(library, model.name)
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise exceptions of many kinds
+        reason = for_terminal(" ".join(str(error).split()))[:200]
+        hint = "to use a file that was downloaded before: model.weights=PATH"
+        raise UserError(f"model.weights=pretrained of {model.name}: {reason}; {hint}") from error
+
+
+def pretrained_weights(library: str, name: str) -> Weights:
+    """Return the default weights of timm, or the best ones of torchvision, from cache or network."""
     if library == "timm":
         net = find_timm(name).create_model(name, pretrained=True)
-        facts: Any = net.pretrained_cfg
-        return Weights(
-            net.state_dict(),
-            Images(tuple(facts["input_size"]), list(facts["mean"]), list(facts["std"])),
-        )
+        config: Any = net.pretrained_cfg
+        shape = tuple(config["input_size"])
+        return Weights(net.state_dict(), Images(shape, list(config["mean"]), list(config["std"])))
     best: Any = find_torchvision(name).get_model_weights(name)["DEFAULT"]
-    images = best.transforms()
-    body = {
-        k: v
-        for k, v in best.get_state_dict(weights_only=True).items()
-        if not k.lower().startswith("aux")
+    transforms = best.transforms()
+    mean, std = list(transforms.mean), list(transforms.std)
+    if name in AUXILIARY:  # trained before the mean and std of ImageNet became usual
+        mean, std = [0.5] * 3, [0.5] * 3
+    state = {
+        key: tensor
+        for key, tensor in best.get_state_dict(weights_only=True).items()
+        if not key.lower().startswith("aux")
     }
-    old = name in AUXILIARY  # trained before ImageNet's own mean and deviation became usual
-    mean, std = ([0.5] * 3, [0.5] * 3) if old else (list(images.mean), list(images.std))
-    return Weights(body, Images((3, *images.crop_size, *images.crop_size), mean, std))
+    side = transforms.crop_size[0]
+    return Weights(state, Images((3, side, side), mean, std))
 
 
-def read_images(dataset: Mapping[str, Any]) -> Images | None:
-    """Return what the network of a run takes, as far as the `dataset` in its config says.
+def read_input_spec(dataset: Mapping[str, Any]) -> Images | None:
+    """Return the input of a run's network from `dataset` in its config; None if it is missing.
 
-    Raises UserError: these are no shape, mean and std.
+    Raises UserError: the values are no shape, mean and std.
     """
     if not dataset:
         return None
     try:
-        images = Images(*(list(dataset[key]) for key in ("input", "mean", "std")))  # type: ignore[arg-type]
-        positive = [*images.shape, *images.std]
-        valid = len(images.shape) == 3 and len(images.mean) == len(images.std) == images.shape[0]
-        valid &= all(type(side) is int and side <= 2**16 for side in images.shape)
-        if not valid or not all(0 < number < math.inf for number in [*positive]):
-            raise ValueError(f"input={images.shape} mean={images.mean} std={images.std}")
-        if not all(math.isfinite(number) for number in images.mean):
-            raise ValueError(f"mean={images.mean}")
+        shape, mean, std = (list(dataset[key]) for key in ("input", "mean", "std"))
+        channels, height, width = shape
+        if not (len(mean) == len(std) == channels and all(map(_is_side, shape))):
+            raise ValueError(f"input={shape} mean={mean} std={std}")
+        if not all(0 < number < math.inf for number in std):
+            raise ValueError(f"std={std}")
+        if not all(math.isfinite(number) for number in mean):
+            raise ValueError(f"mean={mean}")
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(f"dataset in config.yaml: {error}; expected input, mean and std") from error
-    channels, height, width = images.shape
-    return images._replace(shape=(channels, height, width))
+    return Images((channels, height, width), mean, std)
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MAX_SIDE
 
 
 def read_state(path: Path) -> tuple[State, dict[str, Any]]:
-    """Read the weights in a checkpoint, an exported or any other file, and the config of their run.
+    """Read the weights of a checkpoint, an export or any other file, and the config of their run.
 
-    The config is a stranger's: plain values that were not judged yet. That of a checkpoint lies
-    beside its folder; `dataset`, which says how images were prepared, and the `temperature` are in
-    the checkpoint itself. Raises UserError: damage, or a file without weights.
+    The config is a stranger's: plain values that are not judged yet. That of a checkpoint lies
+    beside its folder; `dataset`, the metadata of the images, and `temperature` are stored in the
+    checkpoint itself. Raises UserError: damage, or a file without weights.
     """
     if path.suffix == ".safetensors":
         state, metadata = read_safetensors(path)
         return state, parse_yaml(metadata.get(CONFIG, "{}"), f"the config in {path}")
     content = read_checkpoint(path)
-    beside = path.parent.parent / "config.yaml"
-    config = read_yaml(beside) if beside.is_file() else {}
+    config_path = path.parent.parent / "config.yaml"
+    config = read_yaml(config_path) if config_path.is_file() else {}
     if "dataset" in content:
         if config.get("dataset", content["dataset"]) != content["dataset"]:
-            raise UserError(
-                f"{beside}: dataset is not that of {path.name}; it was edited, or damaged"
-            )
+            reason = f"dataset differs from {path.name}; the file was edited, or is damaged"
+            raise UserError(f"{config_path}: {reason}")
         config["dataset"] = content["dataset"]
-    return _weights_in(content, path), config | {"temperature": content.get("temperature", 1.0)}
+    config["temperature"] = content.get("temperature", 1.0)
+    return _find_weights(content, path), config
 
 
-def _weights_in(content: dict[str, Any], path: Path) -> State:
-    """Return the tensors by name, of our own checkpoints those of the network alone."""
+def _find_weights(content: dict[str, Any], path: Path) -> State:
+    """Return the tensors by name; of our own checkpoints, only those of the network."""
     weights = content.get("state_dict", content.get("model", content))
     if not isinstance(weights, Mapping) or not weights:
         raise UserError(f"{path} holds no weights")
-    ours = [
-        key for key in weights if str(key).startswith("net.")
-    ]  # and not the loss's class weights
-    state = {str(key).removeprefix("net."): weights[key] for key in ours or weights}
-    if wrong := [key for key, value in state.items() if not isinstance(value, Tensor)]:
-        raise UserError(f"{path} holds no weights: {wrong[0]} is no tensor")
+    of_net = [key for key in weights if str(key).startswith("net.")]  # not the class weights
+    state = {str(key).removeprefix("net."): weights[key] for key in of_net or weights}
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise UserError(f"{path} holds no weights: {key} is not a tensor")
     return {key: value.detach() for key, value in state.items()}
