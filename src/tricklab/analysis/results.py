@@ -123,7 +123,8 @@ def read_run(folder: Path, overrides: Sequence[str] | None = None) -> Run:
     ran_with = texts(result.get("overrides"))
     overrides = ran_with if overrides is None else overrides
     options = parse_options(overrides)
-    status, reason = str(result["status"]), str(result.get("reason") or "no result")
+    status = str(result["status"])
+    reason = "" if status == "done" else str(result.get("reason") or "no result")
     early = [override for override in ran_with if override.startswith("stop_after=")]
     if early and "stop_after" not in options:
         status, reason = "stopped", early[-1]
