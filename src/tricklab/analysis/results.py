@@ -65,6 +65,16 @@ def load_runs(folder: str | Path) -> "pandas.DataFrame":
     return pandas.DataFrame([to_row(run) for run in read_runs(Path(folder))])
 
 
+def load_csv(path: str | Path) -> "pandas.DataFrame":
+    """Return the numbers of a run's `metrics.csv` or `calibration.csv` as a table.
+
+    What was not logged in a row is NaN; a file that is missing or damaged gives an empty table.
+    """
+    import pandas
+
+    return pandas.DataFrame(read_numbers(Path(path)))
+
+
 def to_row(run: Run) -> dict[str, Any]:
     """Return a run as a flat mapping; its own fields win over an option of the same name."""
     options = {key: number_or_text(value) for key, value in run.options.items()}
