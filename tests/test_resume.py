@@ -372,7 +372,9 @@ def test_other_data_are_refused(run, tree):
     run(*words, "stop_after=2ep", "data.cache=none", "data.num_workers=0", "resume=auto")
     for image in (root / "cat").iterdir():
         shutil.copy(root / "dog" / "0.png", image)
-    with pytest.raises(UserError, match=r"the data differ from those that .*last.ckpt was trained on"):
+    with pytest.raises(
+        UserError, match=r"the data differ from those that .*last.ckpt was trained on"
+    ):
         run(*words, "resume=auto")
 
 
@@ -400,9 +402,7 @@ def test_too_little_memory_says_what_to_lower(run, monkeypatch, tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(ImageClassifier, "training_step", too_much)
-    with pytest.raises(
-        UserError, match=r"data\.batch_size=128 \(CUDA out of memory.*; lower it"
-    ):
+    with pytest.raises(UserError, match=r"data\.batch_size=128 \(CUDA out of memory.*; lower it"):
         run(*ONE_BATCH)
     assert "; lower it" in Run(tmp_path / "run").result["reason"]
 
