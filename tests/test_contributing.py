@@ -10,6 +10,7 @@ from conftest import CONF, ONE_BATCH, ROOT
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
+SECURITY = (ROOT / "SECURITY.md").read_text("utf-8")
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob(".github/**/*.md"), *CONF.glob("**/*.md")})
 MODULE = re.compile(r"`(src/tricklab/[\w/]+\.py)`:\n\n```python\n(.*?)```", re.DOTALL)
 YAML = re.compile(r"`(conf/[\w/]+\.yaml)`[^`]*?:\n\n```yaml\n(.*?)```", re.DOTALL)
@@ -137,7 +138,9 @@ def test_document_links_lead_to_files(document):
     assert not missing
 
 
-@pytest.mark.parametrize("document", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
+@pytest.mark.parametrize(
+    "document", [README, CONTRIBUTING, SECURITY], ids=["README", "CONTRIBUTING", "SECURITY"]
+)
 def test_document_names_files_that_exist(document):
     paths = re.findall(r"`((?:src/tricklab|conf|scripts|tests|notebooks)/[\w/]+\.\w+)`", document)
     examples = re.findall(r"`(conf/[\w/]+\.yaml)`[^`]*?:\n\n```yaml", document)
