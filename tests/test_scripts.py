@@ -101,7 +101,7 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
         ]
     )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-        logits = net(trained.prepare()(images))
+        logits = net(trained.preprocess()(images))
     expected = logits.float().softmax(1).amax(1)
     assert [float(row["probability"]) for row in rows] == expected.tolist()
     right = sum(row["class"] in row["file"] for row in rows) / len(rows)
