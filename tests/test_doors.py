@@ -20,7 +20,7 @@ DOORS = {  # what else opens files, and which: none of them is a stranger's
     "src/tricklab/cli/check.py": "conf/",
     "src/tricklab/cli/launch.py": "the null device",
     "src/tricklab/cli/signatures.py": "the source of installed packages",
-    "src/tricklab/analysis/judge.py": "conf/",
+    "src/tricklab/analysis/untrusted.py": "conf/",
     "scripts/claims.py": "conf/",
     "scripts/ablate.py": "conf/",
     "scripts/measure.py": "the committed rows beside a recipe",
