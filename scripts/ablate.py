@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from page import Table, table
 from paired import Summary, detectable, holm, interval, number, paired, summarise
 
-from tricklab.cli.config import CONF, options
+from tricklab.cli.config import CONF, list_options
 from tricklab.cli.launch import launch
 from tricklab.errors import UserError
 
@@ -34,7 +34,7 @@ HEAD = [
 
 
 def main() -> None:
-    name, seeds, words = arguments(options(CONF / "experiment"), lambda _: 3)
+    name, seeds, words = arguments(list_options(CONF / "experiment"), lambda _: 3)
     tricks: Any = OmegaConf.select(
         OmegaConf.load(CONF / "experiment" / f"{name}.yaml"), "claim.tricks"
     )

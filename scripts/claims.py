@@ -17,7 +17,7 @@ from page import table
 from paired import Summary, needed, number, seeds_text, summarise
 
 from tricklab.cli import messages
-from tricklab.cli.config import CONF, description, options
+from tricklab.cli.config import CONF, description, list_options
 from tricklab.cli.launch import launch
 from tricklab.errors import UserError
 
@@ -69,7 +69,7 @@ def main() -> None:
     if not sys.argv[1:]:
         print(table(overview(), trusted=True))
         return
-    name, seeds, words = arguments(options(CLAIMS), lambda name: read_claim(name).seeds)
+    name, seeds, words = arguments(list_options(CLAIMS), lambda name: read_claim(name).seeds)
     claim = read_claim(name)
     rows = measure(claim.recipe, seeds, words)
     print(claim.says)
@@ -92,7 +92,9 @@ def read_claim(name: str) -> Claim:
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: {error}; allowed: as in the claims beside it") from error
     if unknown := {arm for e in expect for arm in e.terms} - recipe.arms.keys():
-        raise UserError(f"{path}: " + messages.unknown(min(unknown), min(unknown), recipe.arms))
+        raise UserError(
+            f"{path}: " + messages.unknown_name(min(unknown), min(unknown), recipe.arms)
+        )
     return claim
 
 
@@ -132,7 +134,7 @@ def overview() -> list[list[str]]:
     lines = [
         ["claim", "expected", "measured (95 % interval)", "verdict", "seeds", "minutes", "date"]
     ]
-    for name in options(CLAIMS):
+    for name in list_options(CLAIMS):
         claim = read_claim(name)
         rows = known(claim.recipe, claim.seeds)
         done = [row for of_arm in rows.values() for row in of_arm.values()]

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from tricklab.cli.compose import compose_each
-from tricklab.cli.config import CONF, options, task
+from tricklab.cli.config import CONF, list_options, to_plain
 from tricklab.cli.launch import launch
-from tricklab.cli.messages import unknown
-from tricklab.cli.overrides import quoted
+from tricklab.cli.messages import unknown_name
+from tricklab.cli.overrides import quote
 from tricklab.errors import UserError
 from tricklab.files import write_text
 from tricklab.run.build import build_data, build_net
@@ -52,7 +52,7 @@ class Recipe(NamedTuple):
 
 
 def main() -> None:
-    name, seeds, words = arguments(options(CONF / "experiment"), lambda _: 10)
+    name, seeds, words = arguments(list_options(CONF / "experiment"), lambda _: 10)
     rows = [row for seed, row in measure(Recipe(name), seeds, words)[""].items() if seed < seeds]
     print(summary(rows, flops(compose(name))))
     if len(rows) < seeds:
@@ -66,7 +66,7 @@ def arguments(known: Sequence[str], seeds: Callable[[str], int]) -> tuple[str, i
     """
     sys.argv, (name, *words) = sys.argv[:1], sys.argv[1:] or [""]
     if name not in known:
-        raise UserError(unknown(f"experiment={name}", name, known))
+        raise UserError(unknown_name(f"experiment={name}", name, known))
     given = next((word[6:] for word in words if word.startswith("seeds=")), str(seeds(name)))
     if not given.isdecimal() or int(given) < 1:
         raise UserError(f"seeds={given}; allowed: 1 or more")
@@ -91,11 +91,11 @@ def measure(recipe: Recipe, seeds: int, words: Sequence[str]) -> Rows:
     of_sweep = [
         f"experiment={recipe.name}",
         f"seed={missing}",
-        f"hydra.sweep.dir={quoted(recipe.folder)}",
+        f"hydra.sweep.dir={quote(recipe.folder)}",
         *words,
     ]
     if any(recipe.arms.values()):
-        of = ",".join(f"{arm}:[{','.join(map(quoted, recipe.arms[arm]))}]" for arm in left)
+        of = ",".join(f"{arm}:[{','.join(map(quote, recipe.arms[arm]))}]" for arm in left)
         of_sweep += ["sweep=arms", f"sweep.of={{{of}}}"]
     subprocess.run([sys.executable, "train.py", "-m", *of_sweep], cwd=CONF.parent)
     return known(recipe, seeds)
@@ -114,7 +114,7 @@ def known(recipe: Recipe, seeds: int) -> Rows:
     most = max([seeds, *(int(row["seed"]) + 1 for row in read_rows(recipe.file).values())])
     hashes: dict[tuple[str, int], str] = {}
     for arm, words in recipe.arms.items():
-        config = task(compose(recipe.name, words))
+        config = to_plain(compose(recipe.name, words))
         hashes |= {(arm, seed): config_hash(config | {"seed": seed}) for seed in range(most)}
     rows = gather(recipe, {*hashes.values()})
     for (arm, seed), key in hashes.items():

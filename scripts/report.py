@@ -33,7 +33,7 @@ from paired import (
 
 from tricklab.cli.escape import for_csv, for_terminal
 from tricklab.cli.launch import launch
-from tricklab.cli.messages import unknown
+from tricklab.cli.messages import unknown_name
 from tricklab.errors import UserError, nearest
 from tricklab.files import UnreadableError, numbers, read_json, read_table, texts, write_text
 from tricklab.run.folder import read_result
@@ -64,7 +64,7 @@ def main() -> None:
     given = dict(word.split("=", 1) for word in sys.argv[1:] if "=" in word)
     options = {"metric": "test/acc", "baseline": "", "incomplete": "false"}
     if wrong := given.keys() - options.keys():
-        raise UserError(unknown(min(wrong), min(wrong), options))
+        raise UserError(unknown_name(min(wrong), min(wrong), options))
     if not folders:
         raise UserError("no folder; allowed: that of a sweep, as sweeps/NAME")
     metric, baseline, incomplete = (options | given).values()
@@ -72,7 +72,7 @@ def main() -> None:
         jobs = read_jobs(folder)
         known = {name for job in jobs for name in job.metrics}
         if known and metric not in known:
-            raise UserError(unknown(f"metric={metric}", metric, known))
+            raise UserError(unknown_name(f"metric={metric}", metric, known))
         varied, cells = arrange(jobs)
         whole = all(job.status == "done" and job.words.keys() >= set(varied) for job in jobs)
         effects = {

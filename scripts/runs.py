@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tricklab.cli.config import leaves
+from tricklab.cli.config import flatten
 from tricklab.cli.escape import for_terminal
 from tricklab.cli.launch import launch
 from tricklab.errors import UserError, nearest
@@ -92,7 +92,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
         return {"status": "unreadable"}
     choices = config.get("choices")
     return {
-        **leaves(config),
+        **flatten(config),
         **(choices if isinstance(choices, dict) else {}),
         "status": status(folder),
     }

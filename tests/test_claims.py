@@ -13,11 +13,11 @@ import time
 import pytest
 from conftest import CONF, ROOT, configure
 
-from tricklab.cli.config import options, task
+from tricklab.cli.config import list_options, to_plain
 from tricklab.errors import UserError
 from tricklab.run.identity import config_hash
 
-NAMES = options(CONF / "experiment" / "claims")
+NAMES = list_options(CONF / "experiment" / "claims")
 COMPOSED = pytest.mark.xdist_group("claims")  # each config once
 
 
@@ -115,7 +115,7 @@ def test_a_claim_says_what_it_compares(name):
     claim = read_claim(name)
     base = f"experiment=claims/{name}"
     hashes = {
-        arm: config_hash(task(configure(base, *words, "seed=0")))
+        arm: config_hash(to_plain(configure(base, *words, "seed=0")))
         for arm, words in claim.recipe.arms.items()
     }
     assert len({*hashes.values()}) == len(claim.recipe.arms) > 1
@@ -126,7 +126,7 @@ def test_a_claim_says_what_it_compares(name):
     if claim.recipe.file.is_file():
         found = list(csv.DictReader(claim.recipe.file.open()))
         own = [
-            config_hash(task(configure(base, *row["words"].split(), f"seed={row['seed']}")))
+            config_hash(to_plain(configure(base, *row["words"].split(), f"seed={row['seed']}")))
             for row in found
         ]
         assert own == [row["config_hash"] for row in found]

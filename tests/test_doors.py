@@ -9,7 +9,8 @@ READERS = {"load", "loads", "safe_open", "load_file", "open", "read_text", "read
 READERS |= {"DictReader", "Unpickler", "from_file", "open_text", "loadtxt", "genfromtxt"}
 DOORS = {  # what else opens files, and which: none of them is a stranger's
     "src/tricklab/files.py": "texts, tables and tensors of strangers",
-    "src/tricklab/data/images.py": "pictures",
+    "src/tricklab/data/images.py": "image files",
+    "src/tricklab/data/cache.py": "decoded images, to write and to map",
     "src/tricklab/data/published.py": "MNIST and CIFAR, as published",
     "src/tricklab/data/datasets.py": "the digits in scikit-learn",
     "src/tricklab/logger.py": "metrics.csv, to append to",

@@ -138,7 +138,10 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
             "augment=flip,crop: several values. Expected one each, without commas",
         ),
         (["{best}", "mc=01"], "mc=01; allowed: 0, or 2 and more"),
-        (["{best}", "tta=4", "mc=3", "augment=flip"], "mc=3 tta=4: expected the same number of views"),
+        (
+            ["{best}", "tta=4", "mc=3", "augment=flip"],
+            "mc=3 tta=4: expected the same number of views",
+        ),
         (["{best}", "tta=4", "augment=flib"], "augment=flib does not exist; allowed: affine"),
     ],
 )

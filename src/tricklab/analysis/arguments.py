@@ -8,7 +8,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from tricklab.cli.compose import compose_each
-from tricklab.cli.messages import unknown
+from tricklab.cli.messages import unknown_name
 from tricklab.cli.overrides import read_arguments
 from tricklab.errors import UserError
 
@@ -34,7 +34,7 @@ def read_command(arguments: Sequence[str], **defaults: str) -> Command:
     checkpoint = find_checkpoint(overrides.pop("ckpt", None))
     for key in overrides:
         if key.split(".")[0] != "data" and key not in ALLOWED_OVERRIDES:
-            raise UserError(unknown(key, key, ["ckpt", *defaults, "data", *ALLOWED_OVERRIDES]))
+            raise UserError(unknown_name(key, key, ["ckpt", *defaults, "data", *ALLOWED_OVERRIDES]))
     return Command(checkpoint, options, overrides)
 
 

@@ -73,15 +73,15 @@ def evaluate_on(
     trainer = make_trainer(checkpoint.config.trainer)
     module = ImageClassifier(net)
     module.temperature = checkpoint.temperature
-    preprocess = data.prepare
+    preprocess = data.preprocess
     steps: list[nn.Module] = [v2.Lambda(transform)] if transform else []
     if isinstance(net, ViewEnsemble):  # it augments the raw images first
         net.preprocess = [preprocess.to(trainer.strategy.root_device)]
     else:
         steps.append(preprocess)
-    data.prepare = nn.Sequential(*steps)  # type: ignore[assignment]
+    data.preprocess = nn.Sequential(*steps)  # type: ignore[assignment]
     trainer.test(module, datamodule=data, verbose=False)
-    data.prepare = preprocess
+    data.preprocess = preprocess
     return module
 
 

@@ -154,10 +154,10 @@ def load_other(checkpoint: LoadedCheckpoint, name: str) -> ImageData:
     """Build an option of `conf/data`, preprocessed for the network, with all labels 0."""
     config = compose_one([f"data={name}"]).data
     data: ImageData = build(config, seed=checkpoint.config.seed)
-    data.prepare = checkpoint.preprocess()
+    data.preprocess = checkpoint.preprocess()
     # its labels may exceed the network's classes
-    test = data.source.test._replace(labels=data.source.test.labels * 0)
-    data.source = data.source._replace(test=test)
+    test = data.splits.test._replace(labels=data.splits.test.labels * 0)
+    data.splits = data.splits._replace(test=test)
     return data
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tricklab.analysis.trained import LoadedCheckpoint
 from tricklab.cli.escape import for_csv, for_terminal
-from tricklab.data.folders import image_files
 from tricklab.data.images import decode
+from tricklab.data.search import image_files
 from tricklab.errors import UserError
 
 BATCH = 256  # images at a time

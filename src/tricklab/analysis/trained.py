@@ -12,8 +12,8 @@ from torch import nn
 from tricklab.analysis.arguments import compose_one, find_checkpoint
 from tricklab.analysis.untrusted import validate_config
 from tricklab.cli.check import check_value
-from tricklab.cli.messages import unknown
-from tricklab.data.batches import Images, Preparation
+from tricklab.cli.messages import unknown_name
+from tricklab.data.batches import InputSpec, Preprocess
 from tricklab.data.datasets import folder_to_evaluate
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
@@ -38,7 +38,7 @@ class LoadedCheckpoint(NamedTuple):
     state: State
     config: DictConfig
     dataset: Mapping[str, Any]
-    input_spec: Images
+    input_spec: InputSpec
     temperature: float
     own_data: bool
     data_overridden: bool
@@ -83,12 +83,12 @@ class LoadedCheckpoint(NamedTuple):
         if data.classes != self.classes:
             reason = f"the data have the classes {data.classes}, the checkpoint {self.classes}"
             raise UserError(reason)
-        data.adapt(self.input_spec)
+        data.match_input_spec(self.input_spec)
         return data
 
-    def preprocess(self) -> Preparation:
+    def preprocess(self) -> Preprocess:
         """Return the module that turns images of 0 .. 255 into the network's input."""
-        return Preparation(self.input_spec)
+        return Preprocess(self.input_spec)
 
     def to_safetensors(self) -> bytes:
         """Return the content of a file with the weights, and everything else as metadata."""
@@ -167,7 +167,7 @@ def apply_overrides(
     for key, value in remaining.items():
         default = OmegaConf.select(config, key, default=config)
         if default is config:
-            raise UserError(unknown(key, key.split(".")[1], map(str, config.data)))
+            raise UserError(unknown_name(key, key.split(".")[1], map(str, config.data)))
         OmegaConf.update(config, key, OmegaConf.from_dotlist([f"v={value}"]).v)
         check_value(key, OmegaConf.select(config, key), default)
 

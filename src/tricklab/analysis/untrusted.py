@@ -12,8 +12,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tricklab.cli.check import check_value
-from tricklab.cli.config import CONF, options
-from tricklab.cli.messages import unknown
+from tricklab.cli.config import CONF, list_options
+from tricklab.cli.messages import unknown_name
 from tricklab.errors import UserError
 
 # Keys that name files to read or write are reset to these values
@@ -48,11 +48,11 @@ def validate_option(group: str, path: str, node: Any) -> dict[str, Any]:
     known = options_by_target(group)
     target = node.get("_target_")
     if not isinstance(target, str) or target not in known:
-        raise UserError(unknown(f"{path}._target_={target!r}", str(target), known))
+        raise UserError(unknown_name(f"{path}._target_={target!r}", str(target), known))
     option = known[target]
     for key, value in node.items():
         if key not in option:
-            raise UserError(unknown(f"{path}.{key}", key, option))
+            raise UserError(unknown_name(f"{path}.{key}", key, option))
         if not key.startswith("_"):
             _check_plain(f"{path}.{key}", value, option[key])
     reset = {key: value for key, value in RESET.items() if key in option}
@@ -99,7 +99,7 @@ def _check_mapping(path: str, node: Any) -> dict[str, Any]:
 def options_by_target(group: str) -> dict[str, dict[str, Any]]:
     """Return the options of a group of `conf/` with their defaults, by `_target_`."""
     by_target: dict[str, dict[str, Any]] = {}
-    for option in options(CONF / group):
+    for option in list_options(CONF / group):
         content = _load(group, option)
         base = _load(group, "_options") if "_options" in content.pop("defaults", []) else {}
         nodes = [content] if "_target_" in content else list(content.values())
