@@ -223,7 +223,7 @@ def test_an_image_keeps_its_number_in_all_epochs():
     kept = []
 
     def note(images, rand):
-        kept.append(rand.lasting)
+        kept.append(rand.persistent)
         return images
 
     module = data("data.batch_size=30", augment={"note": note})
