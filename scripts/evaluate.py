@@ -129,7 +129,7 @@ def average(trained: Any, mc: int, tta: int) -> Any:
 
     changes = build_each(trained.config.augment) if tta else {}
     return Averaged(
-        trained.net(), trained.prepare(), mc or tta, mc > 0, changes, trained.config.seed
+        trained.net(), trained.preprocess(), mc or tta, mc > 0, changes, trained.config.seed
     )
 
 
@@ -146,8 +146,8 @@ def sets(trained: Any, data: Any) -> Iterator[tuple[Any, ...]]:
     unlike = "fake" if config.data._target_.endswith(".digits") else "digits"
     name = trained.arguments["other"] or unlike
     other = build(compose_one([f"data={name}"]).data, seed=config.seed)
-    other.prepare, test = trained.prepare(), other.source.test
-    other.source = other.source._replace(
+    other.preprocess, test = trained.preprocess(), other.splits.test
+    other.splits = other.splits._replace(
         test=test._replace(labels=test.labels * 0)
     )  # may be more than the network's
     yield name, other, ood.grey if trained.images.shape[0] == 1 else None
@@ -162,16 +162,16 @@ def assess(trained: Any, net: Any, data: Any, change: Any = None) -> Any:
     from tricklab.training import ImageClassifier
 
     trainer = make_trainer(trained.config.trainer)
-    module, prepare = ImageClassifier(net), data.prepare
+    module, preprocess = ImageClassifier(net), data.preprocess
     module.temperature = trained.temperature
     parts = [v2.Lambda(change)] if change else []
     if isinstance(net, Averaged):  # views are made of the images as they are
-        net.make_input = [prepare.to(trainer.strategy.root_device)]
+        net.make_input = [preprocess.to(trainer.strategy.root_device)]
     else:
-        parts.append(prepare)
-    data.prepare = nn.Sequential(*parts)
+        parts.append(preprocess)
+    data.preprocess = nn.Sequential(*parts)
     trainer.test(module, datamodule=data, verbose=False)
-    data.prepare = prepare
+    data.preprocess = preprocess
     return module
 
 

@@ -49,7 +49,7 @@ def main() -> None:
 
 def find_files(source: str | None) -> list[Path]:
     """Return the image that `input` names, or those in the folder. Raises UserError: none."""
-    from tricklab.data.folders import image_files
+    from tricklab.data.search import image_files
 
     path = Path(str(source)).expanduser()
     files = image_files(path) if path.is_dir() else [path] if path.is_file() else []
@@ -76,7 +76,7 @@ def predict(trained: Any, files: Sequence[Path], damaged: list[str]) -> Iterator
     """Yield rows of file, class and probability; what can't be decoded is added to `damaged`."""
     import torch
 
-    net, prepare = trained.net(), trained.prepare()
+    net, preprocess = trained.net(), trained.preprocess()
     names = [for_csv(for_terminal(name)) for name in trained.classes]
     dtype = next(net.parameters()).dtype
     mixed = trained.config.trainer.precision == "bf16-mixed"
@@ -85,7 +85,7 @@ def predict(trained: Any, files: Sequence[Path], damaged: list[str]) -> Iterator
         if not found:
             continue
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            logits = net(prepare(torch.stack(images)).to(dtype))
+            logits = net(preprocess(torch.stack(images)).to(dtype))
         best = logits.float().softmax(1).max(1)
         classes = [names[label] for label in best.indices.tolist()]
         yield list(zip(map(shown, found), classes, best.values.tolist(), strict=True))

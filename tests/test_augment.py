@@ -21,7 +21,7 @@ from tricklab.augment import (
     trivialaugment,
     warp,
 )
-from tricklab.cli.config import options
+from tricklab.cli.config import list_options
 from tricklab.errors import UserError
 from tricklab.randomness import Rand, generator
 from tricklab.run.instantiate import build_each
@@ -71,10 +71,10 @@ def test_flip_has_its_probabilities():
 
 
 def test_alternating_flip_mirrors_each_image_in_every_other_epoch():
-    persistent = torch.rand(64, generator=generator(0, "persistent"))
+    per_image = torch.rand(64, generator=generator(0, "per_image"))
     epochs = []
     for n in range(4):
-        numbers = rand(IMAGES, seed=n, epoch=n, persistent=persistent)
+        numbers = rand(IMAGES, seed=n, epoch=n, per_image=per_image)
         epochs.append(alternating_flip(IMAGES, numbers))
     assert torch.equal(epochs[0], epochs[2])
     assert torch.equal(epochs[1], epochs[3])
@@ -231,21 +231,19 @@ def test_option_of_strength_zero_is_the_identity(option):
     assert torch.equal(option(IMAGES, rand(IMAGES)), IMAGES)
 
 
-@pytest.mark.parametrize("name", [o for o in options(CONF / "augment") if o != "none"])
+@pytest.mark.parametrize("name", [o for o in list_options(CONF / "augment") if o != "none"])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 7)])
 def test_option_changes_images_of_any_shape_independently_of_ranks(name, shape):
     images = torch.randint(256, (32, *shape), dtype=torch.uint8, generator=generator(0, "images"))
-    persistent = torch.rand(32, generator=generator(0, "persistent"))
+    per_image = torch.rand(32, generator=generator(0, "per_image"))
     for augment in build_each(configure(f"augment={name}").augment).values():
-        whole = augment(images, rand(images, persistent=persistent))
+        whole = augment(images, rand(images, per_image=per_image))
         assert whole.shape == images.shape
         assert not torch.equal(whole, images)
         assert whole.min() >= 0
         assert whole.max() <= 255.001
         for rank in range(2):
-            numbers = Rand(
-                generator(0, "augment"), 32, rank, ranks=2, persistent=persistent[rank::2]
-            )
+            numbers = Rand(generator(0, "augment"), 32, rank, ranks=2, per_image=per_image[rank::2])
             part = augment(images[rank::2], numbers)
             assert torch.allclose(part, whole[rank::2], atol=1e-3)
 

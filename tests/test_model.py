@@ -8,7 +8,7 @@ from conftest import CONF, configure
 from torch import nn
 
 from tricklab import model
-from tricklab.cli.config import options
+from tricklab.cli.config import list_options
 from tricklab.errors import UserError
 from tricklab.model import DropPath, Residual
 from tricklab.run.build import build_net
@@ -19,7 +19,7 @@ def make_net(*overrides, shape=(3, 32, 32), classes=10):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 17, 40), (1, 1, 1)])
-@pytest.mark.parametrize("name", options(CONF / "model"))
+@pytest.mark.parametrize("name", list_options(CONF / "model"))
 def test_network_takes_any_shape_and_number_of_classes(name, shape):
     for classes in (2, 100):
         net = make_net(f"model={name}", shape=shape, classes=classes)
@@ -27,14 +27,14 @@ def test_network_takes_any_shape_and_number_of_classes(name, shape):
         assert net.eval()(torch.zeros(3, *shape)).shape == (3, classes)
 
 
-@pytest.mark.parametrize("name", options(CONF / "model"))
+@pytest.mark.parametrize("name", list_options(CONF / "model"))
 def test_network_signature_has_the_keys_of_its_config(name):
     keys = {key for key in configure(f"model={name}").model if not key.startswith("_")}
     parameters = inspect.signature(getattr(model, name)).parameters
     assert set(parameters) == {"channels", "classes", *keys}
 
 
-@pytest.mark.parametrize("name", options(CONF / "model"))
+@pytest.mark.parametrize("name", list_options(CONF / "model"))
 def test_network_weights_follow_from_the_seed_alone(name):
     torch.rand(7)
     first = make_net(f"model={name}", "mixup=on", "seed=3").state_dict()
@@ -107,7 +107,7 @@ def test_resnet_refuses_other_depths():
         make_net("model=resnet", "model.depth=19")
 
 
-@pytest.mark.parametrize("name", options(CONF / "model"))
+@pytest.mark.parametrize("name", list_options(CONF / "model"))
 def test_dropout_acts_in_training_only(name):
     net = make_net(f"model={name}", "model.dropout=0.5")
     images = torch.randn(16, 3, 32, 32)
@@ -120,7 +120,7 @@ def test_dropout_acts_in_training_only(name):
     assert torch.equal(plain(images), plain(images))
 
 
-@pytest.mark.parametrize("name", options(CONF / "model"))
+@pytest.mark.parametrize("name", list_options(CONF / "model"))
 @pytest.mark.parametrize("key", ["dropout", "input_dropout", "spatial_dropout", "drop_path"])
 def test_dropout_of_one_is_refused(name, key):
     if key not in configure(f"model={name}").model:

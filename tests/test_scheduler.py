@@ -16,13 +16,13 @@ from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRSchedu
 from torch.optim import lr_scheduler as oracle
 
 from tricklab import scheduler
-from tricklab.cli.config import options
+from tricklab.cli.config import list_options
 from tricklab.duration import Length, run_length
 from tricklab.errors import UserError
 from tricklab.run.instantiate import build
 from tricklab.run.plan import make_plan
 
-NAMES = options(CONF / "scheduler")
+NAMES = list_options(CONF / "scheduler")
 LENGTHS = [Length(1, 1), Length(2, 1), Length(7, 3), Length(100, 10), Length(12_345, 823)]
 EXACT = {"rel": 0, "abs": 1e-12}
 LOG_EACH_STEP = "trainer.log_every_n_steps=1"
@@ -343,13 +343,13 @@ def test_one_cycle_equals_torch_in_lr_and_momentum(steps, rise, warmup, start, f
 
 def test_one_cycle_needs_an_optimizer_with_momentum(run):
     adagrad = ("optimizer._target_=torch.optim.Adagrad", "~optimizer.momentum")
-    with pytest.raises(UserError, match="Adagrad has no momentum to move"):
+    with pytest.raises(UserError, match="Adagrad has no momentum to schedule"):
         run("scheduler=one_cycle", *adagrad, "~optimizer.nesterov", "debug=batch")
 
 
 def test_one_cycle_needs_a_momentum_above_zero(run):
     sgd = ("optimizer.momentum=0", "optimizer.nesterov=false")
-    match = r"SGD has no momentum to move; allowed: optimizer\.momentum of more than 0"
+    match = r"SGD has no momentum to schedule; set optimizer\.momentum above 0"
     with pytest.raises(UserError, match=match):
         run("scheduler=one_cycle", *sgd, "debug=batch")
 

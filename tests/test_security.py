@@ -256,7 +256,7 @@ def test_an_image_starts_no_program(train, tree, tmp_path, monkeypatch):
     Image.new("RGB", (8, 8)).save(root / "cat" / "x.png", "EPS")
     done = train(CPU, "data=folder", f"data.root='{root}'", "data.num_workers=0")
     assert done.returncode == 1
-    assert f"{root}/cat/x.png can't be decoded: it is no JPEG, PNG, " in done.stderr
+    assert f"{root}/cat/x.png can't be decoded: not a JPEG, PNG, " in done.stderr
     assert not (tmp_path / MARK).exists()
 
 

@@ -46,7 +46,7 @@ def flip(images: Tensor, rand: Rand, horizontal: float = 0.5, vertical: float = 
 
 def alternating_flip(images: Tensor, rand: Rand) -> Tensor:
     """Mirror half of the images in even epochs, the other half in odd ones. arXiv 2404.00498."""
-    is_mirrored = (rand.persistent < 0.5) ^ bool(rand.epoch % 2)  # [B]
+    is_mirrored = (rand.per_image < 0.5) ^ bool(rand.epoch % 2)  # [B]
     return where_images(is_mirrored, images.flip(3), images)
 
 
@@ -151,7 +151,7 @@ def box(
 
 
 def jitter(images: Tensor, rand: Rand, brightness: float = 0.2, contrast: float = 0.2) -> Tensor:
-    """Color jitter: scale pixels by 1 +- `brightness`, their contrast by 1 +- `contrast` at most."""
+    """Color jitter: scale pixels by 1 +- `brightness`, then contrast by 1 +- `contrast` at most."""
     lighter, steeper = (rand(2, 1, 1, 1) * 2 - 1).unbind(1)  # [B, 1, 1, 1] each
     bright = images * (1 + lighter * brightness)
     bright = bright + (bright - bright.mean((1, 2, 3), keepdim=True)) * (steeper * contrast)

@@ -37,7 +37,7 @@ class Rand:
     """Random numbers for augmentation: `rand(*shape)` is uniform in [0, 1), float32 [B, *shape].
 
     They are drawn for all `size` images of the global batch, which go to the ranks round-robin: so
-    they depend on the position of an image, not on the number of ranks. `persistent` [B] is a
+    they depend on the position of an image, not on the number of ranks. `per_image` [B] is a
     number for each image that is the same in all epochs.
     """
 
@@ -48,15 +48,15 @@ class Rand:
         rank: int = 0,
         ranks: int = 1,
         epoch: int = 0,
-        persistent: Tensor | None = None,
+        per_image: Tensor | None = None,
     ):
         self.source = source
         self.size = size
         self.of_rank = slice(rank, None, ranks)
         self.epoch = epoch
-        if persistent is None:
-            persistent = torch.zeros(size, device=source.device)[self.of_rank]
-        self.persistent = persistent
+        if per_image is None:
+            per_image = torch.zeros(size, device=source.device)[self.of_rank]
+        self.per_image = per_image
 
     def __call__(self, *shape: int) -> Tensor:
         numbers = torch.rand(

@@ -342,7 +342,7 @@ class ImageClassifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["temperature"] = self.temperature
         if isinstance(data := getattr(self.trainer, "datamodule", None), ImageData):
-            checkpoint["dataset"] = data.facts  # how images become the network's input
+            checkpoint["dataset"] = data.metadata  # how images become the network's input
         if isinstance(self.multiplier, Plateau):
             checkpoint["plateau"] = self.multiplier.state
 

@@ -11,9 +11,9 @@ from torch import nn
 from tricklab.analysis.judge import judge
 from tricklab.cli.check import check_value
 from tricklab.cli.compose import compose_each
-from tricklab.cli.messages import unknown
+from tricklab.cli.messages import unknown_name
 from tricklab.cli.overrides import read_arguments
-from tricklab.data.batches import Images, Preparation
+from tricklab.data.batches import InputSpec, Preprocess
 from tricklab.data.datasets import folder_to_evaluate
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
@@ -38,7 +38,7 @@ class Trained(NamedTuple):
     state: State
     config: DictConfig
     dataset: Mapping[str, Any]
-    images: Images
+    images: InputSpec
     temperature: float
     arguments: dict[str, Any]
     own_data: bool
@@ -79,12 +79,12 @@ class Trained(NamedTuple):
             raise UserError(
                 f"the data have the classes {data.classes}, the checkpoint {self.classes}"
             )
-        data.adapt(self.images)
+        data.match_input_spec(self.images)
         return data
 
-    def prepare(self) -> Preparation:
+    def preprocess(self) -> Preprocess:
         """Return what makes the network's input of images of 0 .. 255."""
-        return Preparation(self.images)
+        return Preprocess(self.images)
 
     def to_safetensors(self) -> bytes:
         """Return a file with the weights, and in its metadata all that is needed to use them."""
@@ -158,10 +158,10 @@ def change(
         config.data = prepare_alike(config.data, compose_one(overrides).data, dataset, overrides)
     for key, value in given.items():
         if not key.startswith("data.") and key not in MAY_CHANGE:
-            raise UserError(unknown(key, key, allowed))
+            raise UserError(unknown_name(key, key, allowed))
         default = OmegaConf.select(config, key, default=config)
         if default is config:
-            raise UserError(unknown(key, key.split(".")[1], map(str, config.data)))
+            raise UserError(unknown_name(key, key.split(".")[1], map(str, config.data)))
         OmegaConf.update(config, key, OmegaConf.from_dotlist([f"v={value}"]).v)
         check_value(key, OmegaConf.select(config, key), default)
 

@@ -16,14 +16,14 @@ class Averaged(nn.Module):
     """A network whose logits are the log of the mean probability over several `views` of an image.
 
     With `dropout` each view drops other units, and blocks (Gal and Ghahramani, arXiv 1506.02142). `augment` has by name
-    what is done to each, with numbers that follow from `seed`; the epoch is that of the view. `prepare` makes the
+    what is done to each, with numbers that follow from `seed`; the epoch is that of the view. `preprocess` makes the
     network's input of images [B, C, H, W] of 0 .. 255.
     """
 
     def __init__(
         self,
         net: nn.Module,
-        prepare: Change,
+        preprocess: Change,
         views: int,
         dropout: bool,
         augment: Mapping[str, Change],
@@ -38,7 +38,7 @@ class Averaged(nn.Module):
             seed,
         )
         self.make_input = [
-            prepare
+            preprocess
         ]  # in a list, so that the precision of the network is not its own
         self.entropy: list[Tensor] = []  # [B] a batch, of the mean probability, in nats
         self.information: list[
