@@ -25,7 +25,6 @@ DOORS = {  # what else opens files, and which: none of them is a stranger's
     "scripts/claims.py": "conf/",
     "scripts/ablate.py": "conf/",
     "scripts/measure.py": "the committed rows beside a recipe",
-    "scripts/plan.py": "a table to write",
     "scripts/rename.py": "the checkout itself",
 }
 
