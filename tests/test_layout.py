@@ -10,9 +10,9 @@ import tricklab
 NAME = tricklab.__name__
 SOURCE = ROOT / "src" / NAME
 LEVELS = [  # the lowest first; a folder stands for what is not named below it
-    {"errors", "files", "devices"},
-    {"metrics", "randomness", "loss", "fast"},
-    {"augment", "model", "callbacks", "duration", "penalty"},
+    {"errors", "files", "devices", "option"},
+    {"metrics", "randomness", "penalty", "loss", "fast"},
+    {"augment", "model", "callbacks", "duration"},
     {"scheduler", "mixup", "optimizer"},
     {"data"},
     {"training", "logger"},

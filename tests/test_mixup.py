@@ -1,12 +1,16 @@
+"""Mixing against its formulas and torchvision, what every option has in common, and in runs."""
+
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import CONF, configure
-from omegaconf import DictConfig
 from scipy import stats
 from timm.loss import LabelSmoothingCrossEntropy
 from torchvision.transforms import v2
 
+from tricklab import mixup as options_of_mixup
 from tricklab.cli.config import options
 from tricklab.duration import Length
 from tricklab.errors import UserError
@@ -14,13 +18,14 @@ from tricklab.metrics import share_right
 from tricklab.mixup import (
     alternate,
     blend,
+    centred_boxes,
     cutmix,
-    draw,
-    draw_boxes,
-    draw_lam,
     identity,
     images_only,
+    mixing,
     mixup,
+    sample_lam,
+    sample_partners_and_lam,
 )
 from tricklab.randomness import generator
 from tricklab.run.build import build_data, build_loss
@@ -28,73 +33,119 @@ from tricklab.run.instantiate import build
 from tricklab.run.plan import make_plan
 from tricklab.training import ImageClassifier
 
-WAYS = [
-    lambda *batch, **more: mixup(*batch, **{"alpha": 1.0, **more}),
-    lambda *batch, **more: cutmix(*batch, **{"alpha": 1.0, **more}),
-    lambda *batch, **more: alternate(*batch, **{"alpha": 1.0, "cutmix_alpha": 1.0, **more}),
-]
+OPTIONS = [option for option in options(CONF / "mixup") if option != "off"]
+ALPHAS = {
+    mixup: {"alpha": 1.0},
+    cutmix: {"alpha": 1.0},
+    alternate: {"alpha": 1.0, "cutmix_alpha": 1.0},
+}
+NO_ALPHAS = {
+    mixup: {"alpha": 0},
+    cutmix: {"alpha": 0},
+    alternate: {"alpha": 0, "cutmix_alpha": 0},
+}
 
 
 def batch(size=8, height=9, width=7):
-    images = (
-        torch.arange(size, dtype=torch.float)[:, None, None, None]
-        .expand(size, 3, height, width)
-        .clone()
-    )
-    return images, torch.eye(size)
+    """Image i is i everywhere, and of class i."""
+    values = torch.arange(size, dtype=torch.float)[:, None, None, None]
+    return values.expand(size, 3, height, width).clone(), torch.eye(size)
+
+
+def doubles(*values):
+    return torch.tensor(values, dtype=torch.double)
 
 
 def test_mixup_is_its_formula():
     images, targets = torch.randn(8, 3, 5, 5), torch.eye(8)
     mixed, mixed_targets = mixup(images, targets, generator(0, "mix"), alpha=0.7)
     source = generator(0, "mix")
-    partner, lam = torch.randperm(8, generator=source), draw_lam(0.7, source, 1).item()
+    partner = torch.randperm(8, generator=source)
+    lam = sample_lam(0.7, source, 1).item()
     assert torch.equal(mixed, lam * images + (1 - lam) * images[partner])
     assert torch.equal(mixed_targets, lam * targets + (1 - lam) * targets[partner])
     assert 0 < lam < 1
 
 
+def test_mixup_of_given_partners_and_lam_needs_no_generator():
+    images, targets = batch(3)
+    pure = inspect.unwrap(mixup)
+    mixed, mixed_targets = pure(images, targets, torch.tensor([1, 2, 0]), doubles(0.75, 0.5, 1))
+    assert mixed[:, 0, 0, 0].tolist() == [0.25, 1.5, 2]
+    assert mixed_targets.tolist() == [[0.75, 0.25, 0], [0, 0.5, 0.5], [0, 0, 1]]
+
+
+def test_cutmix_of_a_given_centre_needs_no_generator():
+    """A box of a quarter of 4 x 4 about (2, 2), then one about a corner of which a quarter remains."""
+    images, targets = batch(2, 4, 4)
+    pure = inspect.unwrap(cutmix)
+    centre = doubles([0.5, 0], [0.5, 0])
+    mixed, mixed_targets = pure(images, targets, torch.tensor([1, 0]), doubles(0.75, 0.75), centre)
+    assert mixed[0, 0].tolist() == [[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]
+    assert mixed[1, 0].tolist() == [[0, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert mixed_targets.tolist() == [[0.75, 0.25], [0.0625, 0.9375]]
+
+
+def test_mixing_passes_draws_and_keys_to_its_function():
+    @mixing
+    def darken(images, targets, partner, lam, *, by: float = 1.0):
+        return images - by * lam.float().view(-1, 1, 1, 1), targets
+
+    images, targets = batch(4)
+    _, lam = sample_partners_and_lam(4, generator(0, "mix"), 0.5, "image", 1.0)
+    darker, _ = darken(images, targets, generator(0, "mix"), alpha=0.5, per="image", by=2.0)
+    assert torch.allclose(darker, images - 2 * lam.float().view(-1, 1, 1, 1))
+    assert "by" in inspect.signature(darken).parameters
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_option_signature_has_the_keys_of_its_config(name):
+    node = configure(f"mixup={name}").mixup
+    keys = {key for key in node if not key.startswith("_")}
+    option = getattr(options_of_mixup, node._target_.rpartition(".")[2])
+    assert set(inspect.signature(option).parameters) == {"images", "targets", "generator", *keys}
+
+
 @pytest.mark.parametrize("per", ["batch", "image"])
-def test_images_alone_are_those_of_mixup_with_the_target_that_weighs_more(per):
+def test_images_only_is_mixup_with_the_target_of_the_larger_weight(per):
     images, targets = torch.randn(64, 3, 5, 5), torch.eye(64)
-    alone, labels = images_only(images, targets, generator(0, "mix"), alpha=1.0, per=per)
+    ours, labels = images_only(images, targets, generator(0, "mix"), alpha=1.0, per=per)
     mixed, weights = mixup(images, targets, generator(0, "mix"), alpha=1.0, per=per)
-    assert torch.equal(alone, mixed)
+    assert torch.equal(ours, mixed)
     assert torch.equal(labels, F.one_hot(weights.argmax(1), 64).float())
     assert per == "batch" or 0 < (labels != targets).any(1).float().mean() < 1
 
 
 @pytest.mark.parametrize("lam", [0.3, 0.123456789, 0.999, 0.5])
-def test_mixup_is_torchvisions_bit_for_bit(monkeypatch, lam):
+def test_blend_equals_torchvision_bit_for_bit(monkeypatch, lam):
     images, labels = torch.randn(9, 3, 5, 5), torch.arange(9) % 4
-    theirs = v2.MixUp(num_classes=4)
-    monkeypatch.setattr(theirs._dist, "sample", lambda shape: torch.tensor(lam, dtype=torch.double))
-    expected_images, expected_targets = theirs(images, labels)
-    partner, lams = torch.arange(9).roll(1), torch.tensor([lam], dtype=torch.double)
+    oracle = v2.MixUp(num_classes=4)
+    monkeypatch.setattr(oracle._dist, "sample", lambda shape: doubles(lam)[0])
+    expected_images, expected_targets = oracle(images, labels)
+    partner, lams = torch.arange(9).roll(1), doubles(lam)
     assert torch.equal(blend(images, partner, lams), expected_images)
     assert torch.equal(blend(F.one_hot(labels, 4).float(), partner, lams), expected_targets)
     assert torch.equal(blend(images, partner, lams.expand(9)), expected_images)
 
 
-def test_the_loss_of_mixed_targets_is_the_weighted_loss_of_both():
+def test_loss_of_mixed_targets_is_the_weighted_loss_of_both():
     logits, labels = torch.randn(64, 10), torch.randint(10, (64,))
-    partner, lam = draw(64, generator(0, "mix"), alpha=1.0, per="image", probability=1.0)
+    partner, lam = sample_partners_and_lam(64, generator(0, "mix"), 1.0, "image", probability=1.0)
     mixed = F.cross_entropy(logits, blend(F.one_hot(labels, 10).float(), partner, lam))
-    own, other = (F.cross_entropy(logits, y, reduction="none") for y in (labels, labels[partner]))
+    own = F.cross_entropy(logits, labels, reduction="none")
+    other = F.cross_entropy(logits, labels[partner], reduction="none")
     assert mixed.item() == pytest.approx((lam * own + (1 - lam) * other).mean().item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(9, 7), (32, 32), (1, 5)])
-def test_cutmix_weighs_targets_by_the_pixels_pasted(shape):
-    """In 10,000 boxes, most of them cut off at a border."""
+def test_cutmix_weights_targets_by_the_pixels_pasted(shape):
+    """In 10,000 boxes, most of them clipped at a border."""
     height, width = shape
     labels = torch.arange(10_000) % 10
-    images = torch.arange(10_000, dtype=torch.float)[:, None, None, None].expand(
-        10_000, 1, height, width
-    )
-    mixed, targets = cutmix(
-        images, F.one_hot(labels, 10).float(), generator(0, "mix"), 1.0, per="image"
-    )
+    images = torch.arange(10_000, dtype=torch.float)[:, None, None, None]
+    images = images.expand(10_000, 1, height, width)
+    one_hot = F.one_hot(labels, 10).float()
+    mixed, targets = cutmix(images, one_hot, generator(0, "mix"), alpha=1.0, per="image")
     own = (mixed == images).float().mean((1, 2, 3))
     partner = torch.randperm(10_000, generator=generator(0, "mix"))
     other = labels != labels[partner]
@@ -104,155 +155,162 @@ def test_cutmix_weighs_targets_by_the_pixels_pasted(shape):
     assert own.min() < 0.3 or height == 1
 
 
-@pytest.mark.parametrize("mix", WAYS)
 @pytest.mark.parametrize("per", ["batch", "image"])
-@pytest.mark.parametrize("size", [1, 2, 5])
-def test_any_batch_size(mix, per, size):
-    images, targets = batch(size)
-    mixed, mixed_targets = mix(images, targets, generator(0, "mix"), per=per)
-    assert mixed.shape == images.shape
-    assert mixed.dtype == mixed_targets.dtype == torch.float32
-    assert torch.allclose(mixed_targets.sum(1), torch.ones(size))
-
-
-@pytest.mark.parametrize("mix", WAYS)
-@pytest.mark.parametrize("per", ["batch", "image"])
-@pytest.mark.parametrize("off", [{"alpha": 0, "cutmix_alpha": 0}, {"probability": 0.0}])
-def test_off_is_off_bit_for_bit(mix, per, off):
-    images, targets = torch.randn(8, 3, 5, 5), torch.eye(8)
-    off = (
-        off
-        if mix is WAYS[2]
-        else {key: value for key, value in off.items() if key != "cutmix_alpha"}
-    )
-    for ours, plain in zip(
-        mix(images, targets, generator(0, "mix"), per=per, **off), identity(images, targets, None)
-    ):
-        assert torch.equal(ours, plain)
-
-
-def test_per_image_has_a_lam_for_each_and_per_batch_one():
-    for per, number in (("batch", 1), ("image", 500)):
-        _, lam = draw(500, generator(0, "mix"), alpha=1.0, per=per, probability=1.0)
-        assert len(lam.unique()) == number
-    images, targets = batch(500)
-    pasted, _ = cutmix(images, targets, generator(0, "mix"), 1.0, per="image")
-    assert len({tuple(image[0].eq(image[0, 0, 0]).flatten().tolist()) for image in pasted}) > 100
-
-
-@pytest.mark.parametrize("per", ["batch", "image"])
-def test_probability_is_of_a_batch_or_an_image(per):
-    _, lam = draw(4000, generator(0, "mix"), 1.0, per, probability=0.3)
-    mixed = (lam < 1).float().mean()
-    if per == "batch":
-        draws = [draw(2, generator(0, "mix", n), 1.0, per, probability=0.3)[1] for n in range(2000)]
-        mixed = (torch.cat(draws) < 1).float().mean()
-    assert mixed == pytest.approx(0.3, abs=0.03)
-
-
-def test_alternate_blends_half_and_pastes_half():
-    """Each image is either whole numbers (pasted) or not, and the targets are those of the same way."""
-    images, targets = batch(2000, 4, 4)
-    images = images * 2 + 1
-    given = {"alpha": 1.0, "cutmix_alpha": 1.0, "per": "image"}
-    mixed, mixed_targets = alternate(images, targets, generator(0, "mix"), **given)
-    blended = (mixed[:, 0] == mixed[:, 0, :1, :1]).flatten(1).all(1) & (mixed[:, 0, 0, 0] % 2 != 1)
-    assert blended.float().mean() == pytest.approx(0.5, abs=0.04)
-    own = (mixed == images).float().mean((1, 2, 3))
-    assert torch.allclose(mixed_targets.diagonal()[~blended], own[~blended], atol=1e-6)
-    of_batch = [alternate(*batch(2, 4, 4), generator(0, "mix", n), 1.0, 1.0)[0] for n in range(400)]
-    pasted = [torch.equal(x, x.round()) and 0 < x[0].mean() < 1 for x in of_batch]
-    assert (
-        0.1 < sum(pasted) / 400 < 0.4
-    )  # half of them, less the empty boxes and an image that is its own partner
-
-
-def test_each_way_of_alternate_has_its_alpha():
-    """An alpha of 0 leaves a batch as it is when the coin has fallen on that way."""
-    images, targets = torch.randn(2, 3, 8, 8), torch.eye(2)
-    for alphas, kind in (((8.0, 0), "blended"), ((0, 8.0), "pasted")):
-        for n in range(40):
-            mixed, _ = alternate(images, targets, generator(0, "mix", n), *alphas)
-            whole = torch.isclose(mixed, images) | torch.isclose(mixed, images.flip(0))
-            idle = torch.allclose(mixed, images) or torch.allclose(mixed, images.flip(0))
-            assert whole.all() if kind == "pasted" else idle or not whole.all()
-
-
-@pytest.mark.parametrize("per", ["batch", "image"])
-def test_cutmix_weighs_each_batch_too(per):
+def test_cutmix_weights_each_batch(per):
     for n in range(200):
         images, targets = batch()
-        mixed, mixed_targets = cutmix(images, targets, generator(0, "mix", n), 1.0, per=per)
+        source = generator(0, "mix", n)
+        mixed, mixed_targets = cutmix(images, targets, source, alpha=1.0, per=per)
         moved = torch.randperm(8, generator=generator(0, "mix", n)) != torch.arange(8)
         own = (mixed == images).float().mean((1, 2, 3))
         assert torch.allclose(mixed_targets.diagonal()[moved], own[moved], atol=1e-6)
 
 
+@pytest.mark.parametrize("option", ALPHAS)
+@pytest.mark.parametrize("per", ["batch", "image"])
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_option_takes_any_batch_size(option, per, size):
+    images, targets = batch(size)
+    source = generator(0, "mix")
+    mixed, mixed_targets = option(images, targets, source, per=per, **ALPHAS[option])
+    assert mixed.shape == images.shape
+    assert mixed.dtype == mixed_targets.dtype == torch.float32
+    assert torch.allclose(mixed_targets.sum(1), torch.ones(size))
+
+
+@pytest.mark.parametrize("option", ALPHAS)
+@pytest.mark.parametrize("per", ["batch", "image"])
+@pytest.mark.parametrize("off", ["alpha", "probability"])
+def test_option_of_alpha_or_probability_zero_is_the_identity(option, per, off):
+    images, targets = torch.randn(8, 3, 5, 5), torch.eye(8)
+    keys = NO_ALPHAS[option] if off == "alpha" else {**ALPHAS[option], "probability": 0.0}
+    mixed = option(images, targets, generator(0, "mix"), per=per, **keys)
+    for ours, plain in zip(mixed, identity(images, targets, None)):
+        assert torch.equal(ours, plain)
+
+
+def test_per_image_samples_a_lam_for_each_and_per_batch_one():
+    for per, number in (("batch", 1), ("image", 500)):
+        _, lam = sample_partners_and_lam(500, generator(0, "mix"), 1.0, per, probability=1.0)
+        assert len(lam.unique()) == number
+    images, targets = batch(500)
+    pasted, _ = cutmix(images, targets, generator(0, "mix"), alpha=1.0, per="image")
+    boxes = {tuple(image[0].eq(image[0, 0, 0]).flatten().tolist()) for image in pasted}
+    assert len(boxes) > 100
+
+
+@pytest.mark.parametrize("per", ["batch", "image"])
+def test_probability_is_of_a_batch_or_an_image(per):
+    if per == "image":
+        _, lam = sample_partners_and_lam(4000, generator(0, "mix"), 1.0, per, probability=0.3)
+    else:
+        draws = []
+        for n in range(2000):
+            source = generator(0, "mix", n)
+            draws.append(sample_partners_and_lam(2, source, 1.0, per, probability=0.3)[1])
+        lam = torch.cat(draws)
+    assert (lam < 1).float().mean() == pytest.approx(0.3, abs=0.03)
+
+
+def test_alternate_per_image_blends_half_and_pastes_half():
+    """Pasted images are odd numbers; the targets are those of the same half."""
+    images, targets = batch(2000, 4, 4)
+    images = images * 2 + 1
+    keys = {"alpha": 1.0, "cutmix_alpha": 1.0, "per": "image"}
+    mixed, mixed_targets = alternate(images, targets, generator(0, "mix"), **keys)
+    is_even = (mixed[:, 0] == mixed[:, 0, :1, :1]).flatten(1).all(1)
+    blended = is_even & (mixed[:, 0, 0, 0] % 2 != 1)
+    assert blended.float().mean() == pytest.approx(0.5, abs=0.04)
+    own = (mixed == images).float().mean((1, 2, 3))
+    assert torch.allclose(mixed_targets.diagonal()[~blended], own[~blended], atol=1e-6)
+
+
+def test_alternate_per_batch_blends_half_and_pastes_half():
+    pasted = 0
+    for n in range(400):
+        keys = {"alpha": 1.0, "cutmix_alpha": 1.0}
+        mixed, _ = alternate(*batch(2, 4, 4), generator(0, "mix", n), **keys)
+        pasted += bool(torch.equal(mixed, mixed.round()) and 0 < mixed[0].mean() < 1)
+    # half of them, except for empty boxes and images that are their own partner
+    assert 0.1 < pasted / 400 < 0.4
+
+
+def test_alternate_has_an_alpha_for_each():
+    """An alpha of 0 leaves a batch as it is when the coin has chosen its option."""
+    images, targets = torch.randn(2, 3, 8, 8), torch.eye(2)
+    for alpha, cutmix_alpha in ((8.0, 0), (0, 8.0)):
+        for n in range(40):
+            keys = {"alpha": alpha, "cutmix_alpha": cutmix_alpha}
+            mixed, _ = alternate(images, targets, generator(0, "mix", n), **keys)
+            is_copied = torch.isclose(mixed, images) | torch.isclose(mixed, images.flip(0))
+            is_same = torch.allclose(mixed, images) or torch.allclose(mixed, images.flip(0))
+            if cutmix_alpha:
+                assert is_copied.all()
+            else:
+                assert is_same or not is_copied.all()
+
+
 @pytest.mark.parametrize("alpha", [0.01, 0.1, 0.2, 1.0, 8.0])
 def test_lam_is_beta_distributed(alpha):
-    lams = draw_lam(
-        alpha, generator(0, "mix"), 4000
-    )  # at 0.1, a double is exactly 1 in 1.3 % of the cases
-    if alpha < 0.1:  # nearly all of them lie closer to 0 or 1 than a double can tell
+    lams = sample_lam(alpha, generator(0, "mix"), 4000)
+    if alpha < 0.1:  # nearly all lie closer to 0 or 1 than a double can resolve
         assert lams.mean() == pytest.approx(0.5, abs=0.03)
         assert ((lams >= 0) & (lams <= 1)).all()
     else:
         assert stats.kstest(lams.numpy(), stats.beta(alpha, alpha).cdf).pvalue > 0.01
 
 
-def test_box_has_the_area_when_it_is_not_cut_off():
-    boxes = draw_boxes(40, 40, torch.full((300,), 0.75, dtype=torch.double), generator(0, "box"))
+def test_boxes_have_their_area_unless_clipped():
+    centre = torch.rand(2, 300, dtype=torch.double, generator=generator(0, "box"))
+    boxes = centred_boxes(40, 40, torch.full((300,), 0.75, dtype=torch.double), centre)
     assert boxes.float().mean((1, 2, 3)).max() == pytest.approx(0.25)
     assert (boxes.float().mean((0, 1)) > 0).all()
-    assert not draw_boxes(40, 40, torch.ones(9, dtype=torch.double), generator(0, "box")).any()
+    assert not centred_boxes(40, 40, torch.ones(9, dtype=torch.double), centre[:, :9]).any()
 
 
-@pytest.mark.parametrize("name", [o for o in options(CONF / "mixup") if o != "off"])
-def test_every_word_mixes_within_its_window_only(name):
+@pytest.mark.parametrize("name", OPTIONS)
+def test_option_mixes_within_its_window_only(name):
     """Of 4 epochs of 6 batches with 2 a step, from step 3 to the end of step 8."""
     cfg = configure("data=fake", "data.images=100", "data.batch_size=16", f"mixup={name}")
-    mix = build(
-        DictConfig({key: value for key, value in cfg.mixup.items() if key not in ("begin", "end")})
-    )
-    data, plain = build(cfg.data, mixup=mix), build(cfg.data)
+    data = build(cfg.data, mixup=build(cfg.mixup))
+    plain = build(cfg.data)
     data.mix_between("25%", "9it", Length(12, 3), accumulate=2)
     mixed = []
     for n in range(24):
-        place = divmod(n, 6)
-        raw = next(iter(data.training_batches(lambda place=place: place)))
-        mixed.append(
-            not torch.equal(data.training_batch(raw, place)[1], plain.training_batch(raw, place)[1])
-        )
-    assert [n for n in range(24) if mixed[n]] == [n for n in range(6, 18) if mixed[n]]
-    assert sum(mixed) > 6
+        position = divmod(n, 6)
+        raw = next(iter(data.training_batches(lambda position=position: position)))
+        targets = data.training_batch(raw, position)[1]
+        if not torch.equal(targets, plain.training_batch(raw, position)[1]):
+            mixed.append(n)
+    assert set(mixed) <= set(range(6, 18))
+    assert len(mixed) > 6
     for wrong in (("50%", "50%"), ("60%", "50%"), (0, "13it")):
         with pytest.raises(UserError, match="allowed: the one before the other"):
             data.mix_between(*wrong, Length(12, 3), accumulate=2)
 
 
-def test_the_window_holds_in_a_run(run):
-    given = ("model=mlp", "trainer.max_epochs=3", "trainer.log_every_n_steps=1")
-    mixed = (*given, "mixup=on", "mixup.alpha=8.0")
-    plain, whole = run(*given, folder="plain"), run(*mixed, folder="whole")
+def test_window_holds_in_a_run(run):
+    options = ("model=mlp", "trainer.max_epochs=3", "trainer.log_every_n_steps=1")
+    mixed = (*options, "mixup=on", "mixup.alpha=8.0")
+    plain = run(*options, folder="plain")
+    whole = run(*mixed, folder="whole")
     late = run(*mixed, "mixup.begin=2ep", folder="late")
     assert late.column("train/loss")[:22] == plain.column("train/loss")[:22]
     assert late.column("train/loss")[22] > 2 * plain.column("train/loss")[22]
     assert whole.column("train/loss")[0] != plain.column("train/loss")[0]
 
 
-def test_training_accuracy_is_named_for_the_mixing(run):
-    for name, mixup_is in (("train/acc", "off"), ("train/acc_mixed", "on")):
-        header = (
-            run("debug=batch", f"mixup={mixup_is}", folder=mixup_is).folder / "metrics.csv"
-        ).read_text()
-        names = header.split("\n")[0].split(",")
-        assert name in names
-        assert ({"train/acc", "train/acc_mixed"} - {name}).isdisjoint(names)
-        assert "train/acc_clean" in names
+@pytest.mark.parametrize(("name", "option"), [("train/acc", "off"), ("train/acc_mixed", "on")])
+def test_training_accuracy_is_named_for_the_mixing(run, name, option):
+    done = run("debug=batch", f"mixup={option}")
+    columns = (done.folder / "metrics.csv").read_text().split("\n")[0].split(",")
+    assert name in columns
+    assert ({"train/acc", "train/acc_mixed"} - {name}).isdisjoint(columns)
+    assert "train/acc_clean" in columns
 
 
 @pytest.mark.parametrize(
-    ("words", "dimensions"),
+    ("overrides", "dimensions"),
     [
         ((), 1),
         (("mixup=on",), 2),
@@ -262,8 +320,9 @@ def test_training_accuracy_is_named_for_the_mixing(run):
         (("loss._target_=torch.nn.BCEWithLogitsLoss", "~loss.label_smoothing"), 2),
     ],
 )
-def test_targets_are_class_indices_where_the_plain_loss_is_the_same(words, dimensions):
-    data = build_data(cfg := configure("data=fake", "data.images=100", *words))
+def test_targets_are_class_indices_where_the_plain_loss_is_the_same(overrides, dimensions):
+    cfg = configure("data=fake", "data.images=100", *overrides)
+    data = build_data(cfg)
     make_plan(cfg, data, ranks=1)
     raw = next(iter(data.training_batches(lambda: (0, 0))))
     assert data.training_batch(raw, (0, 0))[1].ndim == dimensions
@@ -276,14 +335,14 @@ def test_class_indices_give_the_weights_that_probabilities_do(run, monkeypatch):
     monkeypatch.setattr("tricklab.run.build.PLAIN", {})
     done.append(run(*options, folder="probabilities"))
     assert done[0].column("train/acc_mixed") == done[1].column("train/acc_mixed")
-    states = [
-        torch.load(d.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for d in done
-    ]
+    states = []
+    for each in done:
+        checkpoint = torch.load(each.folder / "checkpoints" / "last.ckpt", weights_only=True)
+        states.append(checkpoint["state_dict"])
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_the_share_of_right_targets():
+def test_soft_accuracy_of_indices_and_probabilities():
     logits = torch.tensor([[2.0, 1, 0], [0, 1, 2], [0, 3, 1], [5, 4, 3]])
     assert share_right(logits, torch.tensor([0, 2, 0, 1])) == 0.5
     assert share_right(logits, F.one_hot(torch.tensor([0, 2, 0, 1])).float()) == 0.5

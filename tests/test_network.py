@@ -214,18 +214,18 @@ def test_without_timm_the_extra_is_named(monkeypatch):
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_dropout_of_torchvision_is_what_is_asked_for(dropout):
     """Where a network has it itself, not twice; and stochastic depth in proportion."""
-    net = torchvision(3, 5, "mobilenet_v3_small", dropout=dropout)
+    net = torchvision(3, 5, name="mobilenet_v3_small", dropout=dropout)
     assert [m.p for m in net.modules() if isinstance(m, nn.Dropout)] == [dropout]
     paths = [
         m.p
-        for m in torchvision(3, 5, "efficientnet_b0", drop_path=dropout).modules()
+        for m in torchvision(3, 5, name="efficientnet_b0", drop_path=dropout).modules()
         if "Depth" in str(type(m))
     ]
     assert paths == pytest.approx([dropout * i / (len(paths) - 1) for i in range(len(paths))])
     with pytest.raises(
         UserError, match=r"model.drop_path=0.1: resnet18 has no stochastic depth; allowed: 0"
     ):
-        torchvision(3, 5, "resnet18", drop_path=0.1)
+        torchvision(3, 5, name="resnet18", drop_path=0.1)
 
 
 def test_published_weights_of_torchvision(run, monkeypatch, tmp_path):

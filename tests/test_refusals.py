@@ -242,7 +242,7 @@ ROWS = [
     ),
     (
         ["model.weights=mnist/train-labels-idx1-ubyte"],
-        "mnist/train-labels-idx1-ubyte is damaged, or no checkpoint: ",
+        "mnist/train-labels-idx1-ubyte is damaged, or not a checkpoint: ",
     ),
     (
         ["model=timm", "model.name=resnet8"],

@@ -352,7 +352,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(run, damage):
     last.write_bytes(last.read_bytes()[:-1000] if damage is None else damage)
     best = last.with_name("best.ckpt")
     with pytest.raises(
-        UserError, match=rf"last.ckpt is damaged, or no checkpoint: .*; try resume={best}"
+        UserError, match=rf"last.ckpt is damaged, or not a checkpoint: .*; try resume={best}"
     ):
         run(*words, "resume=auto")
     assert_same(run(*words, f"resume={best}"), whole)
@@ -372,7 +372,9 @@ def test_other_data_are_refused(run, tree):
     run(*words, "stop_after=2ep", "data.cache=none", "data.num_workers=0", "resume=auto")
     for image in (root / "cat").iterdir():
         shutil.copy(root / "dog" / "0.png", image)
-    with pytest.raises(UserError, match=r"the data differ from those that .*last.ckpt was trained on"):
+    with pytest.raises(
+        UserError, match=r"the data differ from those that .*last.ckpt was trained on"
+    ):
         run(*words, "resume=auto")
 
 
@@ -400,9 +402,7 @@ def test_too_little_memory_says_what_to_lower(run, monkeypatch, tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(ImageClassifier, "training_step", too_much)
-    with pytest.raises(
-        UserError, match=r"data\.batch_size=128 \(CUDA out of memory.*; lower it"
-    ):
+    with pytest.raises(UserError, match=r"data\.batch_size=128 \(CUDA out of memory.*; lower it"):
         run(*ONE_BATCH)
     assert "; lower it" in Run(tmp_path / "run").result["reason"]
 

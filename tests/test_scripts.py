@@ -127,7 +127,7 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
             "model.widths does not exist; allowed: ckpt, data, mc, other, resamples, suite, trainer.accelerator",
         ),
         (["{best}", "trainer.accelerator=tpu"], "tpu"),
-        (["ckpt={folder}/config.yaml"], "is damaged, or no checkpoint"),
+        (["ckpt={folder}/config.yaml"], "is damaged, or not a checkpoint"),
         (["{best}", "mc=1"], "mc=1; allowed: 0, or 2 views and more"),
         (["{best}", "tta=x"], "tta=x; allowed: 0, or 2 views and more"),
         (["{best}", "mc=4"], "mc=4: the network has no dropout"),

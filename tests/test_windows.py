@@ -13,8 +13,8 @@ from torch import nn
 
 from tricklab.duration import divide_epoch
 from tricklab.errors import UserError
-from tricklab.penalty import find_weights, is_embedding_or_scale, parameter_groups
-from tricklab.run.build import build_data, build_net
+from tricklab.optimizer import is_embedding_or_scale, named_weights, parameter_groups
+from tricklab.run.build import build_data, build_net, build_penalties
 from tricklab.run.instantiate import build, omit
 from tricklab.run.plan import make_plan, scale_lr, total_decay
 from tricklab.run.weights import read_state
@@ -186,16 +186,18 @@ def test_committed_recipes_keep_the_sign_of_weights(name, arm):
 def test_the_decay_of_weights_is_what_an_optimizer_leaves_of_them(words):
     """Of a weight whose loss has no gradient, after many small steps."""
     cfg = configure(*words)
-    weight = nn.Parameter(torch.ones(1, 1, dtype=torch.double))
+    net = nn.Linear(1, 1, bias=False).double()
+    weight = net.weight
+    nn.init.ones_(weight)
     optimizer = build(omit(cfg.optimizer, "lr_per", "fused"), lr=0.01)([weight])
-    penalties = {name: build(omit(node, "only")) for name, node in cfg.penalty.items()}
+    penalties = build_penalties(cfg.penalty, net)
     for _ in range(2000):
-        loss = penalties["l2"]([weight]) if "l2" in penalties else 0 * weight.sum()
+        loss = penalties["l2"].fn([weight]) if "l2" in penalties else 0 * weight.sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         if "decay" in penalties:
-            penalties["decay"]([weight.data], lr=0.01)
+            penalties["decay"].fn([weight.data], lr=0.01)
     assert weight.item() < 0.999
     assert weight.item() == pytest.approx((1 - 0.01 * total_decay(cfg)) ** 2000, rel=0.01)
 
@@ -250,7 +252,7 @@ def test_groups_of_decay_are_those_of_timm(name):
         net = timm.create_model(name)
     theirs = {id(p) for p in decayed_by_timm(net)}
     assert {id(p) for p in parameter_groups(net)[0]["params"]} == theirs
-    assert {id(p) for p in find_weights(net)} == theirs
+    assert {id(p) for p in named_weights(net).values()} == theirs
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,7 @@ def test_a_network_of_timm_that_names_nothing_is_judged_as_any_other(name, spare
     with torch.device("meta"):
         net = timm.create_model(name)
     assert not hasattr(net, "no_weight_decay")
-    ours, theirs = names_of(net, find_weights(net)), names_of(net, decayed_by_timm(net))
+    ours, theirs = names_of(net, named_weights(net).values()), names_of(net, decayed_by_timm(net))
     assert theirs - ours == spared
     assert ours < theirs
 
@@ -307,7 +309,7 @@ def test_tables_of_embeddings_and_scales_of_channels_do_not_decay():
     net = nn.Module()
     net.table, net.layer = nn.Embedding(5, 4), nn.Linear(4, 1)
     net.layer_scale, net.kernel = nn.Parameter(torch.ones(4, 1, 1)), nn.Parameter(torch.ones(4, 3))
-    assert [p.shape for p in find_weights(net)] == [(4, 3), (1, 4)]
+    assert [p.shape for p in named_weights(net).values()] == [(4, 3), (1, 4)]
 
 
 @pytest.mark.parametrize(
@@ -326,7 +328,7 @@ def test_embeddings_and_scales_of_torchvision_do_not_decay(name, spared):
 
     with torch.device("meta"):
         net = models.get_model(name)
-    found = {id(p) for p in find_weights(net)}
+    found = {id(p) for p in named_weights(net).values()}
     left = [key for key, p in net.named_parameters() if p.ndim >= 2 and id(p) not in found]
     assert len(left) == len(spared)
     assert all(key.endswith(end) for key, end in zip(sorted(left), sorted(spared), strict=True))

@@ -1,8 +1,8 @@
-"""Reads files that a stranger may have written: as plain data, of bounded size, or not at all.
+"""Files: reads what a stranger may have written, as plain data of bounded size; writes atomically.
 
-No other module opens checkpoints, weights, configs, results or tables. Nothing that a file names is
-imported, resolved, opened or run. Every function raises `UnreadableError`, with the path, for a file that
-is missing, damaged, too large or not what it should be.
+No other module opens checkpoints, weights, configs, results or tables. Nothing named in a file is
+imported, resolved, opened or run. Every reader raises `UnreadableError`, with the path, for a file
+that is missing, damaged, too large or of another kind.
 """
 
 import csv
@@ -32,7 +32,7 @@ CONFIG, CHECKSUM = "config", "sha256"  # metadata keys of an exported file
 
 
 class UnreadableError(UserError):
-    """A file that can't be read as what it should be."""
+    """A file that is missing, damaged, too large or of another kind."""
 
 
 def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
@@ -77,7 +77,7 @@ class _PlainLoader(get_yaml_loader()):  # type: ignore[misc]  # reads 1e-3 as a 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
-            raise yaml.YAMLError("it has aliases or tags")
+            raise yaml.YAMLError("aliases and tags are not allowed")
         return super().compose_node(parent, index)
 
 
@@ -95,13 +95,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def texts(values: Any) -> list[str]:
-    """Return the texts in a list of anything."""
+    """Return the strings in a list of values of any type."""
     found = values if isinstance(values, list) else []
     return [value for value in found if isinstance(value, str)]
 
 
 def numbers(values: Any) -> dict[str, float]:
-    """Return the finite numbers in an object of anything."""
+    """Return the finite numbers in a mapping with values of any type."""
     found = values.items() if isinstance(values, dict) else ()
     return {
         str(name): float(value)
@@ -111,9 +111,9 @@ def numbers(values: Any) -> dict[str, float]:
 
 
 def read_table(path: Path, growing: bool = False) -> list[dict[str, str]]:
-    """Return the rows of a CSV file by column; cells that a row lacks are empty.
+    """Return the rows of a CSV file by column; missing cells are empty.
 
-    `growing`: rows are still added; a last line without its end was cut and is left out.
+    `growing`: the file is still written to; an incomplete last line is skipped.
     """
     text = read_text(path, TABLE_LIMIT)
     lines = (text[: text.rfind("\n") + 1] if growing else text).splitlines()
@@ -129,41 +129,42 @@ def read_table(path: Path, growing: bool = False) -> list[dict[str, str]]:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Return a checkpoint on the CPU: tensors and plain values alone (`weights_only`).
 
-    torch's reader does not look at the checksums of its zip file; here a flipped bit is damage.
+    Unlike torch's reader, this one verifies the checksums of the zip file.
     """
     import torch
 
     try:
         _check_zip(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle may end in any
-        if asked := re.search(r"GLOBAL (\S+)", str(error)):
-            reason = f"it asks for {asked[1]}, which is no tensor and no plain value"
+    except Exception as error:  # a damaged pickle may raise any
+        if requested := re.search(r"GLOBAL (\S+)", str(error)):
+            reason = f"it asks for {requested[1]}, which is neither a tensor nor a plain value"
             raise UnreadableError(f"{path} is refused: {reason}") from error
-        raise UnreadableError(f"{path} is damaged, or no checkpoint: {_reason(error)}") from error
+        reason = f"is damaged, or not a checkpoint: {_reason(error)}"
+        raise UnreadableError(f"{path} {reason}") from error
     if not isinstance(content, Mapping):
-        raise UnreadableError(f"{path} is no checkpoint: it holds a {type(content).__name__}")
+        raise UnreadableError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
     return dict(content)
 
 
 def _check_zip(path: Path) -> None:
     if not zipfile.is_zipfile(path):
-        return  # torch's older format, which has no checksums
+        return  # torch's older format has no checksums
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("it is compressed, which torch never does")
+            raise ValueError("it is compressed; torch never compresses")
         if damaged := archive.testzip():
             raise ValueError(f"the checksum of {damaged} does not match")
 
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, pickle.UnpicklingError):
-        return "its pickle can't be read"  # torch's reason is a page of advice
+        return "its pickle can't be read"  # instead of torch's page of advice
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
-    """Return tensors and metadata; if these hold a checksum of both, it must match."""
+    """Return tensors and metadata. A checksum in the metadata must match both."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -178,7 +179,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
 
 
 def checksum(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> str:
-    """Return the SHA-256 of the config in an exported file and of its tensors, names included."""
+    """Return the SHA-256 of the config and the named tensors of an exported file."""
     import torch
 
     digest = hashlib.sha256(metadata.get(CONFIG, "").encode())
@@ -191,9 +192,9 @@ def checksum(tensors: Mapping[str, "Tensor"], metadata: Mapping[str, str]) -> st
 
 @contextmanager
 def atomic_open(path: Path) -> Iterator[BinaryIO]:
-    """Write a new file beside the target, to the disk, and rename: nobody sees half a file.
+    """Write a temporary file beside the target, sync it and rename it: readers see all or nothing.
 
-    The new file has a random name and is created by this call alone; a link at `path` is replaced,
+    The temporary file has a random name and must not exist before. A link at `path` is replaced,
     not followed.
     """
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
@@ -209,18 +210,18 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole UTF-8 file."""
+    """Write a UTF-8 file atomically."""
     with atomic_open(path) as file:
         file.write(text.encode())
 
 
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
-    """Write plain values as YAML that `files.read_yaml` reads back as they are."""
+    """Write plain values as YAML, from which `read_yaml` restores them."""
     write_text(path, to_yaml(content))
 
 
 def to_yaml(content: Mapping[str, Any]) -> str:
-    """Return plain values as YAML. Unlike OmegaConf's own it takes any text, such as `${a`."""
+    """Return plain values as YAML. Unlike OmegaConf, accept any string, such as `${a`."""
     text: str = yaml.dump(
         dict(content), Dumper=_PlainDumper, allow_unicode=True, sort_keys=False, width=10**6
     )
@@ -228,7 +229,7 @@ def to_yaml(content: Mapping[str, Any]) -> str:
 
 
 class _PlainDumper(get_omega_conf_dumper()):  # type: ignore[misc]  # quotes what would be a number
-    """Writes what occurs twice twice, without an alias."""
+    """Writes repeated values in full, without aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -1,19 +1,47 @@
-"""Networks for small images, built from the channels and classes of the data; any image size will do."""
+"""Networks for small images, built for the channels and classes of the data; any image size works.
 
-from collections.abc import Sequence
+`@network` turns a function of channels, classes and its config keys into an option. The head of a
+network is its last layer with weights, the classifier; the rest is the backbone.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from tricklab.errors import UserError, nearest
+from tricklab.option import declare_keys, keys_after
 
-AUXILIARY = (
-    "googlenet",
-    "inception_v3",
-)  # of torchvision: with classifiers for training alone, which are left out
+# torchvision's networks with auxiliary heads, used only in training there and left out here
+AUXILIARY = ("googlenet", "inception_v3")
 
 
+def network(fn: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """Turn `fn(channels, classes, ...)` into an option that takes the keys of every network.
+
+    Training reads these from the config: the `weights` to start from, how long to `freeze` their
+    backbone, and the multiplier `body_lr` of its LR after that.
+    """
+
+    @functools.wraps(fn)
+    def option(
+        channels: int,
+        classes: int,
+        *,
+        weights: str | None = None,
+        freeze: float | str = 0,
+        body_lr: float = 1.0,
+        **options: Any,
+    ) -> nn.Module:
+        return fn(channels, classes, **options)
+
+    declare_keys(option, keys_after(fn, 2))
+    return option
+
+
+@network
 def mlp(
     channels: int,
     classes: int,
@@ -24,21 +52,22 @@ def mlp(
 ) -> nn.Sequential:
     """Dense layers of `widths` units with ReLU; dropout as in Srivastava et al., JMLR 15 (2014).
 
-    Without widths it is softmax regression. Raises UserError: a `dropout` that no hidden unit has.
+    Without widths it is softmax regression. Raises UserError: `dropout` without hidden units.
     """
-    check_rates(dropout=dropout, input_dropout=input_dropout)
+    check_dropout(dropout=dropout, input_dropout=input_dropout)
     if dropout and not widths:
         raise UserError(f"model.dropout={dropout} with model.widths=[]: there are no hidden units")
     layers: list[nn.Module] = [nn.Flatten(), nn.Dropout(input_dropout)]
     for width in widths:
-        layers.append(
-            nn.LazyLinear(width, bias=not batch_norm)
-        )  # its inputs are counted at the first batch
-        layers += [nn.BatchNorm1d(width)] if batch_norm else []
+        # lazy: the first batch sets the number of inputs
+        layers.append(nn.LazyLinear(width, bias=not batch_norm))
+        if batch_norm:
+            layers.append(nn.BatchNorm1d(width))
         layers += [nn.ReLU(), nn.Dropout(dropout)]
     return nn.Sequential(*layers, nn.LazyLinear(classes))
 
 
+@network
 def convnet(
     channels: int,
     classes: int,
@@ -49,33 +78,34 @@ def convnet(
     spatial_dropout: float = 0.0,
     pool_early: bool = False,
 ) -> nn.Sequential:
-    """VGG in small (arXiv 1409.1556): `depth` 3x3 convolutions with batch norm to each width, halved in between.
+    """A small VGG (arXiv 1409.1556): `depth` 3x3 convolutions of each width, then max pooling.
 
-    `pool_early` halves after the first convolution to a width rather than after all of them, as arXiv 2404.00498
-    does: at twice the speed. `spatial_dropout` of whole channels (arXiv 1411.4280) follows the layers of a width.
+    `pool_early` pools after the first convolution of a width (arXiv 2404.00498): twice as fast.
+    `spatial_dropout` drops whole channels after each pooling (arXiv 1411.4280).
     Raises UserError: no convolution at all.
     """
-    check_rates(dropout=dropout, input_dropout=input_dropout, spatial_dropout=spatial_dropout)
+    check_dropout(dropout=dropout, input_dropout=input_dropout, spatial_dropout=spatial_dropout)
     if depth < 1 or not widths:
         message = f"model.depth={depth} model.widths={list(widths)}: a convnet without convolutions"
         raise UserError(f"{message}; expected a depth of 1 or more, and a width or more")
     layers: list[nn.Module] = [nn.Dropout(input_dropout)]
     for width in widths:
-        block: list[nn.Module] = []
-        for _ in range(depth):
-            block += [*_conv_norm(channels, width), nn.ReLU(inplace=True)]
-            channels = width
-        block.insert(1 if pool_early else len(block), nn.MaxPool2d(2, ceil_mode=True))
-        layers += [*block, nn.Dropout2d(spatial_dropout)]
-    layers += [
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(channels, classes),
-    ]
-    return nn.Sequential(*layers)
+        layers += _conv_block(channels, width, depth, pool_early)
+        layers.append(nn.Dropout2d(spatial_dropout))
+        channels = width
+    return nn.Sequential(*layers, *_head(channels, classes, dropout))
 
 
+def _conv_block(inputs: int, width: int, depth: int, pool_early: bool) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for _ in range(depth):
+        layers += [*_conv_norm(inputs, width), nn.ReLU(inplace=True)]
+        inputs = width
+    layers.insert(1 if pool_early else len(layers), nn.MaxPool2d(2, ceil_mode=True))
+    return layers
+
+
+@network
 def resnet(
     channels: int,
     classes: int,
@@ -86,90 +116,95 @@ def resnet(
     spatial_dropout: float = 0.0,
     drop_path: float = 0.0,
 ) -> nn.Sequential:
-    """The residual network for small images, arXiv 1512.03385, section 4.2: three stages of (depth - 2) / 6 blocks.
+    """ResNet for small images (arXiv 1512.03385, 4.2): three stages of (depth - 2) / 6 blocks.
 
-    `spatial_dropout` of whole channels stands between the convolutions of a block, as in arXiv 1605.07146. Stochastic
-    depth (arXiv 1603.09382) leaves out block l of L with probability l / L * `drop_path`. Raises ValueError for a depth
-    other than 8, 14, 20, 26, 32, ...
+    `spatial_dropout` drops whole channels between the convolutions of a block (arXiv 1605.07146).
+    Stochastic depth (arXiv 1603.09382) drops block l of L with probability l / L * `drop_path`.
+    Raises UserError: a depth other than 8, 14, 20, 26, 32, ...
     """
-    rates = {"dropout": dropout, "input_dropout": input_dropout, "drop_path": drop_path}
-    check_rates(**rates, spatial_dropout=spatial_dropout)
+    check_dropout(dropout=dropout, input_dropout=input_dropout, drop_path=drop_path)
+    check_dropout(spatial_dropout=spatial_dropout)
     if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"model.depth={depth}; allowed: 6n + 2, as 20, 32, 44, 56, 110")
-    layers: list[nn.Module] = [
-        nn.Dropout(input_dropout),
-        *_conv_norm(channels, width),
-        nn.ReLU(inplace=True),
-    ]
-    inputs, blocks = width, (depth - 2) // 2
+        raise UserError(f"model.depth={depth}; allowed: 6n + 2, as 20, 32, 44, 56, 110")
+    layers = [nn.Dropout(input_dropout), *_conv_norm(channels, width), nn.ReLU(inplace=True)]
+    inputs = width
+    blocks = (depth - 2) // 2
     for block in range(blocks):
         outputs = width << block * 3 // blocks
         layers.append(Residual(inputs, outputs, spatial_dropout, (block + 1) / blocks * drop_path))
         inputs = outputs
-    layers += [
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Dropout(dropout),
-        nn.Linear(inputs, classes),
-    ]
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers, *_head(inputs, classes, dropout))
 
 
+@network
 def torchvision(
     channels: int, classes: int, name: str, dropout: float = 0.0, drop_path: float = 0.0
 ) -> nn.Module:
-    """Any network of torchvision.models, with dropout where it has that itself, or else before its classifier.
+    """Any network of torchvision.models, with dropout where it has one, else before its head.
 
-    Raises UserError where there is none of that name, or it has no stochastic depth.
+    Raises UserError: an unknown name, or `drop_path` for a network without stochastic depth.
     """
-    check_rates(dropout=dropout, drop_path=drop_path)
-    options: dict[str, Any] = (
-        {"aux_logits": False, "init_weights": True} if name in AUXILIARY else {}
-    )
+    check_dropout(dropout=dropout, drop_path=drop_path)
+    options: dict[str, Any] = {}
+    if name in AUXILIARY:
+        options = {"aux_logits": False, "init_weights": True}
     net: nn.Module = find_torchvision(name).get_model(name, num_classes=classes, **options)
-    first, conv = next((key, m) for key, m in net.named_modules() if isinstance(m, nn.Conv2d))
-    if channels != conv.in_channels:
-        shape: Any = (
-            conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            conv.padding,
-            1,
-            1,
-            conv.bias is not None,
-        )
-        net.set_submodule(first, nn.Conv2d(channels, *shape))
-    drop_paths: list[Any] = [m for m in net.modules() if type(m).__name__ == "StochasticDepth"]
-    if drop_path and not drop_paths:
-        raise UserError(f"model.drop_path={drop_path}: {name} has no stochastic depth; allowed: 0")
-    highest = max((m.p for m in drop_paths), default=0.0)
-    for m in drop_paths:
-        m.p *= drop_path / highest  # as they are in proportion
-    drops: list[Any] = [m for m in net.modules() if isinstance(m, nn.Dropout) and m.p > 0]
-    for drop in drops:
-        drop.p = dropout
-    if dropout and not drops:
-        head, layer = find_head(net)
-        net.set_submodule(head, nn.Sequential(nn.Dropout(dropout), layer))
+    _set_input_channels(net, channels)
+    _set_drop_path(net, name, drop_path)
+    _set_dropout(net, dropout)
     return net
 
 
+def _set_input_channels(net: nn.Module, channels: int) -> None:
+    """Replace the first convolution, if it takes another number of channels."""
+    name, conv = next((key, m) for key, m in net.named_modules() if isinstance(m, nn.Conv2d))
+    if channels == conv.in_channels:
+        return
+    options: Any = {"kernel_size": conv.kernel_size, "stride": conv.stride, "padding": conv.padding}
+    first = nn.Conv2d(channels, conv.out_channels, bias=conv.bias is not None, **options)
+    net.set_submodule(name, first)
+
+
+def _set_drop_path(net: nn.Module, name: str, drop_path: float) -> None:
+    """Scale the probabilities of stochastic depth so that the highest is `drop_path`."""
+    layers: list[Any] = [m for m in net.modules() if type(m).__name__ == "StochasticDepth"]
+    if drop_path and not layers:
+        raise UserError(f"model.drop_path={drop_path}: {name} has no stochastic depth; allowed: 0")
+    highest = max((layer.p for layer in layers), default=0.0)
+    for layer in layers:
+        layer.p *= drop_path / highest
+
+
+def _set_dropout(net: nn.Module, dropout: float) -> None:
+    layers = [m for m in net.modules() if isinstance(m, nn.Dropout) and m.p > 0]
+    for layer in layers:
+        layer.p = dropout
+    if dropout and not layers:
+        name, head = find_head(net)
+        net.set_submodule(name, nn.Sequential(nn.Dropout(dropout), head))
+
+
+@network
 def timm(
     channels: int, classes: int, name: str, dropout: float = 0.0, drop_path: float = 0.0
 ) -> nn.Module:
-    """Any network of timm. Raises UserError without timm or such a name, TypeError without stochastic depth."""
-    check_rates(dropout=dropout, drop_path=drop_path)
-    options = {"drop_path_rate": drop_path} if drop_path else {}
-    return find_timm(name).create_model(
-        name, num_classes=classes, in_chans=channels, drop_rate=dropout, **options
-    )
+    """Any network of timm.
+
+    Raises UserError: timm is not installed or has no such network; TypeError: `drop_path` for a
+    network without stochastic depth.
+    """
+    check_dropout(dropout=dropout, drop_path=drop_path)
+    options: dict[str, Any] = {"num_classes": classes, "in_chans": channels, "drop_rate": dropout}
+    if drop_path:
+        options["drop_path_rate"] = drop_path
+    return find_timm(name).create_model(name, **options)
 
 
-def check_rates(**rates: float) -> None:
-    """Raise UserError for a dropout probability that is none, or 1: nothing would pass."""
-    for name, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise UserError(f"model.{name}={rate}; allowed: 0 or more, less than 1")
+def check_dropout(**probabilities: float) -> None:
+    """Raise UserError for a dropout probability outside of [0, 1): at 1 nothing would pass."""
+    for name, probability in probabilities.items():
+        if not 0 <= probability < 1:
+            raise UserError(f"model.{name}={probability}; allowed: 0 or more, less than 1")
 
 
 def find_torchvision(name: str) -> Any:
@@ -178,9 +213,8 @@ def find_torchvision(name: str) -> Any:
 
     known = models.list_models(module=models)
     if name not in known:
-        raise UserError(
-            f"model.name={name}; allowed: torchvision.models.list_models().{nearest(name, known)}"
-        )
+        hint = nearest(name, known)
+        raise UserError(f"model.name={name}; allowed: torchvision.models.list_models().{hint}")
     return models
 
 
@@ -191,15 +225,15 @@ def find_timm(name: str) -> Any:
     except ImportError as error:
         raise UserError("model=timm needs timm: pip install 'tricklab[timm]'") from error
     if not timm.is_model(name):
-        raise UserError(
-            f"model.name={name}; allowed: timm.list_models().{nearest(name, timm.list_models())}"
-        )
+        hint = nearest(name, timm.list_models())
+        raise UserError(f"model.name={name}; allowed: timm.list_models().{hint}")
     return timm
 
 
-def usual_side(model: DictConfig) -> int:
-    """Return the side in pixels of the images for which a library has weights of its network; 0 for other networks."""
-    library, name = model._target_.rpartition(".")[2], model.get("name")
+def pretrained_side(model: DictConfig) -> int:
+    """Return the image side in pixels of a library's pretrained weights; 0 for our own networks."""
+    library = model._target_.rpartition(".")[2]
+    name = model.get("name")
     if library == "torchvision":
         weights = find_torchvision(name).get_model_weights(name)["DEFAULT"]
         return int(weights.transforms().crop_size[0])
@@ -209,20 +243,21 @@ def usual_side(model: DictConfig) -> int:
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut; that is a 1x1 convolution where channels double and the image halves."""
+    """Two 3x3 convolutions and a shortcut, which is 1x1 with a stride where channels double."""
 
     def __init__(self, inputs: int, outputs: int, spatial_dropout: float, drop_path: float):
         super().__init__()
         stride = outputs // inputs
-        self.shortcut = (
-            nn.Identity() if stride == 1 else nn.Sequential(*_conv_norm(inputs, outputs, 1, stride))
-        )
-        body = [
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1:
+            self.shortcut = nn.Sequential(*_conv_norm(inputs, outputs, 1, stride))
+        # the residual branch; its name is in checkpoints
+        self.body = nn.Sequential(
             *_conv_norm(inputs, outputs, 3, stride),
             nn.ReLU(inplace=True),
             nn.Dropout2d(spatial_dropout),
-        ]
-        self.body = nn.Sequential(*body, *_conv_norm(outputs, outputs))
+            *_conv_norm(outputs, outputs),
+        )
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -230,35 +265,44 @@ class Residual(nn.Module):
 
 
 class DropPath(nn.Dropout):
-    """Leaves out all of an image, and makes up for it where it does not."""
+    """Stochastic depth: zero the branch per image, rescale the others by 1 / (1 - p)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * super().forward(x.new_ones(len(x), 1, 1, 1))
 
 
 def _conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
-    return [
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
-        nn.BatchNorm2d(outputs),
-    ]
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    return [conv, nn.BatchNorm2d(outputs)]
+
+
+def _head(inputs: int, classes: int, dropout: float) -> list[nn.Module]:
+    linear = nn.Linear(inputs, classes)
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), linear]
 
 
 def find_dropout(net: nn.Module) -> list[str]:
-    """Return the names of the layers that drop units before a batch norm, by the order of definition."""
-    named = list(net.named_modules())
-    norms = [i for i, (_, m) in enumerate(named) if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    drops = [
-        (name, m)
-        for name, m in named[: max(norms, default=0)]
-        if isinstance(m, nn.modules.dropout._DropoutNd)
-    ]
-    return [name for name, m in drops if m.p > 0 and not isinstance(m, DropPath)]
+    """Return the names of dropout layers that precede a batch norm in definition order.
+
+    Stochastic depth is not among them.
+    """
+    modules = list(net.named_modules())
+    last_norm = 0
+    for index, (_, module) in enumerate(modules):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            last_norm = index
+    names = []
+    for name, module in modules[:last_norm]:
+        is_dropout = isinstance(module, nn.modules.dropout._DropoutNd)
+        if is_dropout and module.p > 0 and not isinstance(module, DropPath):
+            names.append(name)
+    return names
 
 
 def find_head(net: nn.Module) -> tuple[str, nn.Module]:
-    """Return the name of the classifier and itself: the last layer that has weights. The rest is the body."""
-    return [
-        (name, m)
-        for name, m in net.named_modules()
-        if next(m.parameters(recurse=False), None) is not None
-    ][-1]
+    """Return the head with its name: the last layer that has weights of its own."""
+    with_weights = []
+    for name, module in net.named_modules():
+        if next(module.parameters(recurse=False), None) is not None:
+            with_weights.append((name, module))
+    return with_weights[-1]

@@ -17,7 +17,14 @@ from tricklab.data.module import ImageData
 from tricklab.duration import Batching
 from tricklab.errors import UserError
 from tricklab.metrics import evaluate, fit_temperature, share_right
-from tricklab.penalty import Penalty, find_weights, parameter_groups, weight_facts
+from tricklab.optimizer import (
+    Group,
+    is_backbone,
+    keep_group_names,
+    named_weights,
+    parameter_groups,
+)
+from tricklab.penalty import Penalty, weight_stats
 from tricklab.randomness import seed_default
 from tricklab.scheduler import Curve, Multiplier, Plateau
 
@@ -59,8 +66,8 @@ class ImageClassifier(pl.LightningModule):
     ):
         super().__init__()
         self.net, self.loss = net, loss
-        self.terms = {name: p for name, p in penalties.items() if not p.follows_step}
-        self.projections = [p for p in penalties.values() if p.follows_step]
+        self.terms = {name: p for name, p in penalties.items() if not p.is_projection}
+        self.projections = [p for p in penalties.values() if p.is_projection]
         self.make_optimizer, self.last_step = optimizer, last_step
         self.multiplier, self.backbone_multiplier = (
             multiplier or Multiplier(lambda step: 1.0),
@@ -68,7 +75,7 @@ class ImageClassifier(pl.LightningModule):
         )
         self.seed, self.accuracy, self.log_every = seed, accuracy, log_every
         self.batching = batching
-        self.weights = find_weights(net)
+        self.weights = list(named_weights(net).values())
         self.window: list[dict[str, Tensor]] = []  # the batches of the coming optimizer step
         self.losses: list[
             tuple[int, Tensor]
@@ -94,17 +101,18 @@ class ImageClassifier(pl.LightningModule):
         return logits.float()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.make_optimizer(
-            parameter_groups(self.net, body_apart=bool(self.backbone_multiplier))
-        )
+        groups = parameter_groups(self.net, separate_backbone=bool(self.backbone_multiplier))
+        optimizer = self.make_optimizer(groups)
+        keep_group_names(optimizer)
+        return optimizer
 
     def set_rates(self, optimizer: torch.optim.Optimizer) -> None:
         """Give the optimizer the rate of the coming step, and the momentum where that moves too."""
         step = self.global_step
         head = self.multiplier(step)
-        body = self.backbone_multiplier(step) if self.backbone_multiplier else head
-        for i, group in enumerate(optimizer.param_groups):
-            group["lr"] = optimizer.defaults["lr"] * (body if i >= 2 else head)
+        backbone = self.backbone_multiplier(step) if self.backbone_multiplier else head
+        for group in optimizer.param_groups:
+            group["lr"] = optimizer.defaults["lr"] * (backbone if is_backbone(group) else head)
             if self.multiplier.momentum:
                 momentum = self.multiplier.momentum(step)
                 group |= (
@@ -145,7 +153,7 @@ class ImageClassifier(pl.LightningModule):
         of_images, of_all = self.batching.weights(batch_idx, len(images)) if self.batching else ONE
         if of_images != 1:
             total = loss * of_images
-        penalties = {name: term.act(term.weights) for name, term in self.terms.items()}
+        penalties = {name: term.fn(term.weights) for name, term in self.terms.items()}
         for penalty in penalties.values():
             total = total + penalty
         if step % self.log_every == 0:
@@ -164,7 +172,7 @@ class ImageClassifier(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.frozen():
-            for group in optimizer.param_groups[2:]:
+            for group in filter(is_backbone, optimizer.param_groups):
                 for parameter in group["params"]:
                     parameter.grad = None  # no momentum, no part in the norm of the gradient
         if self.global_step % self.log_every == 0:
@@ -188,7 +196,7 @@ class ImageClassifier(pl.LightningModule):
             means = self.trainer.strategy.reduce(means, reduce_op="mean")
         values = {"train/grad_norm": norm, **dict(zip(self.window[0], means.tolist(), strict=True))}
         if self.terms or self.projections:
-            values |= weight_facts(self.weights)
+            values |= weight_stats(self.weights)
         self.record(self._rates(optimizer.param_groups) | values, self.global_step)
         self.look_at_losses(f", gradient norm {norm:g}")
         if not math.isfinite(norm) and not hasattr(
@@ -200,10 +208,10 @@ class ImageClassifier(pl.LightningModule):
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         return float(scaler.get_scale()) if scaler else 1.0
 
-    def _rates(self, groups: list[dict[str, Any]]) -> dict[str, float]:
+    def _rates(self, groups: list[Group]) -> dict[str, float]:
         rates = {"lr": groups[0]["lr"]}
         if self.backbone_multiplier:
-            rates["lr_body"] = groups[2]["lr"]
+            rates["lr_body"] = next(filter(is_backbone, groups))["lr"]
         if self.multiplier.momentum:
             rates["momentum"] = (
                 groups[0]["betas"][0] if "betas" in groups[0] else groups[0]["momentum"]
@@ -258,12 +266,12 @@ class ImageClassifier(pl.LightningModule):
             )
 
     @torch.no_grad()
-    def _project(self, groups: list[dict[str, Any]]) -> None:
+    def _project(self, groups: list[Group]) -> None:
         for group in groups:
             own = {id(p) for p in group["params"] if group["lr"] > 0}  # at 0 it is frozen
             for project in self.projections:
                 if weights := [w for w in project.weights if id(w) in own]:
-                    project.act(weights, lr=group["lr"])
+                    project.fn(weights, lr=group["lr"])
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.global_step >= self.last_step:

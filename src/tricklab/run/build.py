@@ -16,8 +16,9 @@ from tricklab.devices import count_cores, world_size
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile
 from tricklab.mixup import identity
-from tricklab.model import usual_side
-from tricklab.penalty import Penalty, find_weights, parameter_groups
+from tricklab.model import pretrained_side
+from tricklab.optimizer import named_weights, parameter_groups
+from tricklab.penalty import Penalty
 from tricklab.randomness import Rand, generator, seed_default
 from tricklab.run.instantiate import build, build_each, omit
 from tricklab.run.plan import Plan
@@ -38,9 +39,6 @@ PLAIN = {
 }  # neither smooths nor weighs
 
 
-WINDOW = ("begin", "end")  # stand with the options of mixing, say when it is done
-
-
 def build_data_and_net(
     cfg: DictConfig, record: Record, resumed: bool
 ) -> tuple[ImageData, nn.Module]:
@@ -53,7 +51,7 @@ def build_data_and_net(
         change(first, Rand(generator(0, "try"), 2))  # so that what it refuses is said now
     if weights:
         data.check_enlarged(
-            max(weights.input_spec.shape[1:]) if weights.input_spec else usual_side(cfg.model)
+            max(weights.input_spec.shape[1:]) if weights.input_spec else pretrained_side(cfg.model)
         )
     if images:
         data.adapt(images)
@@ -86,7 +84,7 @@ def build_data(cfg: DictConfig) -> ImageData:
     Unless images are mixed, plain cross-entropy gets class indices: it has the gradients of one-hot targets, on a CPU
     bit for bit, in half the time.
     """
-    parts = {"augment": build_each(cfg.augment), "mixup": build(omit(cfg.mixup, *WINDOW))}
+    parts = {"augment": build_each(cfg.augment), "mixup": build(cfg.mixup)}
     data: ImageData = build(cfg.data, seed=cfg.seed, by_index=cfg.loss == PLAIN, **parts)
     return data
 
@@ -198,15 +196,17 @@ def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
 
 
 def build_penalties(cfg: DictConfig, net: nn.Module) -> dict[str, Penalty]:
-    """Build each penalty, for the weights that it names. Raises UserError: it names none, or refuses its options."""
+    """Build each penalty. Raises UserError: its pattern matches no weight, or an invalid option."""
+    weights = named_weights(net)
     penalties = {}
     for name, node in cfg.items():
-        act = build(omit(node, "only"))
+        option = build(node)
         try:
-            penalties[str(name)] = Penalty(act, find_weights(net, node.get("only")))
-            penalties[str(name)].try_on_copy()
+            penalty = option(weights)
+            penalty.try_on_copy()
         except UserError as error:
             raise UserError(f"penalty.{name!s}.{error}") from None
+        penalties[str(name)] = penalty
     return penalties
 
 
@@ -217,8 +217,7 @@ def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.
     """
     seed_default(cfg.seed, "init")
     try:
-        options = omit(cfg.model, "weights", "freeze", "body_lr")  # which act on its training
-        net: nn.Module = build(options)(shape[0], classes).eval()
+        net: nn.Module = build(cfg.model)(shape[0], classes).eval()
         with torch.no_grad():
             logits = net(torch.zeros(2, *shape))  # lazy layers count their inputs here
     except UserError:
