@@ -11,9 +11,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tricklab.cli.check import check_value
 from tricklab.cli.config import CONF, options
 from tricklab.cli.messages import unknown
+from tricklab.cli.specs import find_spec
+from tricklab.cli.values import check_value
 from tricklab.errors import UserError
 
 NEVER_TAKEN = {"weights": None, "cache": "memory", "num_workers": None}  # name files, or write them
@@ -35,7 +36,7 @@ def judge(config: Mapping[str, Any], source: str) -> DictConfig:
         }
         groups["trainer"] = judge_trainer(_mapping("trainer", config.get("trainer", {})))
         groups["seed"] = config.get("seed", 0)
-        check_value("seed", groups["seed"], 0)
+        check_value("seed", groups["seed"], 0, find_spec("seed"))
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     return OmegaConf.create(groups)
@@ -52,7 +53,7 @@ def judge_option(group: str, path: str, node: Any) -> dict[str, Any]:
         if key not in own:
             raise UserError(unknown(f"{path}.{key}", key, own))
         if not key.startswith("_"):
-            _check_plain(f"{path}.{key}", value, own[key])
+            _check_plain(f"{path}.{key}", value, own[key], target)
     return (
         own
         | node
@@ -66,18 +67,18 @@ def judge_trainer(node: Mapping[str, Any]) -> dict[str, Any]:
     own = next(iter(options_by_target("trainer").values()))
     taken = {key: node.get(key, own[key]) for key in TRAINER}
     for key, value in taken.items():
-        _check_plain(f"trainer.{key}", value, own[key])
+        _check_plain(f"trainer.{key}", value, own[key], own["_target_"])
     return taken
 
 
-def _check_plain(key: str, value: Any, default: Any) -> None:
+def _check_plain(key: str, value: Any, default: Any, target: str) -> None:
     """Refuse what the command line would refuse, nested values and interpolations."""
     parts = value if isinstance(value, list) else [value]
     if not all(part is None or isinstance(part, str | int | float) for part in parts):
         raise UserError(f"{key} is nested; expected a plain value or a list of these")
     if any("${" in part for part in parts if isinstance(part, str)):
         raise UserError(f"{key}={value!r}: interpolations are not resolved here")
-    check_value(key, value, default)
+    check_value(key, value, default, find_spec(key, target))
 
 
 def _mapping(path: str, node: Any) -> dict[str, Any]:

@@ -9,10 +9,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from tricklab.analysis.judge import judge
-from tricklab.cli.check import check_value
 from tricklab.cli.compose import compose_each
 from tricklab.cli.messages import unknown
 from tricklab.cli.overrides import read_arguments
+from tricklab.cli.specs import find_spec, find_target
+from tricklab.cli.values import check_value
 from tricklab.data.batches import Images, Preparation
 from tricklab.data.datasets import folder_to_evaluate
 from tricklab.data.module import ImageData
@@ -163,7 +164,8 @@ def change(
         if default is config:
             raise UserError(unknown(key, key.split(".")[1], map(str, config.data)))
         OmegaConf.update(config, key, OmegaConf.from_dotlist([f"v={value}"]).v)
-        check_value(key, OmegaConf.select(config, key), default)
+        spec = find_spec(key, find_target(key, config))
+        check_value(key, OmegaConf.select(config, key), default, spec)
 
 
 def prepare_alike(

@@ -9,10 +9,10 @@ A comment is `# SPEC; prose`, or prose without a semicolon; further lines are in
     warmup: 0 # duration; 5ep, 300it or 10%
     background: white # {white, black}, neutral white; of transparent pixels
 
-A SPEC joins alternatives by "or": a range of numbers, choices in braces, `null`, `[]`, or one of the
-types `int`, `float`, `str`, `bool`, `list`, `pair` (two numbers) and `duration`, which a range may
-follow. A range alone has the type of the default, an int may stand for a float, and the elements
-of a list are checked one by one. A key without a SPEC takes values of its default's type.
+A SPEC joins alternatives by "or": a range of numbers, choices in braces, `null`, `[]`, or a type
+(`int`, `float`, `str`, `bool`, `list`, `pair` of numbers, `duration`), which a range may follow.
+A range alone has the type of the default, an int may stand for a float, and the elements of a list
+are checked one by one. A key without a SPEC takes values of its default's type.
 
 `neutral VALUE` is for keys that are added later: at this value they leave `config_hash` unchanged.
 """
@@ -20,11 +20,11 @@ of a list are checked one by one. A key without a SPEC takes values of its defau
 import functools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from tricklab.cli.config import CONF, SEVERAL_OPTIONS
 from tricklab.errors import UserError
@@ -35,8 +35,8 @@ ARGUMENTS = {  # specs of arguments that no YAML lists, for +KEY=VALUE
 }
 WITHOUT_SPECS = ("debug", "experiment", "hydra", "local")  # folders that only override keys
 HELP = (
-    "Expected a range as [0, 1) or int [1, inf), choices as {a, b}, a type or null, joined by 'or'; "
-    "prose without a spec has no semicolon"
+    "Expected a range as [0, 1) or int [1, inf), choices as {a, b}, a type or null, "
+    "joined by 'or'; prose without a spec has no semicolon"
 )
 
 NUMBER = r"-?(?:inf|2\*\*\d+|\d+(?:\.\d+)?(?:e-?\d+)?)"
@@ -117,18 +117,20 @@ class Node(NamedTuple):
 
 
 def find_specs(
-    keys: Iterable[str], config: Mapping[str, Any], choices: Mapping[str, str], folders: Sequence[str]
+    keys: Iterable[str], config: Mapping[str, Any], runtime: DictConfig
 ) -> dict[str, Spec]:
-    """Return the specs of dotted keys of a config, where they have one.
+    """Return the specs of dotted keys of a plain config, where they have one.
 
-    `choices` are the options that were chosen for the groups, `folders` those of config files.
+    `runtime` is Hydra's: the option of each group, and the folders of the config files.
     Raises UserError, with file and line: a SPEC that can't be parsed.
     """
-    paths = tuple(Path(folder) for folder in folders)
+    sources = runtime.config_sources
+    folders = tuple(Path(source.path) for source in sources if source.schema == "file")
+    choices = dict(runtime.choices)
     specs = {}
     for key in keys:
         choice = choices.get(key.partition(".")[0]) or ""
-        specs[key] = find_spec(key, find_target(key, config), choice, paths)
+        specs[key] = find_spec(key, find_target(key, config), choice, folders)
     return {key: spec for key, spec in specs.items() if spec}
 
 
@@ -243,9 +245,11 @@ def join_comments(text: str) -> list[str]:
 
 
 def is_continued(line: str, indent: int) -> bool:
-    """Whether a comment with an indentation belongs to the comment of a key's line above it."""
+    """Whether a comment with an indentation continues the comment of a value's line above it."""
     match = KEY.match(line) if indent else None
-    return match is not None and bool(match["comment"]) and len(match["indent"]) < indent
+    if not match or not match["value"].strip() or not match["comment"]:
+        return False
+    return len(match["indent"]) < indent
 
 
 def find_text(comment: str) -> str:

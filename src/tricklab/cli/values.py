@@ -103,7 +103,8 @@ def explain(key: str, value: Any, alternatives: list[Alternative]) -> str:
         return explain_duration(key, value, alternatives)
     in_list = isinstance(value, list) and any(alternative.each for alternative in alternatives)
     parts = value if in_list else [value]
-    if parts and all(any(has_type(a, part) for a in alternatives) for part in parts):
+    candidates = [alternative for alternative in alternatives if alternative.each == in_list]
+    if parts and all(any(has_type(a, part) for a in candidates) for part in parts):
         return f"{show(value)}; allowed: {list_allowed(value, alternatives)}"
     if in_list:
         return f"{value}: expected {describe_list(alternatives)}"
