@@ -23,12 +23,12 @@ from tricklab.analysis.recipes import (
     read_command,
     run_missing,
 )
-from tricklab.cli.config import CONF, options
+from tricklab.cli.config import CONF, list_options
 from tricklab.cli.launch import launch
 
 
 def main() -> None:
-    name, seeds, overrides = read_command(options(CONF / "experiment"), lambda name: 3)
+    name, seeds, overrides = read_command(list_options(CONF / "experiment"), lambda name: 3)
     tricks = read_tricks(name)
     results = run_missing(Recipe(name, make_arms(tricks), (METRIC,)), seeds, overrides)
     print(format_table(ablation_table(list(tricks), results), escape_pipes))

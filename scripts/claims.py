@@ -12,7 +12,7 @@ import sys
 from tricklab.analysis.claims import CLAIMS, claims_table, judge, read_claim
 from tricklab.analysis.page import escape_pipes, format_table
 from tricklab.analysis.recipes import INCOMPLETE, count_missing, read_command, run_missing
-from tricklab.cli.config import options
+from tricklab.cli.config import list_options
 from tricklab.cli.launch import launch
 
 
@@ -20,7 +20,7 @@ def main() -> None:
     if not sys.argv[1:]:
         print(format_table(claims_table(), escape_pipes))
         return
-    name, seeds, overrides = read_command(options(CLAIMS), lambda name: read_claim(name).seeds)
+    name, seeds, overrides = read_command(list_options(CLAIMS), lambda name: read_claim(name).seeds)
     claim = read_claim(name)
     results = run_missing(claim.recipe, seeds, overrides)
     print(claim.statement)

@@ -1,6 +1,6 @@
 """Measure a recipe: run the seeds that lack a row in the CSV beside it, add theirs, summarise.
 
-python scripts/measure.py fashion_92 [seeds=10] [slots=1 ...]    further options are the sweep's
+python scripts/measure.py fashion_92 [seeds=10] [slots=1 ...]    further list_options are the sweep's
 
 A row counts as long as the config is the same, known by its hash.
 """
@@ -15,12 +15,12 @@ from tricklab.analysis.recipes import (
     read_command,
     run_missing,
 )
-from tricklab.cli.config import CONF, options
+from tricklab.cli.config import CONF, list_options
 from tricklab.cli.launch import launch
 
 
 def main() -> None:
-    name, seeds, overrides = read_command(options(CONF / "experiment"), lambda name: 10)
+    name, seeds, overrides = read_command(list_options(CONF / "experiment"), lambda name: 10)
     results = run_missing(Recipe(name), seeds, overrides)[""]
     rows = [row for seed, row in results.items() if seed < seeds]
     from tricklab.analysis.flops import training_flops  # imports torch

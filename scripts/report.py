@@ -13,7 +13,7 @@ from pathlib import Path
 from tricklab.analysis.report import make_report, write_report
 from tricklab.cli.escape import for_terminal
 from tricklab.cli.launch import launch
-from tricklab.cli.messages import unknown
+from tricklab.cli.messages import unknown_name
 from tricklab.cli.overrides import split_arguments, to_bool
 from tricklab.errors import UserError
 
@@ -23,7 +23,7 @@ DEFAULTS = {"metric": "test/acc", "baseline": "", "incomplete": "false"}
 def main() -> None:
     folders, options = split_arguments(sys.argv[1:])
     if wrong := options.keys() - DEFAULTS.keys():
-        raise UserError(unknown(min(wrong), min(wrong), DEFAULTS))
+        raise UserError(unknown_name(min(wrong), min(wrong), DEFAULTS))
     if not folders:
         raise UserError("no folder. Expected the folder of a sweep, e.g. sweeps/NAME")
     options = DEFAULTS | options

@@ -17,11 +17,11 @@ from tricklab.analysis import claims, results_page
 from tricklab.analysis.ablation import ablation_table, describe_power, make_arms
 from tricklab.analysis.claims import Expectation, judge, read_claim, verdict
 from tricklab.analysis.statistics import Summary
-from tricklab.cli.config import options, task
+from tricklab.cli.config import list_options, to_plain
 from tricklab.errors import UserError
 from tricklab.run.identity import config_hash
 
-NAMES = options(CONF / "experiment" / "claims")
+NAMES = list_options(CONF / "experiment" / "claims")
 COMPOSED = pytest.mark.xdist_group("claims")  # one worker composes each config once
 INF = math.inf
 
@@ -99,7 +99,7 @@ def test_claim_compares_different_configs_and_its_rows_are_its_own(name):
     claim = read_claim(name)
     experiment = f"experiment=claims/{name}"
     hashes = {
-        config_hash(task(configure(experiment, *overrides, "seed=0")))
+        config_hash(to_plain(configure(experiment, *overrides, "seed=0")))
         for overrides in claim.recipe.arms.values()
     }
     assert len(hashes) == len(claim.recipe.arms) > 1
@@ -110,7 +110,7 @@ def test_claim_compares_different_configs_and_its_rows_are_its_own(name):
     if claim.recipe.csv_file.is_file():
         for row in csv.DictReader(claim.recipe.csv_file.open()):
             overrides = [*row["overrides"].split(), f"seed={row['seed']}"]
-            assert config_hash(task(configure(experiment, *overrides))) == row["config_hash"]
+            assert config_hash(to_plain(configure(experiment, *overrides))) == row["config_hash"]
 
 
 @pytest.mark.parametrize(

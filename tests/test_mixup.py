@@ -11,7 +11,7 @@ from timm.loss import LabelSmoothingCrossEntropy
 from torchvision.transforms import v2
 
 from tricklab import mixup as options_of_mixup
-from tricklab.cli.config import options
+from tricklab.cli.config import list_options
 from tricklab.data.batches import mixup_window
 from tricklab.duration import Length
 from tricklab.errors import UserError
@@ -34,7 +34,7 @@ from tricklab.run.instantiate import build
 from tricklab.run.plan import make_plan
 from tricklab.training import ImageClassifier
 
-OPTIONS = [option for option in options(CONF / "mixup") if option != "off"]
+OPTIONS = [option for option in list_options(CONF / "mixup") if option != "off"]
 ALPHAS = {
     mixup: {"alpha": 1.0},
     cutmix: {"alpha": 1.0},

@@ -12,7 +12,7 @@ from conftest import CONF, ONE_BATCH, checked, write_mnist
 from PIL import Image
 
 import tricklab.data.published
-from tricklab.cli.config import options
+from tricklab.cli.config import list_options
 from tricklab.cli.messages import explain
 from tricklab.errors import UserError
 
@@ -92,7 +92,7 @@ TYPED = [
     ),
     (
         "augment=cutmix",
-        f"augment=cutmix does not exist; allowed: {', '.join(options(CONF / 'augment'))}. "
+        f"augment=cutmix does not exist; allowed: {', '.join(list_options(CONF / 'augment'))}. "
         "Did you mean mixup=cutmix?",
     ),
     (

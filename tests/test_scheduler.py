@@ -16,13 +16,13 @@ from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRSchedu
 from torch.optim import lr_scheduler as oracle
 
 from tricklab import scheduler
-from tricklab.cli.config import options
+from tricklab.cli.config import list_options
 from tricklab.duration import Length, run_length
 from tricklab.errors import UserError
 from tricklab.run.instantiate import build
 from tricklab.run.plan import make_plan
 
-NAMES = options(CONF / "scheduler")
+NAMES = list_options(CONF / "scheduler")
 LENGTHS = [Length(1, 1), Length(2, 1), Length(7, 3), Length(100, 10), Length(12_345, 823)]
 EXACT = {"rel": 0, "abs": 1e-12}
 LOG_EACH_STEP = "trainer.log_every_n_steps=1"

@@ -22,8 +22,8 @@ from tricklab.analysis.statistics import (
     required_seeds,
     summarise,
 )
-from tricklab.cli.config import CONF, description, options
-from tricklab.cli.messages import unknown
+from tricklab.cli.config import CONF, description, list_options
+from tricklab.cli.messages import unknown_name
 from tricklab.errors import UserError
 from tricklab.files import read_yaml
 
@@ -76,7 +76,7 @@ class Claim(NamedTuple):
 
 
 def read_claim(name: str) -> Claim:
-    """Read the file of a claim. Raises UserError: a key is missing or unknown, or an arm is."""
+    """Read the file of a claim. Raises UserError: a key is missing or unknown_name, or an arm is."""
     path = CLAIMS / f"{name}.yaml"
     try:
         content: Any = read_yaml(path)["claim"]
@@ -88,7 +88,7 @@ def read_claim(name: str) -> Claim:
         raise UserError(f"{path}: {error}. Expected the keys of the claims beside it") from error
     named = {arm for expectation in expectations for arm in expectation.signs}
     if missing := named - recipe.arms.keys():
-        raise UserError(f"{path}: {unknown(min(missing), min(missing), recipe.arms)}")
+        raise UserError(f"{path}: {unknown_name(min(missing), min(missing), recipe.arms)}")
     return Claim(recipe, description(path), expectations, seeds, minutes)
 
 
@@ -131,7 +131,7 @@ def verdict(measured: Summary, bounds: Bounds) -> str:
 def claims_table(collect: bool = True) -> list[list[str]]:
     """Return the table of all claims; `collect`: with finished runs that have no row yet."""
     table = [list(HEADER)]
-    for name in options(CLAIMS):
+    for name in list_options(CLAIMS):
         claim = read_claim(name)
         find_results = update_results if collect else load_results
         table += claim_rows(name, claim, find_results(claim.recipe, claim.seeds))

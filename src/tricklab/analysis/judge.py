@@ -12,8 +12,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from tricklab.cli.check import check_value
-from tricklab.cli.config import CONF, options
-from tricklab.cli.messages import unknown
+from tricklab.cli.config import CONF, list_options
+from tricklab.cli.messages import unknown_name
 from tricklab.errors import UserError
 
 NEVER_TAKEN = {"weights": None, "cache": "memory", "num_workers": None}  # name files, or write them
@@ -46,11 +46,11 @@ def judge_option(group: str, path: str, node: Any) -> dict[str, Any]:
     node, known = _mapping(path, node), options_by_target(group)
     target = node.get("_target_")
     if not isinstance(target, str) or target not in known:
-        raise UserError(unknown(f"{path}._target_={target!r}", str(target), known))
+        raise UserError(unknown_name(f"{path}._target_={target!r}", str(target), known))
     own = known[target]
     for key, value in node.items():
         if key not in own:
-            raise UserError(unknown(f"{path}.{key}", key, own))
+            raise UserError(unknown_name(f"{path}.{key}", key, own))
         if not key.startswith("_"):
             _check_plain(f"{path}.{key}", value, own[key])
     return (
@@ -90,7 +90,7 @@ def _mapping(path: str, node: Any) -> dict[str, Any]:
 def options_by_target(group: str) -> dict[str, dict[str, Any]]:
     """Return the options of a group in `conf/` by their `_target_`, with their default values."""
     found: dict[str, dict[str, Any]] = {}
-    for option in options(CONF / group):
+    for option in list_options(CONF / group):
         content = _load(group, option)
         base = _load(group, "_options") if "_options" in content.pop("defaults", []) else {}
         for node in [content] if "_target_" in content else content.values():

@@ -17,9 +17,9 @@ from omegaconf import DictConfig
 
 from tricklab.analysis.results import Run, read_run
 from tricklab.cli.compose import compose_each
-from tricklab.cli.config import CONF, task
-from tricklab.cli.messages import unknown
-from tricklab.cli.overrides import quoted, split_arguments
+from tricklab.cli.config import CONF, to_plain
+from tricklab.cli.messages import unknown_name
+from tricklab.cli.overrides import quote, split_arguments
 from tricklab.errors import UserError
 from tricklab.files import read_table, write_text
 from tricklab.run.identity import config_hash, is_excluded_from_hash
@@ -60,7 +60,7 @@ def read_command(
     names, options = split_arguments(arguments)
     name = names[0] if names else ""
     if name not in experiments:
-        raise UserError(unknown(f"experiment={name}", name, experiments))
+        raise UserError(unknown_name(f"experiment={name}", name, experiments))
     seeds = options.pop("seeds", None) or str(default_seeds(name))
     if not seeds.isdecimal() or int(seeds) < 1:
         raise UserError(f"seeds={seeds}: expected a number of seeds, 1 or more")
@@ -119,10 +119,10 @@ def sweep_overrides(recipe: Recipe, arms: Sequence[str], seeds: Collection[int])
     overrides = [
         f"experiment={recipe.name}",
         f"seed={','.join(map(str, sorted(seeds)))}",
-        f"hydra.sweep.dir={quoted(recipe.folder)}",
+        f"hydra.sweep.dir={quote(recipe.folder)}",
     ]
     if any(recipe.arms.values()):
-        lists = [f"{arm}:[{','.join(map(quoted, recipe.arms[arm]))}]" for arm in arms]
+        lists = [f"{arm}:[{','.join(map(quote, recipe.arms[arm]))}]" for arm in arms]
         overrides += ["sweep=arms", f"sweep.of={{{','.join(lists)}}}"]
     return overrides
 
@@ -137,7 +137,7 @@ def hash_configs(recipe: Recipe, seeds: int, rows: Mapping[str, Row]) -> Hashes:
     seeds = max([seeds, *(int(row["seed"]) + 1 for row in rows.values())])
     hashes: Hashes = {}
     for arm, overrides in recipe.arms.items():
-        config = task(compose_recipe(recipe.name, overrides))
+        config = to_plain(compose_recipe(recipe.name, overrides))
         for seed in range(seeds):
             hashes[arm, seed] = config_hash(config | {"seed": seed})
     return hashes

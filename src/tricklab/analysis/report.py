@@ -32,7 +32,7 @@ from tricklab.analysis.statistics import (
     summarise,
 )
 from tricklab.cli.escape import for_csv
-from tricklab.cli.messages import unknown
+from tricklab.cli.messages import unknown_name
 from tricklab.errors import UserError, nearest
 from tricklab.files import write_text
 from tricklab.sweep import REPLICATES
@@ -63,7 +63,7 @@ def make_report(folder: Path, metric: str, baseline: str = "", incomplete: bool 
     runs = read_sweep(folder)
     metrics = {name for run in runs for name in run.metrics}
     if metrics and metric not in metrics:
-        raise UserError(unknown(f"metric={metric}", metric, metrics))
+        raise UserError(unknown_name(f"metric={metric}", metric, metrics))
     varied = find_varied(runs)
     configurations = group_runs(runs, varied)
     effects = main_effects(runs, varied, metric)

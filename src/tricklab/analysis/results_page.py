@@ -18,7 +18,7 @@ from tricklab.analysis.ablation import (
 from tricklab.analysis.claims import claims_table
 from tricklab.analysis.page import escape_pipes, format_table
 from tricklab.analysis.recipes import Recipe, Row, format_mean_std, load_results
-from tricklab.cli.config import CONF, options
+from tricklab.cli.config import CONF, list_options
 from tricklab.errors import UserError
 from tricklab.files import read_text, write_text
 
@@ -62,7 +62,7 @@ def update_tables(page: str) -> str:
 def recipes_table() -> str:
     """Return a row for each recipe that has results: mean ± std of the accuracies over seeds."""
     table = [list(HEADER)]
-    for name in options(EXPERIMENTS):
+    for name in list_options(EXPERIMENTS):
         if find_tricks(name):
             continue
         rows = list(load_results(Recipe(name), seeds=1)[""].values())
@@ -94,7 +94,7 @@ def read_evidence(name: str) -> str:
 def ablation_tables() -> str:
     """Return the table of each recipe with tricks, with the smallest detectable difference."""
     parts = []
-    for name in options(EXPERIMENTS):
+    for name in list_options(EXPERIMENTS):
         tricks = find_tricks(name)
         recipe = Recipe(name, make_arms(tricks), (METRIC,))
         if tricks and recipe.csv_file.is_file():

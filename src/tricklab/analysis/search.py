@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from tricklab.cli.config import leaves
+from tricklab.cli.config import flatten
 from tricklab.errors import UserError, nearest
 from tricklab.files import UnreadableError, numbers, read_yaml
 from tricklab.run.folder import find_runs, read_result, status
@@ -59,7 +59,7 @@ def read_options(folder: Path) -> Options:
     choices = config.get("choices")
     if not isinstance(choices, dict):
         choices = {}
-    return {**leaves(config), **choices, "status": status(folder)}
+    return {**flatten(config), **choices, "status": status(folder)}
 
 
 def find_deletable(runs: Mapping[Path, str], root: Path, by_status: bool) -> list[Path]:

@@ -11,7 +11,7 @@ from torch import nn
 from tricklab.analysis.judge import judge
 from tricklab.cli.check import check_value
 from tricklab.cli.compose import compose_each
-from tricklab.cli.messages import unknown
+from tricklab.cli.messages import unknown_name
 from tricklab.cli.overrides import read_arguments
 from tricklab.data.batches import InputSpec, Preprocess
 from tricklab.data.datasets import folder_to_evaluate
@@ -158,10 +158,10 @@ def change(
         config.data = prepare_alike(config.data, compose_one(overrides).data, dataset, overrides)
     for key, value in given.items():
         if not key.startswith("data.") and key not in MAY_CHANGE:
-            raise UserError(unknown(key, key, allowed))
+            raise UserError(unknown_name(key, key, allowed))
         default = OmegaConf.select(config, key, default=config)
         if default is config:
-            raise UserError(unknown(key, key.split(".")[1], map(str, config.data)))
+            raise UserError(unknown_name(key, key.split(".")[1], map(str, config.data)))
         OmegaConf.update(config, key, OmegaConf.from_dotlist([f"v={value}"]).v)
         check_value(key, OmegaConf.select(config, key), default)
 

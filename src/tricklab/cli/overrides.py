@@ -27,7 +27,7 @@ def expand_home(word: str) -> str:
     if not equals or not HOME.match(f"={value}", 1):
         return word
     path = HOME.sub(lambda match: os.path.expanduser("~"), f"={value}")[1:]
-    return f"{key}={path if ',' in path else quoted(path)}"
+    return f"{key}={path if ',' in path else quote(path)}"
 
 
 def defer_to_jobs(words: Sequence[str]) -> list[str]:
@@ -37,7 +37,7 @@ def defer_to_jobs(words: Sequence[str]) -> list[str]:
     """
     if not get_args_parser().parse_known_args(list(words))[0].multirun:
         return list(words)
-    groups = {key for key in swept(parse_overrides(words)) if (CONF / key).is_dir()}
+    groups = {key for key in swept_keys(parse_overrides(words)) if (CONF / key).is_dir()}
     for word in words:
         key, _, value = word.partition("=")
         if value and "." in key and key.partition(".")[0] in groups - {"sweep"}:
@@ -92,7 +92,7 @@ def list_overrides(hydra: Any, kind: str = "task") -> list[str]:
     return [str(word) for word in plain[kind]]
 
 
-def given() -> list[Override]:
+def parse_command_overrides() -> list[Override]:
     """Return the overrides of the command line."""
     return parse_overrides(command())
 
@@ -103,7 +103,7 @@ def parse_overrides(words: Iterable[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides(overrides)
 
 
-def swept(words: Iterable[Override]) -> set[str]:
+def swept_keys(words: Iterable[Override]) -> set[str]:
     """Return the keys that have several values."""
     return {o.get_key_element() for o in words if o.is_sweep_override()}
 
@@ -174,7 +174,7 @@ def unquote(value: str) -> str:
     return value
 
 
-def quoted(value: Any) -> str:
+def quote(value: Any) -> str:
     """Quote a value for Hydra, if it needs that."""
     text = re.sub(r"(\\+)(?='|$)", r"\1\1", str(value)).replace("'", "\\'")
     plain = re.fullmatch(
