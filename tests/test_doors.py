@@ -21,7 +21,7 @@ DOORS = {  # what else opens files, and which: none of them is a stranger's
     "src/tricklab/cli/check.py": "conf/",
     "src/tricklab/cli/launch.py": "the null device",
     "src/tricklab/cli/signatures.py": "the source of installed packages",
-    "src/tricklab/analysis/judge.py": "conf/",
+    "src/tricklab/analysis/untrusted.py": "conf/",
     "src/tricklab/analysis/results_page.py": "conf/experiment",
     "scripts/plan.py": "a table to write",
     "scripts/rename.py": "the checkout itself",
