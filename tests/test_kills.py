@@ -47,7 +47,7 @@ CASES = [  # schedule, workers, processes
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """The digits as files in class folders."""
-    root, source = tmp_path_factory.mktemp("digits"), digits().source
+    root, source = tmp_path_factory.mktemp("digits"), digits().splits
     for part, (pixels, labels) in (("train", source.train), ("test", source.test)):
         for i, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
             (root / part / str(label)).mkdir(parents=True, exist_ok=True)

@@ -147,17 +147,53 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, str]:
     """
     values: dict[str, str] = {}
     for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or os.path.exists(argument):
-            key, value = "ckpt", argument
+        key, value = split_argument(argument)
+        key = key or "ckpt"
         if key == "ckpt" and key in values:
-            hint = "" if equals else f" or input={argument}"
+            hint = "" if "=" in argument else f" or input={argument}"
             problem = f"ckpt={values[key]} is given already"
             raise UserError(f"{argument}: {problem}; expected KEY=VALUE{hint}")
         if key in values:
             raise UserError(f"{key} is given twice")
-        values[key] = value if "." in key else unquote(value)
+        values[key] = value
     return values
+
+
+def split_arguments(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Split the arguments of a script into names or paths, and the values of options by key.
+
+    Raises UserError: an option is given twice.
+    """
+    names = []
+    options: dict[str, str] = {}
+    for argument in arguments:
+        key, value = split_argument(argument)
+        if not key:
+            names.append(value)
+        elif key in options:
+            raise UserError(f"{key} is given twice")
+        else:
+            options[key] = value
+    return names, options
+
+
+def split_argument(argument: str) -> tuple[str, str]:
+    """Split KEY=VALUE; the key is "" for a name, and for whatever exists as a file.
+
+    The value is without the quotes that Hydra would need, unless the key has a dot: such an
+    argument is an override, which Hydra parses.
+    """
+    key, equals, value = argument.partition("=")
+    if not equals or os.path.exists(argument):
+        return "", argument
+    return key, value if "." in key else unquote(value)
+
+
+def to_bool(key: str, value: str) -> bool:
+    """Return a boolean option. Raises UserError: it is neither true nor false."""
+    if value not in ("true", "false"):
+        raise UserError(f"{key}={value}; allowed: true, false")
+    return value == "true"
 
 
 def unquote(value: str) -> str:
