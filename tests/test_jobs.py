@@ -311,7 +311,7 @@ def test_processes_started_together_share_a_folder(train, tmp_path, monkeypatch)
     done = train(*SHORT)
     assert (done.returncode, done.stderr) == (
         1,
-        "error: what torchrun or srun starts together shares a folder; allowed: with hydra.run.dir=FOLDER\n",
+        "error: processes of torchrun or srun must share a folder; expected hydra.run.dir=FOLDER\n",
     )
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("choices: {}")
