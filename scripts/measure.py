@@ -14,7 +14,6 @@ from tricklab.analysis.recipes import (
     format_summary,
     read_command,
     run_missing,
-    training_flops,
 )
 from tricklab.cli.config import CONF, list_options
 from tricklab.cli.launch import launch
@@ -24,6 +23,8 @@ def main() -> None:
     name, seeds, overrides = read_command(list_options(CONF / "experiment"), lambda name: 10)
     results = run_missing(Recipe(name), seeds, overrides)[""]
     rows = [row for seed, row in results.items() if seed < seeds]
+    from tricklab.analysis.flops import training_flops  # imports torch
+
     print(format_summary(rows, training_flops(compose_recipe(name))))
     if len(rows) < seeds:
         sys.exit(f"error: {len(rows)} of {seeds} seeds are done; {INCOMPLETE}")

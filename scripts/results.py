@@ -6,20 +6,15 @@ python scripts/results.py
 
 import sys
 
-from tricklab.analysis.results_page import PAGE, update_tables
+from tricklab.analysis.results_page import PAGE, update_page
 from tricklab.cli.launch import launch
 from tricklab.errors import UserError
-from tricklab.files import read_text, write_text
 
 
 def main() -> None:
     if sys.argv[1:]:
         raise UserError(f"{sys.argv[1]}: expected no argument")
-    before = read_text(PAGE)
-    after = update_tables(before)
-    if after != before:
-        write_text(PAGE, after)
-    print(f"{PAGE} {'was up to date' if after == before else 'is updated'}")
+    print(f"{PAGE} {'is updated' if update_page() else 'was up to date'}")
 
 
 if __name__ == "__main__":

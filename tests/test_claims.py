@@ -149,6 +149,17 @@ def test_claims_script_prints_the_table_of_the_page(script, cached_compose):
     assert done.stdout in results_page.PAGE.read_text("utf-8")
 
 
+def test_results_page_is_rewritten_if_a_table_has_changed(script, tmp_path, monkeypatch):
+    page = tmp_path / "README.md"
+    page.write_text("Before\n<!-- begin x -->\nold\n<!-- end x -->\nAfter\n")
+    monkeypatch.setattr(results_page, "PAGE", page)
+    monkeypatch.setattr(results_page, "TABLES", {"x": lambda: "| new |"})
+    assert script("results.py").stdout.endswith("README.md is updated\n")
+    expected = "Before\n<!-- begin x -->\n\n| new |\n\n<!-- end x -->\nAfter\n"
+    assert page.read_text() == expected
+    assert script("results.py").stdout.endswith("README.md was up to date\n")
+
+
 def test_results_page_without_markers_is_refused():
     with pytest.raises(UserError, match="no table between <!-- begin recipes -->"):
         results_page.update_tables("# Results\n")

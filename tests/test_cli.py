@@ -19,7 +19,6 @@ from tricklab.cli.launch import check_flags
 from tricklab.cli.names import run_name
 from tricklab.cli.overrides import expand_home, read_arguments
 from tricklab.cli.start import refuse
-from tricklab.cli.values import RANGES, check_value
 from tricklab.errors import UserError
 from tricklab.run.folder import check_folder
 
@@ -144,7 +143,7 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
         (["optimizer.lr_per=true"], "optimizer.lr_per=true: expected int or null, got bool"),
         (["scheduler=cosine_restarts", "scheduler.mult=0"], "scheduler.mult=0; allowed: 1 or more"),
         (["data=folder", "data.num_workers=-1"], "data.num_workers=-1; allowed: 0 or more"),
-        (["data=folder", "data.cache=null"], "data.cache=null: expected str, got NoneType"),
+        (["data=folder", "data.cache=null"], "data.cache=null: expected str, got null"),
         (
             ["trainer.precision=16-mixed", "trainer.gradient_clip_val=1", "optimizer.fused=true"],
             "allowed: with optimizer.fused=false",
@@ -167,7 +166,7 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
             "stop_after=3ep ends with a validation: ",
         ),
         (["~optimizer.lr"], "~optimizer.lr would leave out what is needed; give it another value"),
-        (["model=mlp", "model.widths=[a]"], "model.widths=['a']: expected a non-empty list of int"),
+        (["model=mlp", "model.widths=[a]"], "model.widths=['a']: expected a list of int"),
         (["model.widths=[16,0]"], "model.widths=[16, 0]; allowed: 1 or more"),
         (["model.widths=64"], "model.widths=64: expected list, got int"),
         (
@@ -270,11 +269,11 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
         ),
         (
             ["trainer.gradient_clip_val=abc"],
-            "trainer.gradient_clip_val=abc: expected int or float or null, got str",
+            "trainer.gradient_clip_val=abc: expected float or null, got str",
         ),
         (
             ["trainer.limit_train_batches=1.5"],
-            "trainer.limit_train_batches=1.5: expected a fraction up to 1.0 or",
+            "trainer.limit_train_batches=1.5; allowed: 0.001 to 1, or an int of 1 or more",
         ),
         (
             ["augment=erase", "augment.erase.smallest=0.5"],
@@ -568,25 +567,6 @@ def test_two_runs_never_share_a_folder(train, tmp_path):
     for _ in range(2):
         assert train(*ONE_BATCH).returncode == 0
     assert len(list((tmp_path / "runs").iterdir())) == 2
-
-
-@pytest.mark.parametrize("word", RANGES)
-def test_every_range_is_held(word):
-    key, bounds = f"group.{word}", RANGES[word]
-    for value, is_open, outside in (
-        (bounds.low, bounds.low_open, bounds.low - 1),
-        (bounds.high, bounds.high_open, bounds.high + 1),
-    ):
-        if abs(value) == float("inf"):
-            continue
-        number = [value, value] if word == "betas" else value
-        if is_open:
-            with pytest.raises(UserError, match=f"{key}=.*; allowed: "):
-                check_value(key, number, number)
-        else:
-            check_value(key, number, number)
-        with pytest.raises(UserError, match=f"{key}={outside}; allowed: "):
-            check_value(key, outside, outside)
 
 
 @pytest.mark.parametrize(

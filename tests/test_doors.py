@@ -18,13 +18,12 @@ DOORS = {  # what else opens files, and which: none of them is a stranger's
     "src/tricklab/jobs/process.py": "the log of a job, to write it and for its last line",
     "src/tricklab/cli/config.py": "conf/",
     "src/tricklab/cli/help.py": "conf/",
+    "src/tricklab/cli/specs.py": "conf/",
     "src/tricklab/cli/check.py": "conf/",
     "src/tricklab/cli/launch.py": "the null device",
     "src/tricklab/cli/signatures.py": "the source of installed packages",
-    "src/tricklab/analysis/judge.py": "conf/",
-    "src/tricklab/analysis/results_page.py": "the recipes in conf/",
-    "scripts/results.py": "the committed page of results",
-    "scripts/plan.py": "a table to write",
+    "src/tricklab/analysis/untrusted.py": "conf/",
+    "src/tricklab/analysis/results_page.py": "conf/experiment",
     "scripts/rename.py": "the checkout itself",
 }
 

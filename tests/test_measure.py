@@ -12,6 +12,7 @@ from conftest import CONF, ROOT, configure
 from torch import nn
 
 from tricklab.analysis import recipes
+from tricklab.analysis.flops import training_flops
 from tricklab.analysis.recipes import (
     Recipe,
     collect_runs,
@@ -19,7 +20,6 @@ from tricklab.analysis.recipes import (
     format_summary,
     is_complete,
     run_missing,
-    training_flops,
 )
 from tricklab.cli.config import to_plain
 from tricklab.data.published import find_mnist

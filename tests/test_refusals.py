@@ -252,7 +252,7 @@ ROWS = [
         ["trainer.max_epochs=-1"],
         "trainer.max_epochs=-1 trainer.max_steps=-1: the run would take no step, or never stop",
     ),
-    (["model.widths=[]"], "model.depth=2 model.widths=[]: a convnet without convolutions"),
+    (["model.widths=[]"], "model.widths=[]: expected a non-empty list of int"),
     (["model=resnet", "model.depth=21"], "model.depth=21; allowed: "),
     (
         ["optimizer.momentum=0"],

@@ -15,7 +15,7 @@ from conftest import ONE_BATCH, ROOT, write_mnist
 from PIL import Image
 from safetensors.torch import load_file
 
-from tricklab.analysis.trained import read_trained
+from tricklab.analysis.trained import load_checkpoint
 from tricklab.data.images import decode
 from tricklab.training import ImageClassifier
 
@@ -88,8 +88,8 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
         str(root / "test" / c / f"{i}.png") for c in ("cat", "dog") for i in range(4)
     ]
     assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
-    trained = read_trained([f"ckpt={done.folder}/checkpoints/best.ckpt"])
-    net = trained.net()
+    checkpoint = load_checkpoint(done.folder)
+    net = checkpoint.net()
     images = torch.stack(
         [
             decode(root / "test" / c / f"{i}.png", (16, 16), "RGB")
@@ -98,7 +98,7 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
         ]
     )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-        logits = net(trained.preprocess()(images))
+        logits = net(checkpoint.preprocess()(images))
     expected = logits.float().softmax(1).amax(1)
     assert [float(row["probability"]) for row in rows] == expected.tolist()
     right = sum(row["class"] in row["file"] for row in rows) / len(rows)
@@ -110,7 +110,7 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
     [
         (
             ["ckpt=/nowhere.ckpt"],
-            "ckpt=/nowhere.ckpt: no such file; expected the path of a checkpoint",
+            "ckpt=/nowhere.ckpt: no such file. Expected the path of a checkpoint",
         ),
         (["{best}", "data=digit"], "data=digit does not exist"),
         (["{best}", "data.batchsize=3"], "data.batchsize does not exist"),
@@ -125,17 +125,20 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
         ),
         (["{best}", "trainer.accelerator=tpu"], "tpu"),
         (["ckpt={folder}/config.yaml"], "is damaged, or not a checkpoint"),
-        (["{best}", "mc=1"], "mc=1; allowed: 0, or 2 views and more"),
-        (["{best}", "tta=x"], "tta=x; allowed: 0, or 2 views and more"),
+        (["{best}", "mc=1"], "mc=1; allowed: 0, or 2 and more"),
+        (["{best}", "tta=x"], "tta=x; allowed: 0, or 2 and more"),
         (["{best}", "mc=4"], "mc=4: the network has no dropout"),
-        (["{best}", "tta=4"], "mc=0 tta=4 ; allowed: tta with an augmentation"),
-        (["{best}", "augment=flip"], "allowed: tta with an augmentation"),
+        (["{best}", "tta=4"], "tta=4: trained without augmentation. Expected e.g. augment=light"),
+        (["{best}", "augment=flip"], "augment=flip: has an effect only with tta"),
         (
             ["{best}", "tta=4", "augment=flip,crop"],
-            "augment=flip,crop; expected one value for each, without commas",
+            "augment=flip,crop: several values. Expected one each, without commas",
         ),
-        (["{best}", "mc=01"], "mc=01; allowed: 0, or 2 views and more"),
-        (["{best}", "tta=4", "mc=3", "augment=flip"], "mc the same or 0"),
+        (["{best}", "mc=01"], "mc=01; allowed: 0, or 2 and more"),
+        (
+            ["{best}", "tta=4", "mc=3", "augment=flip"],
+            "mc=3 tta=4: expected the same number of views",
+        ),
         (["{best}", "tta=4", "augment=flib"], "augment=flib does not exist; allowed: affine"),
     ],
 )
@@ -155,7 +158,7 @@ def test_an_exported_file_gives_the_same_logits(run, script, tmp_path):
     best = done.folder / "checkpoints" / "best.ckpt"
     said = script("export.py", f"ckpt={best}", "output=m.safetensors")
     assert said.returncode == 0, said.stderr
-    ours, theirs = (read_trained([f"ckpt={path}"]) for path in (best, tmp_path / "m.safetensors"))
+    ours, theirs = (load_checkpoint(path) for path in (best, tmp_path / "m.safetensors"))
     images = torch.randn(50, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(ours.net()(images), theirs.net()(images))

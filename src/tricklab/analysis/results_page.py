@@ -20,7 +20,7 @@ from tricklab.analysis.page import escape_pipes, format_table
 from tricklab.analysis.recipes import Recipe, Row, format_mean_std, load_results
 from tricklab.cli.config import CONF, list_options
 from tricklab.errors import UserError
-from tricklab.files import read_text
+from tricklab.files import read_text, write_text
 
 EXPERIMENTS = CONF / "experiment"
 PAGE = EXPERIMENTS / "README.md"
@@ -33,6 +33,15 @@ HEADER = (
     "date",
     "measured on",
 )
+
+
+def update_page() -> bool:
+    """Rewrite the page with the tables of today's rows; return whether it has changed."""
+    before = read_text(PAGE)
+    after = update_tables(before)
+    if after != before:
+        write_text(PAGE, after)
+    return after != before
 
 
 def update_tables(page: str) -> str:

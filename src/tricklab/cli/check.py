@@ -17,6 +17,7 @@ from tricklab.cli.messages import unknown_key
 from tricklab.cli.overrides import list_overrides
 from tricklab.cli.redact import SECRET, check_secrets
 from tricklab.cli.signatures import find_default
+from tricklab.cli.specs import find_specs
 from tricklab.cli.values import check_value
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest
@@ -69,6 +70,7 @@ def check(config: DictConfig) -> None:
         f"{key}." for key in ("sweep.of", "claim") if key in reference
     )  # names of one's own below
     check_lightning(plain)
+    specs = find_specs(values, plain, config.hydra.runtime)
     for key, value in values.items():
         if key.startswith(free):
             continue
@@ -82,7 +84,7 @@ def check(config: DictConfig) -> None:
                 else ""
             )
             raise UserError(by + unknown_key(key, [*reference]))
-        check_value(key, value, default)
+        check_value(key, value, default, specs.get(key))
         if FIXED.get(key, value) != value:
             raise UserError(f"{key}={value}: the run's results rest on {FIXED[key]}, leave it so")
     check_combinations(config)
