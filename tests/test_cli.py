@@ -32,7 +32,7 @@ def imported(trace: str, module: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["--help"], 0, "scheduler=cosine"),
         (["--cfg", "job"], 0, "label_smoothing: 0.0"),
@@ -91,19 +91,19 @@ def imported(trace: str, module: str) -> bool:
         (["foo=1"], 1, "foo=1: no such option; allowed: augment, callbacks, claim, data, "),
     ],
 )
-def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments, code, says):
+def test_command_answers_without_torch_or_a_folder(answer, tmp_path, arguments, code, message):
     done = answer(*arguments)
-    said = done.stdout + done.stderr
+    output = done.stdout + done.stderr
     assert done.returncode == code
-    assert says in said
-    assert code == 0 or len(said.splitlines()) == 1
+    assert message in output
+    assert code == 0 or len(output.splitlines()) == 1
     assert "hydra" in done.modules
     assert not {"torch", "pytorch_lightning"} & done.modules
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("overrides", "message"),
     [
         (
             ["scheduler.warmup=5", "scheduler=cosine"],
@@ -314,14 +314,14 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
         (["data.batch_size=${oc.env:HOME}"], ": expected int, got str"),
     ],
 )
-def test_the_check_refuses(words, says):
+def test_check_refuses_wrong_overrides(overrides, message):
     with pytest.raises(UserError) as refused:
-        checked(*words)
-    assert says in str(refused.value)
+        checked(*overrides)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
-def test_nothing_heavy_is_imported_at_the_start(train):
+def test_start_imports_no_torch(train):
     """Neither by what the server of the test above has imported before."""
     trace = train("scheduler=cosin", python=("-X", "importtime")).stderr
     assert imported(trace, "hydra")
@@ -329,7 +329,7 @@ def test_nothing_heavy_is_imported_at_the_start(train):
     assert not imported(trace, "pytorch_lightning")
 
 
-def test_help_lists_every_option_with_a_word_about_it(tmp_path):
+def test_help_lists_every_option_with_a_description(tmp_path):
     text = format_help()
     for group in (p for p in CONF.iterdir() if p.is_dir()):
         for option in list_options(group):
@@ -348,7 +348,7 @@ def test_help_lists_every_option_with_a_word_about_it(tmp_path):
     assert "scheduler=zigzag" in format_help(tmp_path)
 
 
-def test_a_key_that_an_experiment_misspells(train, tmp_path):
+def test_experiment_with_a_misspelt_key_is_refused(train, tmp_path):
     conf = tmp_path / "mine"
     (conf / "experiment").mkdir(parents=True)
     (conf / "experiment" / "bad.yaml").write_text(
@@ -361,7 +361,7 @@ def test_a_key_that_an_experiment_misspells(train, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("penalty:\n", "error: penalty is empty; expected an option of it, or keys below it\n"),
         ("model:\n", "error: model is empty; expected an option of it, or keys below it\n"),
@@ -369,17 +369,17 @@ def test_a_key_that_an_experiment_misspells(train, tmp_path):
         ("seed: 1\nseed: 2", "error: while constructing a mapping "),
     ],
 )
-def test_an_experiment_that_is_no_config_is_told_in_one_line(train, tmp_path, text, says):
+def test_experiment_that_is_no_config_is_refused_in_one_line(train, tmp_path, text, message):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "bad.yaml").write_text(f"# @package _global_\n{text}")
     done = train("experiment=bad", f"hydra.searchpath=[file://{tmp_path}]")
     assert done.returncode == 1
-    assert done.stderr.startswith(says)
+    assert done.stderr.startswith(message)
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_mistake_in_the_check_itself_ends_the_run(monkeypatch):
+def test_check_with_a_bug_ends_the_run(monkeypatch):
     monkeypatch.setattr("tricklab.cli.start.check", lambda config: 1 / 0)
     with pytest.raises(SystemExit) as ended:
         check_or_exit(check_run, configure(hydra=True))
@@ -387,7 +387,7 @@ def test_a_mistake_in_the_check_itself_ends_the_run(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "word",
+    "override",
     [
         "+optimizer.maximize=true",
         "+trainer.inference_mode=false",
@@ -397,12 +397,12 @@ def test_a_mistake_in_the_check_itself_ends_the_run(monkeypatch):
         "+claim.of.mine=1",
     ],
 )
-def test_a_key_added_on_purpose_is_let_through(word):
-    checked(word)
+def test_check_accepts_keys_added_with_plus(override):
+    checked(override)
 
 
 @pytest.mark.parametrize(
-    ("typed", "word"),
+    ("typed", "override"),
     [
         ("data.root=~/pics", "data.root=/home/me/pics"),
         ("data.root=~", "data.root=/home/me"),
@@ -414,22 +414,27 @@ def test_a_key_added_on_purpose_is_let_through(word):
         ("seed=1", "seed=1"),
     ],
 )
-def test_home_is_put_in_where_the_shell_leaves_it(monkeypatch, typed, word):
+def test_home_is_expanded_where_the_shell_leaves_it(monkeypatch, typed, override):
     monkeypatch.setenv("HOME", "/home/me")
-    assert expand_home(typed) == word
+    assert expand_home(typed) == override
 
 
-def test_home_gets_through_hydra(answer):
+def test_home_is_expanded_before_hydra_parses(answer):
     done = answer("data=folder", "data.root=~/pics", "--cfg", "job")
     assert f"root: {Path.home()}/pics\n" in done.stdout
 
 
-def test_flags_of_hydra_are_let_through():
-    for words in (["-m", "seed=1"], ["--cfg", "job", "-p", "data"], ["--info", "all"], ["-c=job"]):
-        check_flags(words)
+def test_flags_of_hydra_are_accepted():
+    for overrides in (
+        ["-m", "seed=1"],
+        ["--cfg", "job", "-p", "data"],
+        ["--info", "all"],
+        ["-c=job"],
+    ):
+        check_flags(overrides)
 
 
-def test_help_into_a_pipe_that_is_closed_is_silent():
+def test_help_into_a_closed_pipe_is_silent():
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, str(ROOT / "train.py"), "--help"]
@@ -438,7 +443,7 @@ def test_help_into_a_pipe_that_is_closed_is_silent():
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
 
-def test_an_ascii_terminal_gets_escapes():
+def test_output_to_an_ascii_terminal_is_escaped():
     command = [sys.executable, str(ROOT / "train.py"), "name='ü'", "--cfg", "job"]
     done = subprocess.run(
         command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}
@@ -448,7 +453,7 @@ def test_an_ascii_terminal_gets_escapes():
 
 
 @pytest.mark.parametrize(
-    ("words", "arguments"),
+    ("overrides", "arguments"),
     [
         (["ckpt=a.ckpt", "mc=2"], {"ckpt": "a.ckpt", "mc": "2"}),
         (["a.ckpt", "mc=2"], {"ckpt": "a.ckpt", "mc": "2"}),
@@ -459,15 +464,15 @@ def test_an_ascii_terminal_gets_escapes():
         (['data.root="/my pics"'], {"data.root": '"/my pics"'}),
     ],
 )
-def test_arguments_of_a_script_about_a_checkpoint(tmp_path, monkeypatch, words, arguments):
+def test_arguments_of_scripts_are_read(tmp_path, monkeypatch, overrides, arguments):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b").mkdir()
     (tmp_path / "a=b" / "x.ckpt").touch()
-    assert read_arguments(words) == arguments
+    assert read_arguments(overrides) == arguments
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("overrides", "message"),
     [
         (
             ["a.ckpt", "b.png"],
@@ -476,14 +481,14 @@ def test_arguments_of_a_script_about_a_checkpoint(tmp_path, monkeypatch, words, 
         (["mc=2", "mc=3"], "mc is given twice"),
     ],
 )
-def test_arguments_of_a_script_are_given_once(words, says):
-    with pytest.raises(UserError, match=says):
-        read_arguments(words)
+def test_arguments_of_scripts_given_twice_are_refused(overrides, message):
+    with pytest.raises(UserError, match=message):
+        read_arguments(overrides)
 
 
-def test_a_run_resumes_by_the_command_that_its_refusal_shows(answer, train, trained):
-    words = ("model=mlp", "trainer.max_epochs=1", "data.val_size=300", "tags=[a b]")
-    trained(*words, "callbacks.progress.refresh_rate=0", folder="my run")
+def test_resume_refusal_shows_a_command_that_resumes(answer, train, trained):
+    overrides = ("model=mlp", "trainer.max_epochs=1", "data.val_size=300", "tags=[a b]")
+    trained(*overrides, "callbacks.progress.refresh_rate=0", folder="my run")
     (line,) = answer("resume=my run").stderr.splitlines()
     assert line.startswith("error: resume=my run: ")
     assert "model._target_=tricklab.model.convnet (was tricklab.model.mlp)" in line
@@ -493,7 +498,7 @@ def test_a_run_resumes_by_the_command_that_its_refusal_shows(answer, train, trai
     assert train("trainer.accelerator=cpu", *command[2:]).returncode == 0
 
 
-def test_a_resume_command_from_a_stranger_is_escaped(answer, trained):
+def test_resume_command_of_an_untrusted_run_is_escaped(answer, trained):
     folder = trained("model=mlp", *ONE_BATCH).folder
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text(
@@ -504,7 +509,7 @@ def test_a_resume_command_from_a_stranger_is_escaped(answer, trained):
     assert done.stderr.endswith(r"python train.py 'a=\x1b[31m\nb' resume=run" + "\n")
 
 
-def test_keys_of_a_swept_group_are_left_to_the_jobs(answer):
+def test_sweep_leaves_keys_of_a_swept_group_to_the_jobs(answer):
     """Hydra applies them to the option of the default first, which does not have them."""
     done = answer("-m", "scheduler=step,multistep", "scheduler.gamma=0.5", "dry=true")
     assert done.returncode == 0
@@ -513,13 +518,13 @@ def test_keys_of_a_swept_group_are_left_to_the_jobs(answer):
     assert ["scheduler.gamma=0.5 hydra.run.dir=" in line for line in lines] == [False, True, True]
 
 
-def test_glob_is_a_sweep_over_options(answer):
+def test_sweep_over_a_glob_takes_options_only(answer):
     done = answer("-m", "scheduler=glob(c*)", "dry=true")
     found = [line.split()[2] for line in done.stdout.splitlines()[1:]]
     assert found == [f"scheduler={name}" for name in ("constant", "cosine", "cosine_restarts")]
 
 
-def test_first_run_from_another_folder_with_odd_letters(train, tmp_path):
+def test_run_from_another_folder_leaves_the_documented_files(train, tmp_path):
     """The main job: a folder by its choices, the contract's files, the last lines on the screen."""
     home = tmp_path / "Übungen für morgen"
     done = train(
@@ -549,7 +554,7 @@ def test_first_run_from_another_folder_with_odd_letters(train, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
 
 
-def test_folder_names_can_be_typed_back():
+def test_run_name_has_plain_characters_only():
     cfg = configure(
         "penalty=[l1,l2]",
         "+trainer.plugins=null",
@@ -563,7 +568,7 @@ def test_folder_names_can_be_typed_back():
     assert run_name(_root_=configure("name='Mine, für α=1'", hydra=True)) == "Mine-f-r-1_seed-0"
 
 
-def test_two_runs_never_share_a_folder(train, tmp_path):
+def test_runs_of_the_same_command_have_their_own_folders(train, tmp_path):
     for _ in range(2):
         assert train(*ONE_BATCH).returncode == 0
     assert len(list((tmp_path / "runs").iterdir())) == 2
@@ -582,11 +587,11 @@ def test_two_runs_never_share_a_folder(train, tmp_path):
         "data.train_size=0.5",
     ],
 )
-def test_what_is_right_is_let_through(right):
+def test_check_accepts_right_overrides(right):
     checked(right, "experiment=fashion_94")
 
 
-def test_a_folder_that_can_not_be_written(train, tmp_path, monkeypatch):
+def test_folder_that_is_not_writable_is_refused(train, tmp_path, monkeypatch):
     from tricklab.run import folder
 
     monkeypatch.setattr(
@@ -600,7 +605,7 @@ def test_a_folder_that_can_not_be_written(train, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("epoch", "total", "text"), [(0, 15, "Epoch 1/15"), (14, 15, "Epoch 15/15"), (2, -1, "Epoch 3")]
 )
-def test_the_bar_counts_epochs_from_one(epoch, total, text):
+def test_progress_bar_counts_epochs_from_one(epoch, total, text):
     from tricklab.callbacks import ProgressBar
 
     bar = ProgressBar()
@@ -608,9 +613,9 @@ def test_the_bar_counts_epochs_from_one(epoch, total, text):
     assert bar._get_train_description(epoch).strip() == text
 
 
-def test_a_pipe_gets_a_line_an_epoch_with_the_time_left(run, capsys):
-    words = ("model=mlp", "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2")
-    run(*words, "callbacks.progress.refresh_rate=10")
+def test_progress_in_a_pipe_is_a_line_an_epoch(run, capsys):
+    overrides = ("model=mlp", "trainer.max_epochs=4", "trainer.check_val_every_n_epoch=2")
+    run(*overrides, "callbacks.progress.refresh_rate=10")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     validated = r", val/loss \d\.\d{4}, val/acc \d\.\d{4}"
     for number, line in enumerate(lines, 1):
@@ -618,12 +623,12 @@ def test_a_pipe_gets_a_line_an_epoch_with_the_time_left(run, capsys):
         assert re.fullmatch(rf"epoch {number}/4{result}, \d:\d\d:\d\d left", line)
     assert len(lines) == 4
     assert lines[-1].endswith(", 0:00:00 left")
-    run(*words, folder="quiet")
+    run(*overrides, folder="quiet")
     assert "epoch" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("patience", [0, 1])
-def test_early_stopping_ends_at_the_first_evaluation_without_improvement(run, patience):
+def test_early_stopping_ends_after_its_patience(run, patience):
     """With a learning rate of 0 that is the second one; the run that resumes is at its end already."""
     still = ("optimizer.lr=0", "model.batch_norm=false", "trainer.max_epochs=5", "model=mlp")
     stop = ("callbacks=early_stopping", f"callbacks.early_stopping.patience={patience}")
@@ -634,7 +639,7 @@ def test_early_stopping_ends_at_the_first_evaluation_without_improvement(run, pa
     assert again.column("val/loss") == done.column("val/loss")
 
 
-def test_a_refused_run_leaves_no_parents_that_were_made_for_it(tmp_path, monkeypatch):
+def test_refused_run_leaves_no_empty_parents(tmp_path, monkeypatch):
     from tricklab.run.record import remove_empty
 
     monkeypatch.chdir(tmp_path)
@@ -649,7 +654,7 @@ def test_a_refused_run_leaves_no_parents_that_were_made_for_it(tmp_path, monkeyp
     assert tmp_path.is_dir()
 
 
-def test_a_package_that_is_not_installed_has_no_version():
+def test_version_of_a_missing_package_is_not_installed():
     from tricklab.run.record import find_version
 
     assert find_version("no-such-package") == "not installed"

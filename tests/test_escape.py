@@ -20,7 +20,7 @@ from tricklab.cli.escape import for_csv, for_markdown, for_terminal
         (None, "None"),
     ],
 )
-def test_a_terminal_gets_one_line_without_controls(text, shown):
+def test_for_terminal_returns_one_line_without_controls(text, shown):
     assert for_terminal(text) == shown
 
 
@@ -37,15 +37,15 @@ def test_a_terminal_gets_one_line_without_controls(text, shown):
         ("data.batch-size=3, 4", "data.batch-size=3, 4"),
     ],
 )
-def test_markdown_shows_the_text_itself(text, shown):
+def test_for_markdown_escapes_formatting(text, shown):
     assert for_markdown(text) == shown
 
 
 @pytest.mark.parametrize("cell", ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(A1)", "\t=1", "\r=1"])
-def test_no_cell_is_a_formula(cell):
+def test_for_csv_escapes_formulas(cell):
     assert for_csv(cell) == f"'{cell}"
 
 
 @pytest.mark.parametrize("cell", ["-0.5", "+3e-4", "-inf", "0.1", "a=b", "", 3, -0.5, None])
-def test_numbers_and_texts_are_as_they_are(cell):
+def test_for_csv_keeps_numbers_and_texts(cell):
     assert for_csv(cell) == cell

@@ -37,7 +37,7 @@ LONG = ("model=mlp", "trainer.max_epochs=80", "name=long", "slots=2")
 
 
 def jobs(folder: Path) -> dict[str, Path]:
-    """The folders of a sweep by their words."""
+    """The folders of a sweep by their overrides."""
     listed = json.loads((folder / "sweep.json").read_text("utf-8"))["jobs"]
     return {" ".join(job["overrides"]): folder / job["folder"] for job in listed}
 
@@ -46,11 +46,13 @@ def result(folder: Path):
     return json.loads((folder / "result.json").read_text("utf-8"))
 
 
-def test_the_name_of_a_sweep_stays_when_its_grid_grows(monkeypatch):
-    def name(*words):
-        monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words])
+def test_sweep_name_stays_when_the_grid_grows(monkeypatch):
+    def name(*overrides):
+        monkeypatch.setattr(sys, "argv", ["train.py", "-m", *overrides])
         return sweep_name(
-            _root_=configure("model=mlp", *(w for w in words if w.startswith("name=")), hydra=True)
+            _root_=configure(
+                "model=mlp", *(w for w in overrides if w.startswith("name=")), hydra=True
+            )
         )
 
     assert (
@@ -64,7 +66,7 @@ def test_the_name_of_a_sweep_stays_when_its_grid_grows(monkeypatch):
     assert name("seed=0,1", "name=mine") == "mine"
 
 
-def test_the_hash_of_a_job_is_that_of_what_it_computes():
+def test_config_hash_ignores_what_affects_no_result():
     same = (
         "name=a",
         "tags=[b]",
@@ -75,10 +77,10 @@ def test_the_hash_of_a_job_is_that_of_what_it_computes():
         "resume=auto",
     )
     plain, other = (
-        config_hash(to_plain(configure(*words, hydra=True))) for words in ((), ("seed=1",))
+        config_hash(to_plain(configure(*overrides, hydra=True))) for overrides in ((), ("seed=1",))
     )
     assert plain != other
-    assert all(config_hash(to_plain(configure(word, hydra=True))) == plain for word in same)
+    assert all(config_hash(to_plain(configure(override, hydra=True))) == plain for override in same)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_the_hash_of_a_job_is_that_of_what_it_computes():
         ("", None),
     ],
 )
-def test_a_job_is_worth_its_whole_rows(tmp_path, rows, value):
+def test_job_value_counts_complete_rows_only(tmp_path, rows, value):
     job = Job.__new__(Job)
     job.epoch_budget, job.folder = 2, tmp_path
     (tmp_path / "metrics.csv").write_text("epoch,step,val/acc\n" + rows)
@@ -98,9 +100,9 @@ def test_a_job_is_worth_its_whole_rows(tmp_path, rows, value):
 
 
 @SERVERS
-def test_jobs_are_single_runs_and_run_once(train, tmp_path):
-    words = (*SHORT, "trainer.log_every_n_steps=1")
-    first = train("-m", *words, "mixup=off,on", "slots=2")
+def test_sweep_runs_each_job_once_as_a_single_run(train, tmp_path):
+    overrides = (*SHORT, "trainer.log_every_n_steps=1")
+    first = train("-m", *overrides, "mixup=off,on", "slots=2")
     assert first.returncode == 0, first.stderr
     folder = (
         tmp_path / "sweeps" / "digits_mlp_trainer.log_every_n_steps-1_trainer.max_epochs-1_by_mixup"
@@ -113,29 +115,29 @@ def test_jobs_are_single_runs_and_run_once(train, tmp_path):
             *SHORT, f"mixup={mixup}", "trainer.log_every_n_steps=1", f"hydra.run.dir={n}"
         )
         assert single.returncode == 0
-        job = next(f for words, f in jobs(folder).items() if f"mixup={mixup}" in words)
+        job = next(f for overrides, f in jobs(folder).items() if f"mixup={mixup}" in overrides)
         assert (job / "metrics.csv").read_text() == (tmp_path / str(n) / "metrics.csv").read_text()
         assert (
             result(job)["config_hash"] == result(tmp_path / str(n))["config_hash"] == job.name[-12:]
         )
         assert "test accuracy" in (job / "job.log").read_text()
     times = [(f / "result.json").stat().st_mtime_ns for f in jobs(folder).values()]
-    dry = train("-m", *words, "mixup=off,on,cutmix", "dry=true")
+    dry = train("-m", *overrides, "mixup=off,on,cutmix", "dry=true")
     assert dry.stdout.startswith("3 jobs, 2 done")
     assert dry.stdout.count("python train.py") == 1
     assert "logger.wandb.group" not in dry.stdout
-    named = train("-m", *words, "logger=wandb", "mixup=off,on", "name=mine", "dry=true").stdout
+    named = train("-m", *overrides, "logger=wandb", "mixup=off,on", "name=mine", "dry=true").stdout
     assert named.count(" logger.wandb.group=mine") == 2
     assert "logger.wandb.name='\"'\"'mixup=on'\"'\"'" in named
     assert "mixup=cutmix" in dry.stdout
-    again = train("-m", *words, "mixup=off,on")
+    again = train("-m", *overrides, "mixup=off,on")
     assert again.stdout.startswith("2 jobs, 2 done")
     assert [(f / "result.json").stat().st_mtime_ns for f in jobs(folder).values()] == times
 
 
 @pytest.mark.slow
-def test_arms_are_lists_of_words(train, script, tmp_path):
-    words = (
+def test_arms_are_lists_of_overrides(train, script, tmp_path):
+    overrides = (
         "-m",
         *SHORT,
         "sweep=arms",
@@ -143,24 +145,24 @@ def test_arms_are_lists_of_words(train, script, tmp_path):
         "seed=0,1",
         "name=x",
     )
-    assert train(*words).returncode == 0
+    assert train(*overrides).returncode == 0
     folder = tmp_path / "sweeps" / "x"
-    given = sorted(sorted({*words.split()} - {*SHORT, "name=x"}) for words in jobs(folder))
+    given = sorted(sorted({*overrides.split()} - {*SHORT, "name=x"}) for overrides in jobs(folder))
     assert given == [["mixup=on", "scheduler=cosine", f"seed={n}"] for n in (0, 1)] + [
         ["seed=0"],
         ["seed=1"],
     ]
-    said = script("report.py", str(folder)).stdout
-    assert "## Differences to base" in said
-    assert "mixup=on scheduler=cosine" in said
-    assert "Effect of" not in said  # all else differs with it
+    output = script("report.py", str(folder)).stdout
+    assert "## Differences to base" in output
+    assert "mixup=on scheduler=cosine" in output
+    assert "Effect of" not in output  # all else differs with it
     refused = train("-m", *SHORT, "sweep=arms")
     assert refused.returncode == 1
     assert "sweep=arms without sweep.of; expected lists of overrides by name" in refused.stderr
 
 
 @SERVERS
-def test_a_failed_job_ends_neither_the_others_nor_with_0(train, tmp_path):
+def test_sweep_with_a_failed_job_finishes_the_others_and_fails(train, tmp_path):
     done = train("-m", *SHORT, "data.train_size=1,50", "name=part")
     assert done.returncode == 1
     assert "1 of 2 jobs done" in done.stdout
@@ -173,7 +175,7 @@ def test_a_failed_job_ends_neither_the_others_nor_with_0(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweeper_that_checks_nothing_leaves_that_to_the_job(train, tmp_path):
+def test_job_of_another_sweeper_is_checked(train, tmp_path):
     train(
         "-m",
         *SHORT,
@@ -187,7 +189,7 @@ def test_a_sweeper_that_checks_nothing_leaves_that_to_the_job(train, tmp_path):
 
 
 @SERVERS
-def test_each_slot_has_a_device(train, tmp_path, monkeypatch):
+def test_pool_gives_each_slot_a_device(train, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
     assert (
         train("-m", *SHORT, "seed=range(4)", "trainer.accelerator=cpu", "name=placed").returncode
@@ -198,7 +200,7 @@ def test_each_slot_has_a_device(train, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "visible", "expected"),
+    ("overrides", "visible", "expected"),
     [
         ((), None, [""]),
         ((), "0,1", ["0", "1"]),
@@ -208,16 +210,16 @@ def test_each_slot_has_a_device(train, tmp_path, monkeypatch):
         (("slots=2",), "", ["", ""]),
     ],
 )
-def test_what_each_slot_sees(monkeypatch, words, visible, expected):
+def test_pool_divides_devices_among_slots(monkeypatch, overrides, visible, expected):
     monkeypatch.setattr(Path, "glob", lambda *pattern: [])  # no GPU in /proc
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    slots = process.LocalPool(configure(*words))
+    slots = process.LocalPool(configure(*overrides))
     assert [slots.free.get() for _ in range(slots.size)] == expected
 
 
-def test_threads_are_shared_by_the_slots(monkeypatch):
+def test_pool_divides_threads_among_slots(monkeypatch):
     monkeypatch.setattr(process, "count_cores", lambda: 8)
     for given, threads in {"": 4, "3": 3, "5,2": 5, "x": 4}.items():
         monkeypatch.setenv("OMP_NUM_THREADS", given)
@@ -227,12 +229,12 @@ def test_threads_are_shared_by_the_slots(monkeypatch):
 @pytest.mark.parametrize(
     "value", ["20260301", "1e5", "null", "true", "a b", "it's", "/a/b", "x=1", "", "a,b", "ü"]
 )
-def test_what_is_quoted_is_read_as_that_text(value):
+def test_quoted_text_is_parsed_as_that_text(value):
     assert OverridesParser.create().parse_override(f"x={overrides.quote(value)}").value() == value
 
 
 @SERVERS
-def test_jobs_find_what_the_sweep_found(train, tmp_path):
+def test_jobs_use_the_searchpath_of_the_sweep(train, tmp_path):
     """Configs of one's own, elsewhere."""
     for folder in ("one", "an other"):
         (tmp_path / folder / "experiment").mkdir(parents=True)
@@ -247,7 +249,7 @@ def test_jobs_find_what_the_sweep_found(train, tmp_path):
     assert len(jobs(tmp_path / "sweeps" / "found")) == 2
 
 
-def test_a_launcher_that_is_ended_ends_its_job(monkeypatch, tmp_path):
+def test_launcher_that_is_ended_lets_its_job_save(monkeypatch, tmp_path):
     """Which may save before."""
     told = []
 
@@ -269,7 +271,7 @@ def test_a_launcher_that_is_ended_ends_its_job(monkeypatch, tmp_path):
     assert told == [signal.SIGTERM]
 
 
-def test_a_job_ends_with_its_driver_without_pidfd(monkeypatch):
+def test_job_ends_with_its_driver_without_pidfd(monkeypatch):
     def none(process):
         raise OSError(38, "Function not implemented")
 
@@ -285,17 +287,17 @@ def test_a_job_ends_with_its_driver_without_pidfd(monkeypatch):
 
 
 @pytest.mark.slow
-def test_another_launcher_runs_the_same_jobs(train, tmp_path):
-    words = ("-m", *SHORT, "seed=0,1", "name=any", "trainer.log_every_n_steps=1")
-    ours = train(*words)
-    theirs = train(*words, "hydra/launcher=basic", "hydra.sweep.dir=theirs")
+def test_launcher_of_hydra_runs_the_same_jobs(train, tmp_path):
+    overrides = ("-m", *SHORT, "seed=0,1", "name=any", "trainer.log_every_n_steps=1")
+    ours = train(*overrides)
+    theirs = train(*overrides, "hydra/launcher=basic", "hydra.sweep.dir=theirs")
     assert (ours.returncode, theirs.returncode) == (0, 0), theirs.stderr
     for folder in jobs(tmp_path / "sweeps" / "any").values():
         assert (folder / "metrics.csv").read_text() == (
             tmp_path / "theirs" / folder.name / "metrics.csv"
         ).read_text()
     done = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("theirs/*/result.json"))]
-    assert train(*words, "hydra/launcher=basic", "hydra.sweep.dir=theirs").returncode == 0
+    assert train(*overrides, "hydra/launcher=basic", "hydra.sweep.dir=theirs").returncode == 0
     assert [
         path.stat().st_mtime_ns for path in sorted(tmp_path.glob("theirs/*/result.json"))
     ] == done
@@ -307,7 +309,7 @@ def test_another_launcher_runs_the_same_jobs(train, tmp_path):
     assert "model.dropout=1.5; allowed: 0 or more, less than 1" in wrong.stderr
 
 
-def test_processes_started_together_share_a_folder(train, tmp_path, monkeypatch):
+def test_parallel_processes_need_a_common_folder(train, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     done = train(*SHORT)
     assert (done.returncode, done.stderr) == (
@@ -321,7 +323,7 @@ def test_processes_started_together_share_a_folder(train, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("overrides", "message"),
     [
         (("seed=0,1", "mixup=on,of"), "mixup=of does not exist"),
         (
@@ -338,17 +340,17 @@ def test_processes_started_together_share_a_folder(train, tmp_path, monkeypatch)
         (("seed=0,1", "sweep=grid,halving"), "sweep has several values; expected one"),
     ],
 )
-def test_one_wrong_job_is_named_before_the_first(train, tmp_path, words, says):
-    done = train("-m", *SHORT, *words)
+def test_sweep_with_a_wrong_job_is_refused_before_the_first(train, tmp_path, overrides, message):
+    done = train("-m", *SHORT, *overrides)
     assert done.returncode == 1
-    assert says in done.stderr
+    assert message in done.stderr
     assert "jobs" not in done.stdout
     assert not list(tmp_path.rglob("result.json"))
 
 
-def start(tmp_path: Path, *words: str) -> "subprocess.Popen[str]":
+def start(tmp_path: Path, *overrides: str) -> "subprocess.Popen[str]":
     """Start a sweep that takes long, and wait until its jobs train."""
-    command, since = [sys.executable, str(ROOT / "train.py"), "-m", *LONG, *words], time.time()
+    command, since = [sys.executable, str(ROOT / "train.py"), "-m", *LONG, *overrides], time.time()
     process = subprocess.Popen(
         command,
         cwd=tmp_path,
@@ -382,7 +384,7 @@ def alive(process: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs /proc")
-def test_what_dies_and_what_goes_on(train, tmp_path):
+def test_sweep_survives_kills_of_job_and_driver(train, tmp_path):
     """A killed job leaves the other alone; Ctrl-C ends all and can be gone on from; so can the death of the driver."""
     sweep = tmp_path / "sweeps" / "long"
     process = start(tmp_path, "seed=0,1")
@@ -422,7 +424,7 @@ def test_what_dies_and_what_goes_on(train, tmp_path):
     assert (one / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
 
 
-def test_an_interrupt_between_two_submissions_ends_the_first(monkeypatch):
+def test_interrupt_between_two_submissions_ends_the_first(monkeypatch):
     ended = threading.Event()
     at_work = SimpleNamespace(pid=0, is_alive=lambda: not ended.is_set())
     submit = ThreadPoolExecutor.submit
@@ -446,7 +448,7 @@ def test_an_interrupt_between_two_submissions_ends_the_first(monkeypatch):
     assert ended.is_set()
 
 
-def test_an_interrupt_at_the_start_of_the_follower_ends_it(monkeypatch):
+def test_interrupt_at_the_start_of_the_progress_thread_ends_it(monkeypatch):
     start, before = threading.Thread.start, threading.active_count()
 
     def start_and_stop(thread):
@@ -461,7 +463,7 @@ def test_an_interrupt_at_the_start_of_the_follower_ends_it(monkeypatch):
 
 
 @pytest.mark.slow
-def test_ctrl_c_while_the_first_jobs_start(tmp_path):
+def test_ctrl_c_while_the_first_jobs_start_ends_the_sweep(tmp_path):
     command = [
         sys.executable,
         str(ROOT / "train.py"),
@@ -486,7 +488,7 @@ def test_ctrl_c_while_the_first_jobs_start(tmp_path):
 
 
 @pytest.mark.slow
-def test_files_are_closed_after_each_job(train, tmp_path):
+def test_sweep_closes_files_after_each_job(train, tmp_path):
     """So that a sweep may have more jobs than a process has files."""
     with_few = ("bash", "-c", 'ulimit -n 40; exec "$@"', "-")
     command = [
@@ -505,7 +507,7 @@ def test_files_are_closed_after_each_job(train, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["it's a b, c=ü", "x" * 200])
-def test_any_folder_will_do(train, tmp_path, name):
+def test_sweep_accepts_any_folder_name(train, tmp_path, name):
     quoted = name.replace("'", "\\'")
     folder = f"hydra.sweep.dir='{quoted}'" if len(name) < 200 else f"name={name}"
     done = train("-m", *SHORT, "mixup=off,on", "logger=wandb", folder, "stop_after=1it")
@@ -525,7 +527,7 @@ def note(folder):
 
 
 @SERVERS
-def test_a_job_starts_workers_and_sees_gpus_as_any_run_does(tmp_path):
+def test_job_forks_workers_and_sees_all_gpus(tmp_path):
     """All GPUs, where none is named."""
     process = multiprocessing.get_context("forkserver").Process(target=note, args=(tmp_path,))
     process.start()
@@ -533,14 +535,14 @@ def test_a_job_starts_workers_and_sees_gpus_as_any_run_does(tmp_path):
     assert (tmp_path / "seen").read_text() == f"{multiprocessing.get_start_method()} None"
 
 
-def test_two_runs_in_one_folder_are_refused(train):
+def test_jobs_with_one_folder_are_refused(train):
     done = train("-m", *SHORT, "seed=0,1", "hydra.sweep.subdir=same")
     assert done.returncode == 1
     assert "have one folder; expected a hydra.sweep.subdir that differs by job" in done.stderr
 
 
 @pytest.mark.slow
-def test_an_edit_during_a_sweep_is_noticed(tmp_path):
+def test_edit_of_conf_during_a_sweep_fails_later_jobs(tmp_path):
     for part in ("src", "conf"):
         shutil.copytree(
             ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
@@ -570,7 +572,7 @@ def test_an_edit_during_a_sweep_is_noticed(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_job_has_its_time(train, tmp_path):
+def test_job_timeout_kills_jobs(train, tmp_path):
     done = train(
         "-m",
         "model=mlp",
@@ -611,20 +613,23 @@ def copy(tmp_path):
             f"# @package _global_\ntrainer: {{max_epochs: {n + 1}}}\n"
         )
 
-    def sweep(*words):
+    def sweep(*overrides):
         env = os.environ | {
             "PYTHONPATH": str(tmp_path / "src"),
             "https_proxy": "http://127.0.0.1:9",
         }
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         return subprocess.Popen(
-            [sys.executable, "train.py", "-m", "model=mlp", *words], cwd=tmp_path, env=env, **pipes
+            [sys.executable, "train.py", "-m", "model=mlp", *overrides],
+            cwd=tmp_path,
+            env=env,
+            **pipes,
         )
 
     return sweep
 
 
-def test_an_edit_touches_the_jobs_that_it_changes(tmp_path):
+def test_edit_of_an_option_changes_the_hash_of_its_jobs_only(tmp_path):
     def planned():
         with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
             configs = [compose("train", [f"mixup={option}"]) for option in ("off", "on", "cutmix")]
@@ -646,7 +651,7 @@ def test_an_edit_touches_the_jobs_that_it_changes(tmp_path):
 
 
 @pytest.mark.slow
-def test_of_twelve_jobs_six_die(copy, tmp_path):
+def test_sweep_of_twelve_finishes_the_six_sound_jobs(copy, tmp_path):
     names = ",".join([*FAULTS, *(f"fine{n}" for n in range(6))])
     twelve = (f"experiment={names}", "name=twelve", "slots=2", "job_timeout=30")
     planned, _ = copy(*twelve, "dry=true").communicate()

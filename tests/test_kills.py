@@ -64,21 +64,22 @@ def start(images):
 
     def start(folder, case, *more, until=("", 0)):
         scheduler, workers, processes = case
-        words = [
+        overrides = [
             *WORDS,
             f"data.root={images}",
             f"scheduler={scheduler}",
             f"data.num_workers={workers}",
             *more,
         ]
-        words += (
+        overrides += (
             ["trainer=ddp", f"trainer.devices={processes}", "trainer.accelerator=cpu"]
             if processes > 1
             else []
         )
         folder.mkdir(parents=True, exist_ok=True)
         process = context.Process(
-            target=work_until, args=(*until, JobSpec(words, folder, "", None), "", 1, os.getpid())
+            target=work_until,
+            args=(*until, JobSpec(overrides, folder, "", None), "", 1, os.getpid()),
         )
         process.start()
         return process
@@ -166,13 +167,13 @@ def kill_at_random(start, folder, case, whole, rng):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "case"), [(3, CASES[0]), (2, CASES[3]), (1, CASES[4])])
-def test_six_kills(start, whole, tmp_path, number, case):
+def test_run_killed_six_times_equals_an_uninterrupted_one(start, whole, tmp_path, number, case):
     """Of the cases without workers, whose start takes long."""
     kills(start, whole, tmp_path, [case] * number)
 
 
 @pytest.mark.kills
-def test_thirty_kills(start, whole, tmp_path, capsys):
+def test_runs_killed_thirty_times_equal_uninterrupted_ones(start, whole, tmp_path, capsys):
     steps = kills(start, whole, tmp_path, CASES * 5)
     with capsys.disabled():
         print("\nschedule, workers, processes, step of the kill, steps of the run")
@@ -207,7 +208,9 @@ def kills(start, whole, tmp_path, cases):
         ("tricklab.run.record.Record.finish", 1, (63, 64)),  # after the last step
     ],
 )
-def test_a_kill_at_the_worst_moment(start, whole, tmp_path, moment, number, at):
+def test_run_killed_at_a_critical_moment_equals_an_uninterrupted_one(
+    start, whole, tmp_path, moment, number, at
+):
     wanted, _ = whole(CASES[0])
     process = start(tmp_path / "run", CASES[0], until=(moment, number))
     process.join()
@@ -219,7 +222,7 @@ def test_a_kill_at_the_worst_moment(start, whole, tmp_path, moment, number, at):
 
 
 @pytest.mark.slow
-def test_two_kills_in_a_row(start, whole, tmp_path):
+def test_run_killed_twice_equals_an_uninterrupted_one(start, whole, tmp_path):
     wanted = whole(CASES[0])[0]
     for rng in (random.Random(1), random.Random(2)):
         kill_at_random(start, tmp_path / "run", CASES[0], whole(CASES[0]), rng)
@@ -228,7 +231,7 @@ def test_two_kills_in_a_row(start, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_another_order_is_noticed(start, whole, tmp_path):
+def test_comparison_notices_another_order(start, whole, tmp_path):
     """Or the comparison would show nothing."""
     wanted, folder = whole(CASES[0])[0], tmp_path / "run"
     kill_at_random(start, folder, CASES[0], whole(CASES[0]), random.Random(0))

@@ -67,41 +67,41 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.mark.parametrize(
-    ("word", "needs"),
+    ("override", "needs"),
     [
         ("hydra/launcher=ray", "a plugin: pip install 'tricklab[ray]'"),
         ("hydra/launcher=slurm", "a plugin: pip install 'tricklab[slurm]'"),
         ("sweep=optuna", "optuna: pip install 'tricklab[optuna]'"),
     ],
 )
-def test_what_is_not_installed_is_named(train, word, needs):
-    done = train("-m", "mixup=off,on", word, python=("-c", WITHOUT))
-    assert (done.returncode, done.stderr) == (1, f"error: {word} needs {needs}\n")
+def test_launcher_that_is_not_installed_is_refused(train, override, needs):
+    done = train("-m", "mixup=off,on", override, python=("-c", WITHOUT))
+    assert (done.returncode, done.stderr) == (1, f"error: {override} needs {needs}\n")
 
 
 @pytest.mark.parametrize("sweeper", ["search", "basic"])
-def test_slurm_is_refused_where_it_is_not(script, tmp_path, monkeypatch, sweeper):
+def test_slurm_is_refused_on_a_machine_without_it(script, tmp_path, monkeypatch, sweeper):
     monkeypatch.setattr("tricklab.cli.start.find_spec", lambda name: True)
     monkeypatch.setattr("shutil.which", lambda command: None)
     done = script(
         "../train.py", "-m", "seed=0,1", "hydra/launcher=slurm", f"hydra/sweeper={sweeper}"
     )
-    said = "no sbatch on this machine; start the sweep where SLURM is"
+    output = "no sbatch on this machine; start the sweep where SLURM is"
     assert done.returncode == 1
-    assert done.stderr == f"error: hydra/launcher=slurm: {said}, or with hydra/launcher=local\n"
+    assert done.stderr == f"error: hydra/launcher=slurm: {output}, or with hydra/launcher=local\n"
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_ray_gives_each_job_half_a_device(train, tmp_path):
-    words = (
+def test_ray_runs_two_jobs_on_a_device(train, tmp_path):
+    overrides = (
         *WORDS,
         "trainer.max_epochs=40",
         "seed=range(5)",
         "name=s",
         *RAY,
     )  # so long that they meet
-    done = train(*words, "hydra.launcher.ray.remote.num_gpus=0.5")
+    done = train(*overrides, "hydra.launcher.ray.remote.num_gpus=0.5")
     assert done.returncode == 0, done.stderr
     assert "5 of 5 jobs done" in done.stdout
     devices = {}
@@ -109,7 +109,7 @@ def test_ray_gives_each_job_half_a_device(train, tmp_path):
         devices.setdefault(result["cuda_visible_devices"], []).append(result)
     assert devices.keys() == set("01")
     assert max(map(together, devices.values())) == 2
-    again = train(*words)
+    again = train(*overrides)
     assert (again.returncode, again.stdout.splitlines()[0]) == (
         0,
         f"5 jobs, 5 done, in {tmp_path}/sweeps/s",
@@ -130,7 +130,7 @@ def test_submitit_runs_the_same_jobs(train, tmp_path):
 
 
 @pytest.mark.slow
-def test_slurm_gets_an_array_of_jobs(train, tmp_path, monkeypatch):
+def test_slurm_runs_jobs_as_an_array(train, tmp_path, monkeypatch):
     for name, text in {
         "sbatch": SBATCH.format(python=sys.executable),
         "srun": SRUN,

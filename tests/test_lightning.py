@@ -20,32 +20,32 @@ from tricklab.cli.lightning import (
 from tricklab.errors import UserError
 
 
-def test_every_argument_of_the_trainer_is_decided_on():
+def test_trainer_arguments_are_all_allowed_or_refused():
     ours = {"_target_", "compile", "channels_last"}
     in_conf = set(OmegaConf.load(CONF / "trainer" / "default.yaml")) - ours
     decided = [*in_conf, *EXTRA_ARGUMENTS, *ARGUMENT_ALTERNATIVES]
     assert sorted(decided) == sorted(inspect.signature(pl.Trainer).parameters)
 
 
-def test_every_callback_is_decided_on():
+def test_callbacks_are_all_allowed_or_refused():
     decided = [*ALLOWED_CALLBACKS, *PROGRESS_BARS, *CALLBACK_ALTERNATIVES]
     assert sorted(decided) == sorted(pl.callbacks.__all__)
 
 
 @pytest.mark.parametrize("name", ARGUMENT_ALTERNATIVES)
-def test_argument_is_refused_by_name(name):
+def test_trainer_argument_is_refused_with_an_alternative(name):
     with pytest.raises(UserError, match=f"trainer.{name} is not supported here; "):
         check_argument(name)
 
 
 @pytest.mark.parametrize("module", ["callbacks", "callbacks.some.module"])
 @pytest.mark.parametrize("name", CALLBACK_ALTERNATIVES)
-def test_callback_is_refused_by_name(module, name):
+def test_callback_is_refused_with_an_alternative(module, name):
     with pytest.raises(UserError, match=f"callbacks.x: {name} can't be used here; "):
         check_callback("x", f"pytorch_lightning.{module}.{name}")
 
 
-def test_a_second_bar_is_refused_and_another_one_is_not():
+def test_progress_bar_can_be_replaced_but_not_doubled():
     bar = "pytorch_lightning.callbacks.TQDMProgressBar"
     with pytest.raises(
         UserError, match=f"there is a progress bar already; use callbacks.progress._target_={bar}"
@@ -58,9 +58,15 @@ def test_a_second_bar_is_refused_and_another_one_is_not():
 def test_clipping_by_value_bounds_each_step(run):
     """With plain SGD and lr 1 no weight moves by more than the bound."""
     plain = ("optimizer.lr=1", "optimizer.momentum=0", "optimizer.nesterov=false")
-    words = ("model=mlp", "model.batch_norm=false", *plain, "optimizer.weight_decay=0", *ONE_BATCH)
+    overrides = (
+        "model=mlp",
+        "model.batch_norm=false",
+        *plain,
+        "optimizer.weight_decay=0",
+        *ONE_BATCH,
+    )
     start, clipped = (
-        run(*words, *more, folder=folder).folder / "checkpoints" / "last.ckpt"
+        run(*overrides, *more, folder=folder).folder / "checkpoints" / "last.ckpt"
         for folder, more in (
             ("start", ("optimizer.lr=0",)),
             (

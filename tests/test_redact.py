@@ -37,7 +37,7 @@ def test_redact_patch_stars_secrets_alone(head, line, redacted):
     assert redact_patch(redact_patch(patch)) == redact_patch(patch)
 
 
-def test_git_diff_has_no_secrets(tmp_path):
+def test_uncommitted_changes_have_no_secrets(tmp_path):
     """Neither of a file that git knows nor of a new one."""
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     old, new = tmp_path / "old.yaml", tmp_path / "new.yaml"

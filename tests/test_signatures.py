@@ -25,7 +25,7 @@ OF_LIBRARIES = {
 
 
 @pytest.mark.parametrize("target", sorted(IN_CONF | OF_LIBRARIES))
-def test_signature_is_that_of_the_imported_object(target):
+def test_signature_equals_that_of_the_imported_object(target):
     read = read_signature(target)
     defined = inspect.unwrap(get_object(target))  # without the decorator that makes it an option
     actual = inspect.signature(defined).parameters
@@ -47,7 +47,7 @@ def test_signature_is_that_of_the_imported_object(target):
 @pytest.mark.parametrize(
     "target", ["", "torch", "torch.nope.x", "a.b", "torch..optim", "torch.nn."]
 )
-def test_signature_of_what_is_not_there_is_none(target):
+def test_signature_of_a_missing_name_is_none(target):
     assert read_signature(target) is None
 
 

@@ -12,21 +12,21 @@ KNOWN = list_keys(configure())
 
 
 @pytest.mark.parametrize("typed", KEY_ALIASES)
-def test_what_is_suggested_for_names_of_other_tools_exists(typed):
-    for word in typed.split():
-        key, _, value = word.partition("=")
+def test_key_aliases_lead_to_existing_keys(typed):
+    for override in typed.split():
+        key, _, value = override.partition("=")
         group = (CONF / key).is_dir()
         assert group or key in KNOWN or find_options(key, CONF) or key == "hydra.run.dir"
         assert not group or value in ("{}", *list_options(CONF / key))
 
 
 @pytest.mark.parametrize("typed", OPTION_ALIASES)
-def test_what_is_suggested_for_options_of_other_tools_exists(typed):
+def test_option_aliases_lead_to_existing_options(typed):
     group, _, option = typed.split()[0].partition("=")
     assert option in list_options(CONF / group) or typed == "augment=resized_crop"
 
 
-def test_a_name_of_other_tools_stands_for_one_key():
+def test_key_alias_stands_for_one_key():
     listed = Counter(
         normalise(name) for of in KEY_ALIASES.values() for name in {*map(normalise, of.split())}
     )
@@ -34,7 +34,7 @@ def test_a_name_of_other_tools_stands_for_one_key():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "value", "message"),
     [
         ("lr", "0.1", " Did you mean optimizer.lr=0.1?"),
         ("LR", "0.1", " Did you mean optimizer.lr=0.1?"),
@@ -74,12 +74,12 @@ def test_a_name_of_other_tools_stands_for_one_key():
         ("xyzzy", "1", ""),
     ],
 )
-def test_key_is_found_anywhere(key, value, says):
-    assert suggest_key(key, value, KNOWN, CONF) == says
+def test_suggest_key_finds_the_key_meant(key, value, message):
+    assert suggest_key(key, value, KNOWN, CONF) == message
 
 
 @pytest.mark.parametrize(
-    ("group", "option", "says"),
+    ("group", "option", "message"),
     [
         ("scheduler", "cosin", " Did you mean scheduler=cosine?"),
         ("scheduler", "CosineAnnealingLR", " Did you mean scheduler=cosine?"),
@@ -98,15 +98,15 @@ def test_key_is_found_anywhere(key, value, says):
         ("data", "qwertz", ""),
     ],
 )
-def test_option_is_found(group, option, says):
-    assert suggest_option(group, option, CONF) == says
+def test_suggest_option_finds_the_option_meant(group, option, message):
+    assert suggest_option(group, option, CONF) == message
 
 
-def test_an_option_that_is_added_later_is_preferred(tmp_path):
+def test_suggest_option_prefers_the_exact_option_of_a_fork(tmp_path):
     (tmp_path / "augment").mkdir()
     (tmp_path / "augment" / "crop.yaml").write_text("# Crop\n")
-    says = suggest_option("augment", "random_resized_crop", tmp_path)
-    assert says == " Did you mean augment=crop?"
+    message = suggest_option("augment", "random_resized_crop", tmp_path)
+    assert message == " Did you mean augment=crop?"
     (tmp_path / "augment" / "resized_crop.yaml").write_text("# Crop and resize\n")
-    says = suggest_option("augment", "random_resized_crop", tmp_path)
-    assert says == " Did you mean augment=resized_crop?"
+    message = suggest_option("augment", "random_resized_crop", tmp_path)
+    assert message == " Did you mean augment=resized_crop?"
