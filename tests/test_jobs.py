@@ -1,4 +1,4 @@
-"""A sweep through the command line: what it runs, what it leaves, and what happens when something dies."""
+"""Sweeps through the command line: their jobs, results, and deaths of jobs and drivers."""
 
 import json
 import multiprocessing
@@ -21,9 +21,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from tricklab.cli import overrides
 from tricklab.cli.config import to_plain
 from tricklab.cli.names import sweep_name
+from tricklab.cli.overrides import quote
 from tricklab.jobs import process, queue
 from tricklab.jobs.job import Job, JobSpec
 from tricklab.jobs.process import job_main
@@ -37,7 +37,7 @@ LONG = ("model=mlp", "trainer.max_epochs=80", "name=long", "slots=2")
 
 
 def jobs(folder: Path) -> dict[str, Path]:
-    """The folders of a sweep by their overrides."""
+    """Return the folders of the jobs of a sweep by their overrides."""
     listed = json.loads((folder / "sweep.json").read_text("utf-8"))["jobs"]
     return {" ".join(job["overrides"]): folder / job["folder"] for job in listed}
 
@@ -46,28 +46,27 @@ def result(folder: Path):
     return json.loads((folder / "result.json").read_text("utf-8"))
 
 
-def test_sweep_name_stays_when_the_grid_grows(monkeypatch):
-    def name(*overrides):
-        monkeypatch.setattr(sys, "argv", ["train.py", "-m", *overrides])
-        return sweep_name(
-            _root_=configure(
-                "model=mlp", *(w for w in overrides if w.startswith("name=")), hydra=True
-            )
-        )
-
-    assert (
-        name("model=mlp", "seed=0,1", "optimizer.lr=0.1") == "digits_mlp_optimizer.lr-0.1_by_seed"
-    )
-    assert (
-        name("seed=range(3)", "optimizer.lr=0.1", "model=mlp", "slots=2")
-        == "digits_mlp_optimizer.lr-0.1_by_seed"
-    )
-    assert name("mixup=on,off", "penalty=[l1,l2]", "seed=1") == "digits_mlp_penalty-l1-l2_by_mixup"
-    assert name("seed=0,1", "name=mine") == "mine"
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (("model=mlp", "seed=0,1", "optimizer.lr=0.1"), "digits_mlp_optimizer.lr-0.1_by_seed"),
+        (
+            ("seed=range(3)", "optimizer.lr=0.1", "model=mlp", "slots=2"),
+            "digits_mlp_optimizer.lr-0.1_by_seed",
+        ),
+        (("mixup=on,off", "penalty=[l1,l2]", "seed=1"), "digits_mlp_penalty-l1-l2_by_mixup"),
+        (("seed=0,1", "name=mine"), "mine"),
+    ],
+)
+def test_sweep_name_stays_when_the_grid_grows(monkeypatch, overrides, name):
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", *overrides])
+    fixed = [override for override in overrides if override.startswith("name=")]
+    assert sweep_name(_root_=configure("model=mlp", *fixed, hydra=True)) == name
 
 
-def test_config_hash_ignores_what_affects_no_result():
-    same = (
+@pytest.mark.parametrize(
+    "override",
+    [
         "name=a",
         "tags=[b]",
         "slots=3",
@@ -75,12 +74,18 @@ def test_config_hash_ignores_what_affects_no_result():
         "job_timeout=9",
         "logger=tensorboard",
         "resume=auto",
-    )
-    plain, other = (
-        config_hash(to_plain(configure(*overrides, hydra=True))) for overrides in ((), ("seed=1",))
-    )
-    assert plain != other
-    assert all(config_hash(to_plain(configure(override, hydra=True))) == plain for override in same)
+    ],
+)
+def test_config_hash_ignores_what_affects_no_result(override):
+    assert hash_of(override) == hash_of()
+
+
+def test_config_hash_differs_by_seed():
+    assert hash_of("seed=1") != hash_of()
+
+
+def hash_of(*overrides):
+    return config_hash(to_plain(configure(*overrides, hydra=True)))
 
 
 @pytest.mark.parametrize(
@@ -100,62 +105,67 @@ def test_job_value_counts_complete_rows_only(tmp_path, rows, value):
 
 
 @SERVERS
-def test_sweep_runs_each_job_once_as_a_single_run(train, tmp_path):
-    overrides = (*SHORT, "trainer.log_every_n_steps=1")
-    first = train("-m", *overrides, "mixup=off,on", "slots=2")
+def test_sweep_runs_each_job_once(train, tmp_path):
+    overrides = ("-m", *SHORT, "stop_after=1it", "slots=2")
+    first = train(*overrides, "mixup=off,on")
     assert first.returncode == 0, first.stderr
-    folder = (
-        tmp_path / "sweeps" / "digits_mlp_trainer.log_every_n_steps-1_trainer.max_epochs-1_by_mixup"
-    )
+    name = "digits_mlp_stop_after-1it_trainer.max_epochs-1_by_mixup"
+    folder = tmp_path / "sweeps" / name
     assert first.stdout.startswith(f"2 jobs, 0 done, in {folder}")
-    assert "2 of 2 jobs done" in first.stdout
     assert "2 of 2: done 0." in first.stdout
-    for n, mixup in enumerate(("off", "on")):
-        single = train(
-            *SHORT, f"mixup={mixup}", "trainer.log_every_n_steps=1", f"hydra.run.dir={n}"
-        )
-        assert single.returncode == 0
-        job = next(f for overrides, f in jobs(folder).items() if f"mixup={mixup}" in overrides)
-        assert (job / "metrics.csv").read_text() == (tmp_path / str(n) / "metrics.csv").read_text()
-        assert (
-            result(job)["config_hash"] == result(tmp_path / str(n))["config_hash"] == job.name[-12:]
-        )
-        assert "test accuracy" in (job / "job.log").read_text()
-    times = [(f / "result.json").stat().st_mtime_ns for f in jobs(folder).values()]
-    dry = train("-m", *overrides, "mixup=off,on,cutmix", "dry=true")
-    assert dry.stdout.startswith("3 jobs, 2 done")
-    assert dry.stdout.count("python train.py") == 1
-    assert "logger.wandb.group" not in dry.stdout
-    named = train("-m", *overrides, "logger=wandb", "mixup=off,on", "name=mine", "dry=true").stdout
-    assert named.count(" logger.wandb.group=mine") == 2
-    assert "logger.wandb.name='\"'\"'mixup=on'\"'\"'" in named
-    assert "mixup=cutmix" in dry.stdout
-    again = train("-m", *overrides, "mixup=off,on")
-    assert again.stdout.startswith("2 jobs, 2 done")
-    assert [(f / "result.json").stat().st_mtime_ns for f in jobs(folder).values()] == times
+    assert "2 of 2 jobs done" in first.stdout
+    times = modification_times(folder)
+    assert len(times) == 2
+    assert train(*overrides, "mixup=off,on").stdout.startswith("2 jobs, 2 done")
+    assert modification_times(folder) == times
+    dry = train(*overrides, "mixup=off,on,cutmix", "dry=true").stdout
+    assert dry.startswith("3 jobs, 2 done")
+    assert dry.count("python train.py") == 1
+    assert "mixup=cutmix" in dry
+    assert "logger.wandb.group" not in dry
+
+
+def modification_times(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
+
+
+@SERVERS
+def test_job_equals_a_single_run(train, tmp_path):
+    overrides = (*SHORT, "mixup=on", "trainer.log_every_n_steps=1")
+    assert train("-m", *overrides, "seed=1", "hydra.sweep.dir=sweep").returncode == 0
+    assert train(*overrides, "seed=1", "hydra.run.dir=run").returncode == 0
+    (job,) = jobs(tmp_path / "sweep").values()
+    run = tmp_path / "run"
+    assert (job / "metrics.csv").read_text() == (run / "metrics.csv").read_text()
+    assert result(job)["config_hash"] == result(run)["config_hash"] == job.name[-12:]
+    assert "test accuracy" in (job / "job.log").read_text()
+
+
+def test_jobs_have_group_and_name_in_wandb(train):
+    done = train("-m", *SHORT, "logger=wandb", "mixup=off,on", "name=mine", "dry=true")
+    assert done.stdout.count(" logger.wandb.group=mine") == 2
+    assert "logger.wandb.name='\"'\"'mixup=on'\"'\"'" in done.stdout
 
 
 @pytest.mark.slow
 def test_arms_are_lists_of_overrides(train, script, tmp_path):
-    overrides = (
-        "-m",
-        *SHORT,
-        "sweep=arms",
-        "sweep.of={plain:[],both:['mixup=on','scheduler=cosine']}",
-        "seed=0,1",
-        "name=x",
-    )
-    assert train(*overrides).returncode == 0
+    arms = "sweep.of={plain:[],both:['mixup=on','scheduler=cosine']}"
+    assert train("-m", *SHORT, "sweep=arms", arms, "seed=0,1", "name=x").returncode == 0
     folder = tmp_path / "sweeps" / "x"
-    given = sorted(sorted({*overrides.split()} - {*SHORT, "name=x"}) for overrides in jobs(folder))
-    assert given == [["mixup=on", "scheduler=cosine", f"seed={n}"] for n in (0, 1)] + [
+    varied = [sorted({*job.split()} - {*SHORT, "name=x"}) for job in jobs(folder)]
+    assert sorted(varied) == [
+        ["mixup=on", "scheduler=cosine", "seed=0"],
+        ["mixup=on", "scheduler=cosine", "seed=1"],
         ["seed=0"],
         ["seed=1"],
     ]
-    output = script("report.py", str(folder)).stdout
-    assert "## Differences to base" in output
-    assert "mixup=on scheduler=cosine" in output
-    assert "Effect of" not in output  # all else differs with it
+    report = script("report.py", str(folder)).stdout
+    assert "## Differences to base" in report
+    assert "mixup=on scheduler=cosine" in report
+    assert "Effect of" not in report  # scheduler and mixup differ together
+
+
+def test_arms_without_a_list_are_refused(train):
     refused = train("-m", *SHORT, "sweep=arms")
     assert refused.returncode == 1
     assert "sweep=arms without sweep.of; expected lists of overrides by name" in refused.stderr
@@ -215,14 +225,14 @@ def test_pool_divides_devices_among_slots(monkeypatch, overrides, visible, expec
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    slots = process.LocalPool(configure(*overrides))
-    assert [slots.free.get() for _ in range(slots.size)] == expected
+    pool = process.LocalPool(configure(*overrides))
+    assert [pool.free.get() for _ in range(pool.size)] == expected
 
 
 def test_pool_divides_threads_among_slots(monkeypatch):
     monkeypatch.setattr(process, "count_cores", lambda: 8)
-    for given, threads in {"": 4, "3": 3, "5,2": 5, "x": 4}.items():
-        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    for value, threads in {"": 4, "3": 3, "5,2": 5, "x": 4}.items():
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
         assert process.LocalPool(configure("slots=2")).threads == threads
 
 
@@ -230,17 +240,16 @@ def test_pool_divides_threads_among_slots(monkeypatch):
     "value", ["20260301", "1e5", "null", "true", "a b", "it's", "/a/b", "x=1", "", "a,b", "ü"]
 )
 def test_quoted_text_is_parsed_as_that_text(value):
-    assert OverridesParser.create().parse_override(f"x={overrides.quote(value)}").value() == value
+    assert OverridesParser.create().parse_override(f"x={quote(value)}").value() == value
 
 
 @SERVERS
 def test_jobs_use_the_searchpath_of_the_sweep(train, tmp_path):
-    """Configs of one's own, elsewhere."""
-    for folder in ("one", "an other"):
-        (tmp_path / folder / "experiment").mkdir(parents=True)
-        (tmp_path / folder / "experiment" / f"{folder[-3:]}.yaml").write_text(
-            "# @package _global_\nseed: 3\n"
-        )
+    """Configs of one's own, outside the project."""
+    for folder, name in (("one", "one"), ("an other", "her")):
+        path = tmp_path / folder / "experiment" / f"{name}.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text("# @package _global_\nseed: 3\n")
     path = f"hydra.searchpath=['file://{tmp_path}/an other']"
     done = train(
         "-m", *SHORT, "experiment=one,her", path, "name=found", "--config-dir", f"{tmp_path}/one"
@@ -250,25 +259,22 @@ def test_jobs_use_the_searchpath_of_the_sweep(train, tmp_path):
 
 
 def test_launcher_that_is_ended_lets_its_job_save(monkeypatch, tmp_path):
-    """Which may save before."""
-    told = []
+    signals = []
 
     def join(seconds=None):
-        if not told:
+        if not signals:
             raise SystemExit(143)
 
     job = SimpleNamespace(start=lambda: None, join=join, pid=1)
-    monkeypatch.setattr(
-        process.multiprocessing,
-        "get_context",
-        lambda kind: SimpleNamespace(
-            set_forkserver_preload=lambda names: None, Process=lambda **options: job
-        ),
+    context = SimpleNamespace(
+        set_forkserver_preload=lambda names: None,
+        Process=lambda **options: job,
     )
-    monkeypatch.setattr(process, "kill_process_group", lambda process, by: told.append(by))
+    monkeypatch.setattr(process.multiprocessing, "get_context", lambda kind: context)
+    monkeypatch.setattr(process, "kill_process_group", lambda process, by: signals.append(by))
     with pytest.raises(SystemExit):
         process.run_job(JobSpec([], tmp_path, "", None), "", 0, [])
-    assert told == [signal.SIGTERM]
+    assert signals == [signal.SIGTERM]
 
 
 def test_job_ends_with_its_driver_without_pidfd(monkeypatch):
@@ -293,15 +299,12 @@ def test_launcher_of_hydra_runs_the_same_jobs(train, tmp_path):
     theirs = train(*overrides, "hydra/launcher=basic", "hydra.sweep.dir=theirs")
     assert (ours.returncode, theirs.returncode) == (0, 0), theirs.stderr
     for folder in jobs(tmp_path / "sweeps" / "any").values():
-        assert (folder / "metrics.csv").read_text() == (
-            tmp_path / "theirs" / folder.name / "metrics.csv"
-        ).read_text()
-    done = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("theirs/*/result.json"))]
+        other = tmp_path / "theirs" / folder.name
+        assert (folder / "metrics.csv").read_text() == (other / "metrics.csv").read_text()
+    times = modification_times(tmp_path / "theirs")
+    assert len(times) == 2
     assert train(*overrides, "hydra/launcher=basic", "hydra.sweep.dir=theirs").returncode == 0
-    assert [
-        path.stat().st_mtime_ns for path in sorted(tmp_path.glob("theirs/*/result.json"))
-    ] == done
-    assert len(done) == 2
+    assert modification_times(tmp_path / "theirs") == times
     wrong = train(
         "-m", *SHORT, "model.dropout=0.1,1.5", "hydra/launcher=basic", "hydra.sweep.dir=wrong"
     )
@@ -359,23 +362,21 @@ def start(tmp_path: Path, *overrides: str) -> "subprocess.Popen[str]":
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while (
-        sum(p.stat().st_mtime > since for p in tmp_path.glob("sweeps/long/*/checkpoints/last.ckpt"))
-        < 2
-    ):
+    checkpoints = "sweeps/long/*/checkpoints/last.ckpt"
+    while sum(path.stat().st_mtime > since for path in tmp_path.glob(checkpoints)) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     return process
 
 
-def holder(folder: Path) -> int:
-    """The process that holds the lock of a run."""
+def find_lock_holder(folder: Path) -> int:
+    """Return the ID of the process that holds the lock of a run."""
     inode = os.stat(folder / ".lock").st_ino
     with open("/proc/locks") as file:
         return next(int(line.split()[4]) for line in file if line.split()[5].endswith(f":{inode}"))
 
 
-def alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
     return (
         Path(f"/proc/{process}").exists()
         and "Z" not in Path(f"/proc/{process}/stat").read_text().split()[2]
@@ -385,11 +386,14 @@ def alive(process: int) -> bool:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs /proc")
 def test_sweep_survives_kills_of_job_and_driver(train, tmp_path):
-    """A killed job leaves the other alone; Ctrl-C ends all and can be gone on from; so can the death of the driver."""
+    """A killed job leaves the other alone; Ctrl-C and a killed driver end all.
+
+    The same command resumes all of them.
+    """
     sweep = tmp_path / "sweeps" / "long"
     process = start(tmp_path, "seed=0,1")
     one, other = jobs(sweep).values()
-    os.killpg(holder(one), signal.SIGKILL)
+    os.killpg(find_lock_holder(one), signal.SIGKILL)
     out, _ = process.communicate()
     assert process.returncode == 1
     assert "1 of 2 jobs done" in out
@@ -409,13 +413,13 @@ def test_sweep_survives_kills_of_job_and_driver(train, tmp_path):
     assert out.count("interrupted: SIGTERM") == 2
 
     process = start(tmp_path, "seed=0,2")
-    workers = [holder(folder) for folder in jobs(sweep).values()]
+    workers = [find_lock_holder(folder) for folder in jobs(sweep).values()]
     process.kill()
     process.communicate()
     deadline = time.time() + 5
-    while any(map(alive, workers)) and time.time() < deadline:
+    while any(map(is_alive, workers)) and time.time() < deadline:
         time.sleep(0.05)
-    assert not any(map(alive, workers))
+    assert not any(map(is_alive, workers))
 
     last = train("-m", *LONG, "seed=0,1,2")
     assert last.returncode == 0, last.stdout
@@ -429,22 +433,22 @@ def test_interrupt_between_two_submissions_ends_the_first(monkeypatch):
     at_work = SimpleNamespace(pid=0, is_alive=lambda: not ended.is_set())
     submit = ThreadPoolExecutor.submit
 
-    def submit_one(pool, *arguments):
-        if slots.processes:
+    def submit_one(executor, *arguments):
+        if pool.processes:
             raise KeyboardInterrupt
-        future = submit(pool, *arguments)
-        while not slots.processes:
+        future = submit(executor, *arguments)
+        while not pool.processes:
             time.sleep(0.01)
         return future
 
     monkeypatch.setattr(
-        process, "run_job", lambda *given: (given[-1].append(at_work), ended.wait())
+        process, "run_job", lambda *arguments: (arguments[-1].append(at_work), ended.wait())
     )
     monkeypatch.setattr(process, "kill_process_group", lambda job, by: ended.set())
     monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_one)
-    slots = process.LocalPool(configure("slots=2"))
+    pool = process.LocalPool(configure("slots=2"))
     with pytest.raises(KeyboardInterrupt):
-        slots.run([None, None])
+        pool.run([None, None])
     assert ended.is_set()
 
 
@@ -489,7 +493,7 @@ def test_ctrl_c_while_the_first_jobs_start_ends_the_sweep(tmp_path):
 
 @pytest.mark.slow
 def test_sweep_closes_files_after_each_job(train, tmp_path):
-    """So that a sweep may have more jobs than a process has files."""
+    """A sweep may have more jobs than a process may open files."""
     with_few = ("bash", "-c", 'ulimit -n 40; exec "$@"', "-")
     command = [
         *with_few,
@@ -514,7 +518,7 @@ def test_sweep_accepts_any_folder_name(train, tmp_path, name):
     assert "2 of 2 jobs done" in done.stdout, done.stdout + done.stderr
 
 
-def note(folder):
+def run_recording_job(folder):
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
 
     def write(*arguments, **options):
@@ -528,8 +532,10 @@ def note(folder):
 
 @SERVERS
 def test_job_forks_workers_and_sees_all_gpus(tmp_path):
-    """All GPUs, where none is named."""
-    process = multiprocessing.get_context("forkserver").Process(target=note, args=(tmp_path,))
+    """All GPUs, as no device is assigned."""
+    process = multiprocessing.get_context("forkserver").Process(
+        target=run_recording_job, args=(tmp_path,)
+    )
     process.start()
     process.join()
     assert (tmp_path / "seen").read_text() == f"{multiprocessing.get_start_method()} None"
@@ -598,7 +604,7 @@ FAULTS = {
 
 @pytest.fixture
 def copy(tmp_path):
-    """A copy of the project with an experiment for each fault; returns how to run it."""
+    """Copy the project with an experiment for each fault; return a function that starts a sweep."""
     for part in ("src", "conf"):
         shutil.copytree(
             ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
@@ -669,7 +675,7 @@ def test_sweep_of_twelve_finishes_the_six_sound_jobs(copy, tmp_path):
         while not (folders["kill"] / "checkpoints" / "last.ckpt").exists():
             assert process.poll() is None, process.communicate()
             time.sleep(0.1)
-        os.killpg(holder(folders["kill"]), signal.SIGKILL)
+        os.killpg(find_lock_holder(folders["kill"]), signal.SIGKILL)
         out, _ = process.communicate()
         assert process.returncode == 1
         assert "6 of 12 jobs done" in out

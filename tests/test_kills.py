@@ -1,4 +1,7 @@
-"""Runs that are killed at any moment go on, and end as if nothing had been; `pytest -m kills` does 30 random ones."""
+"""Runs killed at any moment resume, and end bit for bit as uninterrupted ones.
+
+`pytest -m kills` kills 30 at random.
+"""
 
 import contextlib
 import functools
@@ -21,7 +24,7 @@ from tricklab.data.datasets import digits
 from tricklab.jobs.job import JobSpec
 from tricklab.jobs.process import job_main
 
-WORDS = (
+OVERRIDES = (
     *(
         "data=folder",
         "data.cache=none",
@@ -65,7 +68,7 @@ def start(images):
     def start(folder, case, *more, until=("", 0)):
         scheduler, workers, processes = case
         overrides = [
-            *WORDS,
+            *OVERRIDES,
             f"data.root={images}",
             f"scheduler={scheduler}",
             f"data.num_workers={workers}",
@@ -78,7 +81,7 @@ def start(images):
         )
         folder.mkdir(parents=True, exist_ok=True)
         process = context.Process(
-            target=work_until,
+            target=run_until_killed,
             args=(*until, JobSpec(overrides, folder, "", None), "", 1, os.getpid()),
         )
         process.start()
@@ -87,8 +90,11 @@ def start(images):
     return start
 
 
-def work_until(target, number, *arguments):
-    """Be a run, with temporary files on another file system, that is killed where `target` is called so many times."""
+def run_until_killed(target, number, *arguments):
+    """Run a job that is killed at the n-th call of `target`, n being `number`.
+
+    Its temporary files are on another file system.
+    """
     os.environ["TMPDIR"] = "/dev/shm"
     if not target:
         return job_main(*arguments)
@@ -106,12 +112,12 @@ def work_until(target, number, *arguments):
 
 @pytest.fixture(scope="module")
 def whole(start, tmp_path_factory):
-    """Return what an uninterrupted run leaves, and the seconds from its first logged step to its end."""
+    """Return an uninterrupted run, and the seconds from its first logged step to its end."""
 
     def once(case):
         folder = tmp_path_factory.mktemp("whole") / "run"
         process = start(folder, case)
-        while step(folder) < 0 and process.is_alive():
+        while last_step(folder) < 0 and process.is_alive():
             time.sleep(0.01)
         began = time.time()
         process.join()
@@ -120,16 +126,11 @@ def whole(start, tmp_path_factory):
     return functools.cache(once)
 
 
-def step(folder):
+def last_step(folder):
     """Return the last step that was logged, or -1."""
     try:
-        return int(
-            (folder / "metrics.csv")
-            .read_text()
-            .rpartition("\n")[0]
-            .rpartition("\n")[2]
-            .split(",")[1]
-        )
+        complete_rows = (folder / "metrics.csv").read_text().split("\n")[:-1]
+        return int(complete_rows[-1].split(",")[1])
     except (OSError, IndexError, ValueError):
         return -1
 
@@ -150,11 +151,11 @@ def assert_same(folder, wanted):
 
 
 def kill_at_random(start, folder, case, whole, rng):
-    """Start a run, and kill it and all its processes at any moment of any further step; return the step."""
+    """Start a run, kill all its processes at a random moment of a further step; return the step."""
     wanted, seconds = whole
     last = int(wanted.column("step")[-1])
-    process, target = start(folder, case), rng.randrange(step(folder) + 1, last)
-    while step(folder) < target and process.is_alive():
+    process, target = start(folder, case), rng.randrange(last_step(folder) + 1, last)
+    while last_step(folder) < target and process.is_alive():
         time.sleep(0.002)
     process.join(rng.random() * seconds / last)
     with contextlib.suppress(ProcessLookupError):  # it has ended
@@ -162,19 +163,19 @@ def kill_at_random(start, folder, case, whole, rng):
     process.join()
     for path in folder.glob("checkpoints/*.ckpt"):
         torch.load(path, weights_only=True)
-    return step(folder)
+    return last_step(folder)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "case"), [(3, CASES[0]), (2, CASES[3]), (1, CASES[4])])
 def test_run_killed_six_times_equals_an_uninterrupted_one(start, whole, tmp_path, number, case):
-    """Of the cases without workers, whose start takes long."""
-    kills(start, whole, tmp_path, [case] * number)
+    """The cases without workers, which take long to start."""
+    kill_each(start, whole, tmp_path, [case] * number)
 
 
 @pytest.mark.kills
 def test_runs_killed_thirty_times_equal_uninterrupted_ones(start, whole, tmp_path, capsys):
-    steps = kills(start, whole, tmp_path, CASES * 5)
+    steps = kill_each(start, whole, tmp_path, CASES * 5)
     with capsys.disabled():
         print("\nschedule, workers, processes, step of the kill, steps of the run")
         for case, at, of in steps:
@@ -182,7 +183,7 @@ def test_runs_killed_thirty_times_equal_uninterrupted_ones(start, whole, tmp_pat
     assert sum(0 <= at < of for _, at, of in steps) >= 25
 
 
-def kills(start, whole, tmp_path, cases):
+def kill_each(start, whole, tmp_path, cases):
     rng, steps = random.Random(0), []
     for n, case in enumerate(cases):
         wanted, folder = whole(case)[0], tmp_path / str(n)
@@ -215,7 +216,7 @@ def test_run_killed_at_a_critical_moment_equals_an_uninterrupted_one(
     process = start(tmp_path / "run", CASES[0], until=(moment, number))
     process.join()
     assert process.exitcode == -signal.SIGKILL
-    assert at[0] <= step(tmp_path / "run") <= at[1]
+    assert at[0] <= last_step(tmp_path / "run") <= at[1]
     assert not (tmp_path / "run" / "result.json").exists()
     start(tmp_path / "run", CASES[0]).join()
     assert_same(tmp_path / "run", wanted)
@@ -232,7 +233,7 @@ def test_run_killed_twice_equals_an_uninterrupted_one(start, whole, tmp_path):
 
 @pytest.mark.slow
 def test_comparison_notices_another_order(start, whole, tmp_path):
-    """Or the comparison would show nothing."""
+    """Otherwise the comparisons above would show nothing."""
     wanted, folder = whole(CASES[0])[0], tmp_path / "run"
     kill_at_random(start, folder, CASES[0], whole(CASES[0]), random.Random(0))
     config = folder / "config.yaml"

@@ -1,4 +1,4 @@
-"""The launchers of Hydra's plugins: real trainings through Ray, through submitit, and through a SLURM of a few lines."""
+"""Launchers of Hydra's plugins: real trainings through Ray, submitit and a mock of SLURM."""
 
 import datetime
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-WORDS = ("-m", "model=mlp", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
+OVERRIDES = ("-m", "model=mlp", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
 RAY = (
     "hydra/launcher=ray",
     "hydra.launcher.ray.init.num_gpus=2",
@@ -23,9 +23,9 @@ quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 n = int(re.search(r"--array=0-([0-9]+)", script.read_text())[1]) + 1
 for i in range(n):
     env = os.environ | dict(
-        SLURM_JOB_ID=f"{{7 + i}}", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID=str(i), SLURM_NTASKS="1",
-        SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NODEID="0", SLURM_JOB_NUM_NODES="1", SLURM_JOB_NODELIST="here",
-        SLURM_NODELIST="here",
+        SLURM_JOB_ID=f"{{7 + i}}", SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID=str(i),
+        SLURM_NTASKS="1", SLURM_PROCID="0", SLURM_LOCALID="0", SLURM_NODEID="0",
+        SLURM_JOB_NUM_NODES="1", SLURM_JOB_NODELIST="here", SLURM_NODELIST="here",
     )
     ended = pathlib.Path(__file__).parent / f"ended_{{i}}"
     subprocess.Popen(["bash", "-c", f"bash {{script}}; touch {{ended}}"], env=env, **quiet)
@@ -33,7 +33,9 @@ print("Submitted batch job 7")
 """
 SACCT = """#!/bin/bash
 echo 'JobID|State'
-for i in 0 1; do if [[ -e $(dirname $0)/ended_$i ]]; then echo "7_$i|COMPLETED"; else echo "7_$i|RUNNING"; fi; done
+for i in 0 1; do
+  if [[ -e $(dirname $0)/ended_$i ]]; then echo "7_$i|COMPLETED"; else echo "7_$i|RUNNING"; fi
+done
 """
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do if [[ $1 == --output || $1 == --error ]]; then shift; fi; shift; done
@@ -42,7 +44,7 @@ exec "$@"
 
 
 def results(sweep: Path):
-    """The results of a sweep by the names of its jobs."""
+    """Return the results of a sweep by job folder."""
     listed = json.loads((sweep / "sweep.json").read_text())["jobs"]
     return {
         job["folder"]: json.loads((sweep / job["folder"] / "result.json").read_text())
@@ -50,8 +52,8 @@ def results(sweep: Path):
     }
 
 
-def together(jobs: list) -> int:
-    """The most jobs that ran at a time."""
+def count_simultaneous(jobs: list) -> int:
+    """Return the largest number of jobs that ran at a time."""
     starts = [datetime.datetime.fromisoformat(job["started"]).timestamp() for job in jobs]
     spans = [(start, start + job["seconds"]) for start, job in zip(starts, jobs)]
     return max(sum(low <= start < high for low, high in spans) for start in starts)
@@ -86,16 +88,16 @@ def test_slurm_is_refused_on_a_machine_without_it(script, tmp_path, monkeypatch,
     done = script(
         "../train.py", "-m", "seed=0,1", "hydra/launcher=slurm", f"hydra/sweeper={sweeper}"
     )
-    output = "no sbatch on this machine; start the sweep where SLURM is"
+    problem = "no sbatch on this machine; start the sweep where SLURM is"
     assert done.returncode == 1
-    assert done.stderr == f"error: hydra/launcher=slurm: {output}, or with hydra/launcher=local\n"
+    assert done.stderr == f"error: hydra/launcher=slurm: {problem}, or with hydra/launcher=local\n"
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_ray_runs_two_jobs_on_a_device(train, tmp_path):
     overrides = (
-        *WORDS,
+        *OVERRIDES,
         "trainer.max_epochs=40",
         "seed=range(5)",
         "name=s",
@@ -108,7 +110,7 @@ def test_ray_runs_two_jobs_on_a_device(train, tmp_path):
     for result in results(tmp_path / "sweeps" / "s").values():
         devices.setdefault(result["cuda_visible_devices"], []).append(result)
     assert devices.keys() == set("01")
-    assert max(map(together, devices.values())) == 2
+    assert max(map(count_simultaneous, devices.values())) == 2
     again = train(*overrides)
     assert (again.returncode, again.stdout.splitlines()[0]) == (
         0,
@@ -119,8 +121,8 @@ def test_ray_runs_two_jobs_on_a_device(train, tmp_path):
 
 @pytest.mark.slow
 def test_submitit_runs_the_same_jobs(train, tmp_path):
-    assert train(*WORDS, "seed=0,1", "name=ours").returncode == 0
-    done = train(*WORDS, "seed=0,1", "name=theirs", "hydra/launcher=submitit_local")
+    assert train(*OVERRIDES, "seed=0,1", "name=ours").returncode == 0
+    done = train(*OVERRIDES, "seed=0,1", "name=theirs", "hydra/launcher=submitit_local")
     assert done.returncode == 0, done.stderr
     ours, theirs = (
         sorted((tmp_path / "sweeps" / name).glob("*/metrics.csv")) for name in ("ours", "theirs")
@@ -147,7 +149,7 @@ def test_slurm_runs_jobs_as_an_array(train, tmp_path, monkeypatch):
         "hydra.launcher.partition=gpu",
         "hydra.launcher.timeout_min=90",
     )
-    done = train(*WORDS, "seed=0,1", "name=s", *slurm)
+    done = train(*OVERRIDES, "seed=0,1", "name=s", *slurm)
     script = (tmp_path / "bin" / "submitted.sh").read_text()
     print(script)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,7 @@
-"""Every argument and callback of Lightning is decided on: a new one in a later version fails here."""
+"""Arguments and callbacks of Lightning are allowed or refused by name.
+
+A new one in a later version fails here.
+"""
 
 import inspect
 

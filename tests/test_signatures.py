@@ -57,7 +57,10 @@ def test_signature_follows_imports(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("from .inner import *\nfrom made_up.inner.b import f as g")
     (package / "inner" / "__init__.py").write_text("from .b import C\nother = C\n")
     (package / "inner" / "b.py").write_text(
-        "class A:\n  def __init__(self, x, *, y=3): ...\nclass C(A): ...\ndef f(z=-1, **more): ...\n"
+        "class A:\n"
+        "  def __init__(self, x, *, y=3): ...\n"
+        "class C(A): ...\n"
+        "def f(z=-1, **more): ...\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("made_up.C", "made_up.inner.C", "made_up.inner.b.C", "made_up.inner.other"):

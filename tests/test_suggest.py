@@ -1,4 +1,4 @@
-"""What an option that does not exist was meant to be."""
+"""Suggestions for unknown keys and options."""
 
 from collections import Counter
 
@@ -59,12 +59,14 @@ def test_key_alias_stands_for_one_key():
         (
             "data.root",
             "x",
-            " It belongs to data=cifar10, cifar100, fashion_mnist, folder, mnist: data=cifar10 data.root=x",
+            " It belongs to data=cifar10, cifar100, fashion_mnist, folder, mnist: "
+            "data=cifar10 data.root=x",
         ),
         (
             "augment.crop.padding",
             "4",
-            " It belongs to augment=crop, light, medium, strong: augment=crop augment.crop.padding=4",
+            " It belongs to augment=crop, light, medium, strong: "
+            "augment=crop augment.crop.padding=4",
         ),
         (
             "mixup.per",
