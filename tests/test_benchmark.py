@@ -117,7 +117,7 @@ SMALL = (*GREY, "data.images=600", "data.val_size=100", *NETS["mlp"])
 
 
 def record_inputs(monkeypatch):
-    """Return a list to which each input of a mlp is appended."""
+    """Return a list to which each input of an MLP is appended."""
     inputs = []
 
     def flatten(self, images):

@@ -203,7 +203,7 @@ def test_predict_gives_class_and_probability_of_files(run, tree, script, precisi
 
 @pytest.fixture
 def tree_run(run, tree):
-    """A run on class folders, which are returned beside it."""
+    """A run on class folders, which are returned with it."""
 
     def train(*classes):
         root = tree({"train": 6}, classes=classes)
@@ -363,7 +363,7 @@ def test_plan_refuses_what_training_refuses(script, overrides, message):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """Images, titles and texts in the order in which matplotlib draws them."""
+    """Images, titles and texts, in the order of drawing."""
     drawn = {"imshow": [], "set_title": [], "text": []}
     axes = "matplotlib.axes.Axes"
     monkeypatch.setattr(f"{axes}.imshow", lambda self, image, **_: drawn["imshow"].append(image))
