@@ -448,7 +448,7 @@ def test_an_ascii_terminal_gets_escapes():
 
 
 @pytest.mark.parametrize(
-    ("words", "arguments"),
+    ("arguments", "values"),
     [
         (["ckpt=a.ckpt", "mc=2"], {"ckpt": "a.ckpt", "mc": "2"}),
         (["a.ckpt", "mc=2"], {"ckpt": "a.ckpt", "mc": "2"}),
@@ -459,15 +459,15 @@ def test_an_ascii_terminal_gets_escapes():
         (['data.root="/my pics"'], {"data.root": '"/my pics"'}),
     ],
 )
-def test_arguments_of_a_script_about_a_checkpoint(tmp_path, monkeypatch, words, arguments):
+def test_read_arguments_takes_paths_and_unquotes_values(tmp_path, monkeypatch, arguments, values):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b").mkdir()
     (tmp_path / "a=b" / "x.ckpt").touch()
-    assert read_arguments(words) == arguments
+    assert read_arguments(arguments) == values
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "message"),
     [
         (
             ["a.ckpt", "b.png"],
@@ -476,9 +476,9 @@ def test_arguments_of_a_script_about_a_checkpoint(tmp_path, monkeypatch, words, 
         (["mc=2", "mc=3"], "mc is given twice"),
     ],
 )
-def test_arguments_of_a_script_are_given_once(words, says):
-    with pytest.raises(UserError, match=says):
-        read_arguments(words)
+def test_read_arguments_refuses_a_second_value(arguments, message):
+    with pytest.raises(UserError, match=message):
+        read_arguments(arguments)
 
 
 def test_a_run_resumes_by_the_command_that_its_refusal_shows(answer, train, trained):
