@@ -7,20 +7,20 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from tricklab.cli.launch import launch, one_line
+from tricklab.cli.launch import exit_with_message, launch
 from tricklab.cli.overrides import list_overrides
-from tricklab.jobs.process import be_placed
+from tricklab.jobs.process import run_launched_job
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     run = HydraConfig.get()
     folder, words = Path(run.runtime.output_dir), list_overrides(run)
-    with one_line():
+    with exit_with_message():
         if (
             run.mode == RunMode.MULTIRUN
         ):  # a launcher other than the local one has placed the job here
-            return be_placed(words, folder, cfg)
+            return run_launched_job(words, folder, cfg)
         from tricklab.run import (
             experiment,  # takes seconds, so not before the options are known to be right
         )

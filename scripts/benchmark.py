@@ -272,7 +272,7 @@ def gathered(data: Any, steps: int) -> Any:
     """Yield normalised batches by one gather of uint8 each."""
     import torch
 
-    images, labels = data.source.train
+    images, labels = data.splits.train
     scale, shift = 1 / (255 * data.std[0]), -data.mean[0] / data.std[0]
     for _ in range(steps):
         rows = torch.randint(len(labels), (data.batch_size,))
@@ -296,8 +296,8 @@ def loaded(data: Any, steps: int, workers: int, root: Path | None) -> Any:
         return torch.utils.data.DataLoader(
             folder, data.batch_size, shuffle=True, num_workers=workers
         )
-    size, labels = steps * data.batch_size, data.source.train.labels.tolist()
-    pictures = [v2.functional.to_pil_image(image) for image in data.source.train.images[:size]]
+    size, labels = steps * data.batch_size, data.splits.train.labels.tolist()
+    pictures = [v2.functional.to_pil_image(image) for image in data.splits.train.images[:size]]
 
     class Pictures(torch.utils.data.Dataset[Any]):
         def __len__(self) -> int:
@@ -357,6 +357,7 @@ def fit(config: Any, data: Any) -> Any:
         trainer = build_trainer(config, Path(folder))
         trainer.callbacks.insert(0, clock)  # type: ignore[attr-defined]
         plan = make_plan(config, data, trainer.world_size)
+        data.mixup_window = plan.mixup_window
         net = build_net(config, data.shape, len(data.classes))
         gc.freeze()
         trainer.fit(build_module(config, data, net, plan), datamodule=data)
@@ -444,7 +445,7 @@ def write_files(root: Path) -> None:
     from PIL import Image
 
     _, data = prepared((*COLOUR, f"data.images={JPEGS}", "data.test_images=100"))
-    for part, (images, labels) in (("train", data.source.train), ("test", data.source.test)):
+    for part, (images, labels) in (("train", data.splits.train), ("test", data.splits.test)):
         for i, (image, label) in enumerate(
             zip(images.permute(0, 2, 3, 1).numpy(), labels.tolist(), strict=True)
         ):
@@ -461,7 +462,7 @@ def from_files(root: Path, threads: int) -> dict[str, float]:
     in_memory = ("data.val_size=100", *NETS["mlp"])
     words = ("data=folder", f"data.root={root}", f"data.num_workers={threads}", *in_memory)
     began = time.perf_counter()
-    images = len(prepared(words)[1].train_rows)
+    images = len(prepared(words)[1].train_indices)
     decoding = time.perf_counter() - began
     mapped = (*words, f"data.cache={root / 'cache'}")
     turns: dict[str, Callable[[int], float]] = {

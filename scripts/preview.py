@@ -56,19 +56,19 @@ def main() -> None:
 def first_images(config: DictConfig) -> list[tuple[Any, str]]:
     """Return the first batch: images [H, W, C] of 0 .. 1, and the two largest shares of their targets."""
     data = build_data(config)
-    data.by_index = False  # all are shown as shares
-    make_plan(config, data, ranks=1)
+    data.integer_targets = False  # all are shown as shares
+    data.mixup_window = make_plan(config, data, ranks=1).mixup_window
     if (weights := read_weights(config.model)) and weights.input_spec:
-        data.adapt(weights.input_spec)
+        data.match_input_spec(weights.input_spec)
     first = next(iter(data.training_batches(lambda: (0, 0))), None)
     if first is None:
         raise UserError(
-            f"data.batch_size={data.batch_size} of {len(data.train_rows)} images makes no batch"
+            f"data.batch_size={data.batch_size} of {len(data.train_indices)} images makes no batch"
         )
     images, targets = data.training_batch(first, (0, 0))
     smoothing = config.loss.get("label_smoothing") or 0.0  # the loss smooths targets itself
     targets = (1 - smoothing) * targets + smoothing / len(data.classes)
-    pixels = ((images - data.prepare.shift) / data.prepare.scale / 255).clamp(0, 1)
+    pixels = ((images - data.preprocess.shift) / data.preprocess.scale / 255).clamp(0, 1)
     shown = pixels if pixels.shape[1] in (1, 3) else pixels[:, :1]
     shares = [
         sorted(zip(target, data.classes, strict=True), key=lambda pair: -pair[0])[:2]

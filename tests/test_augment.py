@@ -21,7 +21,7 @@ from tricklab.augment import (
     trivialaugment,
     warp,
 )
-from tricklab.cli.config import options
+from tricklab.cli.config import list_options
 from tricklab.errors import UserError
 from tricklab.randomness import Rand, generator
 from tricklab.run.instantiate import build_each
@@ -182,7 +182,7 @@ def test_off_changes_nothing(off):
     assert torch.equal(off(IMAGES, rand(IMAGES)), IMAGES)
 
 
-@pytest.mark.parametrize("name", [o for o in options(CONF / "augment") if o != "none"])
+@pytest.mark.parametrize("name", [o for o in list_options(CONF / "augment") if o != "none"])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 7)])
 def test_every_word_changes_images_of_any_shape_and_belongs_to_the_image(name, shape):
     images = torch.randint(256, (32, *shape), dtype=torch.uint8, generator=generator(0, "images"))

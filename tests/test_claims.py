@@ -1,4 +1,4 @@
-"""What is claimed in conf/experiment/claims, how it is judged, and a recipe that is taken apart."""
+"""Claims in conf/experiment/claims and how they are judged; ablations; the page of results."""
 
 import csv
 import math
@@ -13,207 +13,214 @@ import time
 import pytest
 from conftest import CONF, ROOT, configure
 
-from tricklab.cli.config import options, task
+from tricklab.analysis import claims, results_page
+from tricklab.analysis.ablation import ablation_table, describe_power, make_arms
+from tricklab.analysis.claims import Expectation, judge, read_claim, verdict
+from tricklab.analysis.statistics import Summary
+from tricklab.cli.config import list_options, to_plain
 from tricklab.errors import UserError
 from tricklab.run.identity import config_hash
 
-NAMES = options(CONF / "experiment" / "claims")
-COMPOSED = pytest.mark.xdist_group("claims")  # each config once
+NAMES = list_options(CONF / "experiment" / "claims")
+COMPOSED = pytest.mark.xdist_group("claims")  # one worker composes each config once
+INF = math.inf
 
 
-@pytest.fixture(autouse=True)
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+@pytest.fixture
+def cached_compose(monkeypatch):
+    """Compose recipes with the tests' cache."""
+    monkeypatch.setattr(
+        "tricklab.analysis.recipes.compose_recipe",
+        lambda name, overrides=(): configure(f"experiment={name}", *overrides),
+    )
 
 
-def rows(**arms):
-    """Rows as they are read from a file, of so many test accuracies by seed."""
+def make_results(**arms):
+    """Return rows as read from a CSV file, with test accuracies by arm and seed."""
     return {
-        arm: {seed: {"test/acc": str(value)} for seed, value in of.items()}
-        for arm, of in arms.items()
+        arm: {seed: {"test/acc": str(accuracy)} for seed, accuracy in by_seed.items()}
+        for arm, by_seed in arms.items()
     }
 
 
 @pytest.mark.parametrize(
-    ("mean", "half", "low", "high", "expected"),
+    ("mean", "half_width", "bounds", "expected"),
     [
-        (0.02, 0.01, 0.0, math.inf, "PASS"),
-        (0.02, 0.03, 0.0, math.inf, "INCONCLUSIVE"),
-        (-0.02, 0.01, 0.0, math.inf, "FAIL"),
-        (-0.02, 0.01, -math.inf, 0.0, "PASS"),
-        (0.02, 0.01, -math.inf, 0.0, "FAIL"),
-        (0.0, 0.0, 0.0, math.inf, "FAIL"),  # equal, and no spread
-        (0.001, 0.001, -0.003, 0.003, "PASS"),
-        (0.001, 0.004, -0.003, 0.003, "INCONCLUSIVE"),
-        (0.008, 0.004, -0.003, 0.003, "FAIL"),
-        (-0.008, 0.004, -0.003, 0.003, "FAIL"),
-        (0.02, math.nan, 0.0, math.inf, "INCONCLUSIVE, some 2 seeds"),
+        (0.02, 0.01, (0.0, INF), "PASS"),
+        (0.02, 0.03, (0.0, INF), "INCONCLUSIVE"),
+        (-0.02, 0.01, (0.0, INF), "FAIL"),
+        (-0.02, 0.01, (-INF, 0.0), "PASS"),
+        (0.02, 0.01, (-INF, 0.0), "FAIL"),
+        (0.0, 0.0, (0.0, INF), "FAIL"),  # equal, and no spread
+        (0.001, 0.001, (-0.003, 0.003), "PASS"),
+        (0.001, 0.004, (-0.003, 0.003), "INCONCLUSIVE"),
+        (0.008, 0.004, (-0.003, 0.003), "FAIL"),
+        (-0.008, 0.004, (-0.003, 0.003), "FAIL"),
+        (0.02, math.nan, (0.0, INF), "INCONCLUSIVE, needs about 2 seeds"),
     ],
 )
-def test_verdicts(mean, half, low, high, expected):
-    from claims import verdict
-    from paired import Summary
-
-    said = verdict(Summary(1 if math.isnan(half) else 5, mean, 0.01, half), low, high)
-    assert said.startswith(expected)
+def test_verdict_compares_interval_and_bounds(mean, half_width, bounds, expected):
+    n = 1 if math.isnan(half_width) else 5
+    assert verdict(Summary(n, mean, 0.01, half_width), bounds).startswith(expected)
 
 
-def test_the_seeds_that_would_decide_are_those_of_the_distance_to_the_bound():
-    from claims import verdict
-    from paired import Summary
-
-    assert (
-        verdict(Summary(5, 0.06, 0.05, 0.07), 0.05, math.inf)
-        == "INCONCLUSIVE, some 199 seeds would decide"
-    )
+def test_verdict_counts_seeds_by_the_distance_to_the_bound():
+    measured = Summary(5, 0.06, 0.05, 0.07)
+    assert verdict(measured, (0.05, INF)) == "INCONCLUSIVE, needs about 199 seeds"
 
 
-def test_a_claim_is_judged_seed_by_seed():
-    from claims import Expectation, judge
-
-    found = rows(
-        a={0: 0.90, 1: 0.95, 2: 0.85}, b={0: 0.88, 1: 0.93, 3: 0.99}
-    )  # 2 and 3 have no partner
-    said = judge(Expectation("a", "test/acc", "b", above=0.01), found)
-    assert said == ["a - b, test/acc: above 0.01", "+0.0200 (0.0200 to 0.0200)", "PASS"]
-    assert judge(Expectation("a", "test/acc", below=0.5), found)[1:] == [
-        "0.9000 (0.7758 to 1.0242)",
-        "FAIL",
-    ]
-    assert judge(Expectation("a", "test/acc", "b", within=0.1), rows(a={}, b={}))[1:] == [
-        "",
-        "not run",
-    ]
-    alone = rows(a={0: 0.8}, b={0: 0.7})
-    assert judge(Expectation("a", "test/acc", "b", above=0), alone)[1:] == [
-        "+0.1000",
-        "INCONCLUSIVE, some 2 seeds would decide",
-    ]
+def test_judge_pairs_arms_by_seed():
+    a = {0: 0.90, 1: 0.95, 2: 0.85}
+    b = {0: 0.88, 1: 0.93, 3: 0.99}  # seeds 2 and 3 have no partner
+    results = make_results(a=a, b=b)
+    judged = judge(Expectation("a", "test/acc", "b", above=0.01), results)
+    assert judged == ["a - b, test/acc: above 0.01", "+0.0200 (0.0200 to 0.0200)", "PASS"]
+    judged = judge(Expectation("a", "test/acc", below=0.5), results)
+    assert judged[1:] == ["0.9000 (0.7758 to 1.0242)", "FAIL"]
 
 
-def test_arms_are_added():
-    from claims import Expectation, judge
+def test_judge_without_enough_seeds():
+    expectation = Expectation("a", "test/acc", "b", above=0)
+    assert judge(expectation, make_results(a={}, b={}))[1:] == ["", "not run"]
+    single = judge(expectation, make_results(a={0: 0.8}, b={0: 0.7}))
+    assert single[1:] == ["+0.1000", "INCONCLUSIVE, needs about 2 seeds"]
 
-    found = rows(
-        **{
-            arm: {0: value, 1: value + 0.1}
-            for arm, value in zip("abcd", (0.5, 0.4, 0.3, 0.1), strict=True)
-        }
-    )
-    assert judge(Expectation("a + d", "test/acc", "b + c", above=0), found)[:2] == [
-        "a + d - (b + c), test/acc: above 0",
-        "-0.1000 (-0.1000 to -0.1000)",
-    ]
+
+def test_judge_adds_arms():
+    first = {"a": 0.5, "b": 0.4, "c": 0.3, "d": 0.1}
+    results = make_results(**{arm: {0: value, 1: value + 0.1} for arm, value in first.items()})
+    judged = judge(Expectation("a + d", "test/acc", "b + c", above=0), results)
+    assert judged[:2] == ["a + d - (b + c), test/acc: above 0", "-0.1000 (-0.1000 to -0.1000)"]
 
 
 @COMPOSED
 @pytest.mark.parametrize("name", NAMES)
-def test_a_claim_says_what_it_compares(name):
-    """Its arms compute different things, its expectations are of them, and its rows are its own."""
-    from claims import read_claim
-
+def test_claim_compares_different_configs_and_its_rows_are_its_own(name):
     claim = read_claim(name)
-    base = f"experiment=claims/{name}"
+    experiment = f"experiment=claims/{name}"
     hashes = {
-        arm: config_hash(task(configure(base, *words, "seed=0")))
-        for arm, words in claim.recipe.arms.items()
+        config_hash(to_plain(configure(experiment, *overrides, "seed=0")))
+        for overrides in claim.recipe.arms.values()
     }
-    assert len({*hashes.values()}) == len(claim.recipe.arms) > 1
-    assert {arm for expected in claim.expect for arm in expected.terms} == set(claim.recipe.arms)
-    assert all(
-        len([b for b in expected.bounds if math.isfinite(b)]) > 0 for expected in claim.expect
-    )
-    if claim.recipe.file.is_file():
-        found = list(csv.DictReader(claim.recipe.file.open()))
-        own = [
-            config_hash(task(configure(base, *row["words"].split(), f"seed={row['seed']}")))
-            for row in found
-        ]
-        assert own == [row["config_hash"] for row in found]
+    assert len(hashes) == len(claim.recipe.arms) > 1
+    named = {arm for expectation in claim.expectations for arm in expectation.signs}
+    assert named == set(claim.recipe.arms)
+    for expectation in claim.expectations:
+        assert any(map(math.isfinite, expectation.bounds))
+    if claim.recipe.csv_file.is_file():
+        for row in csv.DictReader(claim.recipe.csv_file.open()):
+            overrides = [*row["overrides"].split(), f"seed={row['seed']}"]
+            assert config_hash(to_plain(configure(experiment, *overrides))) == row["config_hash"]
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "message"),
     [
         (
             ("of: polynomial", "of: polynomal"),
             "polynomal does not exist; allowed: linear, polynomial. Did you mean",
         ),
         (("above", "over"), "unexpected keyword argument 'over'"),
-        (("  seeds: 5\n", ""), "'seeds'"),
+        (("  seeds: 5\n", ""), "'seeds'. Expected the keys of the claims beside it"),
+        (("claim:", "clam:"), "'claim'"),
     ],
 )
-def test_a_claim_that_is_not_whole_is_refused(change, says, tmp_path, monkeypatch):
-    import claims
-
+def test_claim_with_wrong_or_missing_keys_is_refused(change, message, tmp_path, monkeypatch):
     text = (claims.CLAIMS / "two_names.yaml").read_text("utf-8")
     assert change[0] in text
     (tmp_path / "two_names.yaml").write_text(text.replace(*change))
     monkeypatch.setattr(claims, "CLAIMS", tmp_path)
-    with pytest.raises(UserError, match=says):
-        claims.read_claim("two_names")
+    with pytest.raises(UserError, match=message):
+        read_claim("two_names")
 
 
 @COMPOSED
-def test_the_table_of_all_claims_is_that_of_readme(script, monkeypatch):
-    monkeypatch.setattr(
-        "measure.compose", lambda name, words: configure(f"experiment={name}", *words)
-    )
+def test_results_page_matches_the_committed_rows(cached_compose):
+    """If not: python scripts/results.py."""
+    page = results_page.PAGE.read_text("utf-8")
+    assert results_page.update_tables(page) == page
+    assert set(re.findall(r"^\| `(\w+)` +\|", page, re.MULTILINE)) >= set(NAMES)
+
+
+@COMPOSED
+def test_claims_script_prints_the_table_of_the_page(script, cached_compose):
     done = script("claims.py")
-    lines = done.stdout.splitlines()
-    assert {name for line in lines[2:] for name in re.findall(r"^\| `(\w+)`", line)} == set(NAMES)
-    assert done.stdout in (ROOT / "README.md").read_text("utf-8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout in results_page.PAGE.read_text("utf-8")
+
+
+def test_results_page_is_rewritten_if_a_table_has_changed(script, tmp_path, monkeypatch):
+    page = tmp_path / "README.md"
+    page.write_text("Before\n<!-- begin x -->\nold\n<!-- end x -->\nAfter\n")
+    monkeypatch.setattr(results_page, "PAGE", page)
+    monkeypatch.setattr(results_page, "TABLES", {"x": lambda: "| new |"})
+    assert script("results.py").stdout.endswith("README.md is updated\n")
+    expected = "Before\n<!-- begin x -->\n\n| new |\n\n<!-- end x -->\nAfter\n"
+    assert page.read_text() == expected
+    assert script("results.py").stdout.endswith("README.md was up to date\n")
+
+
+def test_results_page_without_markers_is_refused():
+    with pytest.raises(UserError, match="no table between <!-- begin recipes -->"):
+        results_page.update_tables("# Results\n")
+
+
+def test_results_page_does_not_import_torch():
+    code = "import sys, tricklab.analysis.results_page; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize(
-    ("words", "says"), [(["decai"], "Did you mean 'decay'"), (["decay", "seeds=x"], "seeds=x")]
+    ("arguments", "message"),
+    [(["decai"], "Did you mean 'decay'"), (["decay", "seeds=x"], "seeds=x: expected")],
 )
-def test_claims_refuse(script, words, says):
-    done = script("claims.py", *words)
+def test_claims_script_refuses_wrong_arguments(script, arguments, message):
+    done = script("claims.py", *arguments)
     assert done.returncode == 1
-    assert says in done.stderr
+    assert message in done.stderr
 
 
 @pytest.fixture
-def copy(tmp_path):
-    """A copy of the project, since rows are written beside the claims."""
+def project_copy(tmp_path):
+    """A copy of the project without results, as rows are written beside the claims."""
+    ignored = shutil.ignore_patterns("*.egg-info", "__pycache__", "*.csv")
     for part in ("src", "conf", "scripts"):
-        shutil.copytree(
-            ROOT / part,
-            tmp_path / part,
-            ignore=shutil.ignore_patterns("*.egg-info", "__pycache__", "*.csv"),
-        )
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=ignored)
     shutil.copy(ROOT / "train.py", tmp_path)
     return tmp_path
 
 
+def popen_options(copy):
+    return {"cwd": copy, "env": os.environ | {"PYTHONPATH": str(copy / "src")}, "text": True}
+
+
 @pytest.mark.slow
-def test_a_claim_that_is_killed_goes_on_and_the_false_one_is_not_passed(copy):
+def test_killed_claim_is_resumed_and_the_negative_control_fails(project_copy):
     command = [sys.executable, "scripts/claims.py", "two_names", "seeds=3"]
-    options = {"cwd": copy, "env": os.environ | {"PYTHONPATH": str(copy / "src")}, "text": True}
-    first = subprocess.Popen(command, **options, start_new_session=True, stdout=subprocess.DEVNULL)
-    runs = copy / "sweeps" / "claims" / "two_names"
-    while not (done := list(runs.glob("*/result.json"))):
+    process_options = popen_options(project_copy)
+    first = subprocess.Popen(
+        command, **process_options, start_new_session=True, stdout=subprocess.DEVNULL
+    )
+    runs = project_copy / "sweeps" / "claims" / "two_names"
+    while not (finished := list(runs.glob("*/result.json"))):
         assert first.poll() is None
         time.sleep(0.05)
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
-    before = {path: path.stat().st_mtime_ns for path in done}
-    second = subprocess.run(command, **options, capture_output=True)
+    before = {path: path.stat().st_mtime_ns for path in finished}
+    second = subprocess.run(command, **process_options, capture_output=True)
     assert second.returncode == 0, second.stderr
-    assert (
-        "polynomial - linear, test/acc: above 0; +0.0000 (0.0000 to 0.0000); FAIL" in second.stdout
-    )
-    assert {path: path.stat().st_mtime_ns for path in done} == before
-    assert len(list(csv.DictReader((copy / "conf/experiment/claims/two_names.csv").open()))) == 6
-    shutil.rmtree(copy / "sweeps")
-    third = subprocess.run(command, **options, capture_output=True)
+    expected = "polynomial - linear, test/acc: above 0; +0.0000 (0.0000 to 0.0000); FAIL"
+    assert expected in second.stdout
+    assert {path: path.stat().st_mtime_ns for path in finished} == before
+    rows = project_copy / "conf/experiment/claims/two_names.csv"
+    assert len(list(csv.DictReader(rows.open()))) == 6
+    shutil.rmtree(project_copy / "sweeps")
+    third = subprocess.run(command, **process_options, capture_output=True)
     assert third.stdout.splitlines() == second.stdout.splitlines()[-2:]
 
 
-def test_the_arms_of_a_recipe_that_is_taken_apart():
-    from ablate import make_arms
-
+def test_ablation_arms_add_tricks_in_turn_and_leave_each_out():
     assert make_arms({"a": ["x=1"], "b": ["y=2", "z=3"], "c": ["u=4"]}) == {
         "none": [],
         "to_a": ["x=1"],
@@ -225,42 +232,37 @@ def test_the_arms_of_a_recipe_that_is_taken_apart():
     }
 
 
-def test_the_table_of_an_ablation():
-    from ablate import lay_out, power
-
-    values = {
+def test_ablation_table_by_hand():
+    accuracies = {
         "none": (0.80, 0.82),
         "to_a": (0.85, 0.86),
         "to_b": (0.91, 0.89),
         "no_a": (0.84, 0.87),
         "no_b": (0.85, 0.86),
     }
-    found = {
-        arm: {seed: {"test/acc": value} for seed, value in enumerate(of)}
-        for arm, of in values.items()
-    }
-    _, none, a, b = lay_out(["a", "b"], found)
+    results = make_results(**{arm: dict(enumerate(pair)) for arm, pair in accuracies.items()})
+    _, none, a, b = ablation_table(["a", "b"], results)
     assert none[:2] == ["none", "0.8100"]
-    assert [line[i] for line in (a, b) for i in (0, 1, 2, 5)] == [
-        *("+ a", "0.8550", "+0.0450", "+0.0450"),
-        *("+ b", "0.9000", "+0.0450", "+0.0450"),
-    ]
-    assert "2 seeds" in power(["a", "b"], found)
+    assert [a[i] for i in (0, 1, 2, 5)] == ["+ a", "0.8550", "+0.0450", "+0.0450"]
+    assert [b[i] for i in (0, 1, 2, 5)] == ["+ b", "0.9000", "+0.0450", "+0.0450"]
+    # Differences: (0.05, 0.04), (0.06, 0.03), (0.07, 0.02), (0.06, 0.03)
+    std = math.sqrt((0.01**2 + 0.03**2 + 0.05**2 + 0.03**2) / 2 / 4)
+    assert describe_power(["a", "b"], results).startswith(
+        f"2 seeds: std of the differences {std:.4f}; detectable with power 0.8: "
+    )
 
 
 @pytest.mark.slow
-def test_an_ablation_runs_each_set_of_tricks_once(copy):
-    recipe = copy / "conf" / "experiment" / "small.yaml"
+def test_ablation_runs_each_set_of_tricks_once(project_copy):
     text = (CONF / "experiment" / "fashion_tricks.yaml").read_text("utf-8")
-    text = re.sub(r"  - override /data: .*\n", "", text).replace("max_epochs: 20", "max_epochs: 2")
-    recipe.write_text(re.sub(r"    (flip|dropout|smoothing): .*\n", "", text))
-    options = {"cwd": copy, "env": os.environ | {"PYTHONPATH": str(copy / "src")}, "text": True}
-    done = subprocess.run(
-        [sys.executable, "scripts/ablate.py", "small", "seeds=2"], **options, capture_output=True
-    )
+    text = re.sub(r"  - override /data: .*\n", "", text)
+    text = text.replace("max_epochs: 20", "max_epochs: 2")
+    text = re.sub(r"    (flip|dropout|smoothing): .*\n", "", text)
+    (project_copy / "conf" / "experiment" / "small.yaml").write_text(text)
+    command = [sys.executable, "scripts/ablate.py", "small", "seeds=2"]
+    done = subprocess.run(command, **popen_options(project_copy), capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert (
-        "8 jobs" in done.stdout
-    )  # none, cosine, both, mixup: without the last trick is with the first alone
+    # none, cosine, both, mixup: all but the last trick is the first alone
+    assert "8 jobs" in done.stdout
     assert re.search(r"\| \+ mixup +\| 0\.\d{4}", done.stdout)
-    assert "2 seeds: differences deviate by" in done.stdout
+    assert "2 seeds: std of the differences" in done.stdout

@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 from conftest import CONF, ONE_BATCH, ROOT, checked, configure
 
-from tricklab.cli.config import options
-from tricklab.cli.help import list_words
+from tricklab.cli.config import list_options
+from tricklab.cli.help import format_help
 from tricklab.cli.launch import check_flags
 from tricklab.cli.names import run_name
 from tricklab.cli.overrides import expand_home, read_arguments
@@ -39,7 +39,7 @@ def imported(trace: str, module: str) -> bool:
         (
             ["scheduler=cosin"],
             1,
-            f"scheduler=cosin does not exist; allowed: {', '.join(options(CONF / 'scheduler'))}. Did you mean scheduler=cosine?",
+            f"scheduler=cosin does not exist; allowed: {', '.join(list_options(CONF / 'scheduler'))}. Did you mean scheduler=cosine?",
         ),
         (["schedulr=cosine"], 1, "schedulr=cosine: no such option. Did you mean scheduler=cosine?"),
         (
@@ -51,7 +51,7 @@ def imported(trace: str, module: str) -> bool:
         (
             ["penalty=[l1,l3]"],
             1,
-            f"penalty=l3 does not exist; allowed: {', '.join(options(CONF / 'penalty'))}. Did you mean",
+            f"penalty=l3 does not exist; allowed: {', '.join(list_options(CONF / 'penalty'))}. Did you mean",
         ),
         (["data.batch_size=big"], 1, "data.batch_size=big: expected int, got str"),
         (
@@ -330,9 +330,9 @@ def test_nothing_heavy_is_imported_at_the_start(train):
 
 
 def test_help_lists_every_option_with_a_word_about_it(tmp_path):
-    text = list_words()
+    text = format_help()
     for group in (p for p in CONF.iterdir() if p.is_dir()):
-        for option in options(group):
+        for option in list_options(group):
             (line,) = (
                 line
                 for line in text.splitlines()
@@ -345,7 +345,7 @@ def test_help_lists_every_option_with_a_word_about_it(tmp_path):
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(path.read_bytes())
     (tmp_path / "scheduler" / "zigzag.yaml").write_text("# Up and down\n")
-    assert "scheduler=zigzag" in list_words(tmp_path)
+    assert "scheduler=zigzag" in format_help(tmp_path)
 
 
 def test_a_key_that_an_experiment_misspells(train, tmp_path):

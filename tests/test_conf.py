@@ -9,7 +9,7 @@ from conftest import CONF, ONE_BATCH, checked, configure, trust_cifar, write_cif
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from tricklab.cli.config import description, options
+from tricklab.cli.config import description, list_options
 from tricklab.data.published import find_mnist
 
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -17,7 +17,7 @@ OPTIONS = [
     (p.name, o)
     for p in sorted(CONF.iterdir())
     if p.is_dir() and p.name != "hydra"
-    for o in options(p)
+    for o in list_options(p)
 ]
 GROUPS_OF_OURS = ("data", "augment", "mixup", "model", "penalty", "scheduler")
 COMPUTE = ("data", "augment", "mixup", "model", "penalty", "callbacks", "optimizer")

@@ -1,48 +1,158 @@
-"""What CONTRIBUTING.md tells people to add, added to a copy of the project as it is told."""
+"""The examples of CONTRIBUTING.md, each added to a copy of the project and run."""
 
 import os
 import re
 import shutil
+from typing import NamedTuple
 
 import pytest
-from conftest import ONE_BATCH, ROOT
+from conftest import CONF, ONE_BATCH, ROOT
 
-RECIPE = re.compile(
-    r"```python\n(.*?)```.*?`(conf/[\w/]+\.yaml)`.*?```yaml\n(.*?)```.*?Try it: `(.*?)`", re.DOTALL
-)
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+README = (ROOT / "README.md").read_text("utf-8")
+SECURITY = (ROOT / "SECURITY.md").read_text("utf-8")
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *ROOT.glob(".github/**/*.md"), *CONF.glob("**/*.md")})
+MODULE = re.compile(r"`(src/tricklab/[\w/]+\.py)`:\n\n```python\n(.*?)```", re.DOTALL)
+YAML = re.compile(r"`(conf/[\w/]+\.yaml)`[^`]*?:\n\n```yaml\n(.*?)```", re.DOTALL)
+TRY_IT = re.compile(r"Try it: `python train.py (.*?)`. Out of range: `(.*?)=(.*?)`")
+SECTIONS = [
+    "A schedule",
+    "A term of the loss",
+    pytest.param("An augmentation", marks=pytest.mark.slow),
+    pytest.param("A mixing", marks=pytest.mark.slow),
+    pytest.param("A projection after the step", marks=pytest.mark.slow),
+    pytest.param("A network", marks=pytest.mark.slow),
+    pytest.param("A data set", marks=pytest.mark.slow),
+    pytest.param("A callback", marks=pytest.mark.slow),
+    pytest.param("An optimizer", marks=pytest.mark.slow),
+]
+
+
+class Example(NamedTuple):
+    """A definition, its YAML, and a command line that uses it."""
+
+    module: str
+    code: str
+    yaml_path: str
+    yaml: str
+    overrides: list[str]
+    key: str
+    out_of_range: str
+
+
+def read_example(title: str) -> Example:
+    """Read the section `title` of CONTRIBUTING.md; the module is "" without a definition."""
+    section = CONTRIBUTING.split(f"## {title}\n")[1].split("\n## ")[0]
+    definition = MODULE.search(section)
+    module, code = definition.groups() if definition else ("", "")
+    yaml_path, yaml = YAML.search(section).groups()
+    overrides, key, out_of_range = TRY_IT.search(section).groups()
+    return Example(module, code, yaml_path, yaml, overrides.split(), key, out_of_range)
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the project."""
+    ignore = shutil.ignore_patterns("*.egg-info", "__pycache__")
+    for part in ("src", "conf"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=ignore)
+    shutil.copy(ROOT / "train.py", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def train_in(project, fresh):
+    """Run the copy's `train.py` with its own package."""
+
+    def train_in(*overrides):
+        env = os.environ | {"PYTHONPATH": str(project / "src")}
+        return fresh(str(project / "train.py"), *overrides, env=env)
+
+    return train_in
 
 
 @pytest.mark.xdist_group("servers")
-@pytest.mark.parametrize(
-    ("section", "module"),
-    [
-        ("scheduler", "scheduler.py"),
-        pytest.param("data set", "data/datasets.py", marks=pytest.mark.slow),
-    ],
-)
-def test_add_as_told(fresh, section, module, tmp_path):
-    text = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split(f"## Add a {section}")[1]
-    code, yaml, content, command = RECIPE.search(text).groups()
-    for part in ("src", "conf"):
-        shutil.copytree(
-            ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
-        )
-    shutil.copy(ROOT / "train.py", tmp_path)
-    with (tmp_path / "src" / "tricklab" / module).open("a", encoding="utf-8") as file:
-        file.write("\n\n" + code)
-    (tmp_path / yaml).write_text(content, "utf-8")
-    script, *words = command.split()[1:]
-    env = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
-    done = fresh(str(tmp_path / script), *words, *ONE_BATCH[1:], "trainer.max_epochs=2", env=env)
+@pytest.mark.parametrize("title", SECTIONS)
+def test_contributing_example_trains_and_checks_its_range(title, project, train_in):
+    example = read_example(title)
+    if example.module:
+        with (project / example.module).open("a", encoding="utf-8") as file:
+            file.write("\n\n" + example.code)
+    (project / example.yaml_path).write_text(example.yaml, "utf-8")
+
+    done = train_in(*example.overrides, *ONE_BATCH[1:], "trainer.max_epochs=2")
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
 
+    refused = train_in(*example.overrides, f"{example.key}={example.out_of_range}")
+    assert refused.returncode == 1
+    assert f"{example.key}={example.out_of_range}" in refused.stderr
 
-def test_readme_and_contributing_tell_the_same():
-    readme, contributing = (
-        (ROOT / name).read_text("utf-8") for name in ("README.md", "CONTRIBUTING.md")
-    )
-    for block in re.findall(
-        r"```(?:python|yaml)\n.*?```", readme.split("## How to add a trick")[1], re.DOTALL
-    ):
-        assert block in contributing
+
+@pytest.mark.xdist_group("servers")
+def test_contributing_claim_composes(project, train_in):
+    section = CONTRIBUTING.split("## A claim\n")[1]
+    path, yaml = YAML.search(section).groups()
+    (project / path).write_text(yaml, "utf-8")
+    done = train_in("experiment=claims/cooldown", "--cfg", "job")
+    assert done.returncode == 0, done.stderr
+    assert "than: cosine" in done.stdout
+
+
+def test_contributing_has_an_example_of_each_kind():
+    kinds = re.findall(r"^\| \[(.*?)\]\(#(.*?)\)", CONTRIBUTING, re.MULTILINE)
+    titles = re.findall(r"^## (.*)", CONTRIBUTING, re.MULTILINE)
+    anchors = [title.lower().replace(" ", "-") for title in titles]
+    assert len(kinds) == 10
+    assert {anchor for _, anchor in kinds} <= set(anchors)
+
+
+def test_readme_shows_the_schedule_of_contributing():
+    how_to = README.split("## How to add a trick")[1].split("## Map")[0]
+    blocks = re.findall(r"```(?:python|yaml)\n.*?```", how_to, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        assert block in CONTRIBUTING
+
+
+def test_readme_is_for_a_person_in_a_hurry():
+    assert len(README.encode()) <= 12_000
+
+
+def test_readme_options_exist():
+    rows = re.findall(r"^\| `(\w+)` \| (.*?) \|(.*?) ?\|$", README, re.MULTILINE)
+    groups = [row for row in rows if (CONF / row[0]).is_dir()]
+    assert len(groups) == 14
+    for group, options, keys in groups:
+        yamls = "".join(path.read_text("utf-8") for path in CONF.glob(f"{group}/*.yaml"))
+        for option in re.findall(r"`(\w+)`", options):
+            assert (CONF / group / f"{option}.yaml").is_file(), option
+        for key in re.findall(r"`[\w.]*\.(\w+)(?:=\S+)?`", keys):
+            assert re.search(rf"^\s*{key}:", yamls, re.MULTILINE), key
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_document_links_lead_to_files(document):
+    links = re.findall(r"\]\(((?!https?:|#)[^)#]+)", document.read_text("utf-8"))
+    missing = [link for link in links if not (document.parent / link).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    "document", [README, CONTRIBUTING, SECURITY], ids=["README", "CONTRIBUTING", "SECURITY"]
+)
+def test_document_names_files_that_exist(document):
+    paths = re.findall(r"`((?:src/tricklab|conf|scripts|tests|notebooks)/[\w/]+\.\w+)`", document)
+    examples = re.findall(r"`(conf/[\w/]+\.yaml)`[^`]*?:\n\n```yaml", document)
+    missing = [path for path in paths if not (ROOT / path).exists()]
+    assert set(missing) <= {*examples, "conf/local/default.yaml"}
+
+
+def test_readme_map_names_files_that_exist():
+    tree = README.split("## Map")[1].split("```")[1]
+    source = ROOT / "src" / "tricklab"
+    for line in tree.split("src/tricklab/")[1].split("scripts/")[0].splitlines()[1:]:
+        folder = re.match(r"\s+(\w+)/", line)
+        parent = source / folder[1] if folder else source
+        for name in re.findall(r"\w+\.py", line):
+            assert (parent / name).is_file(), f"{parent.name}/{name}"

@@ -9,7 +9,8 @@ READERS = {"load", "loads", "safe_open", "load_file", "open", "read_text", "read
 READERS |= {"DictReader", "Unpickler", "from_file", "open_text", "loadtxt", "genfromtxt"}
 DOORS = {  # what else opens files, and which: none of them is a stranger's
     "src/tricklab/files.py": "texts, tables and tensors of strangers",
-    "src/tricklab/data/images.py": "pictures",
+    "src/tricklab/data/images.py": "image files",
+    "src/tricklab/data/cache.py": "decoded images, to write and to map",
     "src/tricklab/data/published.py": "MNIST and CIFAR, as published",
     "src/tricklab/data/datasets.py": "the digits in scikit-learn",
     "src/tricklab/logger.py": "metrics.csv, to append to",
@@ -20,10 +21,11 @@ DOORS = {  # what else opens files, and which: none of them is a stranger's
     "src/tricklab/cli/check.py": "conf/",
     "src/tricklab/cli/launch.py": "the null device",
     "src/tricklab/cli/signatures.py": "the source of installed packages",
-    "src/tricklab/analysis/judge.py": "conf/",
+    "src/tricklab/analysis/untrusted.py": "conf/",
     "scripts/claims.py": "conf/",
     "scripts/ablate.py": "conf/",
     "scripts/measure.py": "the committed rows beside a recipe",
+    "src/tricklab/analysis/results_page.py": "conf/experiment",
     "scripts/plan.py": "a table to write",
     "scripts/rename.py": "the checkout itself",
 }

@@ -199,7 +199,7 @@ def test_test_results_are_those_of_best(run):
     data = build(cfg.data, seed=0)
     net = build_net(cfg, data.shape, 10)
     net.load_state_dict({k.removeprefix("net."): v for k, v in weights.items()})
-    images, labels = data.source.test
+    images, labels = data.splits.test
     mean, std = 255 * torch.tensor(data.mean), 255 * torch.tensor(data.std)
     with torch.no_grad():
         logits = net.eval()((images.float() - mean) / std)
@@ -465,7 +465,7 @@ def test_the_streams_are_at_the_place_of_the_batch(run, monkeypatch):
 
     def watch(self, batch, batch_idx):
         place = (self.current_epoch, batch_idx)
-        assert self.trainer.datamodule._place()[0] == place[0]
+        assert self.trainer.datamodule._position()[0] == place[0]
         seen.append((place, torch.default_generator.initial_seed()))
         return step(self, batch, batch_idx)
 
@@ -473,7 +473,7 @@ def test_the_streams_are_at_the_place_of_the_batch(run, monkeypatch):
 
     def note(self, batch, dataloader_idx):
         if self.trainer.training:
-            places.append(self._place())
+            places.append(self._position())
         return transfer(self, batch, dataloader_idx)
 
     monkeypatch.setattr(ImageClassifier, "training_step", watch)
@@ -546,11 +546,11 @@ def test_accuracy_on_clean_training_images_in_evaluation_mode(run):
     net = build_net(cfg, data.shape, 10)
     weights = torch.load(done.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     net.load_state_dict({k.removeprefix("net."): v for k, v in weights.items()})
-    images, labels = (part[data.clean_rows] for part in data.train)
+    images, labels = (part[data.clean_indices] for part in data.train)
     with torch.no_grad():
-        right = net.eval()(data.prepare(images)).argmax(1) == labels
+        right = net.eval()(data.preprocess(images)).argmax(1) == labels
     assert done.column("train/acc_clean")[-1] == right.double().mean().item()
-    assert len(labels) == len(data.train_rows)  # digits has less than 2,000
+    assert len(labels) == len(data.train_indices)  # digits has less than 2,000
     assert done.result["metrics"]["train/acc_clean"] in done.column("train/acc_clean")
 
 

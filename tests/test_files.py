@@ -8,7 +8,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from tricklab.analysis.trained import read_trained
+from tricklab.analysis.trained import load_checkpoint
 from tricklab.errors import UserError
 from tricklab.files import (
     UnreadableError,
@@ -94,7 +94,7 @@ def test_a_flipped_byte_is_noticed_or_changes_nothing(trained, script, tmp_path,
     path, rng = run / "checkpoints" / name, random.Random(0)
     content, read = path.read_bytes(), (read_checkpoint, read_safetensors)["saf" in name]
     honest, noticed = read(path), 0
-    weights = read_trained([str(path)]).state
+    weights = load_checkpoint(path).state
     weight = next(tensor for tensor in weights.values() if tensor.ndim == 2).numpy().tobytes()
     tensors = range(begin := content.index(weight), begin + len(weight))
     places = [*rng.sample(tensors, 100), *rng.sample(range(len(content)), 100)]

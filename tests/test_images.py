@@ -1,4 +1,4 @@
-"""The decoder: what it makes of each kind of image, and that damaged files end in one line."""
+"""Decoding of images: pixels of every format, and errors of corrupt files."""
 
 import io
 import random
@@ -18,14 +18,14 @@ from tricklab.errors import UserError
 FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn")
 
 
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
+def encode(image: Image.Image, kind: str, **options) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
-def samples() -> dict[str, bytes]:
-    """Small files of every format, in several modes and compressions, by name."""
+def make_samples() -> dict[str, bytes]:
+    """Return small files of every format, in several modes and compressions, by name."""
     pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 4), dtype=np.uint8)
     clear = Image.fromarray(pixels)
     color, grey = clear.convert("RGB"), clear.convert("L")
@@ -35,27 +35,27 @@ def samples() -> dict[str, bytes]:
     frames = {"save_all": True, "append_images": [color.rotate(90)]}
     float_pixels = pixels[..., 0].astype("<f4") / 255
     files = {
-        "color.jpg": encoded(color, "JPEG", exif=exif),
-        "progressive.jpg": encoded(color, "JPEG", progressive=True),
-        "cmyk.jpg": encoded(color.convert("CMYK"), "JPEG"),
-        "two.mpo": encoded(color, "MPO", **frames),
-        "grey.png": encoded(grey, "PNG"),
-        "clear.png": encoded(clear, "PNG", exif=exif),
-        "palette.png": encoded(clear.quantize(16), "PNG"),
-        "deep.png": encoded(deep, "PNG"),
-        "moving.png": encoded(color, "PNG", **frames),
-        "color.webp": encoded(color, "WEBP", exif=exif),
-        "clear.webp": encoded(clear, "WEBP", lossless=True),
-        "color.avif": encoded(color, "AVIF", exif=exif),
-        "clear.avif": encoded(clear, "AVIF"),
-        "moving.gif": encoded(clear, "GIF", **frames),
-        "color.bmp": encoded(color, "BMP"),
-        "two.bmp": encoded(color.convert("1"), "BMP"),
-        "raw.tif": encoded(color, "TIFF", exif=exif),
-        "lzw.tif": encoded(color, "TIFF", compression="tiff_lzw"),
-        "jpeg.tif": encoded(color, "TIFF", compression="jpeg"),
-        "float.tif": encoded(Image.fromarray(float_pixels), "TIFF"),
-        "color.ppm": encoded(color, "PPM"),
+        "color.jpg": encode(color, "JPEG", exif=exif),
+        "progressive.jpg": encode(color, "JPEG", progressive=True),
+        "cmyk.jpg": encode(color.convert("CMYK"), "JPEG"),
+        "two.mpo": encode(color, "MPO", **frames),
+        "grey.png": encode(grey, "PNG"),
+        "clear.png": encode(clear, "PNG", exif=exif),
+        "palette.png": encode(clear.quantize(16), "PNG"),
+        "deep.png": encode(deep, "PNG"),
+        "moving.png": encode(color, "PNG", **frames),
+        "color.webp": encode(color, "WEBP", exif=exif),
+        "clear.webp": encode(clear, "WEBP", lossless=True),
+        "color.avif": encode(color, "AVIF", exif=exif),
+        "clear.avif": encode(clear, "AVIF"),
+        "moving.gif": encode(clear, "GIF", **frames),
+        "color.bmp": encode(color, "BMP"),
+        "two.bmp": encode(color.convert("1"), "BMP"),
+        "raw.tif": encode(color, "TIFF", exif=exif),
+        "lzw.tif": encode(color, "TIFF", compression="tiff_lzw"),
+        "jpeg.tif": encode(color, "TIFF", compression="jpeg"),
+        "float.tif": encode(Image.fromarray(float_pixels), "TIFF"),
+        "color.ppm": encode(color, "PPM"),
         "deep.pgm": b"P5 16 12 65535\n" + (pixels[..., 0] * np.uint16(257)).astype(">u2").tobytes(),
         "plain.pgm": b"P2 4 2 255\n" + b"1 20 255 0 7 8 9 10\n",
         "float.pfm": b"Pf\n16 12\n-1.0\n" + float_pixels.tobytes(),
@@ -64,29 +64,30 @@ def samples() -> dict[str, bytes]:
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """Damage a file: bytes that flip, a cut, bytes more or less, another header, zeros."""
-    data, kind = bytearray(content), rng.randrange(6)
-    place = rng.randrange(len(data))
+    """Damage a file: flipped bits, a cut, added or removed bytes, another header, zeros."""
+    data = bytearray(content)
+    kind = rng.randrange(6)
+    offset = rng.randrange(len(data))
     if kind == 0:
         for _ in range(rng.choice((1, 3, 20))):
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     elif kind == 1:
-        del data[place:]
+        del data[offset:]
     elif kind == 2:
-        data[place:place] = rng.randbytes(rng.choice((1, 4, 100)))
+        data[offset:offset] = rng.randbytes(rng.choice((1, 4, 100)))
     elif kind == 3:
-        del data[place : place + rng.choice((1, 4, 50))]
+        del data[offset : offset + rng.choice((1, 4, 50))]
     elif kind == 4:
         for _ in range(rng.choice((1, 4))):
             data[rng.randrange(min(64, len(data)))] = rng.choice((0, 1, 127, 128, 255))
     else:
-        data[place : place + 8] = bytes(8)
+        data[offset : offset + 8] = bytes(8)
     return bytes(data)
 
 
-def test_samples_are_of_every_format_and_decode(tmp_path):
+def test_decode_reads_every_format(tmp_path):
     kinds = set()
-    for name, content in samples().items():
+    for name, content in make_samples().items():
         (tmp_path / name).write_bytes(content)
         kinds.add(Image.open(tmp_path / name).format.replace("MPO", "JPEG"))
         for mode, channels in (("RGB", 3), ("L", 1)):
@@ -94,17 +95,19 @@ def test_samples_are_of_every_format_and_decode(tmp_path):
     assert kinds == set(FORMATS)
 
 
-def test_a_thousand_damaged_files_decode_or_are_named(tmp_path):
-    """Nothing else is raised, nothing is started, and none takes long."""
-    rng, files = random.Random(0), list(samples().items())
-    started, messages, decoded, slowest = [], [], 0, 0.0
+def test_decode_of_a_thousand_damaged_files_succeeds_or_names_them(tmp_path):
+    """Nothing else is raised, no process is started, and none takes long."""
+    rng = random.Random(0)
+    files = list(make_samples().items())
+    started, messages = [], []
+    decoded, slowest = 0, 0.0
 
-    def note(event: str, arguments: tuple) -> None:
+    def record(event: str, arguments: tuple) -> None:
         if watching and event in FORBIDDEN:
             started.append(event)
 
     watching = True
-    sys.addaudithook(note)
+    sys.addaudithook(record)
     begin = time.process_time()
     for number in range(1000):
         name, content = files[number % len(files)]
@@ -132,26 +135,24 @@ def test_a_thousand_damaged_files_decode_or_are_named(tmp_path):
     "kind",
     ["BLP", "DDS", "EPS", "ICNS", "ICO", "IM", "JPEG2000", "MSP", "PCX", "PDF", "SGI", "TGA"],
 )
-def test_other_formats_are_refused_whatever_their_ending(tmp_path, monkeypatch, kind):
-    """None of their decoders is tried: that of EPS would start Ghostscript."""
+def test_decode_refuses_other_formats_whatever_their_extension(tmp_path, monkeypatch, kind):
+    """Their decoders are not tried: that of EPS would start Ghostscript."""
     image = Image.new("RGB", (16, 16), "red")
     mode = {"MSP": "1", "BLP": "P"}.get(kind, "RGB")
-    (tmp_path / "x.png").write_bytes(encoded(image.convert(mode), kind))
+    (tmp_path / "x.png").write_bytes(encode(image.convert(mode), kind))
     for name, plugin in list(sys.modules.items()):
         if name.startswith("PIL.") and hasattr(plugin, "Ghostscript"):
             monkeypatch.setattr(plugin, "Ghostscript", lambda *a, **k: pytest.fail("started"))
-    with pytest.raises(
-        UserError, match=r"x\.png can't be decoded: it is no JPEG, PNG, WEBP, AVIF, "
-    ):
+    with pytest.raises(UserError, match=r"x\.png can't be decoded: not a JPEG, PNG, WEBP, AVIF, "):
         decode(tmp_path / "x.png", None, "RGB")
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_the_content_decides_not_the_ending(tmp_path, kind):
+def test_decode_looks_at_the_content_not_the_extension(tmp_path, kind):
     image = Image.new("RGB", (16, 16), "red")
-    for ending in ("jpg", "png", "tif"):
-        path = tmp_path / f"x.{ending}"
-        path.write_bytes(encoded(image, kind))
+    for extension in ("jpg", "png", "tif"):
+        path = tmp_path / f"x.{extension}"
+        path.write_bytes(encode(image, kind))
         red = decode(path, None, "RGB").float().mean((1, 2))
         assert red.tolist() == pytest.approx([255, 0, 0], abs=4)
 
@@ -159,7 +160,7 @@ def test_the_content_decides_not_the_ending(tmp_path, kind):
 @pytest.mark.parametrize(
     "error", [RuntimeError("two\nlines"), NotImplementedError(), MemoryError()]
 )
-def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, error):
+def test_decode_names_the_file_whatever_is_raised(tmp_path, monkeypatch, error):
     def fail(*arguments, **options):
         raise error
 
@@ -170,10 +171,10 @@ def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch, error):
     assert str(refused.value) == f"{tmp_path}/x.png can't be decoded: {reason}"
 
 
-def test_damaged_tags_of_a_tiff_are_damage(tmp_path, recwarn):
-    """They say what its pixels are: here, how they are compressed."""
+def test_decode_refuses_corrupt_tiff_tags(tmp_path, recwarn):
+    """They describe the pixels: here, their compression."""
     path = tmp_path / "x.tif"
-    content = samples()["raw.tif"]
+    content = make_samples()["raw.tif"]
     tag = struct.pack("<HHI", 259, 3, 1)
     assert content.count(tag) == 1
     path.write_bytes(content.replace(tag, struct.pack("<HHI", 259, 3, 9999)))
@@ -182,25 +183,25 @@ def test_damaged_tags_of_a_tiff_are_damage(tmp_path, recwarn):
     assert not recwarn.list
 
 
-def test_damaged_metadata_are_no_damage(tmp_path, recwarn):
-    """ImageNet has photographs with damaged EXIF: they are whole, and nothing is said of them."""
+def test_decode_ignores_corrupt_metadata(tmp_path, recwarn):
+    """ImageNet has photographs with corrupt EXIF and intact pixels; they are decoded silently."""
     image, path = Image.new("RGB", (16, 8), "red"), tmp_path / "x"
     exif = Image.Exif()
     exif[0x010F] = "a camera of a long name"
-    path.write_bytes(encoded(image, "JPEG", exif=exif.tobytes()[:-10]))
+    path.write_bytes(encode(image, "JPEG", exif=exif.tobytes()[:-10]))
     assert decode(path, None, "RGB").shape == (3, 8, 16)
     notes = PngInfo()
-    notes.add_text("Raw profile type exif", "\nexif\n8\nno hexadecimal number")
-    path.write_bytes(encoded(image, "PNG", pnginfo=notes))
+    notes.add_text("Raw profile type exif", "\nexif\n8\nnot hexadecimal")
+    path.write_bytes(encode(image, "PNG", pnginfo=notes))
     assert decode(path, None, "RGB").shape == (3, 8, 16)
     assert not recwarn.list
 
 
-RAMP = np.arange(256).reshape(16, 16)  # of grey levels
+RAMP = np.arange(256).reshape(16, 16)  # grey levels
 
 
 @pytest.mark.parametrize(
-    ("values", "end"),
+    ("values", "extension"),
     [
         ((RAMP * 257).astype(np.uint16), "png"),
         ((RAMP * 257).astype(np.uint16), "tif"),
@@ -211,8 +212,8 @@ RAMP = np.arange(256).reshape(16, 16)  # of grey levels
     ],
     ids=["16 bits", "16 bits", "big endian", "32 bits", "0 to 1", "a dark half"],
 )
-def test_a_ramp_of_more_than_8_bits_stays_a_ramp(tmp_path, values, end):
-    path = tmp_path / f"x.{end}"
+def test_decode_scales_more_than_8_bits(tmp_path, values, extension):
+    path = tmp_path / f"x.{extension}"
     Image.fromarray(values).save(path)
     full = 1 if values.dtype.kind == "f" else 65535
     expected = torch.from_numpy((values.astype(float) / full * 255).round().astype(np.uint8))
@@ -220,7 +221,7 @@ def test_a_ramp_of_more_than_8_bits_stays_a_ramp(tmp_path, values, end):
         assert torch.equal(decode(path, None, mode)[0], expected)
 
 
-def test_16_bits_of_pgm_are_scaled_by_its_largest_value(tmp_path):
+def test_decode_scales_pgm_by_its_largest_value(tmp_path):
     for largest in (1023, 4095, 65535):
         values = (RAMP * largest / 255).round().astype(">u2")
         (tmp_path / "x.pgm").write_bytes(b"P5 16 16 %d\n" % largest + values.tobytes())
@@ -228,7 +229,7 @@ def test_16_bits_of_pgm_are_scaled_by_its_largest_value(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("values", "says"),
+    ("values", "message"),
     [
         (RAMP.astype(np.uint16), "its integers are 0 to 255, where 0 to 65535 is black to white"),
         (RAMP.astype(np.int32), "its integers are 0 to 255, where 0 to 65535 is black to white"),
@@ -243,24 +244,24 @@ def test_16_bits_of_pgm_are_scaled_by_its_largest_value(tmp_path):
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, str) else "",
 )
-def test_values_that_would_turn_black_or_white_are_refused(tmp_path, values, says):
+def test_decode_refuses_values_that_would_turn_black_or_white(tmp_path, values, message):
     Image.fromarray(values).save(tmp_path / "x.tif")
     with pytest.raises(UserError) as refused:
         decode(tmp_path / "x.tif", None, "RGB")
-    assert says in str(refused.value)
+    assert message in str(refused.value)
     assert str(refused.value).endswith("; scale them to that, or save 8 bits")
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
-def test_black_is_black_in_all_depths(tmp_path, dtype):
+def test_decode_keeps_black_in_all_depths(tmp_path, dtype):
     Image.fromarray(np.zeros((8, 8), dtype)).save(tmp_path / "x.tif")
     assert not decode(tmp_path / "x.tif", None, "RGB").any()
 
 
 @pytest.mark.parametrize(("background", "grey"), [("white", 255), ("black", 0)])
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "one color"])
-def test_transparent_pixels_show_the_background(tmp_path, mode, background, grey):
-    """Half of them do; half-transparent grey is between the two."""
+def test_decode_composites_onto_the_background(tmp_path, mode, background, grey):
+    """The upper half is transparent; half-transparent grey is between the two."""
     pixels = np.full((8, 8, 4), (80, 80, 80, 255), np.uint8)
     pixels[:4] = (10, 10, 10, 0)
     image = Image.fromarray(pixels)
@@ -281,7 +282,7 @@ def test_transparent_pixels_show_the_background(tmp_path, mode, background, grey
     assert half == pytest.approx((80 + grey) / 2, abs=1)
 
 
-def test_opaque_images_with_alpha_are_those_without(tmp_path):
+def test_decode_ignores_opaque_alpha(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 4), dtype=np.uint8)
     pixels[..., 3] = 255
     Image.fromarray(pixels).save(tmp_path / "x.png")
@@ -293,8 +294,8 @@ def test_opaque_images_with_alpha_are_those_without(tmp_path):
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "I;16", "F"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_images_are_turned_upright_in_all_depths(tmp_path, mode, orientation):
-    """The oracle: Pillow's own way, of an image of 8 bits."""
+def test_decode_rotates_upright_in_all_depths(tmp_path, mode, orientation):
+    """The oracle: Pillow's own `exif_transpose` of an image of 8 bits."""
     pixels = np.zeros((6, 10), np.uint8)
     pixels[0], pixels[:, 0] = 255, 255
     pixels[5, 9] = 255

@@ -22,10 +22,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from tricklab.cli import overrides
-from tricklab.cli.config import task
+from tricklab.cli.config import to_plain
 from tricklab.cli.names import sweep_name
 from tricklab.jobs import process
-from tricklab.jobs.process import Command, work
+from tricklab.jobs.process import JobSpec, job_main
 from tricklab.jobs.queue import Job, Jobs
 from tricklab.run.identity import config_hash
 
@@ -73,9 +73,11 @@ def test_the_hash_of_a_job_is_that_of_what_it_computes():
         "logger=tensorboard",
         "resume=auto",
     )
-    plain, other = (config_hash(task(configure(*words, hydra=True))) for words in ((), ("seed=1",)))
+    plain, other = (
+        config_hash(to_plain(configure(*words, hydra=True))) for words in ((), ("seed=1",))
+    )
     assert plain != other
-    assert all(config_hash(task(configure(word, hydra=True))) == plain for word in same)
+    assert all(config_hash(to_plain(configure(word, hydra=True))) == plain for word in same)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +212,7 @@ def test_what_each_slot_sees(monkeypatch, words, visible, expected):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    slots = process.Slots(configure(*words))
+    slots = process.LocalPool(configure(*words))
     assert [slots.free.get() for _ in range(slots.number)] == expected
 
 
@@ -218,14 +220,14 @@ def test_threads_are_shared_by_the_slots(monkeypatch):
     monkeypatch.setattr(process, "count_cores", lambda: 8)
     for given, threads in {"": 4, "3": 3, "5,2": 5, "x": 4}.items():
         monkeypatch.setenv("OMP_NUM_THREADS", given)
-        assert process.Slots(configure("slots=2")).threads == threads
+        assert process.LocalPool(configure("slots=2")).threads == threads
 
 
 @pytest.mark.parametrize(
     "value", ["20260301", "1e5", "null", "true", "a b", "it's", "/a/b", "x=1", "", "a,b", "ü"]
 )
 def test_what_is_quoted_is_read_as_that_text(value):
-    assert OverridesParser.create().parse_override(f"x={overrides.quoted(value)}").value() == value
+    assert OverridesParser.create().parse_override(f"x={overrides.quote(value)}").value() == value
 
 
 @SERVERS
@@ -260,9 +262,9 @@ def test_a_launcher_that_is_ended_ends_its_job(monkeypatch, tmp_path):
             set_forkserver_preload=lambda names: None, Process=lambda **options: job
         ),
     )
-    monkeypatch.setattr(process, "end", lambda process, by: told.append(by))
+    monkeypatch.setattr(process, "kill_process_group", lambda process, by: told.append(by))
     with pytest.raises(SystemExit):
-        process.run_job(process.Command([], tmp_path, "", None), "", 0, [])
+        process.run_job(process.JobSpec([], tmp_path, "", None), "", 0, [])
     assert told == [signal.SIGTERM]
 
 
@@ -277,7 +279,7 @@ def test_a_job_ends_with_its_driver_without_pidfd(monkeypatch):
     monkeypatch.setattr(process.os, "pidfd_open", none)
     monkeypatch.setattr(process.os, "kill", gone)
     monkeypatch.setattr(process.os, "killpg", lambda *arguments: ended.append(arguments))
-    process.end_with(1)
+    process.exit_with_parent(1)
     assert ended == [(0, signal.SIGKILL)]
 
 
@@ -435,9 +437,9 @@ def test_an_interrupt_between_two_submissions_ends_the_first(monkeypatch):
     monkeypatch.setattr(
         process, "run_job", lambda *given: (given[-1].append(at_work), ended.wait())
     )
-    monkeypatch.setattr(process, "end", lambda job, by: ended.set())
+    monkeypatch.setattr(process, "kill_process_group", lambda job, by: ended.set())
     monkeypatch.setattr(ThreadPoolExecutor, "submit", submit_one)
-    slots = process.Slots(configure("slots=2"))
+    slots = process.LocalPool(configure("slots=2"))
     with pytest.raises(KeyboardInterrupt):
         slots.run([None, None])
     assert ended.is_set()
@@ -452,7 +454,9 @@ def test_an_interrupt_at_the_start_of_the_follower_ends_it(monkeypatch):
 
     monkeypatch.setattr(threading.Thread, "start", start_and_stop)
     with pytest.raises(KeyboardInterrupt):
-        Jobs.run_left(SimpleNamespace(follow=lambda jobs, over: over.wait(), launch=None), [])
+        Jobs.run_pending(
+            SimpleNamespace(print_progress=lambda jobs, over: over.wait(), launch=None), []
+        )
     assert threading.active_count() == before
 
 
@@ -517,7 +521,7 @@ def note(folder):
         )
 
     runpy.run_path = write
-    work(Command([], folder, "", None), "", 0, os.getppid())
+    job_main(JobSpec([], folder, "", None), "", 0, os.getppid())
 
 
 @SERVERS
@@ -625,7 +629,7 @@ def test_an_edit_touches_the_jobs_that_it_changes(tmp_path):
         with initialize_config_dir(str(tmp_path / "conf"), version_base="1.3"):
             configs = [compose("train", [f"mixup={option}"]) for option in ("off", "on", "cutmix")]
         return [
-            config_hash(task(OmegaConf.merge(config, {"seed": seed})))
+            config_hash(to_plain(OmegaConf.merge(config, {"seed": seed})))
             for config in configs
             for seed in (0, 1)
         ]

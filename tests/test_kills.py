@@ -18,7 +18,7 @@ from conftest import Run
 from PIL import Image
 
 from tricklab.data.datasets import digits
-from tricklab.jobs.process import Command, work
+from tricklab.jobs.process import JobSpec, job_main
 
 WORDS = (
     *(
@@ -47,7 +47,7 @@ CASES = [  # schedule, workers, processes
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """The digits as files in class folders."""
-    root, source = tmp_path_factory.mktemp("digits"), digits().source
+    root, source = tmp_path_factory.mktemp("digits"), digits().splits
     for part, (pixels, labels) in (("train", source.train), ("test", source.test)):
         for i, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True)):
             (root / part / str(label)).mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def start(images):
         )
         folder.mkdir(parents=True, exist_ok=True)
         process = context.Process(
-            target=work_until, args=(*until, Command(words, folder, "", None), "", 1, os.getpid())
+            target=work_until, args=(*until, JobSpec(words, folder, "", None), "", 1, os.getpid())
         )
         process.start()
         return process
@@ -89,7 +89,7 @@ def work_until(target, number, *arguments):
     """Be a run, with temporary files on another file system, that is killed where `target` is called so many times."""
     os.environ["TMPDIR"] = "/dev/shm"
     if not target:
-        return work(*arguments)
+        return job_main(*arguments)
     real, calls = pkgutil.resolve_name(target), itertools.count(1)
 
     @functools.wraps(real)
@@ -99,7 +99,7 @@ def work_until(target, number, *arguments):
         return real(*values, **options)
 
     with mock.patch(target, call):
-        work(*arguments)
+        job_main(*arguments)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from conftest import CONF, ONE_BATCH
 from omegaconf import OmegaConf
 
 from tricklab.cli.lightning import (
+    ARGUMENT_ALTERNATIVES,
     BARS,
+    CALLBACK_ALTERNATIVES,
     EXTRA,
-    INSTEAD,
-    INSTEAD_OF_CALLBACK,
     WORKING,
     check_argument,
     check_callback,
@@ -23,23 +23,23 @@ from tricklab.errors import UserError
 def test_every_argument_of_the_trainer_is_decided_on():
     ours = {"_target_", "compile", "channels_last"}
     in_conf = set(OmegaConf.load(CONF / "trainer" / "default.yaml")) - ours
-    decided = [*in_conf, *EXTRA, *INSTEAD]
+    decided = [*in_conf, *EXTRA, *ARGUMENT_ALTERNATIVES]
     assert sorted(decided) == sorted(inspect.signature(pl.Trainer).parameters)
 
 
 def test_every_callback_is_decided_on():
-    decided = [*WORKING, *BARS, *INSTEAD_OF_CALLBACK]
+    decided = [*WORKING, *BARS, *CALLBACK_ALTERNATIVES]
     assert sorted(decided) == sorted(pl.callbacks.__all__)
 
 
-@pytest.mark.parametrize("name", INSTEAD)
+@pytest.mark.parametrize("name", ARGUMENT_ALTERNATIVES)
 def test_argument_is_refused_by_name(name):
     with pytest.raises(UserError, match=f"trainer.{name} would not do here what it says; "):
         check_argument(name)
 
 
 @pytest.mark.parametrize("module", ["callbacks", "callbacks.some.module"])
-@pytest.mark.parametrize("name", INSTEAD_OF_CALLBACK)
+@pytest.mark.parametrize("name", CALLBACK_ALTERNATIVES)
 def test_callback_is_refused_by_name(module, name):
     with pytest.raises(UserError, match=f"callbacks.x: {name} can't be used here; "):
         check_callback("x", f"pytorch_lightning.{module}.{name}")

@@ -1,16 +1,27 @@
-"""What is measured by scripts/measure.py and scripts/benchmark.py."""
+"""Measured recipes: rows beside them, runs that are missing, summaries; and the benchmark."""
 
 import csv
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import CONF, ROOT, configure
 from torch import nn
 
-from tricklab.cli.config import task
+from tricklab.analysis import recipes
+from tricklab.analysis.flops import training_flops
+from tricklab.analysis.recipes import (
+    Recipe,
+    collect_runs,
+    format_rows,
+    format_summary,
+    is_complete,
+    run_missing,
+)
+from tricklab.cli.config import to_plain
 from tricklab.data.published import find_mnist
 from tricklab.run.identity import config_hash
 
@@ -20,162 +31,178 @@ def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
 
 
-def write_result(folder, seed, status="done", accuracy=0.9, words=()):
-    folder.mkdir(parents=True)
+def write_result(folder, seed, status="done", accuracy=0.9, overrides=()):
+    """Write the result of a run whose config hash is hash0 for seed 0."""
     result = {
         "status": status,
         "config_hash": f"hash{seed}",
-        "overrides": ["experiment=x", *words, f"seed={seed}"],
-    }
-    result |= {
+        "overrides": ["experiment=x", *overrides, f"seed={seed}"],
         "seconds": 10.0 + seed,
         "git": {"commit": "0123456789ab"},
         "versions": {"torch": "2"},
+        "started": "2026-11-25T10:00:00+00:00",
+        "metrics": {
+            "val/acc": accuracy + 0.01,
+            "test/acc": accuracy,
+            "test/loss": 0.5,
+            "test/ece": 0.02,
+        },
     }
-    result |= {"started": "2026-11-25T10:00:00+00:00"}
-    metrics = {"val/acc": accuracy + 0.01, "test/acc": accuracy, "test/loss": 0.5, "test/ece": 0.02}
-    (folder / "result.json").write_text(json.dumps(result | {"metrics": metrics}))
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(result))
 
 
 @pytest.fixture
-def recipe(scripts, monkeypatch, tmp_path):
-    """A recipe whose file and folder lie elsewhere."""
-    from measure import Recipe
-
-    monkeypatch.setattr(Recipe, "file", tmp_path / "x.csv")
+def recipe(monkeypatch, tmp_path):
+    """A recipe whose file and folder are elsewhere."""
+    monkeypatch.setattr(Recipe, "csv_file", tmp_path / "x.csv")
     monkeypatch.setattr(Recipe, "folder", tmp_path / "sweep")
     return Recipe("x")
 
 
-def test_rows_of_done_runs_are_kept_and_added_to(recipe, tmp_path, monkeypatch):
-    from measure import Recipe, gather, summary
+def read_csv(recipe):
+    return list(csv.DictReader(recipe.csv_file.open()))
 
+
+def test_collect_runs_adds_rows_of_finished_runs(recipe, tmp_path, monkeypatch):
     wanted = {"hash0", "hash1", "hash2"}
-    assert gather(recipe, wanted) == {}
-    assert not recipe.file.exists()
+    assert collect_runs(recipe, wanted) == {}
+    assert not recipe.csv_file.exists()
     write_result(recipe.folder / "a", seed=0, accuracy=0.90)
     write_result(recipe.folder / "b", seed=1, status="failed")
     write_result(recipe.folder / "other", seed=3)
-    assert set(gather(recipe, wanted)) == {"hash0"}
-    written = recipe.file.stat().st_mtime_ns
-    gather(recipe, wanted)
-    assert recipe.file.stat().st_mtime_ns == written  # other processes may be reading it
+    assert set(collect_runs(recipe, wanted)) == {"hash0"}
+    written = recipe.csv_file.stat().st_mtime_ns
+    collect_runs(recipe, wanted)
+    assert recipe.csv_file.stat().st_mtime_ns == written  # other processes may be reading it
     monkeypatch.setattr(Recipe, "folder", tmp_path / "later")
     write_result(recipe.folder / "c", seed=2, accuracy=0.92)
-    rows = gather(recipe, wanted)
-    assert [
-        (row["seed"], row["test/acc"], row["seconds"]) for row in csv.DictReader(recipe.file.open())
-    ] == [
-        ("0", "0.9", "10.0"),
-        ("2", "0.92", "12.0"),
-    ]
-    said = summary(list(rows.values()), 1.5e12)
+    rows = collect_runs(recipe, wanted)
+    found = [(row["seed"], row["test/acc"], row["seconds"]) for row in read_csv(recipe)]
+    assert found == [("0", "0.9", "10.0"), ("2", "0.92", "12.0")]
     assert (
-        "2 seeds: test/acc 0.9100 ± 0.0141, val/acc 0.9200 ± 0.0141, 11 s a run (10 to 12), 1.5e+12 FLOPs"
-        in said
+        format_summary(list(rows.values()), 1.5e12)
+        == "2 seeds: test/acc 0.9100 ± 0.0141, val/acc 0.9200 ± 0.0141, "
+        "11 s a run (10 to 12), 1.5e+12 FLOPs"
     )
 
 
-def test_a_row_has_the_words_of_its_arm_and_the_last_value_of_a_metric(recipe):
-    from measure import gather
-
+def test_collect_runs_keeps_the_overrides_of_an_arm_and_last_values(recipe):
     several = recipe._replace(
         arms={"a": ["mixup=off"], "b": ["mixup=on"]}, metrics=("test/acc", "val/acc@last")
     )
-    write_result(
-        recipe.folder / "a",
-        seed=0,
-        words=["mixup=on", "mixup.alpha=2", "~penalty.x", "resume=auto"],
-    )
+    overrides = ["mixup=on", "mixup.alpha=2", "~penalty.x", "resume=auto"]
+    write_result(recipe.folder / "a", seed=0, overrides=overrides)
     (recipe.folder / "a" / "metrics.csv").write_text("step,val/acc,lr\n1,0.5,\n2,0.75,\n3,,0.1\n")
-    (row,) = gather(several, {"hash0"}).values()
-    assert (row["words"], row["test/acc"], row["val/acc@last"]) == (
-        "mixup=on mixup.alpha=2 ~penalty.x",
-        "0.9",
-        "0.75",
-    )
+    (row,) = collect_runs(several, {"hash0"}).values()
+    assert list(row)[:4] == ["config_hash", "overrides", "seed", "seconds"]
+    assert row["overrides"] == "mixup=on mixup.alpha=2 ~penalty.x"
+    assert (row["test/acc"], row["val/acc@last"]) == ("0.9", "0.75")
     assert "test/loss" not in row
+    assert (row["commit"], row["torch"], row["date"]) == ("0123456789", "2", "2026-11-25")
 
 
-def test_only_the_arms_that_lack_a_seed_are_run(recipe, monkeypatch):
-    import measure
-
-    several = recipe._replace(arms={"a": ["x=1"], "b": ["y=[1,2]"], "c": []})
-    found, commands = {"a": {0: {}, 1: {}}, "b": {0: {}}, "c": {}}, []
-    monkeypatch.setattr(measure, "known", lambda recipe, seeds: found)
-    monkeypatch.setattr(measure.subprocess, "run", lambda command, cwd: commands.append(command))
-    measure.measure(several, 2, ["slots=2"])
-    assert [word for word in commands[0] if word.startswith(("seed=", "sweep"))] == [
-        *("seed=0,1", "sweep=arms", "sweep.of={b:['y=[1,2]'],c:[]}")
-    ]
-    measure.measure(several._replace(arms={"b": []}), 1, [])
-    assert "sweep=arms" not in commands[1]
-
-
-def test_a_row_without_a_metric_that_is_asked_for_is_read_anew(recipe):
-    from measure import gather, whole
-
+def test_collect_runs_reads_ood_metrics_and_evaluates_where_there_are_none(recipe, monkeypatch):
+    of_noise = recipe._replace(metrics=("ood/noise/confidence",))
     write_result(recipe.folder / "a", seed=0)
-    gather(recipe._replace(metrics=("test/acc",)), {"hash0"})
-    assert [row["test/ece"] for row in gather(recipe, {"hash0"}).values()] == ["0.02"]
+    table = "images,confidence\nrotated,0.5\nnoise,0.25\n"
+    commands = []
+
+    def evaluate(command, **options):
+        commands.append(command)
+        (recipe.folder / "a" / "ood.csv").write_text(table)
+
+    monkeypatch.setattr(recipes, "subprocess", SimpleNamespace(run=evaluate, DEVNULL=None))
+    (row,) = collect_runs(of_noise, {"hash0"}).values()
+    assert row["ood/noise/confidence"] == "0.25"
+    assert [command[-1] for command in commands] == ["suite=ood"]
+
+
+def test_run_missing_runs_only_arms_and_seeds_without_a_row(recipe, monkeypatch):
+    several = recipe._replace(arms={"a": ["x=1"], "b": ["y=[1,2]"], "c": []})
+    results, commands = {"a": {0: {}, 1: {}}, "b": {0: {}}, "c": {}}, []
+    monkeypatch.setattr(recipes, "update_results", lambda recipe, seeds: results)
+    fake = SimpleNamespace(run=lambda command, **options: commands.append(command))
+    monkeypatch.setattr(recipes, "subprocess", fake)
+    run_missing(several, 2, ["slots=2"])
+    assert [word for word in commands[0] if word.startswith(("seed=", "sweep", "slots"))] == [
+        *("seed=0,1", "sweep=arms", "sweep.of={b:['y=[1,2]'],c:[]}", "slots=2")
+    ]
+    run_missing(several._replace(arms={"b": []}), 1, [])
+    assert "sweep=arms" not in commands[1]
+    results |= {"b": {0: {}, 1: {}}, "c": {0: {}, 1: {}}}
+    run_missing(several, 2, [])
+    assert len(commands) == 2
+
+
+def test_row_without_a_wanted_metric_is_incomplete_and_stays(recipe):
+    write_result(recipe.folder / "a", seed=0)
+    collect_runs(recipe._replace(metrics=("test/acc",)), {"hash0"})
+    assert [row["test/ece"] for row in collect_runs(recipe, {"hash0"}).values()] == ["0.02"]
     (recipe.folder / "a" / "result.json").unlink()
-    asked = recipe._replace(metrics=("test/acc", "val/nll"))
-    assert not whole(gather(asked, {"hash0"})["hash0"], asked)  # but it stays in the file
+    with_nll = recipe._replace(metrics=("test/acc", "val/nll"))
+    row = collect_runs(with_nll, {"hash0"})["hash0"]
+    assert not is_complete(row, with_nll)
+    assert is_complete(row, recipe)
 
 
-def test_rows_of_different_columns_stand_in_one_file(scripts):
-    from measure import to_text
-
-    assert to_text([{"a": "1"}, {"b": "2", "a": "3"}]) == "a,b\n1,\n3,2\n"
+def test_rows_with_different_columns_share_a_file():
+    assert format_rows([{"a": "1"}, {"b": "2", "a": "3"}]) == "a,b\n1,\n3,2\n"
 
 
-def test_flops_are_those_of_all_steps(scripts):
-    from measure import flops
-
-    forwards = 2 * (64 * 8 + 8 * 10)
-    backwards = 2 * (64 * 8 + 2 * 8 * 10)  # no gradient of the pixels
+def test_training_flops_are_those_of_all_steps():
+    forward = 2 * (64 * 8 + 8 * 10)
+    backward = 2 * (64 * 8 + 2 * 8 * 10)  # no gradient of the pixels
     config = configure(
         "model=mlp", "model.widths=[8]", "data.batch_size=100", "trainer.max_epochs=3"
     )
-    assert flops(config) == (forwards + backwards) * 3 * 13 * 100
+    assert training_flops(config) == (forward + backward) * 3 * 13 * 100
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "message"),
     [
         (["fashion_29"], "experiment=fashion_29 does not exist; allowed: fashion_91, "),
         ([], "experiment= does not exist"),
-        (["fashion_92", "seeds=0"], "seeds=0; allowed: 1 or more"),
+        (["fashion_92", "seeds=0"], "seeds=0: expected a number of seeds, 1 or more"),
+        (["fashion_92", "seeds=1", "seeds=2"], "seeds is given twice"),
         (
             ["fashion_92", "trainer.precision=bf16-mixed"],
-            "precision=bf16-mixed would change what is measured; allowed: ",
+            "precision=bf16-mixed would change the measured config. Expected seeds=N",
         ),
+        (["fashion_92", "fashion_93"], "fashion_93 would change the measured config"),
     ],
 )
-def test_measure_refuses(script, words, says):
-    done = script("measure.py", *words)
+def test_measure_refuses_wrong_arguments(script, arguments, message):
+    done = script("measure.py", *arguments)
     assert done.returncode == 1
-    assert says in done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize(
     "file", sorted((CONF / "experiment").glob("*.csv")), ids=lambda file: file.stem
 )
-def test_the_rows_beside_a_recipe_are_its_own(file):
-    """Or it computes something else since they were written: then they no longer count, and README's table neither."""
-    rows = list(csv.DictReader(file.open()))
-    seeds = [int(row["seed"]) for row in rows]
-    words = [[*row.get("words", "").split(), f"seed={row['seed']}"] for row in rows]
-    hashes = [config_hash(task(configure(f"experiment={file.stem}", *of_row))) for of_row in words]
-    assert hashes == [row["config_hash"] for row in rows]
-    assert set(seeds) == set(range(max(seeds) + 1))
+def test_rows_beside_a_recipe_have_its_hashes(file):
+    """If not, the recipe has changed since: its rows no longer count."""
+    for seed, row in enumerate(csv.DictReader(file.open())):
+        overrides = [*row.get("overrides", "").split(), f"seed={row['seed']}"]
+        config = configure(f"experiment={file.stem}", *overrides)
+        assert config_hash(to_plain(config)) == row["config_hash"], (seed, overrides)
+
+
+@pytest.mark.parametrize(
+    "file", sorted((CONF / "experiment").glob("*.csv")), ids=lambda file: file.stem
+)
+def test_rows_beside_a_recipe_have_all_seeds(file):
+    seeds = {int(row["seed"]) for row in csv.DictReader(file.open())}
+    assert seeds == set(range(len(seeds)))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
     not find_mnist(ROOT / "data", "FashionMNIST"), reason="needs a copy of Fashion-MNIST"
 )
-def test_what_has_a_row_is_not_run_again(tmp_path):
+def test_measure_does_not_run_what_has_a_row(tmp_path):
     command = [sys.executable, str(ROOT / "scripts" / "measure.py"), "fashion_91", "seeds=3"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8")
     assert done.returncode == 0, done.stderr
@@ -183,7 +210,9 @@ def test_what_has_a_row_is_not_run_again(tmp_path):
     assert len(done.stdout.splitlines()) == 1
 
 
-def test_shares_are_of_the_same_round_and_of_the_fastest_turns(scripts, monkeypatch, capsys):
+def test_benchmark_fractions_are_of_the_same_round_and_of_the_fastest_turns(
+    scripts, monkeypatch, capsys
+):
     import benchmark
 
     rounds = [
@@ -198,7 +227,7 @@ def test_shares_are_of_the_same_round_and_of_the_fastest_turns(scripts, monkeypa
     assert "200 images/s of the plain loop at best" in capsys.readouterr().out
 
 
-def test_each_repeat_has_processes_of_its_own(scripts, monkeypatch):
+def test_benchmark_repeats_start_new_processes(scripts, monkeypatch):
     import benchmark
 
     groups = []
@@ -212,7 +241,7 @@ def test_each_repeat_has_processes_of_its_own(scripts, monkeypatch):
 
 
 @pytest.mark.slow
-def test_all_take_their_turn(scripts, monkeypatch):
+def test_benchmark_alternates_all_variants(scripts, monkeypatch):
     """In processes that are forked, as new ones take ten seconds each."""
     import benchmark
 
@@ -233,7 +262,7 @@ def test_all_take_their_turn(scripts, monkeypatch):
 
 
 @pytest.mark.slow
-def test_files_are_read_by_both(scripts, monkeypatch, tmp_path):
+def test_benchmark_reads_files_both_ways(scripts, monkeypatch, tmp_path):
     import benchmark
 
     monkeypatch.setattr(benchmark, "JPEGS", 3000)
@@ -244,14 +273,14 @@ def test_files_are_read_by_both(scripts, monkeypatch, tmp_path):
     assert min(speeds.values()) > 0
 
 
-def test_what_is_measured_apart_starts_processes_as_this_one_does(scripts):
+def test_benchmark_child_process_keeps_the_start_method(scripts):
     import benchmark
 
     told = "__import__('multiprocessing').get_start_method()"
     assert benchmark.apart(eval, told) == eval(told)
 
 
-def test_a_table_has_the_medians(scripts, capsys):
+def test_benchmark_table_has_the_medians(scripts, capsys):
     import benchmark
 
     rounds = [{"a": 1200.0, "b": 0.5}, {"a": 1100.0, "b": 0.25}, {"a": 9000.0, "b": 0.75}]
@@ -263,7 +292,7 @@ def test_a_table_has_the_medians(scripts, capsys):
     ]
 
 
-def test_the_plain_loop_trains_the_same_network(scripts, monkeypatch):
+def test_benchmark_plain_loop_trains_the_same_network(scripts, monkeypatch):
     """It is a floor only if it does the same work: its net, its batches, normalised."""
     import benchmark
 

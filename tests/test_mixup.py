@@ -11,7 +11,8 @@ from timm.loss import LabelSmoothingCrossEntropy
 from torchvision.transforms import v2
 
 from tricklab import mixup as options_of_mixup
-from tricklab.cli.config import options
+from tricklab.cli.config import list_options
+from tricklab.data.batches import mixup_window
 from tricklab.duration import Length
 from tricklab.errors import UserError
 from tricklab.metrics import share_right
@@ -33,7 +34,7 @@ from tricklab.run.instantiate import build
 from tricklab.run.plan import make_plan
 from tricklab.training import ImageClassifier
 
-OPTIONS = [option for option in options(CONF / "mixup") if option != "off"]
+OPTIONS = [option for option in list_options(CONF / "mixup") if option != "off"]
 ALPHAS = {
     mixup: {"alpha": 1.0},
     cutmix: {"alpha": 1.0},
@@ -274,7 +275,7 @@ def test_option_mixes_within_its_window_only(name):
     cfg = configure("data=fake", "data.images=100", "data.batch_size=16", f"mixup={name}")
     data = build(cfg.data, mixup=build(cfg.mixup))
     plain = build(cfg.data)
-    data.mix_between("25%", "9it", Length(12, 3), accumulate=2)
+    data.mixup_window = mixup_window("25%", "9it", Length(12, 3), accumulate=2)
     mixed = []
     for n in range(24):
         position = divmod(n, 6)
@@ -285,8 +286,8 @@ def test_option_mixes_within_its_window_only(name):
     assert set(mixed) <= set(range(6, 18))
     assert len(mixed) > 6
     for wrong in (("50%", "50%"), ("60%", "50%"), (0, "13it")):
-        with pytest.raises(UserError, match="allowed: the one before the other"):
-            data.mix_between(*wrong, Length(12, 3), accumulate=2)
+        with pytest.raises(UserError, match="must be before end"):
+            mixup_window(*wrong, Length(12, 3), accumulate=2)
 
 
 def test_window_holds_in_a_run(run):
@@ -323,7 +324,7 @@ def test_training_accuracy_is_named_for_the_mixing(run, name, option):
 def test_targets_are_class_indices_where_the_plain_loss_is_the_same(overrides, dimensions):
     cfg = configure("data=fake", "data.images=100", *overrides)
     data = build_data(cfg)
-    make_plan(cfg, data, ranks=1)
+    data.mixup_window = make_plan(cfg, data, ranks=1).mixup_window
     raw = next(iter(data.training_batches(lambda: (0, 0))))
     assert data.training_batch(raw, (0, 0))[1].ndim == dimensions
 

@@ -3,7 +3,7 @@ import torch
 from conftest import CONF, configure
 from torch import nn
 
-from tricklab.cli.config import options
+from tricklab.cli.config import list_options
 from tricklab.errors import UserError
 from tricklab.model import Residual
 from tricklab.run.build import build_net
@@ -14,7 +14,7 @@ def net(*overrides, shape=(3, 32, 32), classes=10):
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 17, 40), (1, 1, 1)])
-@pytest.mark.parametrize("name", options(CONF / "model"))
+@pytest.mark.parametrize("name", list_options(CONF / "model"))
 def test_any_shape_and_number_of_classes(name, shape):
     for classes in (2, 100):
         model = net(f"model={name}", shape=shape, classes=classes)
@@ -22,7 +22,7 @@ def test_any_shape_and_number_of_classes(name, shape):
         assert model.eval()(torch.zeros(3, *shape)).shape == (3, classes)
 
 
-@pytest.mark.parametrize("name", options(CONF / "model"))
+@pytest.mark.parametrize("name", list_options(CONF / "model"))
 def test_dropout_acts_in_training_only(name):
     model, images = net(f"model={name}", "model.dropout=0.5"), torch.randn(16, 3, 32, 32)
     for module in model.modules():
@@ -34,7 +34,7 @@ def test_dropout_acts_in_training_only(name):
     assert torch.equal(plain(images), plain(images))
 
 
-@pytest.mark.parametrize("name", options(CONF / "model"))
+@pytest.mark.parametrize("name", list_options(CONF / "model"))
 def test_weights_follow_from_the_seed_alone(name):
     torch.rand(7)
     first = net(f"model={name}", "mixup=on", "seed=3").state_dict()
@@ -195,7 +195,7 @@ def test_dropout_of_0_is_the_plain_network(run):
     )
 
 
-@pytest.mark.parametrize("name", options(CONF / "model"))
+@pytest.mark.parametrize("name", list_options(CONF / "model"))
 @pytest.mark.parametrize("rate", ["dropout", "input_dropout", "spatial_dropout", "drop_path"])
 def test_a_dropout_that_lets_nothing_pass_is_refused(name, rate):
     if rate not in configure(f"model={name}").model:

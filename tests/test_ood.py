@@ -8,7 +8,7 @@ import torch
 from conftest import Run
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from tricklab.analysis.ood import Noise, blur, rotation, separate
+from tricklab.analysis.ood import Noise, blur, ood_detection_metrics, rotate
 
 EDGES = {
     "apart": ([0.9, 1.0, 1.0], [0.1, 0.2]),
@@ -27,7 +27,7 @@ def test_separation_is_that_of_sklearn(case, dtype):
     inside, outside = (torch.tensor(values, dtype=dtype) for values in EDGES[case])
     truth = [1] * len(inside) + [0] * len(outside)
     scores = torch.cat([inside, outside]).double().numpy()
-    found = separate(inside, outside)
+    found = ood_detection_metrics(inside, outside)
     assert found["auroc"] == pytest.approx(roc_auc_score(truth, scores), abs=1e-9)
     false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
     assert found["fpr95"] == pytest.approx(np.min(false[true >= 0.95]), abs=1e-9)
@@ -44,7 +44,7 @@ def test_noise_has_numbers_of_its_own_for_each_batch():
 
 def test_a_quarter_turn_and_a_blur():
     images = torch.randint(256, (2, 1, 6, 8), dtype=torch.uint8)
-    assert torch.equal(rotation(images)[:, :, 0], images[:, :, :, -1])
+    assert torch.equal(rotate(images)[:, :, 0], images[:, :, :, -1])
     point = torch.zeros(1, 1, 21, 21)
     point[..., 10, 10] = 255
     blurred = blur(point)

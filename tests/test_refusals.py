@@ -12,7 +12,7 @@ from conftest import CONF, ONE_BATCH, checked, write_mnist
 from PIL import Image
 
 import tricklab.data.published
-from tricklab.cli.config import options
+from tricklab.cli.config import list_options
 from tricklab.cli.messages import explain
 from tricklab.errors import UserError
 
@@ -92,7 +92,7 @@ TYPED = [
     ),
     (
         "augment=cutmix",
-        f"augment=cutmix does not exist; allowed: {', '.join(options(CONF / 'augment'))}. "
+        f"augment=cutmix does not exist; allowed: {', '.join(list_options(CONF / 'augment'))}. "
         "Did you mean mixup=cutmix?",
     ),
     (
@@ -185,12 +185,12 @@ BATCH_NORM = (
 ROWS = [
     (
         ["data=folder", "data.root=none"],
-        "data.root=none is not a folder; allowed: a folder with one folder a class",
+        "data.root=none is not a folder. Expected a folder with one folder per class",
     ),
     (["data=folder", "data.root=empty"], "empty has no image in its class folders"),
     (
         ["data=folder", "data.root=one"],
-        "data.root=one: 2 classes or more, each with images; there is cat",
+        "data.root=one: need at least 2 classes with images; there is cat",
     ),
     (
         ["data=folder", "data.root=mixed", "data.resize=null", "data.num_workers=0"],
@@ -198,11 +198,11 @@ ROWS = [
     ),
     (
         ["data=folder", "data.root=images", "data.test_size=0"],
-        "data.test_size=0 of 11 images; allowed: a number from 1 to 11, or a share below 1.0",
+        "data.test_size=0 of 11 images; allowed: a number from 1 to 11, or a fraction below 1.0",
     ),
     (
         ["data=mnist", "data.root=mnist"],
-        "data: training labels: from 12 to 12; allowed: from 0 to 9, that of each image",
+        "data: training labels: from 12 to 12; allowed: 0 to 9, one for each image",
     ),
     (
         ["data=mnist", "data.root=cut"],
@@ -210,15 +210,15 @@ ROWS = [
     ),
     (
         ["data.val_size=0"],
-        "data.val_size=0 of 1437 images; allowed: a number from 1 to 1437, or a share below 1.0",
+        "data.val_size=0 of 1437 images; allowed: a number from 1 to 1437, or a fraction below 1.0",
     ),
     (
         ["data.val_size=1.0"],
-        "data.val_size=1.0 of 1437 images; allowed: a number from 1 to 1437, or a share below 1.0",
+        "data.val_size=1.0 of 1437 images; allowed: a number from 1 to 1437, or a fraction below 1.0",
     ),
     (
         ["data.train_size=5000"],
-        "data.train_size=5000 of 1294 images; allowed: a number from 1 to 1294, or a share below 1.0",
+        "data.train_size=5000 of 1294 images; allowed: a number from 1 to 1294, or a fraction below 1.0",
     ),
     (
         ["data.folds=3", "data.fold=3"],
@@ -230,7 +230,7 @@ ROWS = [
     ),
     (
         ["model=mlp", "data.batch_size=1"],
-        f"data.batch_size=1: {BATCH_NORM}; allowed: 2 or more, or no batch norm",
+        f"data.batch_size=1: {BATCH_NORM}; use 2 or more, or no batch norm",
     ),
     (
         ["loss.weight=[1,2]"],
@@ -253,7 +253,7 @@ ROWS = [
         "trainer.max_epochs=-1 trainer.max_steps=-1: the run would take no step, or never stop",
     ),
     (["model.widths=[]"], "model.widths=[]: expected a non-empty list of int"),
-    (["model=resnet", "model.depth=21"], "model: model.depth=21; allowed: "),
+    (["model=resnet", "model.depth=21"], "model.depth=21; allowed: "),
     (
         ["optimizer.momentum=0"],
         "optimizer: Nesterov momentum requires a momentum and zero dampening",
@@ -268,7 +268,7 @@ ROWS = [
     (["scheduler=cosine", "scheduler.warmup=300ep"], "scheduler.warmup=300ep is 3300 steps; "),
     (
         ["mixup=on", "mixup.begin=5ep", "mixup.end=5ep"],
-        "mixup.begin=5ep mixup.end=5ep are the steps 55 and 55; ",
+        "mixup.begin=5ep mixup.end=5ep: begin (step 55) must be before end (step 55)",
     ),
 ]
 
@@ -306,7 +306,7 @@ def test_no_download_is_said_with_what_was_looked_for(train, tmp_path, monkeypat
     no_network(monkeypatch, tmp_path)
     done = train(CPU, "data=fashion_mnist", "data.root=new/deep")
     assert done.stderr == (
-        "error: data.root=new/deep: no FashionMNIST there, and no download (no route to host); expected a folder with "
+        "error: data.root=new/deep: no FashionMNIST there, and no download (no route to host). Expected a folder with "
         "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte "
         "or Debian's package dataset-fashion-mnist\n"
     )

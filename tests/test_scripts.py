@@ -1,6 +1,5 @@
 """The scripts, each from the command line and from the path of a checkpoint alone."""
 
-import contextlib
 import csv
 import io
 import os
@@ -16,10 +15,8 @@ from conftest import ONE_BATCH, ROOT, write_mnist
 from PIL import Image
 from safetensors.torch import load_file
 
-from tricklab.analysis.trained import read_trained
+from tricklab.analysis.trained import load_checkpoint
 from tricklab.data.images import decode
-from tricklab.errors import UserError
-from tricklab.run.folder import lock_run
 from tricklab.training import ImageClassifier
 
 
@@ -91,8 +88,8 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
         str(root / "test" / c / f"{i}.png") for c in ("cat", "dog") for i in range(4)
     ]
     assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
-    trained = read_trained([f"ckpt={done.folder}/checkpoints/best.ckpt"])
-    net = trained.net()
+    checkpoint = load_checkpoint(done.folder)
+    net = checkpoint.net()
     images = torch.stack(
         [
             decode(root / "test" / c / f"{i}.png", (16, 16), "RGB")
@@ -101,7 +98,7 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
         ]
     )
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-        logits = net(trained.prepare()(images))
+        logits = net(checkpoint.preprocess()(images))
     expected = logits.float().softmax(1).amax(1)
     assert [float(row["probability"]) for row in rows] == expected.tolist()
     right = sum(row["class"] in row["file"] for row in rows) / len(rows)
@@ -113,7 +110,7 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
     [
         (
             ["ckpt=/nowhere.ckpt"],
-            "ckpt=/nowhere.ckpt: no such file; expected the path of a checkpoint",
+            "ckpt=/nowhere.ckpt: no such file. Expected the path of a checkpoint",
         ),
         (["{best}", "data=digit"], "data=digit does not exist"),
         (["{best}", "data.batchsize=3"], "data.batchsize does not exist"),
@@ -128,17 +125,20 @@ def test_predict_names_the_classes_of_files(run, tree, script, precision):
         ),
         (["{best}", "trainer.accelerator=tpu"], "tpu"),
         (["ckpt={folder}/config.yaml"], "is damaged, or not a checkpoint"),
-        (["{best}", "mc=1"], "mc=1; allowed: 0, or 2 views and more"),
-        (["{best}", "tta=x"], "tta=x; allowed: 0, or 2 views and more"),
+        (["{best}", "mc=1"], "mc=1; allowed: 0, or 2 and more"),
+        (["{best}", "tta=x"], "tta=x; allowed: 0, or 2 and more"),
         (["{best}", "mc=4"], "mc=4: the network has no dropout"),
-        (["{best}", "tta=4"], "mc=0 tta=4 ; allowed: tta with an augmentation"),
-        (["{best}", "augment=flip"], "allowed: tta with an augmentation"),
+        (["{best}", "tta=4"], "tta=4: trained without augmentation. Expected e.g. augment=light"),
+        (["{best}", "augment=flip"], "augment=flip: has an effect only with tta"),
         (
             ["{best}", "tta=4", "augment=flip,crop"],
-            "augment=flip,crop; expected one value for each, without commas",
+            "augment=flip,crop: several values. Expected one each, without commas",
         ),
-        (["{best}", "mc=01"], "mc=01; allowed: 0, or 2 views and more"),
-        (["{best}", "tta=4", "mc=3", "augment=flip"], "mc the same or 0"),
+        (["{best}", "mc=01"], "mc=01; allowed: 0, or 2 and more"),
+        (
+            ["{best}", "tta=4", "mc=3", "augment=flip"],
+            "mc=3 tta=4: expected the same number of views",
+        ),
         (["{best}", "tta=4", "augment=flib"], "augment=flib does not exist; allowed: affine"),
     ],
 )
@@ -158,7 +158,7 @@ def test_an_exported_file_gives_the_same_logits(run, script, tmp_path):
     best = done.folder / "checkpoints" / "best.ckpt"
     said = script("export.py", f"ckpt={best}", "output=m.safetensors")
     assert said.returncode == 0, said.stderr
-    ours, theirs = (read_trained([f"ckpt={path}"]) for path in (best, tmp_path / "m.safetensors"))
+    ours, theirs = (load_checkpoint(path) for path in (best, tmp_path / "m.safetensors"))
     images = torch.randn(50, 1, 8, 8)
     with torch.no_grad():
         assert torch.equal(ours.net()(images), theirs.net()(images))
@@ -306,68 +306,6 @@ def test_preview_shows_smoothed_targets(script, monkeypatch, mixing):
         assert mixing == "on" or shares == [0.91, 0.01]
 
 
-@pytest.fixture
-def three(run):
-    """Three runs: one done, one failed, one killed."""
-    for folder, options, choices in [
-        ("runs/a", ("seed=1",), {"scheduler": "cosine"}),
-        ("runs/b", ("trainer.limit_val_batches=0.01",), {"scheduler": "step"}),
-        ("runs/c", ("seed=2",), {"scheduler": "step"}),
-    ]:
-        with contextlib.suppress(UserError):
-            done = run(*ONE_BATCH[:1], "model=mlp", *options, folder=folder, choices=choices)
-    (done.folder.parent / "c" / "result.json").unlink()
-
-
-@pytest.mark.parametrize(
-    ("asked", "found"),
-    [
-        ([], "abc"),
-        (["status=failed"], "b"),
-        (["scheduler=step"], "bc"),
-        (["scheduler=step", "status=unfinished"], "c"),
-        (["seed=1"], "a"),
-        (["optimizer.lr=0.1", "stop_after=1it"], "abc"),
-        (["optimizer.lr=0.2"], ""),
-        (["optimizer.lr=1e-1", "data.train_size=null", "model.widths=[256,128]"], "abc"),
-    ],
-)
-def test_runs_finds_by_what_was_chosen_and_how_it_ended(three, script, asked, found):
-    lines = script("runs.py", *asked).stdout.splitlines()
-    assert sorted(line[-1] for line in lines[:-1]) == list(found)
-    assert lines[-1] == f"{len(found)} runs below runs"
-
-
-def test_runs_deletes_what_it_finds_and_never_one_that_may_run(three, script, tmp_path):
-    for wrong in (
-        ["delete=true"],
-        ["status=fail"],
-        ["delete=yes", "seed=1"],
-        ["root=nowhere"],
-        ["failed"],
-        ["foo=None", "delete=true"],
-    ):
-        said = script("runs.py", *wrong)
-        assert said.returncode == 1
-        assert len(said.stderr.splitlines()) == 1
-    (tmp_path / "runs" / "mine").mkdir()
-    (tmp_path / "runs" / "mine" / "config.yaml").write_text("something: else")
-    left = lambda: sorted(path.name for path in (tmp_path / "runs").iterdir())  # noqa: E731
-    script("runs.py", "seed=1")
-    assert left() == ["a", "b", "c", "mine"]
-    assert (
-        "2 runs below runs, 1 deleted" in script("runs.py", "scheduler=step", "delete=true").stdout
-    )
-    assert left() == ["a", "c", "mine"]
-    held = lock_run(tmp_path / "runs" / "c")
-    assert script("runs.py", "status=running").stdout.splitlines()[-1] == "1 runs below runs"
-    script("runs.py", "status=running", "delete=true")
-    held.close()
-    assert left() == ["a", "c", "mine"]
-    script("runs.py", "status=unfinished", "delete=true")
-    assert left() == ["a", "mine"]
-
-
 NAME = ImageClassifier.__module__.split(".")[0]
 NEW = f"net_{NAME[::-1]}"
 
@@ -481,32 +419,3 @@ def test_names_of_classes_are_no_formulas_in_predictions(run, script, tree):
     assert len(rows) == 12
     assert {row["class"] for row in rows} <= {"'=cmd|' C'!A0\\x1b[2J", "dog"}
     assert any(row["class"] != "dog" for row in rows)
-
-
-def write_run(folder, config="choices: {}\nseed: 0\n", result='{"status": "done"}'):
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(f"a: 1\n{config}")
-    (folder / "result.json").write_text(result)
-
-
-def test_a_damaged_run_is_listed_beside_the_others(script, tmp_path):
-    write_run(tmp_path / "runs" / "fine")
-    write_run(tmp_path / "runs" / "broken", "choices: [")
-    write_run(tmp_path / "runs" / "odd", result='{"status": "\\u001b[2J", "metrics": [1]}')
-    said = script("runs.py")
-    assert said.returncode == 0, said.stderr
-    ended = {line.split()[-1]: line.split()[0] for line in said.stdout.splitlines()[:-1]}
-    assert ended == {"runs/fine": "done", "runs/broken": "unreadable", "runs/odd": "\\x1b[2J"}
-    assert script("runs.py", "status=done", "delete=true").stdout.endswith(", 1 deleted\n")
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["broken", "odd"]
-    assert script("runs.py", "status=unreadable", "delete=true").stdout.endswith(", 1 deleted\n")
-
-
-def test_nothing_is_deleted_outside_of_the_root(script, tmp_path):
-    write_run(tmp_path / "elsewhere" / "run")
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
-    said = script("runs.py", "status=done", "delete=true")
-    assert said.returncode == 1
-    assert "is a link that leads out of runs" in said.stderr
-    assert (tmp_path / "elsewhere" / "run" / "result.json").is_file()

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
-from tricklab.analysis.judge import judge
+from tricklab.analysis.untrusted import validate_config
 from tricklab.errors import UserError
 from tricklab.files import read_safetensors
 from tricklab.run.instantiate import find_target
@@ -102,7 +102,7 @@ def test_a_strangers_config_names_our_options_alone(target, place, message):
     group, _, key = place.partition(".")
     config[group] = {**config[group], key: target} if key else target
     with pytest.raises(UserError, match=re.escape(message.format(target=target["_target_"]))):
-        judge(config, "x")
+        validate_config(config, "x")
 
 
 @pytest.mark.parametrize("node", [{"_target_": "joblib.load", "filename": "x"}, [1], "text"])
@@ -113,14 +113,14 @@ def test_a_strangers_interpolation_is_text(key, node):
     group, _, name = key.partition(".")
     config |= {"claim": node, group: {**config[group], name: "${claim}"} if name else "${claim}"}
     with pytest.raises(UserError, match=r"\$\{claim\}"):
-        judge(config, "x")
+        validate_config(config, "x")
 
 
 def test_our_own_config_is_judged_to_be_itself():
     config = configure(
         "model=resnet", "augment=medium", "data=fake", "trainer.precision=bf16-mixed"
     )
-    ours = judge(OmegaConf.to_container(config), "x")
+    ours = validate_config(OmegaConf.to_container(config), "x")
     for group in ("model", "data", "augment", "seed"):
         assert ours[group] == config[group]
     assert ours.trainer.precision == "bf16-mixed"
@@ -256,7 +256,7 @@ def test_an_image_starts_no_program(train, tree, tmp_path, monkeypatch):
     Image.new("RGB", (8, 8)).save(root / "cat" / "x.png", "EPS")
     done = train(CPU, "data=folder", f"data.root='{root}'", "data.num_workers=0")
     assert done.returncode == 1
-    assert f"{root}/cat/x.png can't be decoded: it is no JPEG, PNG, " in done.stderr
+    assert f"{root}/cat/x.png can't be decoded: not a JPEG, PNG, " in done.stderr
     assert not (tmp_path / MARK).exists()
 
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import CONF, configure
 from omegaconf import DictConfig, OmegaConf
 
-from tricklab.cli.config import SEVERAL_OPTIONS, options
+from tricklab.cli.config import MULTI_OPTION_GROUPS, list_options
 from tricklab.cli.specs import find_spec, neutral_values, parse_spec, read_lines, read_nodes
 from tricklab.cli.values import check_value
 from tricklab.errors import UserError
@@ -264,9 +264,9 @@ def find_pairs() -> list[tuple[str, str, str]]:
     """Return group, option and key of each key in `conf/` that has a spec."""
     pairs = []
     for group in GROUPS:
-        for option in options(CONF / group):
+        for option in list_options(CONF / group):
             keys = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
-            if "_target_" in keys or group in SEVERAL_OPTIONS:
+            if "_target_" in keys or group in MULTI_OPTION_GROUPS:
                 pairs += [(group, option, key) for key in find_keys(group, option)]
     return pairs
 

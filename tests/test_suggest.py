@@ -5,10 +5,10 @@ from collections import Counter
 import pytest
 from conftest import CONF, configure
 
-from tricklab.cli.config import find_options, flatten, options
+from tricklab.cli.config import find_options, list_keys, list_options
 from tricklab.cli.suggest import KEYS, OPTIONS, plain, suggest_key, suggest_option
 
-KNOWN = flatten(configure())
+KNOWN = list_keys(configure())
 
 
 @pytest.mark.parametrize("typed", KEYS)
@@ -17,13 +17,13 @@ def test_what_is_suggested_for_names_of_other_tools_exists(typed):
         key, _, value = word.partition("=")
         group = (CONF / key).is_dir()
         assert group or key in KNOWN or find_options(key, CONF) or key == "hydra.run.dir"
-        assert not group or value in ("{}", *options(CONF / key))
+        assert not group or value in ("{}", *list_options(CONF / key))
 
 
 @pytest.mark.parametrize("typed", OPTIONS)
 def test_what_is_suggested_for_options_of_other_tools_exists(typed):
     group, _, option = typed.split()[0].partition("=")
-    assert option in options(CONF / group) or typed == "augment=resized_crop"
+    assert option in list_options(CONF / group) or typed == "augment=resized_crop"
 
 
 def test_a_name_of_other_tools_stands_for_one_key():

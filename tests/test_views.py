@@ -7,7 +7,7 @@ import torch
 from conftest import Run
 from torch import nn
 
-from tricklab.analysis.views import Averaged
+from tricklab.analysis.views import ViewEnsemble
 from tricklab.augment import alternating_flip, crop
 from tricklab.errors import UserError
 from tricklab.randomness import Rand, generator, seed_default
@@ -26,7 +26,7 @@ class Halved(nn.Module):
 
 
 def averaged(views, dropout=False, augment=None):
-    return Averaged(NET, Halved(), views, dropout, augment or {}, seed=7).eval()
+    return ViewEnsemble(NET, Halved(), views, dropout, augment or {}, seed=7).eval()
 
 
 def entropy(p):
@@ -46,7 +46,7 @@ def test_dropout_views_are_averaged_and_measured():
             assert torch.allclose(logits[batch].softmax(1), mean, atol=1e-6)
             assert torch.allclose(ours.entropy[batch], entropy(mean), atol=1e-5)
             information = entropy(mean) - torch.stack([entropy(p) for p in passes]).mean(0)
-            assert torch.allclose(ours.information[batch], information, atol=1e-5)
+            assert torch.allclose(ours.mutual_information[batch], information, atol=1e-5)
             assert (information > 0).all()
     NET.eval()
     assert not torch.equal(*logits)  # each batch has numbers of its own
@@ -85,10 +85,10 @@ def test_views_of_one_kind_have_no_mutual_information():
         assert torch.allclose(
             ours(IMAGES).softmax(1), NET(IMAGES.float() / 128).softmax(1), atol=1e-6
         )
-        assert ours.information[0].abs().max() < 1e-6
+        assert ours.mutual_information[0].abs().max() < 1e-6
         assert (ours.entropy[0] < math.log(3)).all()
     with pytest.raises(UserError, match="mc=4: the network has no dropout"):
-        Averaged(NET[:3], Halved(), 4, True, {}, seed=0)(IMAGES)
+        ViewEnsemble(NET[:3], Halved(), 4, True, {}, seed=0)(IMAGES)
 
 
 class Functional(nn.Module):
@@ -105,10 +105,10 @@ class Functional(nn.Module):
 def test_dropout_without_a_layer_is_found_and_norms_stay():
     net = Functional().eval()
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    ours = Averaged(net, Halved(), 4, True, {}, seed=0)
+    ours = ViewEnsemble(net, Halved(), 4, True, {}, seed=0)
     with torch.no_grad():
         ours(IMAGES)
-    assert (ours.information[0] > 0).all()
+    assert (ours.mutual_information[0] > 0).all()
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 

@@ -59,7 +59,7 @@ def test_mixed_batches_of_a_window_weigh_their_images(run):
     done = run(*options)
     cfg = configure(*options)
     data = build_data(cfg)
-    make_plan(cfg, data, 1)
+    data.mixup_window = make_plan(cfg, data, 1).mixup_window
     net = build_net(cfg, data.shape, 10)
     loss, images = 0.0, 0
     for index, batch in enumerate(data.training_batches(lambda: (0, 0))):

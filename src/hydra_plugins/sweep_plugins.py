@@ -14,7 +14,7 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 
 from tricklab.errors import UserError
-from tricklab.jobs.process import Slots, run_apart
+from tricklab.jobs.process import LocalPool, run_in_child
 from tricklab.run.instantiate import build
 
 
@@ -25,7 +25,7 @@ class LocalLauncher(Launcher):
         self.config = config
 
     def launch(self, job_overrides: Sequence[Any], initial_job_idx: int) -> Sequence[JobReturn]:
-        Slots(self.config).run([job.command for job in job_overrides])
+        LocalPool(self.config).run([job.command for job in job_overrides])
         return []
 
 
@@ -48,7 +48,9 @@ class Search(Sweeper):
             ) from error
         launch = functools.partial(launcher.launch, initial_job_idx=0)
         apart = (
-            launch if isinstance(launcher, LocalLauncher) else functools.partial(run_apart, launch)
+            launch
+            if isinstance(launcher, LocalLauncher)
+            else functools.partial(run_in_child, launch)
         )
         self.parser = OverridesParser.create(hydra_context.config_loader)  # which glob() asks
         self.jobs = Jobs(config, hydra_context.config_loader, apart)

@@ -42,7 +42,7 @@ def omp_threads() -> int:
     return int((re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", "")) or [0])[0])
 
 
-def when_ended(process: int, act: Callable[[], object]) -> None:
+def call_after_exit(process: int, act: Callable[[], object]) -> None:
     """Wait for the end of a process, then act."""
     try:
         select.select([os.pidfd_open(process)], [], [])

@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from tricklab.augment import box
-from tricklab.option import declare_keys, keyword_only
+from tricklab.option import as_option, keyword_only
 
 Mixed = tuple[Tensor, Tensor]  # images, targets
 Pairs = tuple[Tensor, Tensor]  # partner, lam
@@ -52,7 +52,6 @@ def mixing(
     """
     keys_of_sample = keyword_only(sample)
 
-    @functools.wraps(fn)
     def option(
         images: Tensor,
         targets: Tensor,
@@ -69,8 +68,7 @@ def mixing(
         drawn = sample(len(images), generator, alpha, per, probability, **sampling)
         return fn(images, targets, *drawn, **options)
 
-    declare_keys(option, [*keys_of_sample, *keyword_only(fn)])
-    return option
+    return as_option(option, fn, [*keys_of_sample, *keyword_only(fn)])
 
 
 @mixing

@@ -4,7 +4,6 @@
 network is its last layer with weights, the classifier; the rest is the backbone.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from tricklab.errors import UserError, nearest
-from tricklab.option import declare_keys, keys_after
+from tricklab.option import as_option, keys_after
 
 # torchvision's networks with auxiliary heads, used only in training there and left out here
 AUXILIARY = ("googlenet", "inception_v3")
@@ -25,7 +24,6 @@ def network(fn: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     backbone, and the multiplier `body_lr` of its LR after that.
     """
 
-    @functools.wraps(fn)
     def option(
         channels: int,
         classes: int,
@@ -37,8 +35,7 @@ def network(fn: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     ) -> nn.Module:
         return fn(channels, classes, **options)
 
-    declare_keys(option, keys_after(fn, 2))
-    return option
+    return as_option(option, fn, keys_after(fn, 2))
 
 
 @network

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tricklab.errors import UserError
-from tricklab.option import declare_keys, keys_after
+from tricklab.option import as_option, keys_after
 
 
 class Penalty(NamedTuple):
@@ -50,14 +50,12 @@ def _make_option(fn: Callable[..., Any], is_projection: bool) -> Callable[..., P
     `only` is a regular expression: the penalty applies to the weights whose name it is found in.
     """
 
-    @functools.wraps(fn)
     def option(
         weights: Mapping[str, nn.Parameter], *, only: str | None = None, **options: Any
     ) -> Penalty:
         return Penalty(functools.partial(fn, **options), select(weights, only), is_projection)
 
-    declare_keys(option, keys_after(fn, 2 if is_projection else 1))
-    return option
+    return as_option(option, fn, keys_after(fn, 2 if is_projection else 1))
 
 
 def select(weights: Mapping[str, nn.Parameter], only: str | None) -> list[nn.Parameter]:

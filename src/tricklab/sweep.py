@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tricklab.cli.overrides import combine, list_values
 from tricklab.errors import UserError
-from tricklab.jobs.queue import Job, Jobs, of_job
+from tricklab.jobs.queue import Job, Jobs, strip_sweep_overrides
 
 REPLICATES = ("seed", "data.fold")  # of one configuration
 OBJECTIVES = ("val/acc", "val/loss", "val/ece", "val/acc_top5")
@@ -54,7 +54,7 @@ def halving(words: list[Override], jobs: Jobs, factor: int, rounds: int) -> None
         left = best(left, [job.value for job in done], factor if until else len(left))
         if not left:
             return
-    print(f"best: python train.py {shlex.join(without_seed(of_job(left[0])))}")
+    print(f"best: python train.py {shlex.join(without_seed(strip_sweep_overrides(left[0])))}")
 
 
 def best(
@@ -98,18 +98,20 @@ def optuna(
             f"sweep.objectives={list(objectives)}; allowed: one or more of {', '.join(OBJECTIVES)}"
         )
     given = [str(word.input_line) for word in words if not word.is_sweep_override()]
-    for combination in samples(space):
+    for combination in probe_points(space):
         jobs.plan([*given, *combination])
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     directions: Any = ["maximize" if "acc" in name else "minimize" for name in objectives]
     study = optuna.create_study(
         sampler=optuna.samplers.TPESampler(seed=seed), directions=directions
     )
-    fixed = [word for word in of_job(given) if not word.lstrip("+").startswith("seed=")]
+    fixed = [
+        word for word in strip_sweep_overrides(given) if not word.lstrip("+").startswith("seed=")
+    ]
     seeds = range(jobs.config.seed, jobs.config.seed + replicates)
     for first in range(0, trials, batch):
         asked = [study.ask(space) for _ in range(min(batch, trials - first))]
-        chosen = [[*fixed, *spelled(trial.params)] for trial in asked]
+        chosen = [[*fixed, *format_overrides(trial.params)] for trial in asked]
         what = f"trials {first + 1} to {first + len(asked)} of {trials}: "
         done = jobs.run([[*words, f"seed={n}"] for words in chosen for n in seeds], what=what)
         for i, trial in enumerate(asked):
@@ -147,12 +149,12 @@ def make_space(words: list[Override], config: DictConfig) -> dict[str, Any]:
         raise UserError("sweep=optuna needs optuna: pip install 'tricklab[optuna]'") from error
 
 
-def samples(space: dict[str, Any]) -> list[list[str]]:
+def probe_points(space: dict[str, Any]) -> list[list[str]]:
     """Return words in which each choice and each end of an interval occurs, to be checked before anything runs."""
     ends = {key: getattr(of, "choices", None) or (of.low, of.high) for key, of in space.items()}
     longest = max(map(len, ends.values()))
     return [
-        spelled({key: values[i % len(values)] for key, values in ends.items()})
+        format_overrides({key: values[i % len(values)] for key, values in ends.items()})
         for i in range(longest)
     ]
 
@@ -167,7 +169,7 @@ def means(replicates: Sequence[Job], objectives: Sequence[str]) -> list[float] |
     return [fmean(result[name] for result in results) for name in objectives]
 
 
-def spelled(values: Mapping[str, Any]) -> list[str]:
+def format_overrides(values: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
         for key, value in values.items()

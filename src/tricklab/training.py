@@ -299,7 +299,7 @@ class ImageClassifier(pl.LightningModule):
         if not math.isfinite(self.results["val/loss"]):  # before a checkpoint is written
             self._refuse(self.global_step, f"val/loss={self.results['val/loss']}")
         if isinstance(self.multiplier, Plateau) and not self.extra_validation:
-            self.multiplier.observe(self.results["val/loss"])
+            self.multiplier.step(self.results["val/loss"])
         shown = {
             f"val/{name}": torch.tensor(self.results[f"val/{name}"])
             for name in ("loss", "acc", "ece")
@@ -342,7 +342,7 @@ class ImageClassifier(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["temperature"] = self.temperature
         if isinstance(data := getattr(self.trainer, "datamodule", None), ImageData):
-            checkpoint["dataset"] = data.facts  # how images become the network's input
+            checkpoint["dataset"] = data.metadata  # how images become the network's input
         if isinstance(self.multiplier, Plateau):
             checkpoint["plateau"] = self.multiplier.state
 

@@ -124,14 +124,14 @@ def mutate(config: dict[str, Any], rng: random.Random) -> dict[str, Any]:
 
 def use(text: str) -> None:
     """Do with a config what evaluate, predict and export do before the first image."""
-    from tricklab.analysis.judge import judge
+    from tricklab.analysis.untrusted import validate_config
     from tricklab.files import parse_yaml
     from tricklab.run.build import build_net
     from tricklab.run.instantiate import build, build_each
     from tricklab.run.weights import read_input_spec
 
     theirs = parse_yaml(text, "x")
-    images, config = read_input_spec(theirs.get("dataset", {})), judge(theirs, "x")
+    images, config = read_input_spec(theirs.get("dataset", {})), validate_config(theirs, "x")
     build_each(config.augment)
     if images:
         build_net(config, images.shape, 10)

@@ -1,87 +1,181 @@
-"""Images that a network was not trained on, and how well its confidence tells them from those of the test set."""
+"""Out-of-distribution detection: confidence on images that a network was not trained on."""
 
+import csv
+import io
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import gaussian_blur
 
-from tricklab.files import save_figure
-from tricklab.metrics import BINS
+from tricklab.analysis.arguments import compose_one
+from tricklab.analysis.evaluation import ensemble_views, evaluate_on
+from tricklab.analysis.trained import LoadedCheckpoint
+from tricklab.data.module import ImageData
+from tricklab.files import save_figure, write_text
+from tricklab.metrics import BINS, judged
 from tricklab.randomness import generator
+from tricklab.run.instantiate import build
+
+COLUMNS = ["view", "images", "confidence", "auroc", "fpr95", "n"]
+Transform = Callable[[Tensor], Tensor]
+Confidences = dict[str, dict[str, Tensor]]  # [N], by network and test set
+
+
+class EvaluationSet(NamedTuple):
+    """Data whose test images are transformed before they are preprocessed."""
+
+    name: str
+    data: ImageData
+    transform: Transform | None = None
 
 
 class Noise:
-    """Pixels at random in place of images [B, C, H, W]: other ones for each batch."""
+    """Replaces images [B, C, H, W] by uniform noise, another one for each batch."""
 
     def __init__(self, seed: int):
-        self.seed, self.batches = seed, itertools.count()
+        self.seed = seed
+        self.batches = itertools.count()
 
     def __call__(self, images: Tensor) -> Tensor:
         source = generator(self.seed, "noise", next(self.batches))
-        return torch.randint(256, images.shape, generator=source, dtype=torch.uint8).to(
-            images.device
-        )
+        noise = torch.randint(256, images.shape, generator=source, dtype=torch.uint8)
+        return noise.to(images.device)
 
 
-def rotation(images: Tensor) -> Tensor:
-    """Turn images [B, C, H, W] by a quarter."""
+def rotate(images: Tensor) -> Tensor:
+    """Rotate images [B, C, H, W] by 90 degrees."""
     return images.rot90(1, (2, 3))
 
 
 def blur(images: Tensor) -> Tensor:
-    """Blur images [B, C, H, W] of 0 .. 255 by a Gaussian whose deviation is a tenth of their side."""
-    from torchvision.transforms.v2.functional import gaussian_blur
-
+    """Gaussian blur of images [B, C, H, W] of 0 .. 255; its std is a tenth of their longer side."""
     sigma = max(images.shape[2:]) / 10
-    sides = [
-        2 * min(math.ceil(2 * sigma), side - 1) + 1 for side in images.shape[:1:-1]
-    ]  # what reflection allows
+    height, width = images.shape[2:]
+    # reflection padding takes at most a side less one pixel
+    sides = [2 * min(math.ceil(2 * sigma), side - 1) + 1 for side in (width, height)]
     return gaussian_blur(images, sides, [sigma, sigma])
 
 
-def grey(images: Tensor) -> Tensor:
+def to_grey(images: Tensor) -> Tensor:
     """Average the channels of images [B, C, H, W]."""
     return images.float().mean(1, keepdim=True)
 
 
-def separate(inside: Tensor, outside: Tensor) -> dict[str, float]:
-    """Return how well confidence [N] on images of the test set is told from that on others [M].
+def ood_detection_metrics(inside: Tensor, outside: Tensor) -> dict[str, float]:
+    """Return how well confidence separates the test set [N] from OOD images [M].
 
-    - `auroc`: how often the one is higher than the other, where a tie counts half: 0.5 can't tell (arXiv 1610.02136).
-    - `fpr95`: the share of others at least as high as the 95 % of the test set that are highest (arXiv 1706.02690).
+    - `auroc`: probability that a test image has the higher confidence, where ties count half
+      (arXiv 1610.02136); 0.5 is chance.
+    - `fpr95`: fraction of OOD images at or above the threshold that 95 % of the test images reach
+      (arXiv 1706.02690).
     """
     n, m = len(inside), len(outside)
-    _, place, number = (
-        torch.cat([inside, outside]).double().unique(return_inverse=True, return_counts=True)
-    )
-    ranks = number.cumsum(0) - (number - 1) / 2  # the middle one of those that are equal
-    above = ranks[place[:n]].double().sum() - n * (n + 1) / 2
+    values = torch.cat([inside, outside]).double()
+    _, index, count = values.unique(return_inverse=True, return_counts=True)
+    ranks = count.cumsum(0) - (count - 1) / 2  # ties share their middle rank
+    wins = ranks[index[:n]].double().sum() - n * (n + 1) / 2  # Mann-Whitney U
     threshold = inside.sort(descending=True).values[math.ceil(0.95 * n) - 1]
-    return {"auroc": float(above / (n * m)), "fpr95": float((outside >= threshold).double().mean())}
+    false_positives = (outside >= threshold).double()
+    return {"auroc": float(wins / (n * m)), "fpr95": float(false_positives.mean())}
 
 
-def draw_confidence(found: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
-    """Draw a histogram of confidence [N] for each set of images, one below the other, and each view side by side."""
+def run_suite(
+    checkpoint: LoadedCheckpoint, data: ImageData, mc: int, tta: int, other: str
+) -> list[list[object]]:
+    """Write `ood.csv` and `ood.png` beside a checkpoint, and return the rows of the table.
+
+    Each row is the mean confidence of a network on a test set, and how well it separates that from
+    the data's own. `other` is an option of `conf/data`, "" for one that differs from the run's.
+    """
+    confidences: Confidences = {}
+    rows: list[list[object]] = [list(COLUMNS)]
+    for view, net in networks(checkpoint, mc, tta).items():
+        by_set = confidences.setdefault(view, {})
+        for part in evaluation_sets(checkpoint, data, other):
+            module = evaluate_on(checkpoint, net, part.data, part.transform)
+            confidence = judged(module.logits, module.labels)[0]
+            by_set[part.name] = confidence
+            metrics: list[object] = ["", ""]
+            if part.name != "test":
+                metrics = list(ood_detection_metrics(by_set["test"], confidence).values())
+            mean = float(confidence.mean())
+            rows.append([view, part.name, mean, *metrics, len(confidence)])
+    folder = find_output_folder(checkpoint.path)
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows(rows)
+    write_text(folder / "ood.csv", table.getvalue())
+    draw_confidence(confidences, folder / "ood.png")
+    return rows
+
+
+def find_output_folder(checkpoint: Path) -> Path:
+    """Return the run folder of a checkpoint, or the folder that an exported file lies in."""
+    file = checkpoint.absolute()
+    run_folder = file.parents[1]
+    return run_folder if (run_folder / "config.yaml").is_file() else file.parent
+
+
+def networks(checkpoint: LoadedCheckpoint, mc: int, tta: int) -> dict[str, nn.Module]:
+    """Return the network of a checkpoint, with its raw weights if it is an average, and ensembles.
+
+    The keys are the names in the table.
+    """
+    nets: dict[str, nn.Module] = {"network": checkpoint.net()}
+    if raw_weights := checkpoint.raw_weights():
+        raw_net = checkpoint._replace(state=raw_weights).net()
+        nets = {"average": nets["network"], "last weights": raw_net}
+    if mc:
+        nets[f"mc={mc}"] = ensemble_views(checkpoint, mc, 0)
+    if tta:
+        nets[f"tta={tta}"] = ensemble_views(checkpoint, 0, tta)
+    return nets
+
+
+def evaluation_sets(
+    checkpoint: LoadedCheckpoint, data: ImageData, other: str
+) -> Iterator[EvaluationSet]:
+    """Yield the test set, as it is and transformed, and that of other data."""
+    config = checkpoint.config
+    yield EvaluationSet("test", data)
+    yield EvaluationSet("noise", data, Noise(config.seed))
+    yield EvaluationSet("rotation", data, rotate)
+    yield EvaluationSet("blur", data, blur)
+    name = other or ("fake" if config.data._target_.endswith(".digits") else "digits")
+    is_grey = checkpoint.input_spec.shape[0] == 1
+    yield EvaluationSet(name, load_other(checkpoint, name), to_grey if is_grey else None)
+
+
+def load_other(checkpoint: LoadedCheckpoint, name: str) -> ImageData:
+    """Build an option of `conf/data`, preprocessed for the network, with all labels 0."""
+    config = compose_one([f"data={name}"]).data
+    data: ImageData = build(config, seed=checkpoint.config.seed)
+    data.preprocess = checkpoint.preprocess()
+    # its labels may exceed the network's classes
+    test = data.splits.test._replace(labels=data.splits.test.labels * 0)
+    data.splits = data.splits._replace(test=test)
+    return data
+
+
+def draw_confidence(confidences: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
+    """Draw histograms of the confidence [N]: a column for each network, a row for each test set."""
     from matplotlib.figure import Figure  # takes half a second
 
-    sets = list(next(iter(found.values())))
-    figure = Figure(figsize=(1 + 3 * len(found), 1 + 1.2 * len(sets)), layout="constrained")
-    grid = figure.subplots(len(sets), len(found), sharex=True, sharey=True, squeeze=False)
-    for column, (view, confidences) in zip(grid.T, found.items(), strict=True):
+    names = list(next(iter(confidences.values())))
+    figure = Figure(figsize=(1 + 3 * len(confidences), 1 + 1.2 * len(names)), layout="constrained")
+    grid = figure.subplots(len(names), len(confidences), sharex=True, sharey=True, squeeze=False)
+    edges = torch.linspace(0, 1, BINS + 1)
+    for column, (view, by_set) in zip(grid.T, confidences.items(), strict=True):
         column[0].set_title(view)
         column[-1].set_xlabel("confidence")
-        for first, axes, (name, confidence) in zip(
-            grid[:, 0], column, confidences.items(), strict=True
-        ):
-            first.set_ylabel(name)
-            shares = torch.histc(confidence.float(), BINS, 0, 1) / len(confidence)
-            axes.stairs(
-                shares,
-                torch.linspace(0, 1, BINS + 1),
-                fill=True,
-                color="C0" if name == "test" else "C1",
-            )
+        for axes, (name, confidence) in zip(column, by_set.items(), strict=True):
+            fractions = torch.histc(confidence.float(), BINS, 0, 1) / len(confidence)
+            color = "C0" if name == "test" else "C1"
+            axes.stairs(fractions, edges, fill=True, color=color)
+    for axes, name in zip(grid[:, 0], names, strict=True):
+        axes.set_ylabel(name)
     save_figure(figure, path)

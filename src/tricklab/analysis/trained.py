@@ -1,20 +1,20 @@
-"""A checkpoint, with all that is needed to use it: for evaluation, prediction and export."""
+"""A checkpoint with everything needed to use it: for evaluation, prediction and export."""
 
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from tricklab.analysis.judge import judge
-from tricklab.cli.compose import compose_each
-from tricklab.cli.messages import unknown
-from tricklab.cli.overrides import read_arguments
+from tricklab.analysis.arguments import compose_one, find_checkpoint
+from tricklab.analysis.untrusted import validate_config
+from tricklab.cli.messages import unknown_name
 from tricklab.cli.specs import find_spec, find_target
 from tricklab.cli.values import check_value
-from tricklab.data.batches import Images, Preparation
+from tricklab.data.batches import InputSpec, Preprocess
 from tricklab.data.datasets import folder_to_evaluate
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
@@ -23,35 +23,34 @@ from tricklab.run.build import build_net
 from tricklab.run.instantiate import build
 from tricklab.run.weights import State, read_input_spec, read_state
 
-MAY_CHANGE = ("trainer.accelerator", "trainer.precision")  # besides the data
-PICTURES = ("resize", "mode", "background")  # how pictures are decoded: as in training
+DECODING_KEYS = ("resize", "mode", "background")  # of `data`: how image files are decoded
+MAX_SIDE = 2**16  # pixels
 
 
-class Trained(NamedTuple):
-    """The weights of a checkpoint, the options they were trained with, and how they take images.
+class LoadedCheckpoint(NamedTuple):
+    """The weights of a checkpoint, the config they were trained with, and the input they expect.
 
-    `dataset` has the classes, and the `height`, `width` and `channels` of the images before they
-    become the network's input; `arguments` are those of the script. `own_data`: whether `data` are
-    still those of the run; `data_named`: whether they were named on the command line.
+    `dataset` holds the classes, and `height`, `width` and `channels` of the images before
+    preprocessing. `own_data`: `config.data` reads the files of the run; `data_overridden`: the
+    overrides name data.
     """
 
     path: Path
     state: State
     config: DictConfig
     dataset: Mapping[str, Any]
-    images: Images
+    input_spec: InputSpec
     temperature: float
-    arguments: dict[str, Any]
     own_data: bool
-    data_named: bool
+    data_overridden: bool
 
     @property
     def classes(self) -> list[str]:
         return list(self.dataset["classes"])
 
     def net(self) -> nn.Module:
-        """Build the network for evaluation. Raises UserError: these weights do not fit it."""
-        net = build_net(self.config, self.images.shape, len(self.classes))
+        """Build the network in evaluation mode. Raises UserError: the weights do not fit it."""
+        net = build_net(self.config, self.input_spec.shape, len(self.classes))
         dtype = next((x.dtype for x in self.state.values() if x.is_floating_point()), None)
         try:
             net.to(dtype).load_state_dict(self.state)
@@ -59,137 +58,140 @@ class Trained(NamedTuple):
             raise UserError(f"ckpt={self.path}: {' '.join(str(error).split())[:200]}") from error
         return net.eval()
 
-    def unaveraged(self) -> State:
-        """Return the weights of the last step, where those of the checkpoint are an average."""
-        kept = {} if self.path.suffix == ".safetensors" else read_checkpoint(self.path)
-        last = kept.get("current_model_state", {})
-        return {key[4:]: value for key, value in last.items() if key.startswith("net.")}
+    def raw_weights(self) -> State:
+        """Return the weights of the last step if those of the checkpoint are an average, or {}."""
+        if self.path.suffix == ".safetensors":
+            return {}
+        state = read_checkpoint(self.path).get("current_model_state", {})
+        return {
+            key.removeprefix("net."): value
+            for key, value in state.items()
+            if key.startswith("net.")
+        }
 
     def data(self) -> ImageData:
-        """Build the data. Raises UserError: they can't be had, or have other classes.
+        """Build the data. Raises UserError: they are not found, or have other classes.
 
-        Class folders other than the run's own are for evaluation as a whole, or in their part
-        `test`. Only what was named on the command line is downloaded.
+        Class folders other than the run's are a test set as a whole, or in their part `test`. Only
+        data that an override names are downloaded.
         """
-        options = {key: value for key, value in self.config.data.items() if key != "_target_"}
-        if self.config.data._target_.endswith(".folder") and not self.own_data:
+        config = self.config.data
+        if config._target_.endswith(".folder") and not self.own_data:
+            options = {key: value for key, value in config.items() if key != "_target_"}
             data = folder_to_evaluate(**options, classes=self.classes, seed=self.config.seed)
         else:
-            data = build(self.config.data, seed=self.config.seed, download=self.data_named)
+            data = build(config, seed=self.config.seed, download=self.data_overridden)
         if data.classes != self.classes:
-            raise UserError(
-                f"the data have the classes {data.classes}, the checkpoint {self.classes}"
-            )
-        data.adapt(self.images)
+            reason = f"the data have the classes {data.classes}, the checkpoint {self.classes}"
+            raise UserError(reason)
+        data.match_input_spec(self.input_spec)
         return data
 
-    def prepare(self) -> Preparation:
-        """Return what makes the network's input of images of 0 .. 255."""
-        return Preparation(self.images)
+    def preprocess(self) -> Preprocess:
+        """Return the module that turns images of 0 .. 255 into the network's input."""
+        return Preprocess(self.input_spec)
 
     def to_safetensors(self) -> bytes:
-        """Return a file with the weights, and in its metadata all that is needed to use them."""
+        """Return the content of a file with the weights, and everything else as metadata."""
         from safetensors.torch import save
 
-        facts = {"dataset": dict(self.dataset), "temperature": self.temperature}
-        config = to_yaml({**OmegaConf.to_container(self.config), **facts})  # type: ignore[dict-item]
+        config: Any = OmegaConf.to_container(self.config)
+        config |= {"dataset": dict(self.dataset), "temperature": self.temperature}
+        metadata = {CONFIG: to_yaml(config)}
         state = {key: tensor.contiguous().clone() for key, tensor in self.state.items()}
-        metadata = {CONFIG: config}
         return save(state, metadata | {CHECKSUM: checksum(state, metadata)})
 
 
-def read_trained(arguments: Sequence[str], **allowed: Any) -> Trained:
-    """Read the checkpoint that `ckpt=PATH` or a bare PATH names, or that of the run in a folder.
+def load_checkpoint(
+    path: str | Path, overrides: Mapping[str, str] = MappingProxyType({})
+) -> LoadedCheckpoint:
+    """Load a checkpoint, an exported file, or the best checkpoint of a run folder.
 
-    `allowed` are further arguments of a script with their defaults. `data=NAME` takes that option
-    whole, `data.KEY=VALUE` changes the run's own. Raises UserError for anything else.
+    Of `overrides` by key, `data` replaces the data with an option of `conf/data`, and all others
+    change the run's own config. Raises UserError: a damaged file, or an invalid override.
     """
-    given = read_arguments(arguments)
-    own = {key: given.pop(key, default) for key, default in {"ckpt": None, **allowed}.items()}
-    path = find_checkpoint(own["ckpt"])
-    state, theirs = read_state(path)
-    dataset = check_dataset(theirs.get("dataset"), path)
-    images = read_input_spec(dataset)
-    assert images is not None  # a dataset without them was refused
-    config = judge(theirs, f"the config of {path}")
-    before = copy.deepcopy(config.data)
-    named = any(key.split(".")[0] == "data" for key in given)
-    change(config, given, dataset, [*own, "data", *MAY_CHANGE])
-    own_data = same_place(before, config.data)
-    temperature = theirs.get("temperature", 1.0)
+    file = find_checkpoint(path)
+    state, metadata = read_state(file)
+    dataset = check_dataset(metadata.get("dataset"), file)
+    input_spec = read_input_spec(dataset)
+    assert input_spec is not None  # None only without a dataset
+    config = validate_config(metadata, f"the config of {file}")
+    data_of_run = copy.deepcopy(config.data)
+    apply_overrides(config, overrides, dataset)
+    temperature = metadata.get("temperature", 1.0)
     check_value("temperature", temperature, 1.0)
-    return Trained(path, state, config, dataset, images, float(temperature), own, own_data, named)
-
-
-def find_checkpoint(path: str | None) -> Path:
-    """Return the path of a checkpoint, also where that of its run's folder is given."""
-    found = Path(path or "").expanduser()
-    if path and found.is_dir():
-        found = found / "checkpoints" / "best.ckpt"
-    if not path or not found.is_file():
-        expected = "the path of a checkpoint, of an exported file or of a run's folder"
-        raise UserError(f"ckpt={path}: no such file; expected {expected}")
-    return found
+    return LoadedCheckpoint(
+        path=file,
+        state=state,
+        config=config,
+        dataset=dataset,
+        input_spec=input_spec,
+        temperature=float(temperature),
+        own_data=same_files(data_of_run, config.data),
+        data_overridden=any(is_data_key(key) for key in overrides),
+    )
 
 
 def check_dataset(dataset: Any, path: Path) -> dict[str, Any]:
-    """Return what a config says of its data. Raises UserError: it says nothing, or nonsense."""
+    """Return `dataset` of a config. Raises UserError: it is missing or malformed."""
     if not dataset:
         raise UserError(f"ckpt={path} has no config.yaml of its run beside its folder")
-    sides = ("channels", "height", "width")
-    classes = dataset.get("classes") if isinstance(dataset, dict) else None
-    named = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-    if not named or not all(0 < _integer(dataset.get(side)) <= 2**16 for side in sides):
-        raise UserError(f"the config of {path}: dataset has no names of classes, or no size")
+    if not isinstance(dataset, dict) or not _has_classes(dataset) or not _has_size(dataset):
+        raise UserError(f"the config of {path}: dataset has no class names, or no image size")
     return dict(dataset)
 
 
-def _integer(value: Any) -> int:
-    return value if type(value) is int else 0
+def _has_classes(dataset: Mapping[str, Any]) -> bool:
+    classes = dataset.get("classes")
+    return isinstance(classes, list) and all(isinstance(name, str) for name in classes)
 
 
-def change(
-    config: DictConfig, given: dict[str, str], dataset: Mapping[str, Any], allowed: Sequence[str]
+def _has_size(dataset: Mapping[str, Any]) -> bool:
+    sizes = [dataset.get(key) for key in ("channels", "height", "width")]
+    return all(type(size) is int and 0 < size <= MAX_SIDE for size in sizes)
+
+
+def is_data_key(key: str) -> bool:
+    return key.split(".")[0] == "data"
+
+
+def apply_overrides(
+    config: DictConfig, overrides: Mapping[str, str], dataset: Mapping[str, Any]
 ) -> None:
-    """Put the data and the options that were asked for in place of the run's."""
-    if "data" in given:
-        overrides = [
-            f"{key}={given.pop(key)}" for key in list(given) if key.split(".")[0] == "data"
-        ]
-        config.data = prepare_alike(config.data, compose_one(overrides).data, dataset, overrides)
-    for key, value in given.items():
-        if not key.startswith("data.") and key not in MAY_CHANGE:
-            raise UserError(unknown(key, key, allowed))
+    """Change a run's config in place. Raises UserError: no such option, or an invalid value."""
+    remaining = dict(overrides)
+    if "data" in overrides:
+        keys = filter(is_data_key, overrides)
+        arguments = [f"{key}={remaining.pop(key)}" for key in keys]
+        other = compose_one(arguments).data
+        config.data = decode_alike(other, config.data, dataset, arguments)
+    for key, value in remaining.items():
         default = OmegaConf.select(config, key, default=config)
         if default is config:
-            raise UserError(unknown(key, key.split(".")[1], map(str, config.data)))
+            raise UserError(unknown_name(key, key.split(".")[1], map(str, config.data)))
         OmegaConf.update(config, key, OmegaConf.from_dotlist([f"v={value}"]).v)
         spec = find_spec(key, find_target(key, config))
         check_value(key, OmegaConf.select(config, key), default, spec)
 
 
-def prepare_alike(
-    before: DictConfig, data: DictConfig, dataset: Mapping[str, Any], given: Sequence[str]
+def decode_alike(
+    data: DictConfig, data_of_run: DictConfig, dataset: Mapping[str, Any], arguments: Sequence[str]
 ) -> DictConfig:
-    """Return other data whose pictures are decoded as the run's own were, unless `given` says how."""
-    square = dataset["height"] == dataset["width"]
-    of_run = {"resize": dataset["height"] if square else None}
-    of_run["mode"] = "L" if dataset["channels"] == 1 else "RGB"
-    of_run |= {key: before[key] for key in PICTURES if key in before}
-    named = {argument.partition("=")[0].removeprefix("data.") for argument in given}
-    alike = {key: value for key, value in of_run.items() if key in data and key not in named}
-    return OmegaConf.merge(data, alike)  # type: ignore[return-value]
+    """Return a config of other data, decoded as in the run except where `arguments` differ."""
+    is_square = dataset["height"] == dataset["width"]
+    decoding = {
+        "resize": dataset["height"] if is_square else None,
+        "mode": "L" if dataset["channels"] == 1 else "RGB",
+    }
+    decoding |= {key: data_of_run[key] for key in DECODING_KEYS if key in data_of_run}
+    overridden = {argument.partition("=")[0].removeprefix("data.") for argument in arguments}
+    inherited = {
+        key: value for key, value in decoding.items() if key in data and key not in overridden
+    }
+    return OmegaConf.merge(data, inherited)  # type: ignore[return-value]
 
 
-def same_place(one: DictConfig, other: DictConfig) -> bool:
-    """Whether two data options read the same files."""
-    places = [Path(data.get("root", "")).expanduser().resolve() for data in (one, other)]
-    return bool(one._target_ == other._target_ and places[0] == places[1])
-
-
-def compose_one(overrides: list[str]) -> DictConfig:
-    """Compose the config that these ask for. Raises UserError: they ask for several."""
-    config, *others = compose_each(overrides).values()
-    if others:
-        raise UserError(f"{' '.join(overrides)}; expected one value for each, without commas")
-    return copy.deepcopy(config)
+def same_files(one: DictConfig, other: DictConfig) -> bool:
+    """Whether two configs of data read the same files."""
+    roots = [Path(data.get("root", "")).expanduser().resolve() for data in (one, other)]
+    return bool(one._target_ == other._target_ and roots[0] == roots[1])

@@ -10,8 +10,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from tricklab.cli.config import SEVERAL_OPTIONS as SEVERAL
-from tricklab.cli.config import leaves, task
+from tricklab.cli.config import MULTI_OPTION_GROUPS as SEVERAL
+from tricklab.cli.config import flatten, to_plain
 from tricklab.cli.lightning import check_argument, check_callback
 from tricklab.cli.messages import unknown_key
 from tricklab.cli.overrides import list_overrides
@@ -22,11 +22,11 @@ from tricklab.cli.values import check_value
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest
 
-SEVERAL_OPTIONS = (*SEVERAL, "tags")
+MULTI_OPTION_GROUPS = (*SEVERAL, "tags")
 
 
 GROUPS = (
-    *SEVERAL_OPTIONS,
+    *MULTI_OPTION_GROUPS,
     "data",
     "model",
     "mixup",
@@ -56,10 +56,10 @@ MONITORED = {"val/loss": "min", "val/acc": "max", "val/ece": "min"}  # what call
 def check(config: DictConfig) -> None:
     """Refuse unknown keys, values of another type than the default or out of range, and contradictions."""
     words = list_overrides(config.hydra)
-    check_words(words)
-    plain = task(config)
-    values = leaves(plain)
-    if any(SECRET.search(key) or holds_dicts(value) for key, value in values.items()):
+    check_overrides(words)
+    plain = to_plain(config)
+    values = flatten(plain)
+    if any(SECRET.search(key) or contains_mapping(value) for key, value in values.items()):
         check_secrets(config)
     if empty := next((group for group in GROUPS if config[group] is None), ""):
         raise UserError(f"{empty} is empty; expected an option of it, or keys below it")
@@ -87,21 +87,21 @@ def check(config: DictConfig) -> None:
         check_value(key, value, default, specs.get(key))
         if FIXED.get(key, value) != value:
             raise UserError(f"{key}={value}: the run's results rest on {FIXED[key]}, leave it so")
-    check_together(config)
+    check_combinations(config)
 
 
-def holds_dicts(value: Any) -> bool:
+def contains_mapping(value: Any) -> bool:
     return isinstance(value, list) and any(isinstance(part, dict | list) for part in value)
 
 
-def check_words(words: Sequence[str]) -> None:
+def check_overrides(words: Sequence[str]) -> None:
     """Refuse words that can't be taken as they were given."""
     for word in words:
         key, _, value = word.partition("=")
-        if value.startswith("[") and "." not in key and key not in SEVERAL_OPTIONS:
+        if value.startswith("[") and "." not in key and key not in MULTI_OPTION_GROUPS:
             raise UserError(f"{word}; allowed: one option of {key}")
         if word.startswith("~") and (
-            word[1:].split(".")[0] not in SEVERAL_OPTIONS
+            word[1:].split(".")[0] not in MULTI_OPTION_GROUPS
             or re.match(r"~callbacks(\.(best|last))?(=|$)", word)
         ):
             raise UserError(f"{word} would leave out what is needed; give it another value")
@@ -116,8 +116,8 @@ def check_lightning(config: Mapping[str, Any]) -> None:
             check_callback(name, str(node.get("_target_")))
             check_monitor(name, node)
     for group in ("callbacks", "logger"):
-        for key, value in leaves(config[group]).items():
-            if key.endswith(INSIDE) and isinstance(value, str) and leads_out(value):
+        for key, value in flatten(config[group]).items():
+            if key.endswith(INSIDE) and isinstance(value, str) and leaves_folder(value):
                 said = "is outside of the run folder"
                 raise UserError(f"{group}.{key}={value} {said}; expected a name")
     project = str((config["logger"].get("wandb") or {}).get("project", ""))
@@ -125,7 +125,7 @@ def check_lightning(config: Mapping[str, Any]) -> None:
         raise UserError(f"logger.wandb.project={project}: W&B takes no {wrong[0]} in it")
 
 
-def leads_out(path: str) -> bool:
+def leaves_folder(path: str) -> bool:
     return Path(path).is_absolute() or ".." in Path(path).parts
 
 
@@ -145,7 +145,7 @@ def check_monitor(name: str, node: Mapping[str, Any]) -> None:
         raise UserError(f"callbacks.{name}.monitor={monitor} needs {need}: {better} is better")
 
 
-def check_together(config: DictConfig) -> None:
+def check_combinations(config: DictConfig) -> None:
     """Refuse options that contradict each other."""
     check_stop(config)
     erase: Any = config.augment.get("erase") or {}
@@ -202,10 +202,12 @@ def check_stop(config: DictConfig) -> None:
 def defaults(config: DictConfig) -> dict[str, Any]:
     """Return the values of the chosen options as their files have them: without experiment, debug and single values."""
     choices, given = config.hydra.runtime.choices, list_overrides(config.hydra)
-    chosen = {*choices, *SEVERAL_OPTIONS} - {"tags"}  # Hydra leaves out groups with several options
+    chosen = {*choices, *MULTI_OPTION_GROUPS} - {
+        "tags"
+    }  # Hydra leaves out groups with several options
     words = [word for word in given if word.lstrip("+~").split("=")[0] in chosen]
     if words == given and not choices.get("experiment") and not choices.get("debug"):
-        return leaves(task(config))  # which takes no second look at the files
+        return flatten(to_plain(config))  # which takes no second look at the files
     folders = [
         source.path for source in config.hydra.runtime.config_sources if source.schema == "file"
     ]
@@ -233,4 +235,4 @@ def merge_files(name: str, words: tuple[str, ...], folders: tuple[str, ...]) -> 
             content: Any = OmegaConf.load(path)
             content.pop("defaults", None)
             parts.append({file.package: content} if file.package else content)
-    return leaves(task(OmegaConf.merge(*parts)))  # type: ignore[arg-type]
+    return flatten(to_plain(OmegaConf.merge(*parts)))  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from tricklab.cli.config import CONF
-from tricklab.cli.overrides import combine, swept
+from tricklab.cli.overrides import combine, swept_keys
 
 
 def compose_each(overrides: list[str]) -> dict[str, DictConfig]:
@@ -20,7 +20,7 @@ def compose_each(overrides: list[str]) -> dict[str, DictConfig]:
         for words in combine(parsed):
             config = compose("train", words, return_hydra_config=True)
             check(config)
-            told = [word for word in words if word.split("=")[0] in swept(parsed)]
+            told = [word for word in words if word.split("=")[0] in swept_keys(parsed)]
             configs[" ".join(told) or f"scheduler={config.hydra.runtime.choices.scheduler}"] = (
                 config
             )

@@ -17,31 +17,36 @@ def description(path: Path) -> str:
     return comments[0] if comments else ""
 
 
-def leaves(config: Mapping[Any, Any], path: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[Any, Any], path: str = "") -> dict[str, Any]:
     """Flatten a config to values by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         flat |= (
-            leaves(value, f"{path}{key}.")
+            flatten(value, f"{path}{key}.")
             if isinstance(value, Mapping) and value
             else {f"{path}{key}": value}
         )
     return flat
 
 
-def task(config: DictConfig) -> dict[str, Any]:
+def to_plain(config: DictConfig) -> dict[str, Any]:
     """Return a composed config as plain values, without Hydra's own."""
     part = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     return dict(OmegaConf.to_container(part, resolve=True))  # type: ignore[arg-type]
 
 
-SEVERAL_OPTIONS = ("augment", "penalty", "callbacks", "logger")  # groups that take several at once
+MULTI_OPTION_GROUPS = (
+    "augment",
+    "penalty",
+    "callbacks",
+    "logger",
+)  # groups that take several at once
 
 
 USUAL = ("on", "step", "cosine", "sgd")  # of several options that have a key
 
 
-def options(group: Path) -> list[str]:
+def list_options(group: Path) -> list[str]:
     """Return the options of a group: its YAML files, without those that only others include."""
     return sorted(path.stem for path in group.glob("*.yaml") if not path.name.startswith("_"))
 
@@ -51,7 +56,9 @@ def find_options(key: str, conf: Path) -> list[str]:
     group, _, rest = key.partition(".")
     if not rest or not (conf / group).is_dir() or group in ("experiment", "debug", "hydra"):
         return []
-    homes = [option for option in options(conf / group) if rest in read_keys(conf / group, option)]
+    homes = [
+        option for option in list_options(conf / group) if rest in read_keys(conf / group, option)
+    ]
     return sorted(homes, key=lambda option: option not in USUAL)
 
 
@@ -63,10 +70,10 @@ def read_keys(group: Path, option: str) -> tuple[str, ...]:
         return ()
     included = [name for name in node.get("defaults", []) if isinstance(name, str)]
     keys = [key for name in included if name != "_self_" for key in read_keys(group, name)]
-    return (*keys, *flatten(node))
+    return (*keys, *list_keys(node))
 
 
-def flatten(node: DictConfig, path: str = "") -> list[str]:
+def list_keys(node: DictConfig, path: str = "") -> list[str]:
     """Return the dotted keys of a config, those of nodes too."""
     keys = []
     for key in map(str, node):
@@ -74,5 +81,5 @@ def flatten(node: DictConfig, path: str = "") -> list[str]:
             keys.append(f"{path}{key}")
             value = node._get_node(key)
             if isinstance(value, DictConfig) and not value._is_none():
-                keys += flatten(value, f"{path}{key}.")
+                keys += list_keys(value, f"{path}{key}.")
     return keys

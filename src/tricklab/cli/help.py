@@ -4,10 +4,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from tricklab.cli.config import CONF, description, options
+from tricklab.cli.config import CONF, description, list_options
 
 
-def list_words(conf: Path = CONF) -> str:
+def format_help(conf: Path = CONF) -> str:
     """List every option of every group with the first comment in its file, and the top-level keys."""
     lines = ["python train.py [GROUP=OPTION] [KEY=VALUE] ...    (* is the default)"]
     train = OmegaConf.load(conf / "train.yaml")
@@ -17,7 +17,7 @@ def list_words(conf: Path = CONF) -> str:
     groups = sorted(path.name for path in conf.iterdir() if path.is_dir() and path.name != "hydra")
     for group in [*groups, "hydra/launcher"]:
         lines += ["", group]
-        for option in options(conf / group):
+        for option in list_options(conf / group):
             star = (
                 "*" if option in (defaults.get(group), defaults.get(f"override {group}")) else " "
             )

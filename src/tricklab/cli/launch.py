@@ -16,8 +16,8 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 import tricklab.cli.names  # registers resolvers of conf/train.yaml
 import tricklab.run.folder  # noqa: F401  # likewise
-from tricklab.cli.config import CONF, flatten, options
-from tricklab.cli.help import list_words
+from tricklab.cli.config import CONF, list_keys, list_options
+from tricklab.cli.help import format_help
 from tricklab.cli.messages import explain, unknown_option
 from tricklab.cli.overrides import defer_to_jobs, expand_home
 from tricklab.cli.suggest import suggest_key
@@ -35,9 +35,9 @@ def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
         "ignore", "\n'hydra/launcher/ray' is validated"
     )  # its plugin has one of that name
     try:
-        with one_line():
+        with exit_with_message():
             if {"-h", "--help"} & set(sys.argv[1:]):
-                print(help_text or list_words(), flush=True)
+                print(help_text or format_help(), flush=True)
                 return
             if help_text is None:
                 check_flags(sys.argv[1:])
@@ -70,7 +70,7 @@ def check_flags(words: Sequence[str]) -> None:
     if not value and after and not after[0].startswith("-") and "=" not in after[0]:
         value = after[0]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        keys = flatten(compose("train"))
+        keys = list_keys(compose("train"))
     hint = suggest_key(name.strip("-").replace("-", "_"), value, keys, CONF)
     raise UserError(f"{name}: options are KEY=VALUE without dashes, as seed=1.{hint}")
 
@@ -80,7 +80,7 @@ def raise_user_error(message: str) -> None:
 
 
 @contextmanager
-def one_line() -> Iterator[None]:
+def exit_with_message() -> Iterator[None]:
     """Turn a mistake of the user into its message, without a traceback, and exit code 1."""
     try:
         yield
@@ -101,7 +101,8 @@ def one_line() -> Iterator[None]:
             word.partition("=") for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir()
         )
         wrong = next(
-            (word for word in words if word[2].strip("[]") not in options(CONF / word[0])), None
+            (word for word in words if word[2].strip("[]") not in list_options(CONF / word[0])),
+            None,
         )
         if not wrong or not str(error).startswith(
             "Config group override"

@@ -16,7 +16,7 @@ EXTRA: dict[str, Any] = {  # with a value of the type that it takes
 }
 
 
-INSTEAD = {  # of the other arguments
+ARGUMENT_ALTERNATIVES = {  # of the other arguments
     "barebones": "turn off what it turns off: callbacks.progress.refresh_rate=0",
     "callbacks": "use callbacks=early_stopping or +callbacks.NAME._target_=pytorch_lightning.callbacks.X",
     "default_root_dir": "use hydra.run.dir=FOLDER",
@@ -58,7 +58,7 @@ BARS = ("RichProgressBar", "TQDMProgressBar")  # instead of ours
 ABSTRACT = "it is a base class"
 
 
-INSTEAD_OF_CALLBACK = {
+CALLBACK_ALTERNATIVES = {
     "BackboneFinetuning": "use model.freeze=3ep and model.body_lr",
     "BaseFinetuning": "use model.freeze=3ep and model.body_lr",
     "BasePredictionWriter": "use scripts/predict.py",
@@ -79,8 +79,10 @@ INSTEAD_OF_CALLBACK = {
 
 def check_argument(name: str) -> None:
     """Refuse an argument of the trainer by name. Raises UserError: says what to use instead."""
-    if name in INSTEAD:
-        raise UserError(f"trainer.{name} would not do here what it says; {INSTEAD[name]}")
+    if name in ARGUMENT_ALTERNATIVES:
+        raise UserError(
+            f"trainer.{name} would not do here what it says; {ARGUMENT_ALTERNATIVES[name]}"
+        )
 
 
 def check_callback(name: str, target: str) -> None:
@@ -88,8 +90,10 @@ def check_callback(name: str, target: str) -> None:
     kind = target.rpartition(".")[2]
     if not target.startswith("pytorch_lightning."):
         return
-    if kind in INSTEAD_OF_CALLBACK:
-        raise UserError(f"callbacks.{name}: {kind} can't be used here; {INSTEAD_OF_CALLBACK[kind]}")
+    if kind in CALLBACK_ALTERNATIVES:
+        raise UserError(
+            f"callbacks.{name}: {kind} can't be used here; {CALLBACK_ALTERNATIVES[kind]}"
+        )
     if kind in BARS and name != "progress":
         raise UserError(
             f"callbacks.{name}: there is a bar already; use callbacks.progress._target_={target}"

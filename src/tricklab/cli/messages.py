@@ -10,9 +10,9 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from tricklab.cli.config import CONF, SEVERAL_OPTIONS, flatten, options
+from tricklab.cli.config import CONF, MULTI_OPTION_GROUPS, list_keys, list_options
 from tricklab.cli.escape import for_terminal
-from tricklab.cli.overrides import command, quoted
+from tricklab.cli.overrides import command, quote
 from tricklab.cli.suggest import assign, find_siblings, suggest_key, suggest_option
 from tricklab.errors import nearest
 
@@ -32,7 +32,7 @@ def explain(error: BaseException) -> str:
     if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(
         cause.parent_node, DictConfig
     ):
-        return unknown_key(str(cause.full_key), flatten(cause.parent_node._get_root()))  # type: ignore[arg-type]
+        return unknown_key(str(cause.full_key), list_keys(cause.parent_node._get_root()))  # type: ignore[arg-type]
     return for_terminal(" ".join(str(error).split("\nSee ")[0].split()))
 
 
@@ -46,7 +46,7 @@ def unparsed(override: str) -> str:
     if equals:
         return f"{override}: expected KEY=VALUE, without blanks around ="
     groups = [path.name for path in sorted(CONF.iterdir()) if path.is_dir()]
-    homes = [f"{group}={override}" for group in groups if override in options(CONF / group)]
+    homes = [f"{group}={override}" for group in groups if override in list_options(CONF / group)]
     if os.path.isdir(override):
         homes = [f"data=folder data.root={override}"]
     hint = f" Did you mean {' or '.join(homes)}?" if homes else ""
@@ -60,7 +60,7 @@ def ambiguous(override: str) -> str:
     several = f"'{key}=[{value}]'"
     if re.search(r"[/\\ ]", value):
         return f"{override}: quote a path with a comma for Hydra and the shell: {text}"
-    if key in SEVERAL_OPTIONS:
+    if key in MULTI_OPTION_GROUPS:
         return f"{override}: for all of them together {several}, for a run each -m {override}"
     if (CONF / key).is_dir():
         return f"{override}: one option of {key}, or for a run each -m {override}"
@@ -70,13 +70,13 @@ def ambiguous(override: str) -> str:
 def quote_twice(key: str, value: str) -> str:
     """Return an override whose value is a text for Hydra, as it is typed in a shell."""
     if {"'", '"'} & set(value):
-        return shlex.quote(f"{key}={quoted(value)}")
+        return shlex.quote(f"{key}={quote(value)}")
     return f"""'{key}="{value}"'"""
 
 
 def unknown_option(group: str, option: str) -> str:
     """Say that a group has no such option, which it has, and what was meant."""
-    there = ", ".join(options(CONF / group)) or "nothing"
+    there = ", ".join(list_options(CONF / group)) or "nothing"
     if not group:
         return for_terminal(f"--config-name {option} does not exist; allowed: {there}")
     hint = suggest_option(group, option, CONF) if (CONF / group).is_dir() else ""
@@ -96,7 +96,7 @@ def unknown_key(key: str, known: Sequence[str]) -> str:
     return for_terminal(f"{assign(typed, value)}: no such option{listed}.{hint}")
 
 
-def unknown(what: str, word: str, allowed: Iterable[str]) -> str:
+def unknown_name(what: str, word: str, allowed: Iterable[str]) -> str:
     """Say that `what` does not exist, what there is, and the nearest to `word`."""
     allowed = sorted(
         a for a in allowed if not a.startswith("_")

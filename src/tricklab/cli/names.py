@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tricklab.cli.overrides import given, list_overrides, swept
+from tricklab.cli.overrides import list_overrides, parse_command_overrides, swept_keys
 from tricklab.devices import visible_devices
 
 NOT_IN_NAME = re.compile(  # or elsewhere in it
@@ -27,12 +27,12 @@ def job_name(*, _root_: DictConfig) -> str:
 
 def sweep_name(*, _root_: DictConfig) -> str:
     """Name a sweep by `name`, or by its overrides and the keys it goes through: a grid that grows keeps its folder."""
-    words = given()
+    words = parse_command_overrides()
     fixed = named(_root_, [str(word.input_line) for word in words if not word.is_sweep_override()])
     name = (
         slug(_root_.name)
         if _root_.name
-        else "_".join([fixed, "by", *map(slug, sorted(swept(words)))])
+        else "_".join([fixed, "by", *map(slug, sorted(swept_keys(words)))])
     )
     return (
         name

@@ -27,7 +27,7 @@ def expand_home(word: str) -> str:
     if not equals or not HOME.match(f"={value}", 1):
         return word
     path = HOME.sub(lambda match: os.path.expanduser("~"), f"={value}")[1:]
-    return f"{key}={path if ',' in path else quoted(path)}"
+    return f"{key}={path if ',' in path else quote(path)}"
 
 
 def defer_to_jobs(words: Sequence[str]) -> list[str]:
@@ -37,7 +37,7 @@ def defer_to_jobs(words: Sequence[str]) -> list[str]:
     """
     if not get_args_parser().parse_known_args(list(words))[0].multirun:
         return list(words)
-    groups = {key for key in swept(parse_overrides(words)) if (CONF / key).is_dir()}
+    groups = {key for key in swept_keys(parse_overrides(words)) if (CONF / key).is_dir()}
     for word in words:
         key, _, value = word.partition("=")
         if value and "." in key and key.partition(".")[0] in groups - {"sweep"}:
@@ -92,7 +92,7 @@ def list_overrides(hydra: Any, kind: str = "task") -> list[str]:
     return [str(word) for word in plain[kind]]
 
 
-def given() -> list[Override]:
+def parse_command_overrides() -> list[Override]:
     """Return the overrides of the command line."""
     return parse_overrides(command())
 
@@ -103,7 +103,7 @@ def parse_overrides(words: Iterable[str]) -> list[Override]:
     return OverridesParser.create().parse_overrides(overrides)
 
 
-def swept(words: Iterable[Override]) -> set[str]:
+def swept_keys(words: Iterable[Override]) -> set[str]:
     """Return the keys that have several values."""
     return {o.get_key_element() for o in words if o.is_sweep_override()}
 
@@ -116,18 +116,54 @@ def read_arguments(words: Sequence[str]) -> dict[str, str]:
     """
     given: dict[str, str] = {}
     for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or os.path.exists(word):
-            key, value = "ckpt", word
+        key, value = split_argument(word)
+        key = key or "ckpt"
         if key in given:
-            hint = f" or input={word}" if not equals else ""
+            hint = f" or input={word}" if "=" not in word else ""
             raise UserError(
                 f"{word}: ckpt={given['ckpt']} is given already; expected KEY=VALUE{hint}"
                 if key == "ckpt"
                 else f"{key} is given twice"
             )
-        given[key] = unquote(value) if "." not in key else value
+        given[key] = value
     return given
+
+
+def split_arguments(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Split the arguments of a script into names or paths, and the values of options by key.
+
+    Raises UserError: an option is given twice.
+    """
+    names = []
+    options: dict[str, str] = {}
+    for argument in arguments:
+        key, value = split_argument(argument)
+        if not key:
+            names.append(value)
+        elif key in options:
+            raise UserError(f"{key} is given twice")
+        else:
+            options[key] = value
+    return names, options
+
+
+def split_argument(argument: str) -> tuple[str, str]:
+    """Split KEY=VALUE; the key is "" for a name, and for whatever exists as a file.
+
+    The value is without the quotes that Hydra would need, unless the key has a dot: such an
+    argument is an override, which Hydra parses.
+    """
+    key, equals, value = argument.partition("=")
+    if not equals or os.path.exists(argument):
+        return "", argument
+    return key, value if "." in key else unquote(value)
+
+
+def to_bool(key: str, value: str) -> bool:
+    """Return a boolean option. Raises UserError: it is neither true nor false."""
+    if value not in ("true", "false"):
+        raise UserError(f"{key}={value}; allowed: true, false")
+    return value == "true"
 
 
 def unquote(value: str) -> str:
@@ -138,7 +174,7 @@ def unquote(value: str) -> str:
     return value
 
 
-def quoted(value: Any) -> str:
+def quote(value: Any) -> str:
     """Quote a value for Hydra, if it needs that."""
     text = re.sub(r"(\\+)(?='|$)", r"\1\1", str(value)).replace("'", "\\'")
     plain = re.fullmatch(

@@ -16,14 +16,15 @@ SECRET = re.compile(
 )
 
 
-def masked(config: Any) -> Any:
+def redact_secrets(config: Any) -> Any:
     """Put stars for the values of keys that are secrets, at any depth."""
     if isinstance(config, list):
-        return [masked(part) for part in config]
+        return [redact_secrets(part) for part in config]
     if not isinstance(config, Mapping):
         return config
     return {
-        key: "***" if is_secret(str(key), value) else masked(value) for key, value in config.items()
+        key: "***" if is_secret(str(key), value) else redact_secrets(value)
+        for key, value in config.items()
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from tricklab.cli.config import SEVERAL_OPTIONS
+from tricklab.cli.config import MULTI_OPTION_GROUPS
 from tricklab.cli.lightning import EXTRA
 from tricklab.errors import UserError, closest
 
@@ -18,7 +18,7 @@ FURTHER = {  # what takes the arguments that a class hands on
 }
 
 
-GIVEN_BY_CODE = ("params", "save_dir", "dir")
+SET_BY_CODE = ("params", "save_dir", "dir")
 
 
 Definition = ast.ClassDef | ast.FunctionDef
@@ -40,7 +40,7 @@ def find_default(key: str, config: DictConfig) -> Any:
         if not target:
             continue
         owner, name = ".".join(parts[:length]), parts[length]
-        if name in ("_target_", "_partial_") and length == 2 and parts[0] in SEVERAL_OPTIONS:
+        if name in ("_target_", "_partial_") and length == 2 and parts[0] in MULTI_OPTION_GROUPS:
             return None
         signature = add_further(str(target))
         if signature and name not in signature.arguments:
@@ -64,7 +64,7 @@ def add_further(target: str) -> Signature | None:
     if target.startswith("tricklab.") and target not in FURTHER:
         # required arguments stand in conf/ already, or come from the code
         arguments = {name: default for name, default in arguments.items() if default is not None}
-    return Signature({k: v for k, v in arguments.items() if k not in GIVEN_BY_CODE}, False)
+    return Signature({k: v for k, v in arguments.items() if k not in SET_BY_CODE}, False)
 
 
 def raise_unknown_argument(key: str, name: str, target: str, signature: Signature) -> None:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
-from tricklab.cli.config import CONF, SEVERAL_OPTIONS
+from tricklab.cli.config import CONF, MULTI_OPTION_GROUPS
 from tricklab.errors import UserError
 
 ARGUMENTS = {  # specs of arguments that no YAML lists, for +KEY=VALUE
@@ -171,7 +171,7 @@ def split_key(key: str) -> tuple[str, str, str]:
     group, dot, rest = key.partition(".")
     if not dot:
         return "", "", key
-    if group not in SEVERAL_OPTIONS:
+    if group not in MULTI_OPTION_GROUPS:
         return group, "", rest
     name, _, rest = rest.partition(".")
     return group, name, rest
@@ -183,7 +183,7 @@ def read_nodes(group: str, folders: tuple[Path, ...]) -> list[Node]:
     nodes = []
     pattern = f"{group}/*.yaml" if group else "train.yaml"
     for path in [path for folder in folders for path in sorted(folder.glob(pattern))]:
-        if group not in SEVERAL_OPTIONS:
+        if group not in MULTI_OPTION_GROUPS:
             nodes.append(Node(path.stem, "", read_option(path)))
             continue
         by_name: dict[str, dict[str, Line]] = {}

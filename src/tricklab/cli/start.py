@@ -13,17 +13,17 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, read_write
 
-from tricklab.cli.check import check, check_words
-from tricklab.cli.config import CONF, task
-from tricklab.cli.launch import one_line
-from tricklab.cli.overrides import given, list_overrides, list_values, swept
+from tricklab.cli.check import check, check_overrides
+from tricklab.cli.config import CONF, to_plain
+from tricklab.cli.launch import exit_with_message
+from tricklab.cli.overrides import list_overrides, list_values, parse_command_overrides, swept_keys
 from tricklab.cli.redact import check_secrets
 from tricklab.devices import is_first, world_size
 from tricklab.errors import UserError
 from tricklab.run.folder import check_folder
 from tricklab.run.identity import PLANNED_HASH, config_hash
 
-OF_A_SWEEP = re.compile(  # what has no effect on a single run
+SWEEP_ONLY = re.compile(  # what has no effect on a single run
     r"(sweep|slots|dry|job_timeout|hydra\.sweep|hydra[./](launcher|sweeper))(\.|$)"
 )
 
@@ -53,7 +53,7 @@ def check_slurm(dry: bool) -> None:
 def exit_on(judge: Callable[[DictConfig], None], config: DictConfig) -> None:
     """End the process with one line if anything is wrong; after any other exception Hydra would go on."""
     try:
-        with one_line():
+        with exit_with_message():
             judge(config)
     except Exception as error:
         traceback.print_exc()
@@ -72,7 +72,7 @@ def check_run(config: DictConfig) -> None:
         check_secrets(config)
         check_command(config)
         check_single()
-    if planned and planned != config_hash(task(config)):
+    if planned and planned != config_hash(to_plain(config)):
         raise UserError("conf/ was changed after this sweep had begun; give its command again")
     check_processes(config)
     if is_first():
@@ -85,7 +85,7 @@ def check_command(config: DictConfig) -> None:
     Of two values of a key the last one counts, as in Hydra, so that a command can be extended.
     """
     chosen: dict[str, list[str]] = {}
-    for word in given():
+    for word in parse_command_overrides():
         if (CONF / str(word.key_or_group)).is_dir() and not str(word.input_line).startswith("~"):
             chosen.setdefault(str(word.key_or_group), []).append(str(word.input_line))
     for key, words in chosen.items():
@@ -106,27 +106,27 @@ def check_command(config: DictConfig) -> None:
 
 def check_single() -> None:
     """Refuse what only a sweep reads."""
-    for word in given():
-        if OF_A_SWEEP.match(str(word.key_or_group)):
+    for word in parse_command_overrides():
+        if SWEEP_ONLY.match(str(word.key_or_group)):
             raise UserError(f"{word.input_line} has an effect on sweeps alone; add -m for a sweep")
 
 
 def check_sweep(config: DictConfig) -> None:
     """Check what a sweep has of its own; each of its jobs is checked as a run."""
-    check_words(list_overrides(config.hydra))
+    check_overrides(list_overrides(config.hydra))
     check_secrets(config)
     check_command(config)
     if "TORCHELASTIC_RUN_ID" in os.environ and world_size() > 1:
         raise UserError("torchrun with -m; use python train.py -m trainer=ddp instead")
     if config.resume != "none":
         raise UserError(f"resume={config.resume} -m: a sweep resumes by itself; leave out resume")
-    for word in given():
+    for word in parse_command_overrides():
         is_glob = "glob(" in str(word.input_line)  # needs Hydra's loader: see sweep_plugins.py
         if word.is_sweep_override() and word.is_discrete_sweep() and not is_glob:
             list_values(word)
-    if "hydra.run.dir" in {word.key_or_group for word in given()}:
+    if "hydra.run.dir" in {word.key_or_group for word in parse_command_overrides()}:
         raise UserError("hydra.run.dir has no effect with -m; use hydra.sweep.dir=FOLDER")
-    for key in sorted(swept(given())):
+    for key in sorted(swept_keys(parse_command_overrides())):
         if key.partition(".")[0] in ("sweep", "slots", "dry"):
             raise UserError(f"{key} has several values; expected one, for the whole sweep")
     chosen = config.hydra.runtime.choices

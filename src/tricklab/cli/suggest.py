@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from tricklab.cli.config import find_options, options
+from tricklab.cli.config import find_options, list_options
 from tricklab.errors import closest
 
 KEYS = {  # what is typed here: names for it elsewhere, {} being their value
@@ -104,7 +104,7 @@ OPTIONS = {  # in the order of preference, as not every fork has each
 }
 
 
-OF_TORCHVISION = re.compile(
+TORCHVISION_MODELS = re.compile(
     r"alexnet|convnext_(tiny|small|base|large)|densenet\d+|efficientnet_(b\d|v2_[sml])|googlenet|"
     r"inception_v3|maxvit_t|mnasnet\d_\d+|mobilenet_v[23]\w*|regnet_[xy]_\d+[gm]f|resnet\d+|"
     r"resnext\d+_\w+|shufflenet_v2_\w+|squeezenet1_\d|swin_(v2_)?[tsb]|vgg\d+(_bn)?|"
@@ -159,7 +159,7 @@ def complete(typed: str, known: Collection[str], conf: Path) -> str:
     """Suggest what is typed here for a name of other tools, with the option that has such a key."""
     key, _, value = typed.rpartition(" ")[2].partition("=")
     if key == typed.partition("=")[0]:
-        if "." not in key and (conf / key).is_dir() and value not in options(conf / key):
+        if "." not in key and (conf / key).is_dir() and value not in list_options(conf / key):
             return suggest_option(key, value, conf)
         if "." in key and not key.startswith("hydra.") and key not in known:
             homes = find_options(key, conf)
@@ -169,17 +169,17 @@ def complete(typed: str, known: Collection[str], conf: Path) -> str:
 
 def suggest_option(group: str, option: str, conf: Path) -> str:
     """Return " Did you mean scheduler=cosine?" for what an option that `group` does not have was meant to be."""
-    there = options(conf / group)
+    there = list_options(conf / group)
     if typed := translate_option(group, option, conf):
         return f" Did you mean {typed}?"
     if group == "mixup" and re.fullmatch(r"0?\.\d+|[1-9]\d*(\.\d+)?", option):
         return f" Did you mean mixup=on mixup.alpha={option}?"
     if group == "model" and re.search(r"\d|_|-", option) and not closest(option, there, 0.9):
-        library = "torchvision" if OF_TORCHVISION.fullmatch(option) else "timm"
+        library = "torchvision" if TORCHVISION_MODELS.fullmatch(option) else "timm"
         return f" Did you mean model={library} model.name={option}?"
     groups = sorted(path.name for path in conf.iterdir() if path.is_dir() and path.name != group)
     for other in groups if option not in ANY else ():
-        if option in options(conf / other):
+        if option in list_options(conf / other):
             return f" Did you mean {other}={option}?"
         if typed := translate_option(other, option, conf):
             return f" Did you mean {typed}?"
@@ -191,7 +191,7 @@ def translate_option(group: str, option: str, conf: Path) -> str:
     """Return what is typed here for the name that an option of a group has elsewhere."""
     for typed, others in OPTIONS.items():
         home, _, name = typed.split()[0].partition("=")
-        there = home == group and name in options(conf / group)
+        there = home == group and name in list_options(conf / group)
         if there and plain(option) in map(plain, others.split()):
             return typed
     return ""

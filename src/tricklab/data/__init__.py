@@ -1,1 +1,1 @@
-"""Images in memory: where they come from, how they are split, and how a batch is made ready."""
+"""Image data: data sets, their splits, decoding, and batches ready for the network."""

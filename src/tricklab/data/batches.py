@@ -1,78 +1,79 @@
-"""Images, the batches they are read in, and what makes a network's input of them."""
+"""Labeled images, the batches that are gathered from them, and the input that a network expects."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tricklab.data.images import ImageFiles, prefetch
+from tricklab.data.images import ImageFiles
+from tricklab.data.prefetch import prefetch
 from tricklab.data.progress import with_progress
+from tricklab.duration import Length, to_steps
+from tricklab.errors import UserError
 
 Batch = tuple[Tensor, ...]
+Position = tuple[float, int]  # an epoch and a batch in it, both counted from 0
+Window = tuple[Position, Position]  # the first batch, and the first one after the last
+WHOLE_RUN: Window = ((0, 0), (math.inf, 0))
 
 
-class Labelled(NamedTuple):
+class LabeledImages(NamedTuple):
     """Images, uint8 [N, C, H, W], and their labels, int64 [N]."""
 
     images: Tensor | ImageFiles
     labels: Tensor
 
 
-class Images(NamedTuple):
-    """What a network takes: channels, height, width; mean and deviation of each channel, for pixels in 0 .. 1."""
+class InputSpec(NamedTuple):
+    """Input of a network: shape (C, H, W); mean and std of each channel, for pixels in 0 .. 1."""
 
     shape: tuple[int, int, int]
     mean: list[float]
     std: list[float]
 
 
-class Source(NamedTuple):
-    """What a data set is read into. Without a validation part of its own it gets one from training.
+class DatasetSplits(NamedTuple):
+    """The splits that a data set comes with. Without `val`, validation is split off from training.
 
-    `files` is their number and `identity` tells whether they are the same, both where images come from files; `resize`
-    is the side that these were decoded at, where it was an option.
+    Of images that are read from files, `files` is their number, `digest` a hash of names, sizes and
+    times, and `resize` the side in pixels at which they were decoded, if that was an option.
     """
 
-    train: Labelled
-    test: Labelled
+    train: LabeledImages
+    test: LabeledImages
     classes: list[str]
-    val: Labelled | None = None
+    val: LabeledImages | None = None
     files: int = 0
-    identity: str = ""
+    digest: str = ""
     resize: int | None = None
 
     @property
-    def parts(self) -> list[Labelled]:
+    def parts(self) -> list[LabeledImages]:
         return [part for part in (self.train, self.test, self.val) if part]
 
 
-class Rows:
-    """Tensors [N, ...] of which so many rows are taken at once, and the numbers [B] of these rows."""
-
-    def __init__(self, data: tuple[Tensor | ImageFiles, ...]):
-        self.data = data
-
-    def __getitem__(self, rows: Tensor) -> Batch:
-        return *(
-            part.index_select(0, rows) for part in self.data
-        ), rows  # part[rows] takes ten times as long
+def gather(data: LabeledImages, indices: Tensor) -> Batch:
+    """Return images, labels and `indices`, each [B, ...]."""
+    # index_select takes a tenth of the time of images[indices]
+    images = data.images.index_select(0, indices)
+    return images, data.labels.index_select(0, indices), indices
 
 
 @dataclass(eq=False)
 class Batches:
-    """Batches by one gather each of tensors [N, ...], with the numbers of their rows behind.
+    """A loader whose batches are images [B, C, H, W], labels [B] and their indices [B].
 
-    Without state: asked to, it starts at any batch of any epoch.
-
-    `order(epoch)` returns the rows [N] to go through, `start()` the epoch and the batch to begin with. A global
-    batch is `batch_size * ranks` rows long, which go to the ranks in turn.
+    Stateless, so that training resumes at any batch of any epoch: `order(epoch)` returns the
+    indices [N] of an epoch, `start()` the epoch and the batch to begin with. A global batch holds
+    `batch_size * ranks` images, which are dealt to the ranks in turn.
     """
 
-    data: tuple[Tensor | ImageFiles, ...]
+    data: LabeledImages
     order: Callable[[int], Tensor]
     start: Callable[[], tuple[int, int]]
     batch_size: int
@@ -84,53 +85,74 @@ class Batches:
         return self.length
 
     def __iter__(self) -> Iterator[Batch]:
-        epoch, first = (
-            self.start()
-        )  # not before the first batch is asked for, when the trainer knows its place
-        blocks = (
-            self.order(epoch)
-            .to(self.data[0].device)
-            .split(self.batch_size * self.ranks)[first : self.length]
-        )
-        rows = [block[self.rank :: self.ranks] for block in blocks]
-        yield from prefetch(Rows(self.data), rows, getattr(self.data[0], "workers", 0))
+        # a generator: `start` is called for the first batch, when the trainer knows its position
+        epoch, first = self.start()
+        images = self.data.images
+        indices = self.order(epoch).to(images.device)
+        global_batches = indices.split(self.batch_size * self.ranks)[first : self.length]
+        batches = [batch[self.rank :: self.ranks] for batch in global_batches]
+        workers = images.workers if isinstance(images, ImageFiles) else 0
+        yield from prefetch(functools.partial(gather, self.data), batches, workers)
 
 
-class Preparation(nn.Module):
-    """Images [B, C, H, W] of 0 .. 255 to what a network takes: resized, normalised, one channel repeated as needed."""
+class Preprocess(nn.Module):
+    """Resizes and normalises images [B, C, H, W] of 0 .. 255; repeats grey as each channel."""
 
-    def __init__(self, images: Images):
+    def __init__(self, spec: InputSpec):
         super().__init__()
-        scale = 1 / (255 * torch.tensor(images.std, dtype=torch.double))
-        shift = -torch.tensor(images.mean, dtype=torch.double) * 255 * scale
-        self.size = list(images.shape[1:])
+        scale = 1 / (255 * torch.tensor(spec.std, dtype=torch.double))
+        shift = -torch.tensor(spec.mean, dtype=torch.double) * 255 * scale
+        self.size = list(spec.shape[1:])
         self.scale = nn.Buffer(scale.float().view(1, -1, 1, 1))
         self.shift = nn.Buffer(shift.float().view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         if list(images.shape[2:]) != self.size:
             images = F.interpolate(images.float(), self.size, mode="bilinear", antialias=True)
-        images = images.expand(-1, self.scale.shape[1], -1, -1).to(
-            torch.float, copy=True
-        )  # which is changed in place:
-        return images.mul_(self.scale).add_(
-            self.shift
-        )  # one tensor more would take 0.5 ms of 512 images
+        images = images.expand(-1, self.scale.shape[1], -1, -1)
+        # one copy, changed in place: another tensor would take 0.5 ms for 512 images
+        images = images.to(torch.float, copy=True)
+        return images.mul_(self.scale).add_(self.shift)
 
 
-def moments(images: Tensor | ImageFiles, rows: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel over images[rows], for pixels in 0 .. 1.
+def channel_mean_std(
+    images: Tensor | ImageFiles, indices: Tensor
+) -> tuple[list[float], list[float]]:
+    """Return mean and std of each channel over images[indices], for pixels in 0 .. 1.
 
-    The sums are integers, hence exact. A channel without any contrast gets the deviation of one grey level.
+    The sums are integers, hence exact. The std of a constant channel is one grey level, not 0.
     """
-    total = squares = torch.zeros(images.shape[1], dtype=torch.long)
-    block = max(1, 2**22 // math.prod(images.shape[1:]))  # images at a time
-    batches = Batches((images,), lambda epoch: rows, lambda: (0, 0), block, len(rows))
-    parts = (part for part, _ in batches)
-    for part in with_progress(parts, len(rows), "mean and standard deviation"):
-        pixels = part.int()
-        total, squares = total + pixels.sum((0, 2, 3)), squares + pixels.square().sum((0, 2, 3))
-    n = len(rows) * images.shape[2] * images.shape[3]
+    total = torch.zeros(images.shape[1], dtype=torch.long)
+    squares = torch.zeros_like(total)
+    images_per_block = max(1, 2**22 // math.prod(images.shape[1:]))
+    workers = images.workers if isinstance(images, ImageFiles) else 0
+    read = functools.partial(images.index_select, 0)
+    blocks = prefetch(read, indices.split(images_per_block), workers)
+    for block in with_progress(blocks, len(indices), "mean and std"):
+        pixels = block.int()
+        total += pixels.sum((0, 2, 3))
+        squares += pixels.square().sum((0, 2, 3))
+    n = len(indices) * images.shape[2] * images.shape[3]
     mean = total.double() / n
     std = (squares.double() / n - mean.square()).clamp(min=0).sqrt().clamp(min=1.0)
     return (mean / 255).tolist(), (std / 255).tolist()
+
+
+def mixup_window(begin: Any, end: Any, length: Length, accumulate: int) -> Window:
+    """Return the batches from the optimizer step `begin` on and before the step `end`.
+
+    Both are durations; a step has `accumulate` batches. Raises UserError: there is no step between.
+    """
+    first = to_steps(begin, length, most=length.steps - 1)
+    last = to_steps(end, length)
+    if not 0 <= first < last <= length.steps:
+        raise UserError(
+            f"mixup.begin={begin} mixup.end={end}: begin (step {first}) must be before end "
+            f"(step {last}), both within [0, {length.steps}]"
+        )
+    return _first_batch(first, length, accumulate), _first_batch(last, length, accumulate)
+
+
+def _first_batch(step: int, length: Length, accumulate: int) -> Position:
+    epoch, step_in_epoch = divmod(step, length.epoch)
+    return epoch, step_in_epoch * accumulate

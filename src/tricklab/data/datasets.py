@@ -1,4 +1,4 @@
-"""Data sets, each read into memory as uint8 tensors. A new one is a function here and a YAML in conf/data."""
+"""Data sets as uint8 tensors. A new one is a function here and a YAML in conf/data."""
 
 import functools
 import inspect
@@ -10,54 +10,32 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torchvision.datasets import FashionMNIST
 
-from tricklab.data.batches import Labelled, Source
-from tricklab.data.folders import (
-    LabelledFiles,
-    Search,
-    find_parts,
-    read_classes,
-    subfolders,
-    warn_of_unused,
-)
-from tricklab.data.images import ENDINGS, ImageFiles, expand_home, keep
+from tricklab.data.batches import DatasetSplits, LabeledImages
+from tricklab.data.cache import decode_all
+from tricklab.data.folders import expand_home, find_splits, training_classes, warn_of_unused
+from tricklab.data.images import ImageFiles
 from tricklab.data.module import ImageData
 from tricklab.data.published import read_cifar, read_mnist
-from tricklab.data.split import count, split_off, stratified_order
+from tricklab.data.search import LabeledFiles, Search
+from tricklab.data.splits import split_off_test
 from tricklab.devices import count_cores
 from tricklab.errors import UserError
 from tricklab.randomness import generator
 
-FASHION = [
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-]
-TEST_SIZE = (
-    0.2  # the default in conf/data/folder.yaml, which can't be told from a value that was given
-)
-TRAIN = ("train", "Train", "TRAIN", "training", "Training")
+TEST_SIZE = 0.2  # the default in conf/data/folder.yaml: an explicit 0.2 looks the same
 
 
-def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:
-    """Turn `read(...) -> Source` into a builder of `ImageData`, which takes all options that `read` does not."""
+def dataset(read: Callable[..., DatasetSplits]) -> Callable[..., ImageData]:
+    """Turn `read(...) -> DatasetSplits` into a builder of `ImageData`, with the options of both."""
 
     @functools.wraps(read)
     def build(**options: Any) -> ImageData:
-        own = {
-            name: options.pop(name)
-            for name in inspect.signature(read).parameters
-            if name in options
-        }
-        options.pop("num_workers", None)  # images in memory have no use for it
-        options.pop("download", None)  # nor data that are never downloaded
+        own_names = [name for name in inspect.signature(read).parameters if name in options]
+        own = {name: options.pop(name) for name in own_names}
+        options.pop("num_workers", None)  # arrays need no workers
+        options.pop("download", None)  # evaluation passes it to every data set
         if "root" in own:
             own["root"] = expand_home(own["root"], "data.root")
         return ImageData(read(**own), **options)
@@ -66,42 +44,47 @@ def dataset(read: Callable[..., Source]) -> Callable[..., ImageData]:
 
 
 @dataset
-def digits() -> Source:
-    """1,797 handwritten digits of 8 x 8 pixels that come with scikit-learn; a fixed stratified fifth is for testing."""
-    (home,) = find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr, misc]  # importing takes a second
-    table = torch.from_numpy(
-        np.loadtxt(Path(home) / "datasets" / "data" / "digits.csv.gz", delimiter=",")
-    )
-    images = (
-        (table[:, :64] * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
-    )  # pixels were 0 .. 16
+def digits() -> DatasetSplits:
+    """1,797 handwritten digits of 8 x 8 pixels from scikit-learn.
+
+    A fixed stratified fifth is the test set.
+    """
+    # read from its file: importing sklearn.datasets takes a second
+    (home,) = find_spec("sklearn").submodule_search_locations  # type: ignore[union-attr, misc]
+    path = Path(home) / "datasets" / "data" / "digits.csv.gz"
+    table = torch.from_numpy(np.loadtxt(path, delimiter=","))  # [N, 65]: pixels of 0 .. 16, label
+    images = (table[:, :64] * 255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
     labels = table[:, 64].long()
-    train, test = (Labelled(images[rows], labels[rows]) for rows in set_apart(labels, 0.2))
-    return Source(train, test, list("0123456789"))
+    train, test = split_off_test(labels, 0.2)
+    return DatasetSplits(
+        LabeledImages(images[train], labels[train]),
+        LabeledImages(images[test], labels[test]),
+        classes=list("0123456789"),
+    )
 
 
 @dataset
-def mnist(root: Path, download: bool = True) -> Source:
+def mnist(root: Path, download: bool = True) -> DatasetSplits:
     """70,000 handwritten digits, 28 x 28 pixels, grey (LeCun et al., Proc. IEEE 86, 1998)."""
-    return Source(*read_mnist(root, "MNIST", download), list("0123456789"))
+    return DatasetSplits(*read_mnist(root, "MNIST", download), list("0123456789"))
 
 
 @dataset
-def fashion_mnist(root: Path, download: bool = True) -> Source:
+def fashion_mnist(root: Path, download: bool = True) -> DatasetSplits:
     """70,000 articles of clothing, 28 x 28 pixels, grey (arXiv 1708.07747)."""
-    return Source(*read_mnist(root, "FashionMNIST", download), FASHION)
+    return DatasetSplits(*read_mnist(root, "FashionMNIST", download), FashionMNIST.classes)
 
 
 @dataset
-def cifar10(root: Path, download: bool = True) -> Source:
+def cifar10(root: Path, download: bool = True) -> DatasetSplits:
     """60,000 photographs of 10 classes, 32 x 32 pixels, colour (Krizhevsky, 2009)."""
-    return Source(*read_cifar(root, "CIFAR10", download))
+    return DatasetSplits(*read_cifar(root, "CIFAR10", download))
 
 
 @dataset
-def cifar100(root: Path, download: bool = True) -> Source:
+def cifar100(root: Path, download: bool = True) -> DatasetSplits:
     """60,000 photographs of 100 classes, 32 x 32 pixels, colour (Krizhevsky, 2009)."""
-    return Source(*read_cifar(root, "CIFAR100", download))
+    return DatasetSplits(*read_cifar(root, "CIFAR100", download))
 
 
 @dataset
@@ -114,31 +97,25 @@ def folder(
     num_workers: int | None,
     skip_damaged: bool,
     background: str = "white",
-) -> Source:
-    """Any tree of class folders: `root/train/CLASS/...`, `val` and `test` beside `train` or not; or `root/CLASS/...`.
+) -> DatasetSplits:
+    """Class folders: `root/train/CLASS/...`, maybe with `val` and `test`; or `root/CLASS/...`.
 
-    Without a test folder a fixed stratified part of training is the test set. Resized images are cut to a square. For
-    the options see conf/data/folder.yaml. Raises UserError: classes or images missing, damaged, or of mixed sizes.
+    Without a test folder, a fixed stratified part of training is the test set. For the options see
+    conf/data/folder.yaml. Raises UserError: classes or images that are missing, corrupt images, or
+    images of several sizes without `resize`.
     """
-    parts = find_parts(root) or {"train": root}
-    warn_of_unused(root, parts)
-    if "train" not in parts:
-        message = f"data.root={root} has {', '.join(parts)}, but no train"
-        raise UserError(f"{message}; evaluate.py takes such a folder, training does not")
-    if "test" in parts and test_size != TEST_SIZE:
-        message = f"data.test_size={test_size}: {parts['test']} is the test set"
-        raise UserError(f"{message}; leave it out")
-    classes = training_classes(root, parts["train"])
-    decoding = Decoding(resize, mode, background, cache, count_workers(num_workers))
+    folders = find_splits(root) or {"train": root}
+    warn_of_unused(root, folders)
+    check_split_folders(root, folders, test_size)
+    classes = training_classes(root, folders["train"])
+    decoding = Decoding(resize, mode, background, cache, resolve_workers(num_workers))
     search = Search(root, skip_damaged, decoding.workers)
-    found = {part: search.find_classes(path, classes) for part, path in parts.items()}
-    check_no_class_is_empty(root, classes, found["train"], search)
-    if "test" not in found:
-        images = found["train"]
-        rest, part = set_apart(torch.tensor([label for _, label in images]), test_size)
-        found |= {"train": [images[i] for i in rest], "test": [images[i] for i in part]}
+    files = {split: search.find_classes(path, classes) for split, path in folders.items()}
+    check_no_class_is_empty(root, classes, files["train"], search)
+    if "test" not in files:
+        files |= split_off_test_files(files["train"], test_size)
     search.warn()
-    return read_parts(found, classes, decoding)
+    return read_splits(files, classes, decoding)
 
 
 def folder_to_evaluate(
@@ -152,28 +129,29 @@ def folder_to_evaluate(
     background: str = "white",
     batch_size: int = 128,
     seed: int = 0,
-    **of_training: Any,
+    **training_options: Any,
 ) -> ImageData:
-    """Data whose test set is the folder `test` in `root`, or all images of `root/CLASS/...`, for these `classes`.
+    """Data to evaluate on: the folder `test` in `root`, or all images of `root/CLASS/...`.
 
-    It stands for training and validation too: what is said of them has no meaning here. Raises UserError: parts without
-    `test`, a class that is not one of `classes`, no image, a damaged one.
+    The test set stands for training and validation too; `training_options` are ignored. Raises
+    UserError: other splits without `test`, a class that is not in `classes`, a missing or corrupt
+    image.
     """
-    top = expand_home(root, "data.root")
-    parts = find_parts(top) or {"test": top}
-    if "test" not in parts:
-        places = " or ".join(f"data.root={path}" for path in parts.values())
-        raise UserError(f"data.root={top} has no test folder; allowed: {places}")
-    decoding = Decoding(resize, mode, background, cache, count_workers(num_workers))
-    search = Search(top, skip_damaged, decoding.workers)
-    images = search.find_classes(parts["test"], classes, whose="the checkpoint")
+    path = expand_home(root, "data.root")
+    folders = find_splits(path) or {"test": path}
+    if "test" not in folders:
+        expected = " or ".join(f"data.root={folder}" for folder in folders.values())
+        raise UserError(f"data.root={path} has no test folder. Expected {expected}")
+    decoding = Decoding(resize, mode, background, cache, resolve_workers(num_workers))
+    search = Search(path, skip_damaged, decoding.workers)
+    files = search.find_classes(folders["test"], classes, owner="the checkpoint")
     search.warn()
-    source = read_parts({"test": images}, list(classes), decoding)
-    return ImageData(source, batch_size, seed=seed)
+    splits = read_splits({"test": files}, list(classes), decoding)
+    return ImageData(splits, batch_size, seed=seed)
 
 
 class Decoding(NamedTuple):
-    """How the images of a folder are decoded and kept; see conf/data/folder.yaml."""
+    """How the images of a folder are decoded and cached, see conf/data/folder.yaml."""
 
     resize: int | None
     mode: str
@@ -181,93 +159,76 @@ class Decoding(NamedTuple):
     cache: str
     workers: int
 
+    def image_files(self, files: LabeledFiles) -> ImageFiles:
+        paths = [file for file, _ in files]
+        return ImageFiles(paths, self.resize, self.mode, self.background, self.workers)
 
-def read_parts(
-    found: Mapping[str, LabelledFiles], classes: list[str], decoding: Decoding
-) -> Source:
-    """Decode the images of each part; where there is only a test part, it also stands for the others."""
-    resize, mode, background, cache, workers = decoding
-    files = {
-        part: ImageFiles([file for file, _ in images], resize, mode, background, workers)
-        for part, images in found.items()
-    }
-    parts = {
-        part: Labelled(keep(files[part], cache), torch.tensor([label for _, label in images]))
-        for part, images in found.items()
-    }
-    test = parts["test"]
-    return Source(
-        parts.get("train", test),
-        test,
-        classes,
-        parts.get("val") if "train" in parts else test,
-        files=sum(map(len, found.values())),
-        identity=" ".join(files[part].identity for part in sorted(files)),
-        resize=resize,
+
+def read_splits(
+    files: Mapping[str, LabeledFiles], classes: list[str], decoding: Decoding
+) -> DatasetSplits:
+    """Decode the images of each split; a test split alone stands for all of them."""
+    images = {split: decoding.image_files(labeled) for split, labeled in files.items()}
+    data = {}
+    for split, labeled in files.items():
+        labels = torch.tensor([label for _, label in labeled])
+        data[split] = LabeledImages(decode_all(images[split], decoding.cache), labels)
+    test = data["test"]
+    return DatasetSplits(
+        train=data.get("train", test),
+        test=test,
+        classes=classes,
+        val=data.get("val") if "train" in data else test,
+        files=sum(map(len, files.values())),
+        digest=" ".join(images[split].digest for split in sorted(images)),
+        resize=decoding.resize,
     )
 
 
-def training_classes(root: Path, top: Path) -> list[str]:
-    """Return the classes in the training folder `top`. Raises UserError: fewer than two, or they lie further down."""
-    folders = read_classes(top)
-    if lower := find_lower(folders, top == root):
-        places = " or ".join(f"data.root={path}" for path in lower)
-        raise UserError(f"data.root={root}: the classes lie further down; allowed: {places}")
-    if len(folders) == 1:
-        message = f"2 classes or more, each with images; there is {', '.join(folders)}"
-        raise UserError(f"data.root={root}: {message}")
-    if not folders and (flat := sum(path.suffix.lower() in ENDINGS for path in top.iterdir())):
-        message = f"{top} has {flat:,} images, but no class folders"
-        raise UserError(f"{message}; allowed: {top}/CLASS/... for each class")
-    return list(folders)
+def split_off_test_files(files: LabeledFiles, test_size: int | float) -> dict[str, LabeledFiles]:
+    train, test = split_off_test(torch.tensor([label for _, label in files]), test_size)
+    return {"train": [files[i] for i in train], "test": [files[i] for i in test]}
 
 
-def find_lower(folders: Mapping[str, Path], plain: bool) -> list[Path]:
-    """Return those of the folders that seem to be data sets and no classes: with parts, or one alone with folders."""
-    lower = [path for path in folders.values() if any((path / name).is_dir() for name in TRAIN)]
-    lower = [path for path in lower if "train" in find_parts(path)]  # which reads a whole folder
-    if not lower and plain and len(folders) == 1:
-        lower = [path for path in folders.values() if len(subfolders(path)) > 1]
-    return lower
+def check_split_folders(root: Path, folders: Mapping[str, Path], test_size: int | float) -> None:
+    if "train" not in folders:
+        message = f"data.root={root} has {', '.join(folders)}, but no train"
+        raise UserError(f"{message}; evaluate.py takes such a folder, training does not")
+    if "test" in folders and test_size != TEST_SIZE:
+        message = f"data.test_size={test_size}: {folders['test']} is the test set"
+        raise UserError(f"{message}; leave test_size out")
 
 
 def check_no_class_is_empty(
-    root: Path, classes: Sequence[str], images: LabelledFiles, search: Search
+    root: Path, classes: Sequence[str], files: LabeledFiles, search: Search
 ) -> None:
-    present = {label for _, label in images}
-    if empty := [name for label, name in enumerate(classes) if label not in present]:
-        message = f"2 classes or more, each with images; without: {', '.join(empty)}"
-        raise UserError(f"data.root={root}: {message}{search.in_brackets}")
+    present = {label for _, label in files}
+    empty = [name for label, name in enumerate(classes) if label not in present]
+    if empty:
+        message = f"need at least 2 classes with images; empty: {', '.join(empty)}"
+        raise UserError(f"data.root={root}: {message}{search.parenthesis}")
 
 
-def count_workers(num_workers: int | None) -> int:
+def resolve_workers(num_workers: int | None) -> int:
     return count_cores() if num_workers is None else num_workers
 
 
 @dataset
 def fake(
     images: int, test_images: int, channels: int, height: int, width: int, classes: int
-) -> Source:
-    """Noise on a pattern for each class: of any number, shape and size, and easy to learn."""
-    source, shape = generator(0, "fake"), (channels, height, width)
-    patterns = torch.randint(128, (classes, *shape), dtype=torch.uint8, generator=source)
-
-    def draw(n: int) -> Labelled:
-        labels = torch.arange(n) % classes
-        pixels = torch.randint(128, (n, *shape), dtype=torch.uint8, generator=source)
-        for rows in torch.arange(n).split(4096):
-            pixels[rows] += patterns[labels[rows]]
-        return Labelled(pixels, labels)
-
-    return Source(draw(images), draw(test_images), [str(k) for k in range(classes)])
+) -> DatasetSplits:
+    """Noise on a pattern per class, easy to learn; any number, shape and size of images."""
+    rng = generator(0, "fake")
+    shape = (channels, height, width)
+    patterns = torch.randint(128, (classes, *shape), dtype=torch.uint8, generator=rng)
+    train = fake_split(images, patterns, rng)
+    test = fake_split(test_images, patterns, rng)
+    return DatasetSplits(train, test, [str(label) for label in range(classes)])
 
 
-def set_apart(labels: Tensor, test_size: int | float) -> tuple[Tensor, Tensor]:
-    """Return the rows of training and of a stratified test set, the same whatever the seed of the run.
-
-    A class of one image stays in training.
-    """
-    order = stratified_order(labels, 0, "test")
-    size = count(test_size, len(order) - 1, "data.test_size")
-    rest, part = split_off(order, labels, size)
-    return rest.sort().values, part.sort().values
+def fake_split(n: int, patterns: Tensor, rng: torch.Generator) -> LabeledImages:
+    labels = torch.arange(n) % len(patterns)
+    images = torch.randint(128, (n, *patterns.shape[1:]), dtype=torch.uint8, generator=rng)
+    for indices in torch.arange(n).split(4096):  # bounds the memory of patterns[labels]
+        images[indices] += patterns[labels[indices]]
+    return LabeledImages(images, labels)

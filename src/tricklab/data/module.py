@@ -1,4 +1,4 @@
-"""From images in memory to batches that are ready for the network."""
+"""The data module: from labeled images to batches that are ready for the network."""
 
 import hashlib
 import math
@@ -11,41 +11,43 @@ import torch
 from torch import Tensor
 
 from tricklab.data.batches import (
+    WHOLE_RUN,
     Batch,
     Batches,
+    DatasetSplits,
     ImageFiles,
-    Images,
-    Labelled,
-    Preparation,
-    Source,
-    moments,
+    InputSpec,
+    LabeledImages,
+    Preprocess,
+    channel_mean_std,
 )
 from tricklab.data.progress import warn
-from tricklab.data.split import corrupt, count, split_rows, stratified_order
-from tricklab.duration import Length, count_batches, to_steps
+from tricklab.data.splits import VAL_SIZE, Subsets, check_labels, hash_splits, split_dataset
+from tricklab.duration import count_batches
 from tricklab.errors import UserError
 from tricklab.mixup import Mixed, identity
 from tricklab.randomness import Rand, generator
 
-FOR_MOMENTS = 100_000  # training images whose mean and deviation are taken, at most
+MAX_UPSCALING = 2  # from the side of decoded files to that which weights expect
 
 
 class ImageData(pl.LightningDataModule):
-    """Splits a source, and turns its uint8 images into normalised batches on the device.
+    """Splits a data set, and turns its uint8 images into normalised batches on the device.
 
-    Training batches are images [B, C, H, W], augmented and mixed, and target probabilities [B, K], or with `by_index`
-    class indices [B] where nothing is mixed; evaluation batches are clean images and class indices. For the options see
-    conf/data/_options.yaml. Order, augmentation, mixing and label noise follow from `seed`. Raises UserError: a size or
-    fold that there is not, labels without a class.
+    Training batches are augmented images [B, C, H, W] and target probabilities [B, K], or with
+    `integer_targets` class indices [B] if they are not mixed; evaluation batches are clean images
+    and class indices. For the options see conf/data/_options.yaml. Order, augmentation, mixing and
+    label noise follow from `seed`. Raises UserError: a size or fold that the data do not have,
+    labels without a class.
     """
 
     trainer: pl.Trainer
 
     def __init__(
         self,
-        source: Source,
+        splits: DatasetSplits,
         batch_size: int = 128,
-        val_size: int | float = 0.1,
+        val_size: int | float = VAL_SIZE,
         folds: int | None = None,
         fold: int = 0,
         train_size: int | float | None = None,
@@ -55,145 +57,161 @@ class ImageData(pl.LightningDataModule):
         seed: int = 0,
         augment: Mapping[str, Callable[[Tensor, Rand], Tensor]] = {},
         mixup: Callable[[Tensor, Tensor, torch.Generator], Mixed] = identity,
-        by_index: bool = False,
+        integer_targets: bool = False,
     ):
         super().__init__()
-        self.source, self.classes, self.seed = source, source.classes, seed
-        self.batch_size, self.drop_last, self.augment, self.mixup = (
-            batch_size,
-            drop_last,
-            augment,
-            mixup,
+        check_labels(splits)
+        self.splits = splits
+        self.batch_size = batch_size
+        self.drop_last = drop_last
+        self.seed = seed
+        self.augment = augment
+        self.mixup = mixup
+        self.mixup_window = WHOLE_RUN
+        self.integer_targets = integer_targets
+        subsets = split_dataset(
+            splits, val_size, folds, fold, train_size, split_seed, label_noise, seed
         )
-        self.by_index = by_index
-        self.mixing: tuple[tuple[float, int], ...] = (
-            (0, 0),
-            (math.inf, 0),
-        )  # first epoch and batch, and those after it
-        check_labels(source)
-        images, labels = source.train
-        self.val = source.val or source.train
-        train, self.val_rows = split_rows(source, val_size, folds, fold, split_seed)
-        if train_size is not None:
-            kept = count(train_size, len(train), "data.train_size")
-            train = train[stratified_order(labels[train], split_seed, "train")[:kept]]
-        self.train_rows = train
-        noisy = labels.index_copy(
-            0, train, corrupt(labels[train], label_noise, len(self.classes), seed)
-        )
-        self.train = Labelled(images, noisy)
+        self._set_subsets(subsets)
         self.one_hot = torch.eye(len(self.classes))
-        self.lasting = torch.rand(len(labels), generator=generator(seed, "lasting"))
-        spread = train[stratified_order(labels[train], split_seed, "clean")]
-        self.clean_rows = spread[:2000]  # which are also evaluated as they are
-        channels, height, width = images.shape[1:]
-        own = Images((channels, height, width), *moments(images, spread[:FOR_MOMENTS]))
-        self.identity = identify(source)
-        self.adapt(own)
+        self.per_image = torch.rand(len(self.train.labels), generator=generator(seed, "lasting"))
+        self.digest = hash_splits(splits)
         self.warn_of_missing_classes()
+
+    def _set_subsets(self, subsets: Subsets) -> None:
+        """Set images and indices of training and validation, and the input spec that follows."""
+        images = self.splits.train.images
+        self.train = LabeledImages(images, subsets.labels)
+        self.train_indices = subsets.train
+        self.clean_indices = subsets.clean  # also evaluated without augmentation (train/acc_clean)
+        self.val = self.splits.val or self.splits.train
+        self.val_indices = subsets.val
+        channels, height, width = images.shape[1:]
+        mean, std = channel_mean_std(images, subsets.stats)
+        self.match_input_spec(InputSpec((channels, height, width), mean, std))
+
+    @property
+    def classes(self) -> list[str]:
+        return self.splits.classes
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all images and labels, of the labels that are learned, and of what the network takes."""
-        network = [list(self.shape), list(map(float, self.mean)), list(map(float, self.std))]
-        facts = (self.identity, zlib.crc32(self.train.labels.cpu().numpy().data), network)
-        return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+        """A hash of all images and labels, of training labels with noise, and of the input spec."""
+        spec = [list(self.shape), list(map(float, self.mean)), list(map(float, self.std))]
+        labels = zlib.crc32(self.train.labels.cpu().numpy().data)
+        return hashlib.sha256(repr((self.digest, labels, spec)).encode()).hexdigest()[:16]
 
     @property
     def summary(self) -> str:
-        """The size of the images, and that for the network; empty where they are arrays and stay as they are."""
+        """Size of the images and of the network's input; empty for arrays that are not resized."""
         channels, height, width = self.train.images.shape[1:]
-        files = f" from {self.source.files:,} files" if self.source.files else ""
-        other = [*self.shape] != [channels, height, width]
-        network = f", {' x '.join(map(str, (*self.shape[1:], self.shape[0])))} for the network"
-        summary = f"images {height} x {width} x {channels}{files}{network if other else ''}"
-        return summary if files or other else ""
-
-    def warn_of_missing_classes(self) -> None:
-        """Name the classes without a training image, as in a fold or a small `train_size`."""
-        present = set(self.source.train.labels[self.train_rows].tolist())
-        if names := [name for label, name in enumerate(self.classes) if label not in present]:
-            some = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-            warn(f"{len(names)} of {len(self.classes)} classes have no training image: {some}")
-
-    def check_enlarged(self, side: int) -> None:
-        """Raise UserError: files are decoded at less than half of the side that the weights of a network expect."""
-        resize = self.source.resize
-        if resize and side > 2 * resize:
-            raise UserError(
-                f"data.resize={resize}: model.weights expect images of {side} pixels a side; allowed: "
-                f"data.resize={side}, {math.ceil(side / 2)} or more, or null for images of one size as they are"
-            )
-
-    def adapt(self, images: Images) -> None:
-        """Make batches of what a network takes. Raises UserError: channels that the images can't be given."""
-        channels, wanted = self.train.images.shape[1], images.shape[0]
-        if channels not in (1, wanted):
-            raise UserError(
-                f"model.weights take {wanted} channels, the images have {channels}; data.mode may help"
-            )
-        self.shape, self.mean, self.std = images
-        self.prepare = Preparation(images)
-
-    def mix_between(self, begin: Any, end: Any, length: Length, accumulate: int) -> None:
-        """Mix from the step `begin` on and before the step `end`. Raises UserError: there is no step between them."""
-        steps = to_steps(begin, length, most=length.steps - 1), to_steps(end, length)
-        if not 0 <= steps[0] < steps[1] <= length.steps:
-            said = f"mixup.begin={begin} mixup.end={end} are the steps {steps[0]} and {steps[1]}"
-            raise UserError(f"{said}; allowed: the one before the other, in 0 to {length.steps}")
-        self.mixing = tuple(
-            (step // length.epoch, step % length.epoch * accumulate) for step in steps
-        )
+        summary = f"images {height} x {width} x {channels}"
+        resized = tuple(self.shape) != (channels, height, width)
+        if not self.splits.files and not resized:
+            return ""
+        if self.splits.files:
+            summary += f" from {self.splits.files:,} files"
+        if resized:
+            channels, height, width = self.shape
+            summary += f", {height} x {width} x {channels} for the network"
+        return summary
 
     @property
-    def facts(self) -> dict[str, Any]:
-        """What a checkpoint needs to be told about the images; `input` is the shape that the network takes."""
-        size = dict(zip(("channels", "height", "width"), self.train.images.shape[1:], strict=True))
-        network = {"input": list(self.shape), "mean": self.mean, "std": self.std}
-        return {"classes": self.classes, **size, **network, "fingerprint": self.fingerprint}
+    def metadata(self) -> dict[str, Any]:
+        """Metadata for checkpoints and config.yaml; `input` is the input shape of the network."""
+        channels, height, width = self.train.images.shape[1:]
+        return {
+            "classes": self.classes,
+            "channels": channels,
+            "height": height,
+            "width": width,
+            "input": list(self.shape),
+            "mean": self.mean,
+            "std": self.std,
+            "fingerprint": self.fingerprint,
+        }
+
+    def warn_of_missing_classes(self) -> None:
+        """Warn of classes without a training image, as in a fold or with a small `train_size`."""
+        present = set(self.splits.train.labels[self.train_indices].tolist())
+        missing = [name for label, name in enumerate(self.classes) if label not in present]
+        if missing:
+            names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+            count = f"{len(missing)} of {len(self.classes)}"
+            warn(f"{count} classes have no training image: {names}")
+
+    def check_upscaling(self, side: int) -> None:
+        """Raise UserError if weights expect images of more than twice the side of decoded files."""
+        resize = self.splits.resize
+        if resize and side > MAX_UPSCALING * resize:
+            least = math.ceil(side / MAX_UPSCALING)
+            raise UserError(
+                f"data.resize={resize}: model.weights expect images of {side} pixels a side. "
+                f"Expected data.resize={side}, {least} or more, or null for images of one size"
+            )
+
+    def match_input_spec(self, spec: InputSpec) -> None:
+        """Preprocess images to a spec. Raises UserError: the images can't have its channels."""
+        channels = self.train.images.shape[1]
+        expected = spec.shape[0]
+        if channels not in (1, expected):
+            message = f"model.weights take {expected} channels, the images have {channels}"
+            raise UserError(f"{message}; data.mode may help")
+        self.shape, self.mean, self.std = spec
+        self.preprocess = Preprocess(spec)
 
     def setup(self, stage: str) -> None:
-        """Move what each step needs to the device; all images too, where they fit into half of what a GPU has free."""
+        """Move constants to the device, and all images if they fit into half of its free memory."""
         device = self.trainer.strategy.root_device
-        self.prepare, self.one_hot = self.prepare.to(device), self.one_hot.to(device)
-        self.lasting = self.lasting.to(device)
-        parts = [self.train, self.val, self.source.test]
-        if device.type == "cuda" and fit(parts, torch.cuda.mem_get_info(device)[0] / 2):
-            self.train, self.val, test = moved(parts, device)
-            self.source = self.source._replace(test=test)
+        self.preprocess = self.preprocess.to(device)
+        self.one_hot = self.one_hot.to(device)
+        self.per_image = self.per_image.to(device)
+        if device.type != "cuda":
+            return
+        data = [self.train, self.val, self.splits.test]
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        if fits_in_memory(data, free_bytes / 2):
+            self.train, self.val, test = to_device(data, device)
+            self.splits = self.splits._replace(test=test)
 
     def train_dataloader(self) -> Batches:
-        return self.training_batches(self._place, self.trainer.global_rank, self.trainer.world_size)
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        return self.training_batches(self._position, rank, ranks)
 
     def training_batches(
         self, start: Callable[[], tuple[int, int]], rank: int = 0, ranks: int = 1
     ) -> Batches:
-        """Batches of uint8 images, labels and numbers of rows in the order of training, beginning at `start()`."""
-        rows, n = self.train_rows, len(self.train_rows)
-        length = count_batches(n, self.batch_size, ranks, self.drop_last)
+        """Return the batches of an epoch in training order, from the position `start()` on."""
+        n = len(self.train_indices)
 
         def order(epoch: int) -> Tensor:
-            return rows[
-                torch.randperm(n, generator=generator(self.seed, "order", epoch))[: n - n % ranks]
-            ]
+            permutation = torch.randperm(n, generator=generator(self.seed, "order", epoch))
+            return self.train_indices[permutation[: n - n % ranks]]  # the same number on each rank
 
+        length = count_batches(n, self.batch_size, ranks, self.drop_last)
         return Batches(self.train, order, start, self.batch_size, length, rank, ranks)
 
     def val_dataloader(self) -> list[Batches]:
-        """Validation, and a fixed part of training without augmentation and mixing, labels as they are learned."""
-        part, rows = self.trainer.limit_val_batches, len(self.clean_rows)
-        few = (
-            max(1, int(rows * part / self.trainer.world_size)) if isinstance(part, float) else rows
-        )
-        clean = self._in_order(
-            self.train, self.clean_rows, min(self.batch_size, few)
-        )  # `part` of them is one at least
-        return [self._in_order(self.val, self.val_rows, self.batch_size), clean]
+        """Validation, and a fixed part of training without augmentation, with its noisy labels."""
+        validation = self._in_order(self.val, self.val_indices, self.batch_size)
+        return [validation, self._in_order(self.train, self.clean_indices, self._clean_size())]
+
+    def _clean_size(self) -> int:
+        """Batch size of the clean training images: at least one batch with `limit_val_batches`."""
+        images = len(self.clean_indices)
+        limit = self.trainer.limit_val_batches
+        if isinstance(limit, float):
+            images = max(1, int(images * limit / self.trainer.world_size))
+        return min(self.batch_size, images)
 
     def test_dataloader(self) -> Batches:
-        return self._in_order(
-            self.source.test, torch.arange(len(self.source.test.labels)), self.batch_size
-        )
+        test = self.splits.test
+        return self._in_order(test, torch.arange(len(test.labels)), self.batch_size)
+
+    def _in_order(self, data: LabeledImages, indices: Tensor, batch_size: int) -> Batches:
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        length = math.ceil(len(indices) / (batch_size * ranks))
+        return Batches(data, lambda epoch: indices, lambda: (0, 0), batch_size, length, rank, ranks)
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int
@@ -204,93 +222,61 @@ class ImageData(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if not self.trainer.training:
-            return self.prepare(batch[0]), batch[1]
-        return self.training_batch(
-            batch, self._place(), self.trainer.global_rank, self.trainer.world_size
-        )
+            images, labels, _ = batch
+            return self.preprocess(images), labels
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        return self.training_batch(batch, self._position(), rank, ranks)
 
     def training_batch(
-        self, batch: Batch, place: tuple[int, int], rank: int = 0, ranks: int = 1
+        self, batch: Batch, position: tuple[int, int], rank: int = 0, ranks: int = 1
     ) -> Batch:
-        """Augment, normalise and mix part `rank` of `ranks` of the batch at `place`: an epoch, and a number in it."""
-        images, labels, rows = batch  # uint8 [B, C, H, W], [B], [B]
-        size, n = self.batch_size * ranks, len(self.train_rows)
-        size = min(size, n - n % ranks - place[1] * size)
-        lasting = self.lasting.index_select(0, rows) if self.augment else None
-        for name, change in self.augment.items():
-            source = generator(self.seed, f"augment {name}", *place, device=images.device)
-            images = change(images, Rand(source, size, rank, ranks, place[0], lasting))
-        images = self.prepare(images)  # float32 [B, C, H, W]
-        mixed = self.mixup is not identity and self.mixing[0] <= place < self.mixing[1]
-        if self.by_index and not mixed:
+        """Augment, normalise and mix the part of `rank` of the batch at (epoch, batch)."""
+        images, labels, indices = batch  # uint8 [B, C, H, W], [B], [B]
+        images = self.preprocess(self._augment(images, indices, position, rank, ranks))
+        first, end = self.mixup_window
+        mixed = self.mixup is not identity and first <= position < end
+        if self.integer_targets and not mixed:
             return images, labels
         targets = self.one_hot.index_select(0, labels)  # [B, K]
-        return (
-            self.mixup(images, targets, generator(self.seed, "mix", *place, rank))
-            if mixed
-            else (images, targets)
-        )
+        if not mixed:
+            return images, targets
+        return self.mixup(images, targets, generator(self.seed, "mix", *position, rank))
 
-    def _in_order(self, data: Labelled, rows: Tensor, batch_size: int) -> Batches:
-        rank, ranks = self.trainer.global_rank, self.trainer.world_size
-        length = math.ceil(len(rows) / (batch_size * ranks))
-        return Batches(data, lambda epoch: rows, lambda: (0, 0), batch_size, length, rank, ranks)
+    def _augment(
+        self, images: Tensor, indices: Tensor, position: tuple[int, int], rank: int, ranks: int
+    ) -> Tensor:
+        """Augment uint8 images [B, C, H, W], with random numbers of the whole global batch."""
+        if not self.augment:
+            return images
+        epoch, batch_idx = position
+        n = len(self.train_indices)
+        global_size = self.batch_size * ranks
+        global_size = min(global_size, n - n % ranks - batch_idx * global_size)
+        per_image = self.per_image.index_select(0, indices)
+        for name, augment in self.augment.items():
+            rng = generator(self.seed, f"augment {name}", *position, device=images.device)
+            images = augment(images, Rand(rng, global_size, rank, ranks, epoch, per_image))
+        return images
 
-    def _place(self) -> tuple[int, int]:
-        """Epoch, and batch of this epoch, that the trainer is at."""
-        return (
-            self.trainer.current_epoch,
-            self.trainer.fit_loop.epoch_loop.batch_progress.current.ready,
-        )
-
-
-def identify(source: Source) -> str:
-    """Return a hash that changes with any pixel or label, or with the files that they come from."""
-    labels = [zlib.crc32(part.labels.numpy().data) for part in source.parts]
-    images = [identify_images(part.images) for part in ([] if source.identity else source.parts)]
-    return repr((source.identity, labels, images))
-
-
-def identify_images(images: Tensor | ImageFiles) -> str:
-    if isinstance(images, ImageFiles):
-        return images.identity
-    return f"{zlib.crc32(images.contiguous().numpy().data):08x}"
+    def _position(self) -> tuple[int, int]:
+        """Return the epoch and the batch in it that the trainer is at."""
+        batch_progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        return self.trainer.current_epoch, batch_progress.current.ready
 
 
-def check_labels(source: Source) -> None:
-    """See that each label is that of a class, of which there are several. Raises UserError: one is not."""
-    classes = len(source.classes)
-    if classes < 2:
-        raise UserError(f"data: {classes} class ({', '.join(source.classes)}); allowed: 2 or more")
-    for part, data in zip(
-        ("training", "test", "validation"), (source.train, source.test, source.val), strict=True
-    ):
-        if data and not (
-            len(data.labels) and 0 <= data.labels.min() <= data.labels.max() < classes
-        ):
-            said = (
-                f"from {data.labels.min()} to {data.labels.max()}" if len(data.labels) else "none"
-            )
-            raise UserError(
-                f"data: {part} labels: {said}; allowed: from 0 to {classes - 1}, that of each image"
-            )
+def fits_in_memory(data: Sequence[LabeledImages], memory: float) -> bool:
+    """Whether all images are tensors, of at most `memory` bytes in all; shared ones count once."""
+    images = {id(part.images): part.images for part in data}.values()
+    if any(isinstance(part, ImageFiles) for part in images):
+        return False
+    return sum(math.prod(part.shape) for part in images) <= memory
 
 
-def fit(parts: Sequence[Labelled], memory: float) -> bool:
-    """Whether their images are no files, and take no more than so many bytes."""
-    images = {id(part.images): part.images for part in parts}.values()
-    return (
-        not any(isinstance(i, ImageFiles) for i in images)
-        and sum(math.prod(i.shape) for i in images) <= memory
-    )
-
-
-def moved(parts: Sequence[Labelled], device: torch.device) -> list[Labelled]:
-    """Return them on a device; what several share is there once."""
-    there = {
-        id(tensor): tensor.to(device)
-        for part in parts
-        for tensor in part
-        if isinstance(tensor, Tensor)
-    }
-    return [Labelled(*(there[id(tensor)] for tensor in part)) for part in parts]
+def to_device(data: Sequence[LabeledImages], device: torch.device) -> list[LabeledImages]:
+    """Return the data on a device; tensors that several of them share are still shared there."""
+    moved = {}
+    for part in data:
+        for tensor in part:
+            if isinstance(tensor, Tensor) and id(tensor) not in moved:
+                moved[id(tensor)] = tensor.to(device)
+    return [LabeledImages(moved[id(part.images)], moved[id(part.labels)]) for part in data]

@@ -1,4 +1,4 @@
-"""How far the reading of images is, and lines about it: on stderr, from the first process of a run alone."""
+"""Progress of reading images, and warnings about it: on stderr, from the first process only."""
 
 import os
 import sys
@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
-QUIET = 3.0  # seconds in which nothing is shown
-EVERY = 10.0  # seconds between two lines, where stderr is no terminal
+DELAY = 3.0  # seconds before anything is shown
+BAR_INTERVAL = 0.2  # seconds between updates of the bar on a terminal
+LINE_INTERVAL = 10.0  # seconds between lines elsewhere
+BAR_WIDTH = 30
 Block = TypeVar("Block", bound=Sized)
 
 
@@ -22,29 +24,32 @@ def warn(message: str) -> None:
         print(f"warning: {message}", file=sys.stderr)
 
 
-def with_progress(blocks: Iterable[Block], total: int, doing: str) -> Iterator[Block]:
-    """Yield blocks of `total` images in all; after 3 s show a bar on a terminal, elsewhere a line every 10 s."""
+def with_progress(blocks: Iterable[Block], total: int, task: str) -> Iterator[Block]:
+    """Yield blocks of `total` images in all; after 3 s show a bar, without a terminal lines."""
+    on_terminal = sys.stderr.isatty()
+    silent = not is_first_process()
     start = shown = time.monotonic()
-    done, on_terminal, first = 0, sys.stderr.isatty(), is_first_process()
+    done = 0
     try:
         for block in blocks:
             yield block
             done += len(block)
             now = time.monotonic()
-            due = now - shown > (0.2 if on_terminal and shown > start else QUIET)
-            if first and due and (on_terminal or shown == start or now - shown > EVERY):
-                shown = now
-                _show(doing, done, total, (now - start) / max(1, done), on_terminal)
+            interval = BAR_INTERVAL if on_terminal else LINE_INTERVAL
+            if silent or now - shown <= (interval if shown > start else DELAY):
+                continue
+            shown = now
+            _show(task, done, total, (now - start) / max(1, done), on_terminal)
     finally:
         if on_terminal and shown > start:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _show(doing: str, done: int, total: int, seconds: float, on_terminal: bool) -> None:
-    """Print how many of the images are done, of which each takes so many seconds."""
-    state = f"{done:,} of {total:,} images, {(total - done) * seconds:.0f} s left"
+def _show(task: str, done: int, total: int, seconds_per_image: float, on_terminal: bool) -> None:
+    remaining = (total - done) * seconds_per_image
+    state = f"{done:,} of {total:,} images, {remaining:.0f} s left"
     if on_terminal:
-        bar = "#" * (30 * done // max(1, total))
-        print(f"\r{doing} [{bar:.<30}] {state}\033[K", end="", file=sys.stderr, flush=True)
+        bar = "#" * (BAR_WIDTH * done // max(1, total))
+        print(f"\r{task} [{bar:.<{BAR_WIDTH}}] {state}\033[K", end="", file=sys.stderr, flush=True)
     else:
-        print(f"{doing}: {state}", file=sys.stderr, flush=True)
+        print(f"{task}: {state}", file=sys.stderr, flush=True)

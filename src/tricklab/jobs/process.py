@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
-from tricklab.cli.config import task
-from tricklab.cli.overrides import quoted
-from tricklab.devices import count_cores, omp_threads, visible_devices, when_ended
+from tricklab.cli.config import to_plain
+from tricklab.cli.overrides import quote
+from tricklab.devices import call_after_exit, count_cores, omp_threads, visible_devices
 from tricklab.files import write_text
 from tricklab.run.folder import read_result
 from tricklab.run.identity import PLANNED_HASH, config_hash
@@ -26,7 +26,7 @@ from tricklab.run.identity import PLANNED_HASH, config_hash
 TRAIN = Path(__file__).parents[3] / "train.py"
 
 
-class Command(NamedTuple):
+class JobSpec(NamedTuple):
     """A job: the hash `planned` of its config must still be that when it starts; its time has a `limit` in seconds."""
 
     words: list[str]
@@ -37,10 +37,10 @@ class Command(NamedTuple):
     @property
     def line(self) -> list[str]:
         """What follows after `python train.py`, to begin it or go on with it."""
-        return [*self.words, f"hydra.run.dir={quoted(self.folder)}", "resume=auto"]
+        return [*self.words, f"hydra.run.dir={quote(self.folder)}", "resume=auto"]
 
 
-class Slots:
+class LocalPool:
     """Runs so many jobs at a time as there are slots, each slot with its device; with several, where there are more."""
 
     def __init__(self, config: DictConfig):
@@ -55,7 +55,7 @@ class Slots:
         self.processes: list[Any] = []
         self.over = False
 
-    def run(self, jobs: Sequence[Command]) -> None:
+    def run(self, jobs: Sequence[JobSpec]) -> None:
         """Run the jobs; if this is interrupted, end those at work: they may save, for 20 s, then they are killed."""
         pool, running = ThreadPoolExecutor(self.number), list[Future[None]]()
         try:
@@ -72,12 +72,12 @@ class Slots:
                 for process in [
                     p for p in self.processes if p.is_alive() and (late or p.pid not in told)
                 ]:
-                    end(process, signal.SIGKILL if late else signal.SIGTERM)
+                    kill_process_group(process, signal.SIGKILL if late else signal.SIGTERM)
                     told.add(process.pid)
                 time.sleep(0.1)
             pool.shutdown()
 
-    def run_one(self, job: Command) -> None:
+    def run_one(self, job: JobSpec) -> None:
         device = self.free.get()
         try:
             if not self.over:
@@ -86,7 +86,7 @@ class Slots:
             self.free.put(device)
 
 
-def run_job(job: Command, device: str, threads: int, processes: list[Any]) -> None:
+def run_job(job: JobSpec, device: str, threads: int, processes: list[Any]) -> None:
     """Run a job in a new process, which stands in `processes` until its end; it leaves a result in any case."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tricklab.run.experiment"])
@@ -94,17 +94,17 @@ def run_job(job: Command, device: str, threads: int, processes: list[Any]) -> No
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         (job.folder / "result.json").unlink(missing_ok=True)
-        process = context.Process(target=work, args=(job, device, threads, os.getpid()))
+        process = context.Process(target=job_main, args=(job, device, threads, os.getpid()))
         processes.append(process)
         process.start()
         try:
             process.join(job.limit)
         except BaseException:  # by a signal that a launcher has got: the job may save
-            end(process, signal.SIGTERM)
+            kill_process_group(process, signal.SIGTERM)
             process.join(60)
             raise
         late = process.is_alive()
-        end(process, signal.SIGKILL)
+        kill_process_group(process, signal.SIGKILL)
         process.join()
         processes.remove(process)
         if not read_result(job.folder):
@@ -131,36 +131,36 @@ def last_line(folder: Path) -> str:
         return "no job.log"
 
 
-def run_apart(run: Callable[[list[Any]], object], jobs: list[Any]) -> None:
+def run_in_child(run: Callable[[list[Any]], object], jobs: list[Any]) -> None:
     """Call `run` in a process that ends with this one, as all it starts: a dying Ray ends its starter, with code 0."""
 
-    def be_apart(driver: int) -> None:
+    def _child_main(driver: int) -> None:
         os.setsid()
-        threading.Thread(target=end_with, args=(driver,), daemon=True).start()
+        threading.Thread(target=exit_with_parent, args=(driver,), daemon=True).start()
         run(jobs)
 
-    process = multiprocessing.get_context("fork").Process(target=be_apart, args=(os.getpid(),))
+    process = multiprocessing.get_context("fork").Process(target=_child_main, args=(os.getpid(),))
     process.start()
     try:
         process.join()
     finally:
-        end(process, signal.SIGTERM)
+        kill_process_group(process, signal.SIGTERM)
         process.join(20)
-        end(process, signal.SIGKILL)  # and what it has left behind
+        kill_process_group(process, signal.SIGKILL)  # and what it has left behind
 
 
-def be_placed(words: Sequence[str], folder: Path, cfg: DictConfig) -> float | None:
+def run_launched_job(words: Sequence[str], folder: Path, cfg: DictConfig) -> float | None:
     """Run a job that a launcher of Hydra's plugins has placed here, unless it is done; return its objective."""
     if read_result(folder).get("status") != "done":
-        job = Command(list(words), folder, config_hash(task(cfg)), cfg.job_timeout)
+        job = JobSpec(list(words), folder, config_hash(to_plain(cfg)), cfg.job_timeout)
         run_job(job, ",".join(visible_devices()), omp_threads(), [])
     return read_result(folder).get("objective")
 
 
-def work(job: Command, device: str, threads: int, driver: int) -> None:
+def job_main(job: JobSpec, device: str, threads: int, driver: int) -> None:
     """Be `python train.py` with the words of a job, in a process that has torch imported already."""
     os.setsid()  # a group of its own, so that all it starts can be ended with it
-    threading.Thread(target=end_with, args=(driver,), daemon=True).start()
+    threading.Thread(target=exit_with_parent, args=(driver,), daemon=True).start()
     with (job.folder / "job.log").open("a") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -184,12 +184,12 @@ def work(job: Command, device: str, threads: int, driver: int) -> None:
     runpy.run_path(str(TRAIN), run_name="__main__")
 
 
-def end_with(driver: int) -> None:
+def exit_with_parent(driver: int) -> None:
     """Wait for the end of the process that started the job, then end this one and all that it started."""
-    when_ended(driver, lambda: os.killpg(0, signal.SIGKILL))
+    call_after_exit(driver, lambda: os.killpg(0, signal.SIGKILL))
 
 
-def end(process: Any, by: signal.Signals) -> None:
+def kill_process_group(process: Any, by: signal.Signals) -> None:
     try:
         os.killpg(process.pid, by)
     except (ProcessLookupError, PermissionError):

@@ -18,20 +18,20 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from tricklab.cli.check import check
-from tricklab.cli.config import task
+from tricklab.cli.config import to_plain
 from tricklab.cli.escape import for_terminal
 from tricklab.cli.messages import explain
-from tricklab.cli.overrides import command, given, quoted, swept
+from tricklab.cli.overrides import command, parse_command_overrides, quote, swept_keys
 from tricklab.errors import UserError
 from tricklab.files import UnreadableError, read_table, write_text
-from tricklab.jobs.process import Command, last_line
+from tricklab.jobs.process import JobSpec, last_line
 from tricklab.run.folder import lock_run, read_result
 from tricklab.run.identity import config_hash
 
 NAME = 128  # characters of a group or a name in W&B
 
 
-def of_job(words: Sequence[str]) -> list[str]:
+def strip_sweep_overrides(words: Sequence[str]) -> list[str]:
     """Leave out the words that are the sweep's alone."""
     return [word for word in words if not word.startswith(("sweep=", "sweep.", "slots=", "dry="))]
 
@@ -43,7 +43,11 @@ class Job(list[str]):
     """
 
     def __init__(self, words: Sequence[str], config: DictConfig, root: Path, until: int = 0):
-        self.words, self.until, self.folder = of_job(words), until, root / config.hydra.sweep.subdir
+        self.words, self.until, self.folder = (
+            strip_sweep_overrides(words),
+            until,
+            root / config.hydra.sweep.subdir,
+        )
         t, early = config.trainer, "early_stopping" in config.callbacks
         self.length = (
             t.max_epochs,
@@ -58,24 +62,26 @@ class Job(list[str]):
             added.append(f"stop_after={until}ep")
         if "wandb" in config.logger:
             varied = " ".join(
-                word for word in self.words if word.split("=")[0] in {"seed", *swept(given())}
+                word
+                for word in self.words
+                if word.split("=")[0] in {"seed", *swept_keys(parse_command_overrides())}
             )
             group = config.logger.wandb.group or root.name[:NAME]
             added += [
-                f"logger.wandb.group={quoted(group)}",
-                f"logger.wandb.name={quoted(varied[:NAME])}",
+                f"logger.wandb.group={quote(group)}",
+                f"logger.wandb.name={quote(varied[:NAME])}",
             ]
-        planned, sources = config_hash(task(config)), config.hydra.runtime.config_sources
+        planned, sources = config_hash(to_plain(config)), config.hydra.runtime.config_sources
         if paths := [
             s.path for s in sources if s.schema == "file" and "command-line" in s.provider
         ]:
             added.append(
-                f"hydra.searchpath=[{','.join(quoted(f'file://{path}') for path in paths)}]"
+                f"hydra.searchpath=[{','.join(quote(f'file://{path}') for path in paths)}]"
             )
-        self.command = Command([*self.words, *added], self.folder, planned, config.job_timeout)
+        self.command = JobSpec([*self.words, *added], self.folder, planned, config.job_timeout)
         placed = [
-            f"hydra.sweep.dir={quoted(root)}",
-            f"hydra.sweep.subdir={quoted(self.folder.name)}",
+            f"hydra.sweep.dir={quote(root)}",
+            f"hydra.sweep.subdir={quote(self.folder.name)}",
         ]
         super().__init__([*self.command.words, *placed])
 
@@ -169,7 +175,7 @@ class Jobs:
                 )
         self.all |= unique
         if not self.config.dry:
-            self.take()
+            self.acquire_lock()
         left = [job for job in unique.values() if job.value is None]
         number = "1 job" if len(unique) == 1 else f"{len(unique)} jobs"
         print(f"{what}{number}, {len(unique) - len(left)} done, in {self.folder}", flush=True)
@@ -178,7 +184,7 @@ class Jobs:
                 print(f"  python train.py {shlex.join(job.command.line)}")
             raise SystemExit(0)  # what comes next may depend on the results
         if left:
-            self.run_left(left)
+            self.run_pending(left)
         return jobs
 
     def plan(self, words: Sequence[str], until: int = 0) -> Job:
@@ -191,7 +197,7 @@ class Jobs:
             raise UserError(f"{' '.join(words)}: {explain(error)}") from None
         return Job(words, config, self.folder, until)
 
-    def take(self) -> None:
+    def acquire_lock(self) -> None:
         """Hold the folder, so that no other process runs the same jobs, and list them: others may lie beside theirs."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = self.lock or lock_run(self.folder)
@@ -203,13 +209,13 @@ class Jobs:
         text = json.dumps({"command": command(), "jobs": jobs}, indent=2, ensure_ascii=False)
         write_text(self.folder / "sweep.json", text + "\n")
 
-    def run_left(self, jobs: list[Job]) -> None:
+    def run_pending(self, jobs: list[Job]) -> None:
         """Have the jobs run, and say of each how it ended when it does."""
         for job in jobs:
             if job.result["status"] == "done":  # for fewer epochs
                 (job.folder / "result.json").unlink()
         over = threading.Event()
-        follower = threading.Thread(target=self.follow, args=(jobs, over), daemon=True)
+        follower = threading.Thread(target=self.print_progress, args=(jobs, over), daemon=True)
         try:  # from here on a signal may come at any moment
             follower.start()
             self.launch(jobs)
@@ -218,11 +224,11 @@ class Jobs:
             if follower.is_alive():
                 follower.join()
 
-    def follow(self, jobs: list[Job], over: threading.Event) -> None:
+    def print_progress(self, jobs: list[Job], over: threading.Event) -> None:
         started, waiting = time.time(), list(jobs)
         while waiting:
             last = over.wait(0.2)
-            for job in [job for job in waiting if written(job.folder / "result.json") > started]:
+            for job in [job for job in waiting if mtime(job.folder / "result.json") > started]:
                 waiting.remove(job)
                 n, result = len(jobs) - len(waiting), job.result
                 left = (time.time() - started) / n * len(waiting)
@@ -249,7 +255,7 @@ class Jobs:
         return not bad
 
 
-def written(path: Path) -> float:
+def mtime(path: Path) -> float:
     """Return when a file was written last; 0 if there is none."""
     try:
         return path.stat().st_mtime

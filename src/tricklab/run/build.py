@@ -1,6 +1,7 @@
-"""The parts of a run, from its config."""
+"""The parts of a run, built from its config."""
 
 import copy
+import functools
 import math
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tricklab.callbacks import CheckpointFiles, NoProfiler
 from tricklab.data.module import ImageData
@@ -23,75 +25,110 @@ from tricklab.randomness import Rand, generator, seed_default
 from tricklab.run.instantiate import build, build_each, omit
 from tricklab.run.plan import Plan
 from tricklab.run.record import Record
-from tricklab.run.weights import load_backbone, read_input_spec, read_weights
+from tricklab.run.weights import Weights, load_backbone, read_input_spec, read_weights
 from tricklab.training import ImageClassifier
 
-MOST = 8  # processes a core: each takes half a gigabyte
-
-
-NOT_TRAINER = ("compile", "channels_last")  # stand with the trainer's options, act on the network
-
-
-PLAIN = {
+MAX_PROCESSES = 8  # per core: each takes half a gigabyte
+OF_NETWORK = ("compile", "channels_last")  # keys of the trainer's config that act on the network
+PLAIN = {  # a loss without smoothing and class weights
     "_target_": "torch.nn.CrossEntropyLoss",
     "label_smoothing": 0.0,
     "weight": None,
-}  # neither smooths nor weighs
+}
 
 
 def build_data_and_net(
     cfg: DictConfig, record: Record, resumed: bool
 ) -> tuple[ImageData, nn.Module]:
-    """Build both; with `model.weights` the data are made what these take, also in a run that is `resumed`."""
+    """Build data and network.
+
+    With `model.weights`, images are resized and normalised as the weights expect, also in a resumed
+    run.
+    """
     weights = None if resumed else read_weights(cfg.model)
-    images = read_input_spec(record.dataset) if resumed else weights and weights.input_spec
     data = build_data(cfg)
-    first = data.train.images.index_select(0, torch.arange(2))
-    for change in data.augment.values():
-        change(first, Rand(generator(0, "try"), 2))  # so that what it refuses is said now
+    try_augmentation(data)
     if weights:
-        data.check_enlarged(
-            max(weights.input_spec.shape[1:]) if weights.input_spec else pretrained_side(cfg.model)
-        )
-    if images:
-        data.adapt(images)
+        data.check_upscaling(expected_side(cfg.model, weights))
+    spec = read_input_spec(record.dataset) if resumed else weights and weights.input_spec
+    if spec:
+        data.match_input_spec(spec)
     if data.summary:
         rank_zero_only(print)(data.summary)
     net = build_net(cfg, data.shape, len(data.classes))
     if weights:
         load_backbone(net, weights.state)
-        rank_zero_only(print)(
-            f"weights: begins anew from those in {cfg.model.weights}, with a classifier of its own"
-        )
+        message = f"weights: the backbone starts from {cfg.model.weights}, the head is new"
+        rank_zero_only(print)(message)
     if data.batch_size == 1:
-        check_lone_image(net, data.shape)
+        check_single_image(net, data.shape)
     return data, net
 
 
-def check_lone_image(net: nn.Module, shape: tuple[int, int, int]) -> None:
-    """Raise UserError where the network can't be trained on one image: batch norm without pixels has no statistics."""
+def try_augmentation(data: ImageData) -> None:
+    """Augment two images, so that invalid options are refused before training."""
+    images = data.train.images.index_select(0, torch.arange(2))
+    for augment in data.augment.values():
+        augment(images, Rand(generator(0, "try"), 2))
+
+
+def expected_side(model: DictConfig, weights: Weights) -> int:
+    """Return the larger side of the images that weights expect, 0 if it is not known."""
+    spec = weights.input_spec
+    return max(spec.shape[1:]) if spec else pretrained_side(model)
+
+
+def check_single_image(net: nn.Module, shape: tuple[int, int, int]) -> None:
+    """Raise UserError if the network can't train on one image: batch norm needs several values."""
     try:
         copy.deepcopy(net)(torch.zeros(1, *shape))
     except ValueError as error:
-        raise UserError(
-            f"data.batch_size=1: {error}; allowed: 2 or more, or no batch norm"
-        ) from error
+        hint = "use 2 or more, or no batch norm"
+        raise UserError(f"data.batch_size=1: {error}; {hint}") from error
 
 
 def build_data(cfg: DictConfig) -> ImageData:
     """Build the data with their augmentation and mixing.
 
-    Unless images are mixed, plain cross-entropy gets class indices: it has the gradients of one-hot targets, on a CPU
-    bit for bit, in half the time.
+    Unless images are mixed, plain cross-entropy gets class indices. The gradients are those of
+    one-hot targets, on a CPU bit for bit, in half the time.
     """
-    parts = {"augment": build_each(cfg.augment), "mixup": build(cfg.mixup)}
-    data: ImageData = build(cfg.data, seed=cfg.seed, by_index=cfg.loss == PLAIN, **parts)
+    augment = build_each(cfg.augment)
+    mixup = build(cfg.mixup)
+    is_plain = cfg.loss == PLAIN
+    data: ImageData = build(
+        cfg.data, seed=cfg.seed, augment=augment, mixup=mixup, integer_targets=is_plain
+    )
     return data
 
 
+def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """Build the network for images of `shape` [C, H, W]; its weights depend only on the seed.
+
+    Raises UserError: it does not turn such images into one logit per class.
+    """
+    seed_default(cfg.seed, "init")
+    try:
+        net: nn.Module = build(cfg.model)(shape[0], classes).eval()
+        with torch.no_grad():
+            logits = net(torch.zeros(2, *shape))  # lazy layers infer their inputs here
+    except UserError:
+        raise
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"model: {error} (images of {' x '.join(map(str, shape))})") from error
+    if logits.shape != (2, classes):
+        message = f"model: returns {tuple(logits.shape)} for 2 images"
+        raise UserError(f"{message}; expected (2, {classes})")
+    if cfg.trainer.channels_last:
+        net = net.to(memory_format=torch.channels_last)
+    if cfg.trainer.compile:
+        net.compile()  # in place, so that the keys of checkpoints stay the same
+    return net.train()
+
+
 def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
-    """Build Lightning's trainer with callbacks and loggers; `metrics.csv` is written whatever they are."""
-    options = omit(cfg.trainer, *NOT_TRAINER)
+    """Build Lightning's trainer with callbacks and loggers; `metrics.csv` is always written."""
+    options = omit(cfg.trainer, *OF_NETWORK)
     loggers = [MetricsFile(str(folder)), *build_each(cfg.logger, save_dir=str(folder)).values()]
     callbacks = list(build_each(cfg.callbacks).values())
     profiler = options.pop("profiler") or NoProfiler()
@@ -99,73 +136,74 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     try:
         trainer: pl.Trainer = build(options, callbacks=callbacks, profiler=profiler, **places)
     except UserError as error:
-        asked = " ".join(
-            f"trainer.{key}={options[key]}"
-            for key in ("accelerator", "devices", "strategy", "precision")
-        )
-        raise UserError(
-            f"{asked}: {error}; allowed: what this machine has, as trainer.accelerator=auto"
-        ) from error
+        keys = ("accelerator", "devices", "strategy", "precision")
+        settings = " ".join(f"trainer.{key}={options[key]}" for key in keys)
+        hint = "this machine may lack it; trainer.accelerator=auto uses what there is"
+        raise UserError(f"{settings}: {error}; {hint}") from error
     check_processes(trainer, str(cfg.trainer.devices))
     return trainer
 
 
 def check_processes(trainer: pl.Trainer, devices: str) -> None:
-    """Warn of more processes than cores. Raises UserError: far more; others than were started."""
+    """Print a line if there are more processes than cores.
+
+    Raises UserError: far more processes than cores, or another number than were started.
+    """
     started, cores = world_size(), count_cores()
     if started > 1 and trainer.world_size != started:
-        count = f"trainer.devices={devices} makes {trainer.world_size} of them"
-        raise UserError(f"{started} processes were started, and {count}; use as many")
+        message = f"{started} processes were started, but trainer.devices={devices} makes"
+        raise UserError(f"{message} {trainer.world_size} of them; use as many")
     if trainer.strategy.root_device.type != "cpu" or trainer.num_devices <= cores:
         return
-    if trainer.num_devices > MOST * cores:
-        raise UserError(
-            f"trainer.devices={devices}; allowed: 1 to {MOST * cores}, with {cores} cores"
-        )
-    message = (
-        f"trainer.devices={devices} processes share {cores} cores: slower than a core for each"
-    )
-    rank_zero_only(print)(message)
+    if trainer.num_devices > MAX_PROCESSES * cores:
+        allowed = f"1 to {MAX_PROCESSES * cores}, with {cores} cores"
+        raise UserError(f"trainer.devices={devices}; allowed: {allowed}")
+    message = f"trainer.devices={devices} processes share {cores} cores"
+    rank_zero_only(print)(f"{message}: slower than one core for each")
 
 
 def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -> ImageClassifier:
-    """Put network, loss, penalties, optimizer and schedule together.
-
-    Raises UserError: an optimizer that does not take its arguments or has no momentum to move.
-    """
-    optimizer = build(omit(cfg.optimizer, "lr_per"), lr=plan.lr)
-    try:
-        made = optimizer(
-            parameter_groups(net)
-        )  # Lightning makes another, when it is too late for a plain answer
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"optimizer: {error}") from error
-    if plan.multiplier.momentum and not (made.defaults.get("momentum") or "betas" in made.defaults):
-        said = (
-            f"scheduler={cfg.scheduler._target_}: {cfg.optimizer._target_} has no momentum to move"
-        )
-        raise UserError(f"{said}; allowed: optimizer.momentum of more than 0, or betas")
-    mixing = data.mixup is not identity
+    """Build the training of a network: loss, penalties, optimizer and schedule."""
+    batching = plan.batching
+    several_batches = batching.accumulate * batching.ranks > 1
     return ImageClassifier(
         net,
         loss=build_loss(cfg.loss, len(data.classes)),
         penalties=build_penalties(cfg.penalty, net),
-        optimizer=optimizer,
+        optimizer=build_optimizer(cfg, net, plan),
         multiplier=plan.multiplier,
         backbone_multiplier=plan.backbone_multiplier,
         last_step=plan.last_step,
         seed=cfg.seed,
-        accuracy="acc_mixed" if mixing else "acc",
+        accuracy="acc" if data.mixup is identity else "acc_mixed",
         log_every=cfg.trainer.log_every_n_steps,
-        batching=plan.batching if plan.batching.accumulate * plan.batching.ranks > 1 else None,
+        batching=batching if several_batches else None,
     )
 
 
-def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
-    """Build a loss of logits and target probabilities [B, K], with a weight for each class where that is given.
+def build_optimizer(cfg: DictConfig, net: nn.Module, plan: Plan) -> functools.partial[Optimizer]:
+    """Return a function that makes an optimizer of parameter groups.
 
-    Raises UserError: it does not take probabilities, as mixing and smoothing make them; it is no mean over the images,
-    on which accumulation rests; weights that are none; targets smoothed to nothing.
+    Raises UserError: the optimizer rejects its arguments, or has no momentum for the schedule.
+    """
+    make_optimizer = build(omit(cfg.optimizer, "lr_per"), lr=plan.lr)
+    try:
+        # Lightning makes another one, too late for a clear message
+        optimizer = make_optimizer(parameter_groups(net))
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"optimizer: {error}") from error
+    defaults = optimizer.defaults
+    if plan.multiplier.momentum and not (defaults.get("momentum") or "betas" in defaults):
+        message = f"scheduler={cfg.scheduler._target_}: {cfg.optimizer._target_} has no momentum"
+        raise UserError(f"{message} to schedule; set optimizer.momentum above 0, or use betas")
+    return make_optimizer
+
+
+def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
+    """Build a loss of logits and target probabilities [B, K], optionally with class weights.
+
+    Raises UserError: the loss does not take probabilities, which mixing and smoothing produce; it
+    is not a mean over the images, on which accumulation rests; invalid weights or smoothing.
     """
     if (smoothing := cfg.get("label_smoothing") or 0.0) >= 1:
         message = f"loss.label_smoothing={smoothing} leaves nothing of the targets"
@@ -208,26 +246,3 @@ def build_penalties(cfg: DictConfig, net: nn.Module) -> dict[str, Penalty]:
             raise UserError(f"penalty.{name!s}.{error}") from None
         penalties[str(name)] = penalty
     return penalties
-
-
-def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Build the network for images of `shape` (channels, height, width); its weights follow from the seed alone.
-
-    Raises UserError where it does not turn these images into a logit for each class.
-    """
-    seed_default(cfg.seed, "init")
-    try:
-        net: nn.Module = build(cfg.model)(shape[0], classes).eval()
-        with torch.no_grad():
-            logits = net(torch.zeros(2, *shape))  # lazy layers count their inputs here
-    except UserError:
-        raise
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"model: {error} (images of {' x '.join(map(str, shape))})") from error
-    if logits.shape != (2, classes):
-        raise UserError(f"model: gives {tuple(logits.shape)} for 2 images; allowed: (2, {classes})")
-    if cfg.trainer.channels_last:
-        net = net.to(memory_format=torch.channels_last)
-    if cfg.trainer.compile:
-        net.compile()  # in place, so the keys in a checkpoint stay the same
-    return net.train()

@@ -106,12 +106,13 @@ def _run(cfg: DictConfig, folder: Path, record: Record, watch: Watch) -> float:
     for logger in trainer.loggers:
         logger.log_hyperparams(record.config | record.provenance)
     plan = make_plan(cfg, data, trainer.world_size)
+    data.mixup_window = plan.mixup_window
     module = build_module(cfg, data, net, plan)
     if last:
         check_fits(progress, module.state_dict(), module.configure_optimizers(), last)
         check_dataset(record.dataset, progress, last)
         check_fingerprint(record, data, last)
-    record.describe(data.facts)
+    record.describe(data.metadata)
     print_run_summary(net, data, plan)
     resume_metrics(cast(MetricsFile, trainer.logger), cfg.trainer, last, progress, plan)
     record.mark_running()
@@ -169,7 +170,7 @@ def test_and_record(
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
             logger.conclude(metrics, str(best_path))
-            logger.show(module.logits, module.labels, data.source.test.images, data.classes)
+            logger.show(module.logits, module.labels, data.splits.test.images, data.classes)
     print_results(record)
     return metrics["val/acc"]
 
@@ -186,10 +187,10 @@ def count_images(trainer: pl.Trainer, data: ImageData, tested: int) -> dict[str,
     """
     size = data.batch_size * trainer.world_size
     limit = trainer.limit_val_batches
-    batches = math.ceil(len(data.val_rows) / size)
+    batches = math.ceil(len(data.val_indices) / size)
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    val = min(len(data.val_rows), batches * size)
-    return {"train": len(data.train_rows), "val": val, "test": tested}
+    val = min(len(data.val_indices), batches * size)
+    return {"train": len(data.train_indices), "val": val, "test": tested}
 
 
 @rank_zero_only
@@ -254,10 +255,10 @@ def print_run_summary(net: nn.Module, data: ImageData, plan: Plan) -> None:
         reason = "the statistics differ between training and evaluation (arXiv 1801.05134)"
         message = f"dropout in layer {', '.join(layers)} precedes a batch norm: {reason}"
         print(f"warning: {message}", file=sys.stderr)
-    if (val := len(data.val_rows)) < LEAST:
+    if (val := len(data.val_indices)) < LEAST:
         print(f"temperature: 1, as {val} validation images are too few to fit it")
     parameters = sum(p.numel() for p in net.parameters())
-    images = f"{len(data.train_rows):,} training images"
+    images = f"{len(data.train_indices):,} training images"
     print(f"{parameters:,} parameters, {images}, {plan.last_step:,} steps")
     if plan.batch_description:
         print(f"{plan.batch_description}; the LR of {plan.lr:g} is for such a step")

@@ -10,9 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tricklab.cli.config import leaves, task
+from tricklab.cli.config import flatten, to_plain
 from tricklab.cli.escape import for_terminal
-from tricklab.cli.redact import masked
+from tricklab.cli.redact import redact_secrets
 from tricklab.cli.specs import neutral_values
 from tricklab.cli.values import show
 from tricklab.errors import UserError
@@ -62,7 +62,7 @@ def check_resumable(folder: Path, config: DictConfig) -> None:
 
 def check_same_options(folder: Path, config: DictConfig) -> None:
     """Raise UserError: the run in the folder has other options. More epochs are allowed."""
-    before, now = leaves(read_config(folder)), leaves(masked(task(config)))
+    before, now = flatten(read_config(folder)), flatten(redact_secrets(to_plain(config)))
     if not before:
         message = f"resume={config.resume}: {folder}/config.yaml is damaged"
         raise UserError(f"{message}; choose another hydra.run.dir")
@@ -99,7 +99,7 @@ def run_folder(new: str, *, _root_: DictConfig) -> str:
     if _root_.resume == "none":
         return new
     if _root_.resume == "auto":
-        return find_unfinished(Path(new).parent, config_hash(task(_root_))) or new
+        return find_unfinished(Path(new).parent, config_hash(to_plain(_root_))) or new
     path = Path(str(_root_.resume))
     return str(path.parent.parent if path.suffix == ".ckpt" else path)
 

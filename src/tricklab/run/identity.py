@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tricklab.cli.config import task
-from tricklab.cli.redact import masked
+from tricklab.cli.config import to_plain
+from tricklab.cli.redact import redact_secrets
 from tricklab.cli.specs import neutral_values
 
 PACKAGE = __name__.partition(".")[0]
@@ -29,7 +29,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
     """
     kept = {
         key: _without_neutral_keys(key, value)
-        for key, value in masked(config).items()
+        for key, value in redact_secrets(config).items()
         if not _is_neutral(key, value)
     }
     text = json.dumps(kept, sort_keys=True, default=str).replace(f'"{PACKAGE}.', '".')
@@ -59,7 +59,7 @@ def _is_neutral(key: str, value: Any) -> bool:
 
 
 def _hash_of_root(*, _root_: DictConfig) -> str:
-    return config_hash(task(_root_))
+    return config_hash(to_plain(_root_))
 
 
 OmegaConf.register_new_resolver("config_hash", _hash_of_root, replace=True)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from tricklab.data.batches import WHOLE_RUN, Window, mixup_window
 from tricklab.data.module import ImageData
 from tricklab.duration import Batching, Length, divide_epoch, run_length, to_steps
 from tricklab.errors import UserError
@@ -20,7 +21,8 @@ class Plan(NamedTuple):
     """The length of a run, its base LR and the multiplier of the LR at each step.
 
     `backbone_multiplier` is that of the backbone, None if it is the same; training ends after
-    `last_step`. `batch_description` describes a step of several batches, "" for a single one.
+    `last_step`. `batch_description` describes a step of several batches, "" for a single one. Only
+    the batches in `mixup_window` are mixed.
     """
 
     length: Length
@@ -30,6 +32,7 @@ class Plan(NamedTuple):
     last_step: int
     batch_description: str
     batching: Batching
+    mixup_window: Window
 
 
 def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
@@ -38,22 +41,20 @@ def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
     Raises UserError: a run without steps, durations outside of the run, or a weight decay that
     would flip the sign of weights.
     """
-    trainer, images = cfg.trainer, len(data.train_rows)
+    trainer, images = cfg.trainer, len(data.train_indices)
     limits = (trainer.limit_train_batches, trainer.accumulate_grad_batches, ranks, data.drop_last)
     length = run_length(images, data.batch_size, trainer.max_epochs, trainer.max_steps, *limits)
     if length.steps < 1:
         raise UserError(f"{describe_size(cfg, data)}: the run would take no step, or never stop")
     multiplier: Multiplier = build(cfg.scheduler)(length)
     last_step = find_last_step(cfg, length)
-    if "end" in cfg.mixup:
-        accumulate = trainer.accumulate_grad_batches
-        data.mix_between(cfg.mixup.begin, cfg.mixup.end, length, accumulate)
+    window = find_mixup_window(cfg, length)
     batching = divide_epoch(images, data.batch_size, *limits)
     lr = scale_lr(cfg, batching.images_per_step)
     backbone = make_backbone_multiplier(cfg.model, multiplier, length)
     check_decay(cfg, lr, [multiplier, backbone] if backbone else [multiplier], last_step)
     description = describe_step(batching)
-    return Plan(length, lr, multiplier, backbone, last_step, description, batching)
+    return Plan(length, lr, multiplier, backbone, last_step, description, batching, window)
 
 
 def find_last_step(cfg: DictConfig, length: Length) -> int:
@@ -65,13 +66,21 @@ def find_last_step(cfg: DictConfig, length: Length) -> int:
     return stop
 
 
+def find_mixup_window(cfg: DictConfig, length: Length) -> Window:
+    """Return the first batch that is mixed, and the first one after the last."""
+    if "end" not in cfg.mixup:
+        return WHOLE_RUN
+    accumulate = cfg.trainer.accumulate_grad_batches
+    return mixup_window(cfg.mixup.begin, cfg.mixup.end, length, accumulate)
+
+
 def describe_size(cfg: DictConfig, data: ImageData) -> str:
     """Return everything that determines the number of steps, as overrides."""
     values = {"data.batch_size": data.batch_size, "data.drop_last": data.drop_last}
     for key in ("limit_train_batches", "max_epochs", "max_steps"):
         values[f"trainer.{key}"] = cfg.trainer[key]
     settings = ", ".join(f"{key}={value}" for key, value in values.items())
-    return f"{len(data.train_rows)} training images, {settings}"
+    return f"{len(data.train_indices)} training images, {settings}"
 
 
 def describe_step(batching: Batching) -> str:

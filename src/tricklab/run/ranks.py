@@ -21,7 +21,7 @@ from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from tricklab.devices import COPIES, when_ended, world_size
+from tricklab.devices import COPIES, call_after_exit, world_size
 
 PARENT = "PARENT_OF_RANKS"  # environment variable of Lightning's copies: the process ID of rank 0
 GRACE = 3.0  # seconds that a process has to end by itself after another one has failed
@@ -130,7 +130,7 @@ class Watch:
         self.children: list[Any] = []
         if os.environ.get(PARENT) == str(os.getppid()):
             end = (os.getppid(), lambda: os._exit(1))
-            threading.Thread(target=when_ended, args=end, daemon=True).start()
+            threading.Thread(target=call_after_exit, args=end, daemon=True).start()
         if world_size() > 1:
             self.start()
 

@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from tricklab.cli.redact import masked, redact_patch
+from tricklab.cli.redact import redact_patch, redact_secrets
 from tricklab.errors import UserError
 from tricklab.files import write_text, write_yaml
 from tricklab.run.folder import lock_run, read_config, refuse_links
@@ -48,7 +48,7 @@ class Record:
             for group, option in (choices or {}).items()
             if not group.startswith("hydra/")
         }
-        self.config: dict[str, Any] = masked(OmegaConf.to_container(cfg, resolve=True))
+        self.config: dict[str, Any] = redact_secrets(OmegaConf.to_container(cfg, resolve=True))
         self.result = self._describe_start(overrides)
 
     def _describe_start(self, overrides: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from torch import Size, Tensor, nn
 
 from tricklab.cli.escape import for_terminal
-from tricklab.data.batches import Images
+from tricklab.data.batches import InputSpec
 from tricklab.errors import UserError
 from tricklab.files import CONFIG, parse_yaml, read_checkpoint, read_safetensors, read_yaml
 from tricklab.model import AUXILIARY, find_head, find_timm, find_torchvision
@@ -23,7 +23,7 @@ class Weights(NamedTuple):
     """Weights by name, and the input that they were trained on, if that is known."""
 
     state: State
-    input_spec: Images | None
+    input_spec: InputSpec | None
 
 
 def load_backbone(net: nn.Module, state: State) -> None:
@@ -93,7 +93,9 @@ def pretrained_weights(library: str, name: str) -> Weights:
         net = find_timm(name).create_model(name, pretrained=True)
         config: Any = net.pretrained_cfg
         shape = tuple(config["input_size"])
-        return Weights(net.state_dict(), Images(shape, list(config["mean"]), list(config["std"])))
+        return Weights(
+            net.state_dict(), InputSpec(shape, list(config["mean"]), list(config["std"]))
+        )
     best: Any = find_torchvision(name).get_model_weights(name)["DEFAULT"]
     transforms = best.transforms()
     mean, std = list(transforms.mean), list(transforms.std)
@@ -105,10 +107,10 @@ def pretrained_weights(library: str, name: str) -> Weights:
         if not key.lower().startswith("aux")
     }
     side = transforms.crop_size[0]
-    return Weights(state, Images((3, side, side), mean, std))
+    return Weights(state, InputSpec((3, side, side), mean, std))
 
 
-def read_input_spec(dataset: Mapping[str, Any]) -> Images | None:
+def read_input_spec(dataset: Mapping[str, Any]) -> InputSpec | None:
     """Return the input of a run's network from `dataset` in its config; None if it is missing.
 
     Raises UserError: the values are no shape, mean and std.
@@ -126,7 +128,7 @@ def read_input_spec(dataset: Mapping[str, Any]) -> Images | None:
             raise ValueError(f"mean={mean}")
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(f"dataset in config.yaml: {error}; expected input, mean and std") from error
-    return Images((channels, height, width), mean, std)
+    return InputSpec((channels, height, width), mean, std)
 
 
 def _is_side(value: Any) -> bool:

@@ -1,0 +1,248 @@
+"""The report of a sweep: each configuration over its seeds, and the differences to a baseline."""
+
+import csv
+import io
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tricklab.analysis.configurations import (
+    Configurations,
+    Effects,
+    find_varied,
+    group_runs,
+    main_effects,
+    mean_seconds,
+    metric_bounds,
+    metric_by_seed,
+)
+from tricklab.analysis.page import Section, Table, to_html, to_markdown
+from tricklab.analysis.results import Run, read_numbers, read_sweep
+from tricklab.analysis.statistics import (
+    Summary,
+    compare_paired,
+    format_interval,
+    format_number,
+    format_p,
+    format_seeds,
+    holm_correction,
+    required_seeds,
+    summarise,
+)
+from tricklab.cli.escape import for_csv
+from tricklab.cli.messages import unknown_name
+from tricklab.errors import UserError, nearest
+from tricklab.files import write_text
+from tricklab.sweep import REPLICATES
+
+SIGNIFICANCE = 0.05
+MAIN_HEADER = ("configuration", "n", "mean", "sd", "95 % interval", "seconds")
+DIFFERENCE_HEADER = ("configuration", "pairs", "difference", "95 % interval", "p (Holm)", "verdict")
+CSV_HEADER = ("configuration", "n", "of", "mean", "sd", "low", "high", "seconds")
+
+
+class Report(NamedTuple):
+    """A report of a sweep and what it is drawn from."""
+
+    title: str
+    metric: str
+    sections: list[Section]
+    configurations: Configurations
+    effects: Effects
+
+
+def make_report(folder: Path, metric: str, baseline: str = "", incomplete: bool = False) -> Report:
+    """Compare the configurations of a sweep by a metric.
+
+    `baseline` is the label of a configuration, by default the first. `incomplete`: compare with the
+    baseline also where seeds are missing, on those that both have. Raises UserError: there is no
+    such sweep, metric or baseline.
+    """
+    runs = read_sweep(folder)
+    metrics = {name for run in runs for name in run.metrics}
+    if metrics and metric not in metrics:
+        raise UserError(unknown_name(f"metric={metric}", metric, metrics))
+    varied = find_varied(runs)
+    configurations = group_runs(runs, varied)
+    effects = main_effects(runs, varied, metric)
+    baseline = choose_baseline(configurations, baseline)
+    sections = [Section("", main_table(configurations, metric))]
+    if len(configurations) > 1:
+        table = difference_table(configurations, metric, baseline, incomplete)
+        sections.append(Section(f"Differences to {baseline}", table))
+    if len(varied) > 1:
+        sections += effect_sections(effects, metric)
+    sections += best_section(configurations, metric)
+    sections += left_out_section(folder, runs)
+    title = f"{metric}{describe_images(runs)}"
+    return Report(title, metric, sections, configurations, effects)
+
+
+def choose_baseline(configurations: Configurations, label: str) -> str:
+    """Return a label, or "" as the first one. Raises UserError: there is no such configuration."""
+    label = label or next(iter(configurations))
+    if label not in configurations:
+        hint = nearest(label, configurations)
+        raise UserError(f"baseline={label}; allowed: {', '.join(configurations)}.{hint}")
+    return label
+
+
+def write_report(folder: Path, report: Report) -> str:
+    """Write `report.md`, `report.csv` and `report.html` into a folder; return the Markdown."""
+    from tricklab.analysis.plots import RunLogs, draw_figures  # imports numpy
+
+    logs = {
+        label: [RunLogs(run.metrics, *read_logs(run)) for run in replicates.values() if run.done]
+        for label, replicates in report.configurations.items()
+    }
+    figures = draw_figures(logs, report.effects, report.metric)
+    text = to_markdown(report.title, report.sections)
+    write_text(folder / "report.md", text)
+    write_text(folder / "report.csv", to_csv(report.configurations, report.metric))
+    page_title = f"{folder.resolve().name}: {report.title}"
+    write_text(folder / "report.html", to_html(page_title, report.sections, figures))
+    return text
+
+
+def read_logs(run: Run) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """Return the rows of a run's `metrics.csv` and `calibration.csv`."""
+    return read_numbers(run.folder / "metrics.csv"), read_numbers(run.folder / "calibration.csv")
+
+
+def describe_images(runs: Sequence[Run]) -> str:
+    """Return " on N test images" if all finished runs agree on N."""
+    counts = {run.test_images for run in runs if run.done}
+    return f" on {counts.pop():,} test images" if len(counts) == 1 and 0 not in counts else ""
+
+
+def main_table(configurations: Configurations, metric: str) -> Table:
+    """Return a row for each configuration: runs, mean, std, interval, seconds."""
+    rows = [list(MAIN_HEADER)]
+    for label, replicates in configurations.items():
+        summary = summarise(metric_by_seed(replicates, metric).values())
+        seconds = mean_seconds(replicates)
+        rows.append(
+            [
+                label,
+                f"{summary.n} of {len(replicates)}",
+                format_number(summary.mean),
+                format_number(summary.std),
+                format_interval(summary, metric_bounds(metric)),
+                "" if math.isnan(seconds) else f"{seconds:.1f}",
+            ]
+        )
+    return rows
+
+
+def to_csv(configurations: Configurations, metric: str) -> str:
+    """Return the main table as CSV, in full precision."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_HEADER)
+    for label, replicates in configurations.items():
+        summary = summarise(metric_by_seed(replicates, metric).values())
+        low, high = summary.interval(metric_bounds(metric))
+        numbers = [summary.mean, summary.std, low, high, mean_seconds(replicates)]
+        cells = ["" if math.isnan(number) else number for number in numbers]
+        writer.writerow([for_csv(label), summary.n, len(replicates), *cells])
+    return text.getvalue()
+
+
+def difference_table(
+    configurations: Configurations, metric: str, baseline: str, incomplete: bool
+) -> Table:
+    """Compare every configuration with the baseline, p-values corrected by Holm.
+
+    There is no verdict where one of the two lacks a seed, unless `incomplete`.
+    """
+    values = {label: metric_by_seed(runs, metric) for label, runs in configurations.items()}
+    seeds = configurations[baseline].keys()
+    differences, comparable = {}, set()
+    for label, runs in configurations.items():
+        if label != baseline:
+            differences[label] = compare_paired(values[label], values[baseline])
+            expected = len(seeds | runs.keys())
+            if incomplete or len(values[label]) == len(values[baseline]) == expected:
+                comparable.add(label)
+    tested = [label for label in differences if label in comparable and has_p(differences[label])]
+    corrected = holm_correction([differences[label].p for label in tested])
+    p_values = dict(zip(tested, corrected, strict=True))
+    rows = [list(DIFFERENCE_HEADER)]
+    for label, difference in differences.items():
+        p = p_values.get(label, math.nan)
+        verdict = "seeds are missing: incomplete=true compares the others"
+        if label in comparable:
+            verdict = describe_difference(difference, p, len(tested))
+        mean, interval = format_number(difference.mean, "+"), format_interval(difference)
+        rows.append([label, str(difference.n), mean, interval, format_p(p), verdict])
+    return rows
+
+
+def has_p(summary: Summary) -> bool:
+    return not math.isnan(summary.p)
+
+
+def describe_difference(difference: Summary, p: float, comparisons: int) -> str:
+    """Return a verdict; an inconclusive one says how many seeds would be needed."""
+    if math.isnan(p):
+        return "too few seeds, or no spread"
+    if p < SIGNIFICANCE:
+        return "higher" if difference.mean > 0 else "lower"
+    if not difference.std:
+        return "equal"
+    seeds = required_seeds(difference, SIGNIFICANCE / comparisons)
+    return f"inconclusive; needs {format_seeds(seeds)}" if seeds else "no difference"
+
+
+def effect_sections(effects: Effects, metric: str) -> list[Section]:
+    sections = []
+    for key, by_value in effects.items():
+        rows = [["value", "n", "mean", "95 % interval"]]
+        for value, summary in by_value.items():
+            interval = format_interval(summary, metric_bounds(metric))
+            rows.append([value, str(summary.n), format_number(summary.mean), interval])
+        sections.append(Section(f"Effect of {key}", rows))
+    return sections
+
+
+def best_section(configurations: Configurations, metric: str) -> list[Section]:
+    """Name the configuration with the highest validation accuracy, and the command that repeats it.
+
+    Only configurations with the most seeds are considered.
+    """
+    counts = {label: len(metric_by_seed(runs, metric)) for label, runs in configurations.items()}
+    most = max(counts.values())
+    scores = {
+        label: metric_by_seed(runs, "val/acc")
+        for label, runs in configurations.items()
+        if counts[label] == most > 0
+    }
+    if not any(scores.values()):
+        return []
+    best = max(scores, key=lambda label: summarise(scores[label].values()).mean)
+    overrides = repeat_overrides(list(configurations[best].values()))
+    command = f"python train.py -m {shlex.join(overrides)}"
+    return [Section(f"Best on validation: {best}", command=command)]
+
+
+def repeat_overrides(runs: Sequence[Run]) -> list[str]:
+    """Return the overrides that run a configuration again, with all its seeds and folds."""
+    first = runs[0]
+    fixed = first.options.keys() - REPLICATES
+    overrides = [text for text in first.overrides if text.lstrip("+").split("=")[0] in fixed]
+    for key in REPLICATES:
+        values = dict.fromkeys(run.options[key] for run in runs if key in run.options)
+        if values:
+            overrides.append(f"{key}={','.join(values)}")
+    return overrides
+
+
+def left_out_section(folder: Path, runs: Sequence[Run]) -> list[Section]:
+    """List the runs that are not done, and those of earlier commands or configs in the folder."""
+    rows = [[run.status, run.reason, run.folder.name] for run in runs if not run.done]
+    stale = {path.parent.name for path in folder.glob("*/result.json")}
+    stale -= {run.folder.name for run in runs}
+    rows += [["stale", "not of the last command or config", name] for name in sorted(stale)]
+    return [Section("Left out", [["status", "reason", "folder"], *rows])] if rows else []

@@ -1,0 +1,54 @@
+"""Loading of batches ahead of their use, by worker processes."""
+
+import re
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from tricklab.errors import UserError
+
+Loaded = TypeVar("Loaded")
+DEAD_WORKER = re.compile("exited unexpectedly|killed by signal")
+
+
+def prefetch(
+    load: Callable[[Tensor], Loaded], batches: Sequence[Tensor], workers: int
+) -> Iterator[Loaded]:
+    """Yield `load(indices)` for the indices [B] of each batch, some batches ahead with `workers`.
+
+    Raises UserError: the one that `load` raised, or a worker died.
+    """
+    workers = min(workers, len(batches)) if len(batches) > 1 else 0
+    if not workers:
+        yield from map(load, batches)
+        return
+    try:
+        yield from _load_in_workers(load, batches, workers)
+    except UserError as error:
+        # without its frames the loader is freed at once; else it waits 5 s for each worker
+        traceback.clear_frames(error.__traceback__)
+        message = str(error).rpartition("UserError: ")[2].strip()  # follows the worker's traceback
+        raise UserError(message) from None
+    except RuntimeError as error:
+        if not DEAD_WORKER.search(str(error)):
+            raise
+        message = f"data.num_workers={workers}: a worker died ({error})"
+        raise UserError(f"{message}; fewer workers take less memory") from error
+
+
+def _load_in_workers(
+    load: Callable[[Tensor], Loaded], batches: Sequence[Tensor], workers: int
+) -> Iterator[Loaded]:
+    """Let a DataLoader over the indices load the data as it collates them."""
+    loader: DataLoader[Loaded] = DataLoader(
+        batches,  # type: ignore[arg-type]
+        batch_size=None,
+        collate_fn=load,  # type: ignore[arg-type]
+        num_workers=workers,
+        generator=torch.Generator(),  # draws nothing from torch's default generator
+    )
+    yield from loader
