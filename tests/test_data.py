@@ -350,7 +350,7 @@ def test_per_image_number_is_the_same_in_all_epochs():
     received = []
 
     def record(images, rand):
-        received.append(rand.lasting)
+        received.append(rand.per_image)
         return images
 
     module = build_fake("data.batch_size=30", augment={"record": record})

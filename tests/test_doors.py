@@ -22,11 +22,7 @@ DOORS = {  # what else opens files, and which: none of them is a stranger's
     "src/tricklab/cli/launch.py": "the null device",
     "src/tricklab/cli/signatures.py": "the source of installed packages",
     "src/tricklab/analysis/untrusted.py": "conf/",
-    "scripts/claims.py": "conf/",
-    "scripts/ablate.py": "conf/",
-    "scripts/measure.py": "the committed rows beside a recipe",
     "src/tricklab/analysis/results_page.py": "conf/experiment",
-    "scripts/plan.py": "a table to write",
     "scripts/rename.py": "the checkout itself",
 }
 

@@ -77,7 +77,7 @@ def test_mixup_of_given_partners_and_lam_needs_no_generator():
 
 
 def test_cutmix_of_a_given_centre_needs_no_generator():
-    """A box of a quarter of 4 x 4 about (2, 2), then one about a corner of which a quarter remains."""
+    """A quarter of 4 x 4 about (2, 2), then about a corner, where a quarter of it remains."""
     images, targets = batch(2, 4, 4)
     pure = inspect.unwrap(cutmix)
     centre = doubles([0.5, 0], [0.5, 0])

@@ -33,7 +33,7 @@ def identity(images: Tensor, targets: Tensor, generator: Generator) -> Mixed:
 def sample_partners_and_lam(
     images: int, generator: Generator, alpha: float, per: str, probability: float
 ) -> Pairs:
-    """Sample a partner [B] for each image, and lam [1] or [B], which is 1 where nothing is mixed."""
+    """Sample a partner [B] for each image, and lam [1] or [B], 1 where nothing is mixed."""
     partner = torch.randperm(images, generator=generator)
     lam = sample_lam(alpha, generator, images if per == "image" else 1)
     is_mixed = torch.rand(len(lam), generator=generator) < probability

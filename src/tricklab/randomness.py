@@ -1,7 +1,7 @@
-"""Random numbers from counters: each purpose has its own stream, and no state is carried along.
+"""Random numbers from counters: a stream for each purpose, without a state to carry along.
 
-The numbers of a batch follow from (seed, purpose, epoch, batch, rank) alone. So switching one trick on moves
-no other's numbers, and a run can go on from any step.
+The numbers of a batch follow from (seed, purpose, epoch, batch, rank) alone. So switching one trick
+on changes no other's numbers, and a run can resume from any step.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 
 def derive(seed: int, purpose: str, *counters: int) -> int:
-    """Derive a 63-bit seed from `seed`, a purpose such as "mix", and counters such as epoch and batch."""
+    """Derive a 63-bit seed from `seed`, a purpose such as "mix", and counters such as the epoch."""
     text = ":".join([str(seed), purpose, *map(str, counters)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1
 
@@ -19,12 +19,12 @@ def derive(seed: int, purpose: str, *counters: int) -> int:
 def generator(
     seed: int, purpose: str, *counters: int, device: torch.device | str = "cpu"
 ) -> Generator:
-    """Return a generator at the start of that stream."""
+    """Return a generator at the start of a stream."""
     return Generator(device).manual_seed(derive(seed, purpose, *counters))
 
 
 def seed_default(seed: int, purpose: str, *counters: int) -> None:
-    """Put torch's default generators, which layers such as dropout use, at the start of that stream."""
+    """Seed torch's default generators, which layers such as dropout use, with a stream."""
     value = derive(seed, purpose, *counters)
     torch.default_generator.manual_seed(value)  # torch.manual_seed takes 70 times as long
     if torch.cuda.is_initialized():
@@ -34,10 +34,11 @@ def seed_default(seed: int, purpose: str, *counters: int) -> None:
 
 
 class Rand:
-    """The random numbers of augmentation: `rand(*shape)` is uniform in [0, 1), float32 [B, *shape].
+    """Random numbers for augmentation: `rand(*shape)` is uniform in [0, 1), float32 [B, *shape].
 
-    They are drawn for all `size` images of the global batch, which go to the ranks in turn: so they belong to the place
-    of an image in it, and not to the number of ranks. `lasting` [B] is a number that each image keeps in all epochs.
+    They are drawn for all `size` images of the global batch, which go to the ranks round-robin: so
+    they depend on the position of an image, not on the number of ranks. `per_image` [B] is a
+    number for each image that is the same in all epochs.
     """
 
     def __init__(
@@ -47,23 +48,22 @@ class Rand:
         rank: int = 0,
         ranks: int = 1,
         epoch: int = 0,
-        lasting: Tensor | None = None,
+        per_image: Tensor | None = None,
     ):
-        self.source, self.size, self.part, self.epoch = (
-            source,
-            size,
-            slice(rank, None, ranks),
-            epoch,
-        )
-        self.lasting = (
-            torch.zeros(size, device=source.device)[self.part] if lasting is None else lasting
-        )
+        self.source = source
+        self.size = size
+        self.of_rank = slice(rank, None, ranks)
+        self.epoch = epoch
+        if per_image is None:
+            per_image = torch.zeros(size, device=source.device)[self.of_rank]
+        self.per_image = per_image
 
     def __call__(self, *shape: int) -> Tensor:
-        device, dtype = (
-            self.source.device,
-            torch.float32,
-        )  # whatever the precision of a run has made the default
-        return torch.rand(self.size, *shape, generator=self.source, device=device, dtype=dtype)[
-            self.part
-        ]
+        numbers = torch.rand(
+            self.size,
+            *shape,
+            generator=self.source,
+            device=self.source.device,
+            dtype=torch.float32,  # also in a run of another precision
+        )
+        return numbers[self.of_rank]
