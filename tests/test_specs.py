@@ -9,7 +9,8 @@ from conftest import CONF, configure
 from omegaconf import DictConfig, OmegaConf
 
 from tricklab.cli.config import MULTI_OPTION_GROUPS, list_options
-from tricklab.cli.specs import find_spec, neutral_values, parse_spec, read_lines, read_nodes
+from tricklab.cli.grammar import parse_spec
+from tricklab.cli.specs import find_spec, neutral_values, read_lines, read_nodes
 from tricklab.cli.values import check_value
 from tricklab.errors import UserError
 from tricklab.run.identity import config_hash
@@ -302,7 +303,18 @@ def test_spec_of_every_key_can_be_parsed(path):
 
 @pytest.mark.parametrize(
     "text",
-    ["[0, 1", "[0, 1) or", "0 to 1", "flaot", "int (1,2)", "{}", "[1, 2] int", "neutral", "a or b"],
+    [
+        "[0, 1",
+        "[0, 1) or",
+        "0 to 1",
+        "flaot",
+        "int (1,2)",
+        "{}",
+        "[1, 2] int",
+        "neutral",
+        "a or b",
+        "str [0, 1]",
+    ],
 )
 def test_spec_that_can_not_be_parsed_names_file_and_line(text, tmp_path):
     path = tmp_path / "conf" / "data" / "mine.yaml"
@@ -416,7 +428,7 @@ def test_neutral_value_leaves_the_hash_unchanged(monkeypatch):
 def test_neutral_values_are_read_from_every_group(tmp_path):
     (tmp_path / "augment").mkdir()
     (tmp_path / "train.yaml").write_text("new: 1 # int [0, 2], neutral 0; prose\n")
-    text = "mine:\n  p: 1.0 # neutral null; prose\n  q: a # {a, b}, neutral b\n  r: 1 # neutral\n"
+    text = "mine:\n  p: 1.0 # neutral null; prose\n  q: a # int, neutral 3\n  r: 1 # neutral\n"
     (tmp_path / "augment" / "mine.yaml").write_text(text)
-    expected = {"new": 0, "augment.mine.p": None, "augment.mine.q": "b"}
+    expected = {"new": 0, "augment.mine.p": None, "augment.mine.q": 3}
     assert neutral_values(tmp_path) == expected

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from tricklab.cli.specs import Alternative, Range, Spec
+from tricklab.cli.grammar import Alternative, Range, Spec
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest
 
