@@ -130,7 +130,7 @@ CONFIG_ERRORS = [
     ("+foo=1", "+foo: no such option. + adds arguments of a class, as +optimizer.maximize=true"),
     (
         "+trainer.fast_dev_run=true",
-        "trainer.fast_dev_run would not do here what it says; use debug=batch",
+        "trainer.fast_dev_run is not supported here; use debug=batch",
     ),
     ("optimizer=adamw optimizer.eps=nan", "optimizer.eps=nan: expected a finite number"),
     ("hydra.run.dir=", "hydra.run.dir= is empty; expected a folder"),
@@ -272,7 +272,7 @@ BUILD_ERRORS = [
     ),
     (
         ["trainer.max_epochs=-1"],
-        "trainer.max_epochs=-1 trainer.max_steps=-1: the run would take no step, or never stop",
+        "trainer.max_epochs=-1 trainer.max_steps=-1: the run would take no optimizer step, or never stop",
     ),
     (["model.widths=[]"], "model.widths=[]: expected a non-empty list of int"),
     (["model=resnet", "model.depth=21"], "model.depth=21; allowed: "),
