@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import pytest
-from conftest import CONF, configure
+from conftest import CONF, checked, configure
 from omegaconf import DictConfig, OmegaConf
 
 from tricklab.cli.config import MULTI_OPTION_GROUPS, list_options
@@ -150,6 +150,7 @@ RANGES = [
     ("trainer.num_sanity_val_steps", "default", -1, -2, "-1 or more"),
     ("trainer.limit_train_batches", "default", 0.001, 0, "0.001 to 1, or an int of 1 or more"),
     ("trainer.limit_train_batches", "default", 5, 1.5, "0.001 to 1, or an int of 1 or more"),
+    ("trainer.limit_val_batches", "default", 2**31 - 1, 2**31, "integers up to 2147483647"),
     ("trainer.limit_val_batches", "default", 0.001, 0.0, "0.001 to 1, or an int of 1 or more"),
     ("trainer.limit_test_batches", "default", 1, 0, "0.001 to 1, or an int of 1 or more"),
 ]
@@ -166,6 +167,7 @@ CHOICES = [
     ("trainer.gradient_clip_algorithm", "default", "value", "nrm", "norm, value. Did you"),
     ("trainer.precision", "default", 16, 17, "32-true, 32, 16-mixed, 16, bf16-mixed, bf16, "),
     ("trainer.precision", "default", "transformer-engine-float16", "8", "32-true, 32, "),
+    ("trainer.profiler", "default", None, ["simple"], "simple, advanced, pytorch, or null."),
     ("trainer.profiler", "default", "simple", "smple", "simple, advanced, pytorch, or null. Did"),
     ("trainer.strategy", "ddp", "auto", "fsdp", "auto, ddp, ddp_find_unused_parameters_true, "),
 ]
@@ -191,7 +193,7 @@ TYPES = [
     ("loss.weight", "smooth", [1, 2.5], 3, "expected list or null, got int"),
     ("model.weights", "mlp", None, True, "expected str or null, got bool"),
     ("model.name", "timm", "resnet50", None, "expected str, got null"),
-    ("model.widths", "mlp", [], 64, "expected list or [], got int"),
+    ("model.widths", "mlp", [], 64, "expected list, got int"),
     ("model.widths", "mlp", [8], ["a"], "expected a list of int"),
     ("model.widths", "convnet", [8], [], "expected a non-empty list of int"),
     ("optimizer.lr_per", "sgd", None, True, "expected int or null, got bool"),
@@ -395,6 +397,33 @@ def answer_fork(answer, tmp_path_factory):
 )
 def test_key_of_a_fork_has_its_own_range(answer_fork, overrides, message):
     assert message in answer_fork(*overrides.split())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+loss.reduction=sum"], "loss.reduction=sum; allowed: mean."),
+        (
+            ["+trainer.gradient_clip_algorithm=nrm"],
+            "gradient_clip_algorithm=nrm; allowed: norm, value. Did you mean 'norm'?",
+        ),
+        (
+            [
+                "+callbacks.mine._target_=pytorch_lightning.callbacks.EarlyStopping",
+                "+callbacks.mine.monitor=val/loss",
+                "+callbacks.mine.patience=-1",
+            ],
+            "callbacks.mine.patience=-1; allowed: 0 or more",
+        ),
+        (
+            ["optimizer._target_=torch.optim.AdamW", "+optimizer.betas=[0.9]"],
+            "optimizer.betas=[0.9]: expected two numbers",
+        ),
+    ],
+)
+def test_added_argument_has_the_spec_of_its_class(overrides, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        checked(*overrides)
 
 
 def test_bad_spec_of_a_fork_is_one_line(answer_fork):

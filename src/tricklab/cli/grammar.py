@@ -33,7 +33,7 @@ HELP = (
 NUMBER = r"-?(?:inf|2\*\*\d+|\d+(?:\.\d+)?(?:e-?\d+)?)"
 RANGE = rf"([\[(])({NUMBER}), ({NUMBER})([\])])"
 ALTERNATIVE = re.compile(
-    r"(?P<word>null|\[\]|str|bool)"
+    r"(?P<literal>null|\[\]|str|bool)"
     r"|\{(?P<choices>[^{}]+)\}"
     rf"|(?P<kind>int|float|list|pair|duration)?(?:(?:^|(?<=\w) )(?P<range>{RANGE}))?"
 )
@@ -123,7 +123,7 @@ def to_alternative(match: re.Match[str]) -> Alternative:
     if match["choices"]:
         choices = tuple(choice.strip() for choice in match["choices"].split(","))
         return Alternative("choice", choices=choices)
-    return Alternative(match["word"] or match["kind"] or "", to_range(match["range"]))
+    return Alternative(match["literal"] or match["kind"] or "", to_range(match["range"]))
 
 
 def to_range(text: str | None) -> Range | None:
