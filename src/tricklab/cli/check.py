@@ -1,16 +1,14 @@
 """Validation of the composed config, before the run folder exists and torch is imported."""
 
-import functools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tricklab.cli.config import MULTI_OPTION_GROUPS, flatten, to_plain
+from tricklab.cli.defaults import drop_unused_local_values, load_defaults
 from tricklab.cli.grammar import Spec
 from tricklab.cli.lightning import check_argument, check_callback
 from tricklab.cli.messages import unknown_key
@@ -64,6 +62,8 @@ def check(config: DictConfig) -> None:
     range, a plain secret, or options that contradict each other.
     """
     check_overrides(list_overrides(config.hydra))
+    defaults = load_defaults(config)
+    drop_unused_local_values(config, defaults)
     plain = to_plain(config)
     values = flatten(plain)
     if any(SECRET.search(key) or contains_mapping(value) for key, value in values.items()):
@@ -73,7 +73,7 @@ def check(config: DictConfig) -> None:
             raise UserError(f"{key} is empty; expected an option of it, or keys below it")
     check_lightning(plain)
     specs = find_specs(values, plain, config.hydra.runtime)
-    check_values(values, config, specs)
+    check_values(values, defaults, specs, config)
     check_combinations(config)
 
 
@@ -95,9 +95,13 @@ def check_overrides(overrides: Sequence[str]) -> None:
             raise UserError(f"{override} would remove a required key; give it another value")
 
 
-def check_values(values: Mapping[str, Any], config: DictConfig, specs: Mapping[str, Spec]) -> None:
+def check_values(
+    values: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    specs: Mapping[str, Spec],
+    config: DictConfig,
+) -> None:
     """Check the values of all keys. Raises UserError: an unknown key or a wrong value."""
-    defaults = load_defaults(config)
     added = [
         f"{split_key(override)}."
         for override in list_overrides(config.hydra)
@@ -242,36 +246,3 @@ def check_stop_validation(stop_after: str, every: int) -> None:
     if parse(stop_after)[0] % every:
         expected = f"must be a multiple of trainer.check_val_every_n_epoch={every}"
         raise UserError(f"stop_after={stop_after} {expected}, or resuming would not be exact")
-
-
-def load_defaults(config: DictConfig) -> dict[str, Any]:
-    """Return the defaults of the selected options by dotted key.
-
-    These are the values before experiment, debug, local and command-line overrides.
-    """
-    choices = config.hydra.runtime.choices
-    typed = list_overrides(config.hydra)
-    groups = {*choices, *MULTI_OPTION_GROUPS}  # Hydra leaves out groups with several options
-    selected = [override for override in typed if split_key(override) in groups]
-    if selected == typed and not choices.get("experiment") and not choices.get("debug"):
-        return flatten(to_plain(config))  # the config has defaults only: no need to read files
-    sources = config.hydra.runtime.config_sources
-    folders = [source.path for source in sources if source.schema == "file"]
-    overrides = (*list_overrides(config.hydra, "hydra"), *selected)
-    return merge_files(config.hydra.job.config_name, overrides, tuple(folders))
-
-
-@functools.cache
-def merge_files(name: str, overrides: tuple[str, ...], folders: tuple[str, ...]) -> dict[str, Any]:
-    """Merge the files of a defaults list, except those that only override others."""
-    loader = GlobalHydra.instance().config_loader()
-    files = loader.compute_defaults_list(name, list(overrides), RunMode.RUN).defaults
-    parts: list[Any] = []
-    for file in files:
-        if str(file.config_path).startswith(("hydra/", "experiment/", "debug/")):
-            continue
-        candidates = (Path(folder) / f"{file.config_path}.yaml" for folder in folders)
-        content: Any = OmegaConf.load(next(path for path in candidates if path.is_file()))
-        content.pop("defaults", None)
-        parts.append({file.package: content} if file.package else content)
-    return flatten(to_plain(OmegaConf.merge(*parts)))  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 import tricklab.cli.names  # registers resolvers of conf/train.yaml
 import tricklab.run.folder  # noqa: F401  # likewise
+from tricklab.cli.completion import hide_internal_options
 from tricklab.cli.config import CONF, list_keys, list_options
 from tricklab.cli.help import format_help
 from tricklab.cli.messages import explain, unknown_option
@@ -39,6 +40,7 @@ def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
                 return
             if help_text is None:
                 check_flags(sys.argv[1:])
+                hide_internal_options()
                 sys.argv[1:] = defer_to_jobs(sys.argv[1:])
             main()
     except SystemExit as error:
