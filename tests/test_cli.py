@@ -457,7 +457,7 @@ def test_output_to_an_ascii_terminal_is_escaped():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "arguments"),
+    ("arguments", "values"),
     [
         (["ckpt=a.ckpt", "mc=2"], {"ckpt": "a.ckpt", "mc": "2"}),
         (["a.ckpt", "mc=2"], {"ckpt": "a.ckpt", "mc": "2"}),
@@ -468,15 +468,15 @@ def test_output_to_an_ascii_terminal_is_escaped():
         (['data.root="/my pics"'], {"data.root": '"/my pics"'}),
     ],
 )
-def test_arguments_of_scripts_are_read(tmp_path, monkeypatch, overrides, arguments):
+def test_read_arguments_takes_paths_and_unquotes_values(tmp_path, monkeypatch, arguments, values):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b").mkdir()
     (tmp_path / "a=b" / "x.ckpt").touch()
-    assert read_arguments(overrides) == arguments
+    assert read_arguments(arguments) == values
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("arguments", "message"),
     [
         (
             ["a.ckpt", "b.png"],
@@ -485,9 +485,9 @@ def test_arguments_of_scripts_are_read(tmp_path, monkeypatch, overrides, argumen
         (["mc=2", "mc=3"], "mc is given twice"),
     ],
 )
-def test_arguments_of_scripts_given_twice_are_refused(overrides, message):
+def test_read_arguments_refuses_a_second_value(arguments, message):
     with pytest.raises(UserError, match=message):
-        read_arguments(overrides)
+        read_arguments(arguments)
 
 
 def test_resume_refusal_shows_a_command_that_resumes(answer, train, trained):

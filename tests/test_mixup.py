@@ -1,4 +1,4 @@
-"""Mixing against its formulas and torchvision, what every option has in common, and in runs."""
+"""Mixing against its formulas and torchvision, all options by globbing, and runs."""
 
 import inspect
 

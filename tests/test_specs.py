@@ -5,11 +5,12 @@ import re
 from typing import Any
 
 import pytest
-from conftest import CONF, configure
+from conftest import CONF, checked, configure
 from omegaconf import DictConfig, OmegaConf
 
 from tricklab.cli.config import MULTI_OPTION_GROUPS, list_options
-from tricklab.cli.specs import find_spec, neutral_values, parse_spec, read_lines, read_nodes
+from tricklab.cli.grammar import parse_spec
+from tricklab.cli.specs import find_spec, neutral_values, read_lines, read_nodes
 from tricklab.cli.values import check_value
 from tricklab.errors import UserError
 from tricklab.run.identity import config_hash
@@ -149,6 +150,7 @@ RANGES = [
     ("trainer.num_sanity_val_steps", "default", -1, -2, "-1 or more"),
     ("trainer.limit_train_batches", "default", 0.001, 0, "0.001 to 1, or an int of 1 or more"),
     ("trainer.limit_train_batches", "default", 5, 1.5, "0.001 to 1, or an int of 1 or more"),
+    ("trainer.limit_val_batches", "default", 2**31 - 1, 2**31, "integers up to 2147483647"),
     ("trainer.limit_val_batches", "default", 0.001, 0.0, "0.001 to 1, or an int of 1 or more"),
     ("trainer.limit_test_batches", "default", 1, 0, "0.001 to 1, or an int of 1 or more"),
 ]
@@ -165,6 +167,7 @@ CHOICES = [
     ("trainer.gradient_clip_algorithm", "default", "value", "nrm", "norm, value. Did you"),
     ("trainer.precision", "default", 16, 17, "32-true, 32, 16-mixed, 16, bf16-mixed, bf16, "),
     ("trainer.precision", "default", "transformer-engine-float16", "8", "32-true, 32, "),
+    ("trainer.profiler", "default", None, ["simple"], "simple, advanced, pytorch, or null."),
     ("trainer.profiler", "default", "simple", "smple", "simple, advanced, pytorch, or null. Did"),
     ("trainer.strategy", "ddp", "auto", "fsdp", "auto, ddp, ddp_find_unused_parameters_true, "),
 ]
@@ -190,7 +193,7 @@ TYPES = [
     ("loss.weight", "smooth", [1, 2.5], 3, "expected list or null, got int"),
     ("model.weights", "mlp", None, True, "expected str or null, got bool"),
     ("model.name", "timm", "resnet50", None, "expected str, got null"),
-    ("model.widths", "mlp", [], 64, "expected list or [], got int"),
+    ("model.widths", "mlp", [], 64, "expected list, got int"),
     ("model.widths", "mlp", [8], ["a"], "expected a list of int"),
     ("model.widths", "convnet", [8], [], "expected a non-empty list of int"),
     ("optimizer.lr_per", "sgd", None, True, "expected int or null, got bool"),
@@ -302,7 +305,18 @@ def test_spec_of_every_key_can_be_parsed(path):
 
 @pytest.mark.parametrize(
     "text",
-    ["[0, 1", "[0, 1) or", "0 to 1", "flaot", "int (1,2)", "{}", "[1, 2] int", "neutral", "a or b"],
+    [
+        "[0, 1",
+        "[0, 1) or",
+        "0 to 1",
+        "flaot",
+        "int (1,2)",
+        "{}",
+        "[1, 2] int",
+        "neutral",
+        "a or b",
+        "str [0, 1]",
+    ],
 )
 def test_spec_that_can_not_be_parsed_names_file_and_line(text, tmp_path):
     path = tmp_path / "conf" / "data" / "mine.yaml"
@@ -385,6 +399,33 @@ def test_key_of_a_fork_has_its_own_range(answer_fork, overrides, message):
     assert message in answer_fork(*overrides.split())
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+loss.reduction=sum"], "loss.reduction=sum; allowed: mean."),
+        (
+            ["+trainer.gradient_clip_algorithm=nrm"],
+            "gradient_clip_algorithm=nrm; allowed: norm, value. Did you mean 'norm'?",
+        ),
+        (
+            [
+                "+callbacks.mine._target_=pytorch_lightning.callbacks.EarlyStopping",
+                "+callbacks.mine.monitor=val/loss",
+                "+callbacks.mine.patience=-1",
+            ],
+            "callbacks.mine.patience=-1; allowed: 0 or more",
+        ),
+        (
+            ["optimizer._target_=torch.optim.AdamW", "+optimizer.betas=[0.9]"],
+            "optimizer.betas=[0.9]: expected two numbers",
+        ),
+    ],
+)
+def test_added_argument_has_the_spec_of_its_class(overrides, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        checked(*overrides)
+
+
 def test_bad_spec_of_a_fork_is_one_line(answer_fork):
     line = answer_fork(schedule=OWN_SCHEDULE.replace("[1, 5]", "1 to 5"))
     assert line.startswith("error: conf/scheduler/mine.yaml:5: '1 to 5' is not a spec. Expected")
@@ -416,7 +457,7 @@ def test_neutral_value_leaves_the_hash_unchanged(monkeypatch):
 def test_neutral_values_are_read_from_every_group(tmp_path):
     (tmp_path / "augment").mkdir()
     (tmp_path / "train.yaml").write_text("new: 1 # int [0, 2], neutral 0; prose\n")
-    text = "mine:\n  p: 1.0 # neutral null; prose\n  q: a # {a, b}, neutral b\n  r: 1 # neutral\n"
+    text = "mine:\n  p: 1.0 # neutral null; prose\n  q: a # int, neutral 3\n  r: 1 # neutral\n"
     (tmp_path / "augment" / "mine.yaml").write_text(text)
-    expected = {"new": 0, "augment.mine.p": None, "augment.mine.q": "b"}
+    expected = {"new": 0, "augment.mine.p": None, "augment.mine.q": 3}
     assert neutral_values(tmp_path) == expected

@@ -9,12 +9,13 @@ from omegaconf import DictConfig
 
 from tricklab.cli.config import MULTI_OPTION_GROUPS, flatten, to_plain
 from tricklab.cli.defaults import drop_unused_local_values, load_defaults
+from tricklab.cli.grammar import Spec
 from tricklab.cli.lightning import check_argument, check_callback
 from tricklab.cli.messages import unknown_key
 from tricklab.cli.overrides import list_overrides, split_key
 from tricklab.cli.redact import SECRET, check_secrets
 from tricklab.cli.signatures import find_default
-from tricklab.cli.specs import Spec, find_specs
+from tricklab.cli.specs import find_specs
 from tricklab.cli.values import check_value
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest

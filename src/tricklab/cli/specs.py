@@ -1,99 +1,31 @@
-"""Types, ranges and choices of the keys in `conf/`, read from the comment behind each key.
+"""Specs of config keys: types, ranges and choices, read from the comments of the YAMLs in `conf/`.
 
-A comment is `# SPEC; prose`, or prose without a semicolon; further lines are indented:
-
-    dropout: 0.0 # [0, 1)
-    widths: [16, 32] # int [1, inf) or []; one convolution block each
-    resize: 32 # int [1, inf) or null; null keeps the size of the images
-    shape: linear # {linear, cosine, 1-sqrt}
-    warmup: 0 # duration; 5ep, 300it or 10%
-    background: white # {white, black}, neutral white; of transparent pixels
-
-A SPEC joins alternatives by "or": a range of numbers, choices in braces, `null`, `[]`, or a type
-(`int`, `float`, `str`, `bool`, `list`, `pair` of numbers, `duration`), which a range may follow.
-A range alone has the type of the default, an int may stand for a float, and the elements of a list
-are checked one by one. A key without a SPEC takes values of its default's type.
-
-`neutral VALUE` is for keys that are added later: at this value they leave `config_hash` unchanged.
+The grammar is in `tricklab.cli.grammar`. A comment may continue in the lines below its key, if they
+are indented further than the key.
 """
 
 import functools
-import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from tricklab.cli.config import CONF, MULTI_OPTION_GROUPS
-from tricklab.errors import UserError
+from tricklab.cli.grammar import Spec, extract_spec, parse_spec
 
 ARGUMENTS = {  # specs of arguments that no YAML lists, for +KEY=VALUE
     "loss.reduction": "{mean}",  # accumulation and the LR rest on a mean over images
     "trainer.gradient_clip_algorithm": "{norm, value}",
 }
 WITHOUT_SPECS = ("debug", "experiment", "hydra", "local")  # folders that only override keys
-HELP = (
-    "Expected a range as [0, 1) or int [1, inf), choices as {a, b}, a type or null, "
-    "joined by 'or'; prose without a spec has no semicolon"
-)
 
-NUMBER = r"-?(?:inf|2\*\*\d+|\d+(?:\.\d+)?(?:e-?\d+)?)"
-RANGE = rf"([\[(])({NUMBER}), ({NUMBER})([\])])"
-ALTERNATIVE = re.compile(
-    r"(?P<word>null|\[\])"
-    r"|\{(?P<choices>[^{}]+)\}"
-    rf"|(?P<kind>int|float|str|bool|list|pair|duration)?(?:(?:^|(?<=\w) )(?P<range>{RANGE}))?"
-)
 KEY = re.compile(
     r"""^(?P<indent>\s*)(?P<key>[^\s#:'"]+):(?=\s|$)"""
     r"""(?P<value>(?:"(?:\\.|[^"\\])*"|'[^']*'|(?!\s\#).)*)(?:\s+\#\s*(?P<comment>.*))?$"""
 )
 DEFAULTS_LIST = re.compile(r"^defaults:\s*(\[[^\]]*\]|(?:\s*- .*\n?)*)", re.MULTILINE)
-
-
-class Range(NamedTuple):
-    """The numbers from `low` to `high`; an end that is `open` is not one of them."""
-
-    low: float
-    high: float
-    low_open: bool = False
-    high_open: bool = False
-
-    def __contains__(self, number: object) -> bool:
-        assert isinstance(number, int | float)
-        above = number > self.low if self.low_open else number >= self.low
-        below = number < self.high if self.high_open else number <= self.high
-        return above and below
-
-    def __str__(self) -> str:
-        low = f"more than {self.low}" if self.low_open else f"{self.low} or more"
-        if self.high == math.inf:
-            return low
-        if not self.low_open and not self.high_open:
-            return f"{self.low} to {self.high}"
-        return f"{low}, {'less than' if self.high_open else 'at most'} {self.high}"
-
-
-class Alternative(NamedTuple):
-    """A kind of value that a key takes; `kind` "" is the type of the key's default."""
-
-    kind: str = ""
-    range: Range | None = None
-    choices: tuple[str, ...] = ()
-    each: bool = False  # it is about each element of a list
-
-
-class Spec(NamedTuple):
-    """The values that a key takes; without alternatives those of its default's type."""
-
-    alternatives: tuple[Alternative, ...] = ()
-    neutral: tuple[Any, ...] = ()  # one value, or none
-
-    @property
-    def nullable(self) -> bool:
-        return any(alternative.kind == "null" for alternative in self.alternatives)
 
 
 class Line(NamedTuple):
@@ -105,7 +37,7 @@ class Line(NamedTuple):
 
 
 class Node(NamedTuple):
-    """The keys of an option; `name` is that of its node in groups that take several options."""
+    """The keys of an option; `name` is its node in groups that take several options, else ""."""
 
     option: str
     name: str
@@ -225,12 +157,12 @@ def read_lines(path: Path) -> dict[str, Line]:
         parents.append((indent, match["key"]))
         dotted = ".".join(key for _, key in parents)
         place = f"{'/'.join(path.parts[-3:])}:{number}"
-        lines[dotted] = Line(match["value"].strip(), find_text(match["comment"] or ""), place)
+        lines[dotted] = Line(match["value"].strip(), extract_spec(match["comment"] or ""), place)
     return lines
 
 
 def join_comments(text: str) -> list[str]:
-    """Return lines in which a comment has its further lines, each of which leaves a blank one."""
+    """Return the lines of a YAML, with continued comments joined; numbers of lines stay."""
     lines: list[str] = []
     last = 0  # index of the last line that is more than a comment
     for line in text.splitlines():
@@ -245,60 +177,11 @@ def join_comments(text: str) -> list[str]:
 
 
 def is_continued(line: str, indent: int) -> bool:
-    """Whether a comment with an indentation continues the comment of a value's line above it."""
+    """Whether a comment with an indentation continues the comment of the line above it."""
     match = KEY.match(line) if indent else None
     if not match or not match["value"].strip() or not match["comment"]:
         return False
     return len(match["indent"]) < indent
-
-
-def find_text(comment: str) -> str:
-    """Return the SPEC in a comment; "" if it is prose alone."""
-    text, semicolon, _ = comment.partition(";")
-    text = text.strip()
-    is_spec = semicolon or text[:1] in tuple("[({") or parse_alternatives(text)
-    return text if is_spec else ""
-
-
-@functools.cache
-def parse_spec(text: str, place: str) -> Spec:
-    """Parse a SPEC. Raises UserError, which begins with its `place`: it is none."""
-    rest, separator, neutral = f", {text}".partition(", neutral ")
-    rest = rest.removeprefix(", ")
-    alternatives = parse_alternatives(rest)
-    if alternatives is None and (rest or not separator):
-        raise UserError(f"{place}: '{text}' is not a spec. {HELP}")
-    value = (OmegaConf.create(f"value: {neutral}").value,) if separator else ()
-    return Spec(alternatives or (), value)
-
-
-def parse_alternatives(text: str) -> tuple[Alternative, ...] | None:
-    """Parse a SPEC without its neutral value; None if it is none."""
-    matches = [ALTERNATIVE.fullmatch(part) for part in text.split(" or ")]
-    if not text or not all(match and match[0] for match in matches):
-        return None
-    return tuple(to_alternative(match) for match in matches if match)
-
-
-def to_alternative(match: re.Match[str]) -> Alternative:
-    if match["choices"]:
-        choices = tuple(choice.strip() for choice in match["choices"].split(","))
-        return Alternative("choice", choices=choices)
-    return Alternative(match["word"] or match["kind"] or "", to_range(match["range"]))
-
-
-def to_range(text: str | None) -> Range | None:
-    match = re.fullmatch(RANGE, text or "")
-    if not match:
-        return None
-    return Range(to_number(match[2]), to_number(match[3]), match[1] == "(", match[4] == ")")
-
-
-def to_number(text: str) -> float:
-    if "**" in text:
-        base, exponent = text.split("**")
-        return int(base) ** int(exponent)
-    return int(text) if re.fullmatch(r"-?\d+", text) else float(text)
 
 
 @functools.cache

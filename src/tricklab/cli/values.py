@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from tricklab.cli.specs import Alternative, Range, Spec
+from tricklab.cli.grammar import Alternative, Range, Spec
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest
 
@@ -77,7 +77,7 @@ def has_type(alternative: Alternative, value: Any) -> bool:
     if alternative.kind in ("null", "[]"):
         return value is None if alternative.kind == "null" else value == []
     if alternative.kind == "choice":
-        return not isinstance(value, list | dict)
+        return True  # choices are compared as text
     if alternative.kind == "pair" or (alternative.kind == "list" and alternative.range):
         is_list = isinstance(value, list) and all(same_type(v, TYPES["float"]) for v in value)
         return is_list and (alternative.kind == "list" or len(value) == 2)
@@ -108,7 +108,8 @@ def explain(key: str, value: Any, alternatives: list[Alternative]) -> str:
         return f"{show(value)}; allowed: {list_allowed(value, alternatives)}"
     if in_list:
         return f"{value}: expected {describe_list(alternatives)}"
-    expected = " or ".join(dict.fromkeys(describe_type(a) for a in alternatives))
+    types = [describe_type(a) for a in alternatives if a.kind != "[]"]
+    expected = " or ".join(dict.fromkeys(types))
     found = "null" if value is None else type(value).__name__
     return f"{show(value)}: expected {expected}, got {found}"
 
@@ -167,7 +168,8 @@ def check_finite(key: str, value: Any, alternatives: list[Alternative]) -> None:
             check_finite(key, part, alternatives)
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{key}={value}: expected a finite number")
-    is_bounded = any(a.range and a.range.high < math.inf for a in alternatives)
+    ends = [alternative.range.high for alternative in alternatives if alternative.range]
+    is_bounded = ends and max(ends) < math.inf  # then the range answers
     if isinstance(value, int) and abs(value) > LARGEST and not is_bounded:
         raise UserError(f"{key}={value}; allowed: integers up to {LARGEST}")
 
