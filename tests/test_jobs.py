@@ -168,7 +168,7 @@ def test_arms_are_lists_of_overrides(train, script, tmp_path):
 def test_arms_without_a_list_are_refused(train):
     refused = train("-m", *SHORT, "sweep=arms")
     assert refused.returncode == 1
-    assert "sweep=arms without sweep.of; expected lists of overrides by name" in refused.stderr
+    assert "sweep=arms without sweep.of. Expected lists of overrides by name" in refused.stderr
 
 
 @SERVERS
@@ -317,7 +317,7 @@ def test_parallel_processes_need_a_common_folder(train, tmp_path, monkeypatch):
     done = train(*SHORT)
     assert (done.returncode, done.stderr) == (
         1,
-        "error: processes of torchrun or srun must share a folder; expected hydra.run.dir=FOLDER\n",
+        "error: processes of torchrun or srun must share a folder. Expected hydra.run.dir=FOLDER\n",
     )
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("choices: {}")
@@ -336,11 +336,11 @@ def test_parallel_processes_need_a_common_folder(train, tmp_path, monkeypatch):
         (("seed=0,1", "resume=auto"), "resume=auto -m: a sweep resumes by itself"),
         (
             ("seed=0,1", "hydra/sweeper=basic"),
-            "hydra/launcher=local; allowed: hydra/sweeper=search",
+            "hydra/launcher=local: expected hydra/sweeper=search",
         ),
         (("seed=0,1", "slots=0"), "slots=0; allowed: 1 or more"),
-        (("seed=0,1", "slots=1,2"), "slots has several values; expected one"),
-        (("seed=0,1", "sweep=grid,halving"), "sweep has several values; expected one"),
+        (("seed=0,1", "slots=1,2"), "slots has several values. Expected one"),
+        (("seed=0,1", "sweep=grid,halving"), "sweep has several values. Expected one"),
     ],
 )
 def test_sweep_with_a_wrong_job_is_refused_before_the_first(train, tmp_path, overrides, message):
@@ -544,7 +544,7 @@ def test_job_forks_workers_and_sees_all_gpus(tmp_path):
 def test_jobs_with_one_folder_are_refused(train):
     done = train("-m", *SHORT, "seed=0,1", "hydra.sweep.subdir=same")
     assert done.returncode == 1
-    assert "have one folder; expected a hydra.sweep.subdir that differs by job" in done.stderr
+    assert "have one folder. Expected a hydra.sweep.subdir that differs by job" in done.stderr
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def test_local_file_is_not_in_the_help(compose_local, conf):
     [
         ("sead: 7\n", "default.yaml: sead: no such option"),
         ("data: {rooot: /data}\n", "default.yaml: data.rooot: no such option; allowed: "),
-        ("data:\n", "data is empty; expected an option of it, or keys below it"),
+        ("data:\n", "data is empty. Expected an option of it, or keys below it"),
         ("seed: x\n", "seed=x: expected int, got str"),
         ("data: {root: /a\n", "while parsing a flow mapping"),
         ("[1, 2]\n", "In 'local/default': "),

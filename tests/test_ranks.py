@@ -150,7 +150,7 @@ def test_processes_that_would_train_apart_are_refused(
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: trainer.devices=1 trainer.num_nodes=1 does not match the ")
-    assert line.endswith(f"expected {right}")
+    assert line.endswith(f"Expected {right}")
     assert not list(tmp_path.iterdir())
 
 

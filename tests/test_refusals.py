@@ -133,8 +133,8 @@ CONFIG_ERRORS = [
         "trainer.fast_dev_run is not supported here; use debug=batch",
     ),
     ("optimizer=adamw optimizer.eps=nan", "optimizer.eps=nan: expected a finite number"),
-    ("hydra.run.dir=", "hydra.run.dir= is empty; expected a folder"),
-    ("-m seed=0 hydra.sweep.dir=", "hydra.sweep.dir= is empty; expected a folder"),
+    ("hydra.run.dir=", "hydra.run.dir= is empty. Expected a folder"),
+    ("-m seed=0 hydra.sweep.dir=", "hydra.sweep.dir= is empty. Expected a folder"),
     (
         "-m seed=0 hydra.sweep.subdir=../x",
         "hydra.sweep.subdir=../x: expected a name without / and leading dots",

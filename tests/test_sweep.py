@@ -128,7 +128,7 @@ def test_halving_drops_failures_and_stops_at_validations(capsys):
 )
 def test_halving_refuses_other_lengths_than_epochs(override):
     jobs = Jobs(learn)
-    with pytest.raises(UserError, match="ends runs after whole epochs itself; expected one"):
+    with pytest.raises(UserError, match=r"ends runs after whole epochs itself. Expected one"):
         sweep.halving(parse(override), jobs, factor=3, rounds=3)
     assert not jobs.ran
 
@@ -237,9 +237,9 @@ def test_optuna_prints_no_best_trial_when_all_fail(capsys):
     [
         (
             ("seed=0,1", "mixup=off,on"),
-            "sweep=optuna, seed=0,1; expected values of other keys, and sweep.replicates",
+            "sweep=optuna, seed=0,1. Expected values of other keys, and sweep.replicates",
         ),
-        (("data.fold=0,1", "mixup=off,on"), "sweep=optuna, data.fold=0,1; expected"),
+        (("data.fold=0,1", "mixup=off,on"), "sweep=optuna, data.fold=0,1. Expected"),
         (("mixup=on",), "sweep=optuna, no values to choose from"),
         (("lr=interval(0.1,0.01)",), r"lr=interval\(0.1,0.01\): "),
         (("lr=tag(log,interval(0,1))",), r"lr=tag\(log,interval\(0,1\)\): "),

@@ -29,8 +29,8 @@ def arms(overrides: list[Override], jobs: Jobs, of: Mapping[str, Sequence[str]] 
     `of` has the arms by name. Raises UserError: there is no arm.
     """
     if not of:
-        expected = "expected lists of overrides by name, as {a:['mixup=on']}"
-        raise UserError(f"sweep=arms without sweep.of; {expected}")
+        expected = "Expected lists of overrides by name, as {a:['mixup=on']}"
+        raise UserError(f"sweep=arms without sweep.of. {expected}")
     combinations = combine(overrides)
     jobs.run([[*combination, *arm] for arm in of.values() for combination in combinations])
 
@@ -64,9 +64,9 @@ def find_epochs(combinations: list[list[str]], jobs: Jobs) -> tuple[int, int]:
     length, *others = {jobs.plan(combination).length for combination in combinations}
     ends_early = length.max_steps > 0 or length.stop_after or length.early_stopping
     if others or ends_early:
-        expected = "expected one trainer.max_epochs, no trainer.max_steps, no stop_after, "
+        expected = "Expected one trainer.max_epochs, no trainer.max_steps, no stop_after, "
         raise UserError(
-            f"sweep=halving ends runs after whole epochs itself; {expected}"
+            f"sweep=halving ends runs after whole epochs itself. {expected}"
             "no callbacks=early_stopping"
         )
     return length.max_epochs, length.check_val_every_n_epoch
@@ -198,8 +198,8 @@ def make_space(overrides: list[Override], config: DictConfig) -> dict[str, Any]:
     replicates = [str(o.input_line) for key, o in searched.items() if key in REPLICATES]
     if replicates or not searched:
         problem = replicates[0] if replicates else "no values to choose from"
-        expected = "expected values of other keys, and sweep.replicates for seeds"
-        raise UserError(f"sweep=optuna, {problem}; {expected}")
+        expected = "Expected values of other keys, and sweep.replicates for seeds"
+        raise UserError(f"sweep=optuna, {problem}. {expected}")
     for key, override in searched.items():
         check_interval(key, override, config)
     try:

@@ -70,7 +70,7 @@ def check(config: DictConfig) -> None:
         check_secrets(config)
     for key in REQUIRED_KEYS:
         if config[key] is None:
-            raise UserError(f"{key} is empty; expected an option of it, or keys below it")
+            raise UserError(f"{key} is empty. Expected an option of it, or keys below it")
     check_lightning(plain)
     specs = find_specs(values, plain, config.hydra.runtime)
     check_values(values, defaults, specs, config)
@@ -87,7 +87,7 @@ def check_overrides(overrides: Sequence[str]) -> None:
     for override in overrides:
         key, _, value = override.partition("=")
         if value.startswith("[") and "." not in key and key not in LIST_KEYS:
-            raise UserError(f"{override}; allowed: one option of {key}")
+            raise UserError(f"{override}: expected one option of {key}")
         if not override.startswith("~"):
             continue
         is_optional = key[1:].split(".")[0] in LIST_KEYS
@@ -157,7 +157,7 @@ def check_paths(group: str, node: Mapping[str, Any]) -> None:
             continue
         if Path(value).is_absolute() or ".." in Path(value).parts:
             problem = "is outside of the run folder"
-            raise UserError(f"{group}.{key}={value} {problem}; expected a name")
+            raise UserError(f"{group}.{key}={value} {problem}. Expected a name")
 
 
 def check_monitor(name: str, node: Mapping[str, Any]) -> None:

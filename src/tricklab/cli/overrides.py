@@ -152,7 +152,7 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, str]:
         if key == "ckpt" and key in values:
             hint = "" if "=" in argument else f" or input={argument}"
             problem = f"ckpt={values[key]} is given already"
-            raise UserError(f"{argument}: {problem}; expected KEY=VALUE{hint}")
+            raise UserError(f"{argument}: {problem}. Expected KEY=VALUE{hint}")
         if key in values:
             raise UserError(f"{key} is given twice")
         values[key] = value

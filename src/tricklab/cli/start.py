@@ -108,7 +108,7 @@ def check_single_options() -> None:
 
 def check_folder_name(key: str, folder: Any) -> None:
     if not str(folder).strip():
-        raise UserError(f"{key}= is empty; expected a folder")
+        raise UserError(f"{key}= is empty. Expected a folder")
 
 
 def check_single_run() -> None:
@@ -143,7 +143,7 @@ def check_swept() -> None:
         raise UserError("hydra.run.dir has no effect with -m; use hydra.sweep.dir=FOLDER")
     for key in sorted(swept_keys(overrides)):
         if key.partition(".")[0] in ("sweep", "slots", "dry"):
-            raise UserError(f"{key} has several values; expected one, for the whole sweep")
+            raise UserError(f"{key} has several values. Expected one, for the whole sweep")
 
 
 def check_launcher(config: DictConfig) -> None:
@@ -155,7 +155,7 @@ def check_launcher(config: DictConfig) -> None:
         check_slurm(dry=config.dry)
     if launcher == "local" and sweeper != "search":
         options = f"hydra/sweeper={sweeper} hydra/launcher=local"
-        raise UserError(f"{options}; allowed: hydra/sweeper=search, or another launcher, as basic")
+        raise UserError(f"{options}: expected hydra/sweeper=search, or another launcher, as basic")
 
 
 def check_slurm(dry: bool) -> None:
@@ -176,7 +176,7 @@ def check_processes(config: DictConfig) -> None:
     is_parallel = "TORCHELASTIC_RUN_ID" in os.environ or size > 1
     if is_parallel and not any(o.startswith("hydra.run.dir=") for o in overrides):
         problem = "processes of torchrun or srun must share a folder"
-        raise UserError(f"{problem}; expected hydra.run.dir=FOLDER")
+        raise UserError(f"{problem}. Expected hydra.run.dir=FOLDER")
     expected = count_devices(config.trainer)
     if size == 1 or expected in (None, size):
         return
@@ -187,7 +187,7 @@ def check_processes(config: DictConfig) -> None:
     )
     problem = f"does not match the {size} processes that were started"
     right = f"trainer=ddp trainer.devices={local_size} trainer.num_nodes={nodes}"
-    raise UserError(f"{options} {problem}; expected {right}")
+    raise UserError(f"{options} {problem}. Expected {right}")
 
 
 def count_devices(trainer: DictConfig) -> int | None:

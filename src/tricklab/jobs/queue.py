@@ -153,8 +153,8 @@ def index_by_folder(jobs: Sequence[Job]) -> dict[Path, Job]:
     for job in jobs:
         other = unique[job.folder]
         if job.spec.planned_hash != other.spec.planned_hash:
-            expected = "expected a hydra.sweep.subdir that differs by job"
-            raise UserError(f"{job} and {other} have one folder; {expected}")
+            expected = "Expected a hydra.sweep.subdir that differs by job"
+            raise UserError(f"{job} and {other} have one folder. {expected}")
     return unique
 
 
