@@ -11,7 +11,7 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.classification import MulticlassCalibrationError
 
-from tricklab.metrics import Calibration, fit_temperature, measure, reliability
+from tricklab.metrics import Calibration, calibration_metrics, fit_temperature, reliability
 from tricklab.run.figures import draw_calibration
 
 CASES = [
@@ -67,7 +67,7 @@ def by_hand(logits, labels, bins=15):
 @pytest.mark.parametrize(("n", "classes", "scale"), CASES)
 def test_against_a_loop(n, classes, scale):
     logits, labels = draw(n, classes, scale)
-    assert measure(torch.tensor(logits), torch.tensor(labels)) == pytest.approx(
+    assert calibration_metrics(torch.tensor(logits), torch.tensor(labels)) == pytest.approx(
         by_hand(logits, labels), abs=1e-9
     )
 
@@ -78,7 +78,7 @@ def test_against_others(shift):
     logits, labels = draw(1000, 10, 3)
     if shift:
         logits = (logits - logits.min()) / np.ptp(logits)
-    found = measure(torch.tensor(logits), torch.tensor(labels))
+    found = calibration_metrics(torch.tensor(logits), torch.tensor(labels))
     p = softmax(logits.astype(np.float64), axis=1)
     assert found["nll"] == pytest.approx(log_loss(labels, p, labels=range(10)), abs=1e-6)
     assert found["brier"] == pytest.approx(brier_score_loss(labels, p, labels=range(10)), abs=1e-6)
@@ -90,25 +90,29 @@ def test_against_others(shift):
 
 def test_edges():
     sure = torch.tensor([[1000.0, 0.0]] * 4)  # a confidence of exactly 1
-    found = measure(sure, torch.tensor([0, 0, 0, 1]))
+    found = calibration_metrics(sure, torch.tensor([0, 0, 0, 1]))
     assert (found["ece"], found["gap"], found["brier"], found["nll"]) == (0.25, 0.25, 0.5, 250)
-    assert measure(sure.half(), torch.tensor([0, 0, 0, 0])) == dict.fromkeys(found, 0.0)
+    assert calibration_metrics(sure.half(), torch.tensor([0, 0, 0, 0])) == dict.fromkeys(found, 0.0)
     even = torch.zeros(4, 5)  # 0.2 = 3 / 15 lies in the third bin
     assert reliability(even, torch.tensor([0, 1, 2, 3]))[0].nonzero().tolist() == [[2]]
-    assert measure(even, torch.tensor([0, 1, 2, 3]), bins=1)["ece"] == pytest.approx(0.05)
-    one = measure(torch.randn(5, 1), torch.zeros(5, dtype=torch.long))
+    assert calibration_metrics(even, torch.tensor([0, 1, 2, 3]), bins=1)["ece"] == pytest.approx(
+        0.05
+    )
+    one = calibration_metrics(torch.randn(5, 1), torch.zeros(5, dtype=torch.long))
     assert one == dict.fromkeys(one, 0.0)
 
 
 def test_the_order_of_equals_does_not_matter():
     logits, labels = map(torch.tensor, draw(300, 4, 1))
     rows = torch.randperm(300, generator=torch.Generator().manual_seed(0))
-    assert measure(logits, labels) == pytest.approx(measure(logits[rows], labels[rows]), abs=1e-12)
+    assert calibration_metrics(logits, labels) == pytest.approx(
+        calibration_metrics(logits[rows], labels[rows]), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(("n", "classes", "scale"), CASES)
 def test_temperature_is_scipys_and_never_harms(n, classes, scale, monkeypatch):
-    monkeypatch.setattr("tricklab.metrics.LEAST", 1)
+    monkeypatch.setattr("tricklab.metrics.MIN_TEMPERATURE_IMAGES", 1)
     logits, labels = map(torch.tensor, draw(n, classes, scale))
     temperature = fit_temperature(logits, labels)
     assert 0.01 <= temperature <= 100
@@ -116,13 +120,13 @@ def test_temperature_is_scipys_and_never_harms(n, classes, scale, monkeypatch):
     assert torch.equal(tempered.argmax(1), logits.argmax(1))
 
     def nll(log_t):
-        return measure(logits.double() / math.exp(log_t), labels)["nll"]
+        return calibration_metrics(logits.double() / math.exp(log_t), labels)["nll"]
 
     theirs = minimize_scalar(
         nll, bounds=(math.log(0.01), math.log(100)), method="bounded", options={"xatol": 1e-10}
     )
-    assert measure(tempered, labels)["nll"] <= min(
-        theirs.fun + 1e-9, measure(logits, labels)["nll"]
+    assert calibration_metrics(tempered, labels)["nll"] <= min(
+        theirs.fun + 1e-9, calibration_metrics(logits, labels)["nll"]
     )
 
 
@@ -132,7 +136,12 @@ def test_temperature_finds_what_was_done_to_the_logits():
     labels = logits.softmax(1).multinomial(1, generator=random)[:, 0]
     for factor in (0.2, 1.0, 4.0):
         assert fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.03)
-    assert measure(logits * 4, labels)["ece"] > 0.2 > 0.02 > measure(logits, labels)["ece"]
+    assert (
+        calibration_metrics(logits * 4, labels)["ece"]
+        > 0.2
+        > 0.02
+        > calibration_metrics(logits, labels)["ece"]
+    )
 
 
 def test_metric_of_torchmetrics():
@@ -140,10 +149,10 @@ def test_metric_of_torchmetrics():
     metric = Calibration(temperature=2.0)
     for rows in torch.arange(1000).split(300):
         metric.update(logits[rows], labels[rows])
-    assert metric.compute() == measure(logits.double() / 2, labels)
+    assert metric.compute() == calibration_metrics(logits.double() / 2, labels)
     metric.reset()
     metric(logits[:10], labels[:10])
-    assert metric.compute() == measure(logits[:10].double() / 2, labels[:10])
+    assert metric.compute() == calibration_metrics(logits[:10].double() / 2, labels[:10])
 
 
 def test_a_run_has_it_and_evaluate_the_same_with_intervals(train, script, tmp_path):

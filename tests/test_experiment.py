@@ -13,9 +13,10 @@ import torch
 import yaml
 from conftest import ONE_BATCH, Run, configure
 
-from tricklab.callbacks import BestCheckpoint, NoProfiler, rank
+from tricklab.callbacks import BestCheckpoint, score
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
+from tricklab.fast import NullProfiler
 from tricklab.logger import MetricsFile
 from tricklab.mixup import identity, mixup
 from tricklab.randomness import derive
@@ -130,8 +131,8 @@ def test_checkpoints_are_plain_and_the_right_ones(run):
 
 def test_a_loss_that_is_no_number_is_the_worst_and_never_json():
     nan = float("nan")
-    assert rank({"val/acc": 0.1, "val/loss": 9.0}) > rank({"val/acc": 0.1, "val/loss": nan})
-    assert rank({"val/acc": 0.2, "val/loss": nan}) > rank({"val/acc": 0.1, "val/loss": 0.0})
+    assert score({"val/acc": 0.1, "val/loss": 9.0}) > score({"val/acc": 0.1, "val/loss": nan})
+    assert score({"val/acc": 0.2, "val/loss": nan}) > score({"val/acc": 0.1, "val/loss": 0.0})
 
 
 NAME = Record.__module__.split(".")[0]
@@ -513,7 +514,9 @@ def test_the_profile_is_shown(run, caplog):
 
 def test_no_hook_is_called_that_does_nothing(run, monkeypatch):
     called = set()
-    monkeypatch.setattr(NoProfiler, "profile", lambda self, name: called.add(name) or self.nothing)
+    monkeypatch.setattr(
+        NullProfiler, "profile", lambda self, name: called.add(name) or self.context
+    )
     run(*ONE_BATCH)
     hooks = {name.rpartition(".")[2] for name in called}
     assert not hooks & {"on_before_zero_grad", "on_before_backward", "on_after_backward"}

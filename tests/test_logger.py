@@ -16,7 +16,7 @@ from conftest import ONE_BATCH, ROOT
 from pytorch_lightning.callbacks import LearningRateMonitor
 
 from tricklab.errors import UserError
-from tricklab.logger import MetricsFile, Wandb, draw_confusion
+from tricklab.logger import MetricsFile, Wandb, confusion_chart
 from tricklab.run import experiment
 
 WANDB = Path(sys.executable).with_name("wandb")
@@ -103,7 +103,7 @@ def test_a_run_logs_what_its_callbacks_log(run, monkeypatch):
     monkeypatch.setattr(experiment, "build_trainer", with_callbacks(experiment.build_trainer))
     done = run("model=mlp", "trainer.max_epochs=1", "trainer.log_every_n_steps=5")
     assert done.column("mine") == [4.0, 9.0, 10.0]  # each fifth, and the last of an epoch
-    assert done.column("lr-SGD/pg1") == [0.1, 0.1, 0.1]
+    assert done.column("lr-SGD/no_decay") == [0.1, 0.1, 0.1]
     assert done.column("lr") == [0.1, 0.1, 0.1]
     assert len(done.column("val/acc")) == 1
 
@@ -150,7 +150,7 @@ def test_resume_says_which_rows_are_lost(tmp_path, capsys, rows, end, lost):
     file = MetricsFile(str(tmp_path))
     file.resume(22, 2, 10, 1)
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"warning: {path} has lost its rows of {lost}")
+    assert last.startswith(f"warning: {path} lacks the rows of {lost}")
     file.log_metrics({"epoch": 2, "lr": 0.1}, 30)
     assert path.read_text().splitlines()[-1].startswith("2,30,")
 
@@ -169,7 +169,7 @@ def test_a_mistake_is_shown_with_its_own_picture():
     )
     images = torch.arange(12, dtype=torch.uint8)[:, None, None, None].expand(12, 1, 2, 2)
     logits = 5 * torch.eye(2)[[0, 1, 0, 1]]
-    logger.show(logits, torch.tensor([0, 0, 0, 0]), images, ["a", "b"])
+    logger.log_predictions(logits, torch.tensor([0, 0, 0, 0]), images, ["a", "b"])
     assert sorted(seen) == [1, 3]
 
 
@@ -179,7 +179,7 @@ def test_confusion_of_many_classes_is_whole(classes, rows):
     labels = torch.arange(classes).repeat(4)
     shift = torch.tensor([0, 0, 1, 2]).repeat_interleave(classes)
     predicted = (labels + shift) % classes
-    table = draw_confusion(labels, predicted, [str(n) for n in range(classes)])
+    table = confusion_chart(labels, predicted, [str(n) for n in range(classes)])
     assert len(table.data) == rows
     assert table.data[:classes] == [[str(n), str(n), 2] for n in range(classes)]
     assert sum(count for _, _, count in table.data) == 4 * classes
@@ -188,7 +188,7 @@ def test_confusion_of_many_classes_is_whole(classes, rows):
 def test_confusion_of_too_many_pairs_is_that_of_the_most_frequent(capsys):
     labels = torch.arange(200).repeat(100)  # 20,000 images
     predicted = torch.cat([torch.arange(200).roll(n) for n in (0, 0, *range(98))])
-    table = draw_confusion(labels, predicted, [str(n) for n in range(200)])
+    table = confusion_chart(labels, predicted, [str(n) for n in range(200)])
     assert len(table.data) == 10_000
     assert table.data[0] == ["0", "0", 3]
     said = "W&B: test/confusion has the 10,000 most frequent of 19,600 pairs\n"
@@ -204,7 +204,7 @@ def test_confusion_of_too_many_pairs_is_that_of_the_most_frequent(capsys):
     ],
 )
 def test_what_wandb_does_not_take_is_a_line(run, offline, tmp_path, options, says):
-    with pytest.raises(UserError, match="W&B does not take its options") as caught:
+    with pytest.raises(UserError, match="W&B rejects its options") as caught:
         run("model=mlp", "logger=wandb", *options)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -330,7 +330,7 @@ def test_no_key_and_a_terminal_is_no_question(fresh, tmp_path):
         os.close(theirs)
         said = reading.result()
     assert done.returncode == 0
-    assert said.count(b"W&B is offline (no key)") == 1
+    assert said.count(b"W&B is offline (no API key)") == 1
     assert exits(tmp_path / "run") == [0]
     choices = merged(tmp_path / "run", "config")["choices"]
     assert (choices["model"], choices["scheduler"], choices["logger"]) == (
@@ -357,7 +357,7 @@ def test_a_key_and_no_network_is_offline_within_40_seconds(train, monkeypatch, t
     assert json.loads((tmp_path / "run" / "result.json").read_text("utf-8"))["seconds"] < 40
     said = [line for line in done.stdout.splitlines() if line.startswith("W&B")]
     assert len(said) == 1
-    assert said[0].startswith("W&B is offline (no answer: ")
+    assert said[0].startswith("W&B is offline (no connection: ")
     assert exits(tmp_path / "run")[-1] == 0
 
 

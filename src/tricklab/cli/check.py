@@ -37,7 +37,7 @@ GROUPS = (
 )
 
 
-FIXED = {  # conclude() reads this file, whatever these say
+FIXED = {  # the test reads best.ckpt, whatever these are
     "callbacks.best._target_": "tricklab.callbacks.BestCheckpoint",
     "callbacks.best.filename": "best",
     "callbacks.best.enable_version_counter": False,
