@@ -16,7 +16,6 @@ from conftest import ONE_BATCH, Run, configure
 from tricklab.callbacks import BestCheckpoint, score
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
-from tricklab.fast import NullProfiler
 from tricklab.logger import MetricsFile
 from tricklab.mixup import identity, mixup
 from tricklab.randomness import derive
@@ -510,24 +509,6 @@ def test_a_sanity_check_is_no_result(run):
 def test_the_profile_is_shown(run, caplog):
     run("debug=profile", "stop_after=2it")
     assert "run_training_batch" in caplog.text
-
-
-def test_no_hook_is_called_that_does_nothing(run, monkeypatch):
-    called = set()
-    monkeypatch.setattr(
-        NullProfiler, "profile", lambda self, name: called.add(name) or self.context
-    )
-    run(*ONE_BATCH)
-    hooks = {name.rpartition(".")[2] for name in called}
-    assert not hooks & {"on_before_zero_grad", "on_before_backward", "on_after_backward"}
-    assert {name for name in called if "on_train_batch_end" in name} == {
-        "[Callback]last.on_train_batch_end",
-        "[Callback]ProgressBar.on_train_batch_end",
-        "[LightningModule]ImageClassifier.on_train_batch_end",
-    }
-    assert [name for name in called if "on_before_optimizer_step" in name] == [
-        "[LightningModule]ImageClassifier.on_before_optimizer_step"
-    ]
 
 
 def test_loggers_get_the_config_and_wandb_the_exit_code(run, monkeypatch):
