@@ -1,4 +1,7 @@
-"""Train, test and record one run: `python train.py scheduler=cosine mixup=on`; `--help` lists the options."""
+"""Train, test and record one run: `python train.py scheduler=cosine mixup=on`.
+
+`--help` lists the options.
+"""
 
 from pathlib import Path
 
@@ -15,17 +18,16 @@ from tricklab.jobs.process import run_launched_job
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> float | None:
     run = HydraConfig.get()
-    folder, words = Path(run.runtime.output_dir), list_overrides(run)
+    folder = Path(run.runtime.output_dir)
+    overrides = list_overrides(run)
     with exit_with_message():
-        if (
-            run.mode == RunMode.MULTIRUN
-        ):  # a launcher other than the local one has placed the job here
-            return run_launched_job(words, folder, cfg)
-        from tricklab.run import (
-            experiment,  # takes seconds, so not before the options are known to be right
-        )
+        if run.mode == RunMode.MULTIRUN:
+            # A launcher other than the local one has started the job here
+            return run_launched_job(overrides, folder, cfg)
+        # Takes seconds to import, so only after the config was checked
+        from tricklab.run import experiment
 
-        return experiment.run(cfg, folder, words, run.runtime.choices)
+        return experiment.run(cfg, folder, overrides, run.runtime.choices)
 
 
 if __name__ == "__main__":

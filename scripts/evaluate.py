@@ -15,15 +15,10 @@ Names that end in _t are results after temperature scaling, fitted on validation
 """
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tricklab.analysis.arguments import compose_one, read_command, read_count
 from tricklab.cli.launch import launch
 from tricklab.errors import UserError
-
-if TYPE_CHECKING:
-    from tricklab.analysis.evaluation import Evaluation
 
 
 def main() -> None:
@@ -40,7 +35,7 @@ def main() -> None:
         raise UserError(f"mc={mc} tta={tta}: expected the same number of views, or one of them")
     augmentation = compose_one(augment).augment if augment else None
 
-    from tricklab.analysis import evaluation, ood  # import torch, which takes seconds
+    from tricklab.analysis import evaluation, ood  # import torch
     from tricklab.analysis.trained import load_checkpoint
     from tricklab.run.experiment import quiet_lightning
 
@@ -52,30 +47,15 @@ def main() -> None:
         raise UserError(f"tta={tta}: trained without augmentation. Expected e.g. augment=light")
     data = checkpoint.data()
     if options["suite"]:
-        print_table(ood.run_suite(checkpoint, data, mc, tta, options["other"]))
+        rows = ood.run_suite(checkpoint, data, mc, tta, options["other"])
+        print(ood.format_table(rows))
     else:
-        print_results(evaluation.evaluate_checkpoint(checkpoint, data, mc, tta, resamples))
+        results = evaluation.evaluate_checkpoint(checkpoint, data, mc, tta, resamples)
+        print(evaluation.format_results(results))
 
 
 def is_augment(argument: str) -> bool:
     return argument.partition("=")[0].split(".")[0] == "augment"
-
-
-def print_results(evaluation: "Evaluation") -> None:
-    """Print the number of images, and each result with its interval."""
-    print("images", evaluation.images)
-    for name, value in evaluation.results.items():
-        interval = ""
-        if name in evaluation.intervals:
-            low, high = evaluation.intervals[name]
-            interval = f" ({low:.4g} to {high:.4g})"
-        print(f"{name} {value}{interval}")
-
-
-def print_table(rows: Sequence[Sequence[object]]) -> None:
-    for row in rows:
-        cells = [f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row]
-        print("{:16}{:16}{:>12}{:>10}{:>10}{:>8}".format(*cells))
 
 
 if __name__ == "__main__":

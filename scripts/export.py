@@ -22,7 +22,7 @@ def main() -> None:
     if path.suffix != ".safetensors":
         raise UserError(f"output={path}: expected a name that ends in .safetensors")
 
-    from tricklab.analysis.trained import load_checkpoint  # imports torch, which takes seconds
+    from tricklab.analysis.trained import load_checkpoint  # imports torch: takes seconds
 
     checkpoint = load_checkpoint(command.checkpoint, command.overrides)
     checkpoint.net()  # refuses weights that do not fit the config

@@ -16,7 +16,7 @@ from tricklab.files import write_text
 def main() -> None:
     configs = compose_each(sys.argv[1:])
 
-    # these import torch, which takes seconds
+    # these import torch: takes seconds
     from tricklab.analysis.plan_chart import draw_plans, format_chart, format_csv, plan_each
     from tricklab.run.experiment import quiet_lightning
 

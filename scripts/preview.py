@@ -15,7 +15,7 @@ from tricklab.cli.overrides import title
 def main() -> None:
     configs = compose_each(sys.argv[1:])
 
-    # imports torch, which takes seconds
+    # imports torch: takes seconds
     from tricklab.analysis.preview import draw_preview, first_examples
 
     examples = {label: first_examples(config) for label, config in configs.items()}

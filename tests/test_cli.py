@@ -18,8 +18,7 @@ from tricklab.cli.help import format_help
 from tricklab.cli.launch import check_flags
 from tricklab.cli.names import run_name
 from tricklab.cli.overrides import expand_home, read_arguments
-from tricklab.cli.start import refuse
-from tricklab.cli.values import RANGES, check_value
+from tricklab.cli.start import check_or_exit, check_run
 from tricklab.errors import UserError
 from tricklab.run.folder import check_folder
 
@@ -67,7 +66,7 @@ def imported(trace: str, module: str) -> bool:
         ),
         (["a=b=c"], 1, "error: "),
         (["resume=1"], 1, "resume=1; allowed: none, auto"),
-        (["~seed"], 1, "~seed would leave out what is needed; give it another value"),
+        (["~seed"], 1, "~seed would remove a required key; give it another value"),
         (["optimizer.lr=${nothing}"], 1, "Interpolation key 'nothing' not found"),
         (["callbacks=emma"], 1, "Did you mean callbacks=ema?"),
         (["model=[mlp,convnet]"], 1, "model=[mlp,convnet]; allowed: one option of model"),
@@ -122,7 +121,7 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
         ),
         (
             ["loss.weight=[1,2]", "mixup=on"],
-            "loss.weight=[1, 2] with mixing: an image of two classes",
+            "loss.weight=[1, 2] with mixing: a mixed image has two classes",
         ),
         (["loss.weight=3"], "loss.weight=3: expected list or null, got int"),
         (["mixup=on", "mixup.alpha=inf"], "mixup.alpha=inf: expected a finite number"),
@@ -135,7 +134,7 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
             "scheduler.every=['10%']: expected one duration",
         ),
         (["scheduler=step", "scheduler.gamma=0"], "scheduler.gamma=0; allowed: 1e-06 to 1"),
-        (["penalty=l1_prox", "callbacks=ema"], "an average of weights is hardly ever 0"),
+        (["penalty=l1_prox", "callbacks=ema"], "averaged weights are hardly ever exactly 0"),
         (["model.dropout=1.5"], "model.dropout=1.5; allowed: 0 or more, less than 1"),
         (["data.batch_size=0"], "data.batch_size=0; allowed: 1 or more"),
         (["mixup=[on,off]"], "mixup=[on,off]; allowed: one option of mixup"),
@@ -144,14 +143,14 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
         (["optimizer.lr_per=true"], "optimizer.lr_per=true: expected int or null, got bool"),
         (["scheduler=cosine_restarts", "scheduler.mult=0"], "scheduler.mult=0; allowed: 1 or more"),
         (["data=folder", "data.num_workers=-1"], "data.num_workers=-1; allowed: 0 or more"),
-        (["data=folder", "data.cache=null"], "data.cache=null: expected str, got NoneType"),
+        (["data=folder", "data.cache=null"], "data.cache=null: expected str, got null"),
         (
             ["trainer.precision=16-mixed", "trainer.gradient_clip_val=1", "optimizer.fused=true"],
-            "allowed: with optimizer.fused=false",
+            "Expected optimizer.fused=false",
         ),
         (
             ["model.freeze=1ep"],
-            "model.freeze=1ep would keep random weights; allowed: with model.weights",
+            "model.freeze=1ep needs model.weights (it would freeze random weights)",
         ),
         (
             ["logger=wandb", "+logger.wandb.settings={a: {api_key: x}}"],
@@ -164,10 +163,10 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
         ),
         (
             ["stop_after=3ep", "trainer.check_val_every_n_epoch=2"],
-            "stop_after=3ep ends with a validation: ",
+            "stop_after=3ep must be a multiple of trainer.check_val_every_n_epoch=2, or ",
         ),
-        (["~optimizer.lr"], "~optimizer.lr would leave out what is needed; give it another value"),
-        (["model=mlp", "model.widths=[a]"], "model.widths=['a']: expected a non-empty list of int"),
+        (["~optimizer.lr"], "~optimizer.lr would remove a required key; give it another value"),
+        (["model=mlp", "model.widths=[a]"], "model.widths=['a']: expected a list of int"),
         (["model.widths=[16,0]"], "model.widths=[16, 0]; allowed: 1 or more"),
         (["model.widths=64"], "model.widths=64: expected list, got int"),
         (
@@ -214,13 +213,13 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
         (["+trainer.benchmark=7"], "trainer.benchmark=7: expected bool, got int"),
         (
             ["+trainer.val_check_interval=0"],
-            "trainer.val_check_interval would not do here what it says; use trainer.check_val",
+            "trainer.val_check_interval is not supported here; use trainer.check_val",
         ),
         (
             ["+trainer.enable_progress_bar=false"],
-            "trainer.enable_progress_bar would not do here what it says; use callbacks.progress.refresh_rate=0",
+            "trainer.enable_progress_bar is not supported here; use callbacks.progress.refresh_rate=0",
         ),
-        (["+trainer.min_epochs=3"], "trainer.min_epochs would not do here what it says; "),
+        (["+trainer.min_epochs=3"], "trainer.min_epochs is not supported here; "),
         (["trainer.strategy=fsdp"], "trainer.strategy=fsdp; allowed: auto, ddp, "),
         (
             [
@@ -229,8 +228,8 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
             ],
             "callbacks.x: StochasticWeightAveraging can't be used here; use callbacks=ema",
         ),
-        (["~callbacks.best"], "~callbacks.best would leave out what is needed; "),
-        (["~callbacks"], "~callbacks would leave out what is needed; "),
+        (["~callbacks.best"], "~callbacks.best would remove a required key; "),
+        (["~callbacks"], "~callbacks would remove a required key; "),
         (
             ["callbacks=early_stopping", "callbacks.early_stopping.monitor=val/foo"],
             "callbacks.early_stopping.monitor=val/foo; allowed: val/loss, val/acc, val/ece.",
@@ -245,7 +244,7 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
         ),
         (
             ["callbacks.best.filename=x"],
-            "callbacks.best.filename=x: the run's results rest on best, leave it so",
+            "callbacks.best.filename=x: the run's results depend on best, keep it",
         ),
         (
             ["logger=tensorboard", "logger.tensorboard.name=../x"],
@@ -270,11 +269,11 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
         ),
         (
             ["trainer.gradient_clip_val=abc"],
-            "trainer.gradient_clip_val=abc: expected int or float or null, got str",
+            "trainer.gradient_clip_val=abc: expected float or null, got str",
         ),
         (
             ["trainer.limit_train_batches=1.5"],
-            "trainer.limit_train_batches=1.5: expected a fraction up to 1.0 or",
+            "trainer.limit_train_batches=1.5; allowed: 0.001 to 1, or an int of 1 or more",
         ),
         (
             ["augment=erase", "augment.erase.smallest=0.5"],
@@ -302,11 +301,11 @@ def test_answers_without_torch_and_without_a_folder(answer, tmp_path, arguments,
                 "penalty=l1_prox",
                 "+callbacks.x._target_=pytorch_lightning.callbacks.WeightAveraging",
             ],
-            "penalty=l1_prox with callbacks=x: an average of weights is hardly ever 0",
+            "penalty=l1_prox with callbacks=x: averaged weights are hardly ever exactly 0",
         ),
         (
             ["+callbacks.x._target_=pytorch_lightning.callbacks.TQDMProgressBar"],
-            "callbacks.x: there is a bar already; use callbacks.progress._target_=",
+            "callbacks.x: there is a progress bar already; use callbacks.progress._target_=",
         ),
         (
             ["trainer.max_steps=0"],
@@ -383,7 +382,7 @@ def test_an_experiment_that_is_no_config_is_told_in_one_line(train, tmp_path, te
 def test_a_mistake_in_the_check_itself_ends_the_run(monkeypatch):
     monkeypatch.setattr("tricklab.cli.start.check", lambda config: 1 / 0)
     with pytest.raises(SystemExit) as ended:
-        refuse(configure(hydra=True))
+        check_or_exit(check_run, configure(hydra=True))
     assert ended.value.code == 1
 
 
@@ -449,7 +448,7 @@ def test_an_ascii_terminal_gets_escapes():
 
 
 @pytest.mark.parametrize(
-    ("words", "arguments"),
+    ("arguments", "values"),
     [
         (["ckpt=a.ckpt", "mc=2"], {"ckpt": "a.ckpt", "mc": "2"}),
         (["a.ckpt", "mc=2"], {"ckpt": "a.ckpt", "mc": "2"}),
@@ -460,15 +459,15 @@ def test_an_ascii_terminal_gets_escapes():
         (['data.root="/my pics"'], {"data.root": '"/my pics"'}),
     ],
 )
-def test_arguments_of_a_script_about_a_checkpoint(tmp_path, monkeypatch, words, arguments):
+def test_read_arguments_takes_paths_and_unquotes_values(tmp_path, monkeypatch, arguments, values):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b").mkdir()
     (tmp_path / "a=b" / "x.ckpt").touch()
-    assert read_arguments(words) == arguments
+    assert read_arguments(arguments) == values
 
 
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("arguments", "message"),
     [
         (
             ["a.ckpt", "b.png"],
@@ -477,9 +476,9 @@ def test_arguments_of_a_script_about_a_checkpoint(tmp_path, monkeypatch, words, 
         (["mc=2", "mc=3"], "mc is given twice"),
     ],
 )
-def test_arguments_of_a_script_are_given_once(words, says):
-    with pytest.raises(UserError, match=says):
-        read_arguments(words)
+def test_read_arguments_refuses_a_second_value(arguments, message):
+    with pytest.raises(UserError, match=message):
+        read_arguments(arguments)
 
 
 def test_a_run_resumes_by_the_command_that_its_refusal_shows(answer, train, trained):
@@ -568,25 +567,6 @@ def test_two_runs_never_share_a_folder(train, tmp_path):
     for _ in range(2):
         assert train(*ONE_BATCH).returncode == 0
     assert len(list((tmp_path / "runs").iterdir())) == 2
-
-
-@pytest.mark.parametrize("word", RANGES)
-def test_every_range_is_held(word):
-    key, bounds = f"group.{word}", RANGES[word]
-    for value, is_open, outside in (
-        (bounds.low, bounds.low_open, bounds.low - 1),
-        (bounds.high, bounds.high_open, bounds.high + 1),
-    ):
-        if abs(value) == float("inf"):
-            continue
-        number = [value, value] if word == "betas" else value
-        if is_open:
-            with pytest.raises(UserError, match=f"{key}=.*; allowed: "):
-                check_value(key, number, number)
-        else:
-            check_value(key, number, number)
-        with pytest.raises(UserError, match=f"{key}={outside}; allowed: "):
-            check_value(key, outside, outside)
 
 
 @pytest.mark.parametrize(

@@ -13,22 +13,30 @@ from tricklab.cli.config import description, list_options
 from tricklab.data.published import find_mnist
 
 FILES = sorted(CONF.rglob("*.yaml"))
-OPTIONS = [
-    (p.name, o)
-    for p in sorted(CONF.iterdir())
-    if p.is_dir() and p.name != "hydra"
-    for o in list_options(p)
-]
-GROUPS_OF_OURS = ("data", "augment", "mixup", "model", "penalty", "scheduler")
-COMPUTE = ("data", "augment", "mixup", "model", "penalty", "callbacks", "optimizer")
-VARIES: tuple[str, ...] = ()
-OTHER_NAME = {"mixup=on": "mixup", "mixup=off": "identity"}
+OWN_GROUPS = ("data", "augment", "mixup", "model", "penalty", "scheduler")  # functions of ours
+COMPUTING_GROUPS = ("data", "augment", "mixup", "model", "penalty", "callbacks", "optimizer")
+NOT_REPRODUCIBLE: tuple[str, ...] = ()
+FUNCTIONS = {"mixup=on": "mixup", "mixup=off": "identity"}  # with another name than their option
+
+
+def find_options() -> list[tuple[str, str]]:
+    """Return the options of `conf/` with their groups."""
+    found = []
+    for group in sorted(CONF.iterdir()):
+        if group.is_dir() and group.name != "hydra":
+            found += [(group.name, option) for option in list_options(group)]
+    return found
+
+
+OPTIONS = find_options()
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_passes_the_check_and_trains_one_batch(group, option, run, tree, tmp_path, monkeypatch):
+def test_option_passes_the_check_and_trains_one_batch(
+    group, option, run, tree, tmp_path, monkeypatch
+):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    extra = requirements(group, option, tree, tmp_path, monkeypatch)
+    extra = find_requirements(group, option, tree, tmp_path, monkeypatch)
     checked(f"{group}={option}")
     done = run(*ONE_BATCH, f"{group}={option}", *extra)
     assert done.result["status"] == "done"
@@ -38,28 +46,28 @@ def test_passes_the_check_and_trains_one_batch(group, option, run, tree, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair[0] in COMPUTE])
-def test_the_same_command_twice_gives_the_same_bits(
-    group, option, run, tree, tmp_path, monkeypatch
-):
-    """On a CPU with one thread; an option for which this can't hold would have to be named in VARIES."""
+@pytest.mark.parametrize(
+    ("group", "option"), [pair for pair in OPTIONS if pair[0] in COMPUTING_GROUPS]
+)
+def test_option_gives_the_same_bits_twice(group, option, run, tree, tmp_path, monkeypatch):
+    """On a CPU with one thread; exceptions would have to be listed in NOT_REPRODUCIBLE."""
     monkeypatch.setenv("WANDB_MODE", "offline")
-    extra = requirements(group, option, tree, tmp_path, monkeypatch)
-    words = (*ONE_BATCH[1:], "stop_after=3it", "model.dropout=0.2")
-    runs = [run(*words, f"{group}={option}", *extra, folder=folder) for folder in ("one", "two")]
-    weights = [
-        torch.load(r.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for r in runs
-    ]
-    same = all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
-    same &= (runs[0].folder / "metrics.csv").read_text() == (
-        runs[1].folder / "metrics.csv"
-    ).read_text()
-    assert same == (f"{group}={option}" not in VARIES)
+    extra = find_requirements(group, option, tree, tmp_path, monkeypatch)
+    overrides = (*ONE_BATCH[1:], "stop_after=3it", "model.dropout=0.2", f"{group}={option}", *extra)
+    one, two = (read_results(run(*overrides, folder=folder)) for folder in ("one", "two"))
+    is_same = one[0] == two[0] and one[1].keys() == two[1].keys()
+    is_same &= all(torch.equal(tensor, two[1][key]) for key, tensor in one[1].items())
+    assert is_same == (f"{group}={option}" not in NOT_REPRODUCIBLE)
 
 
-def requirements(group: str, option: str, tree, tmp_path: Path, monkeypatch) -> list[str]:
-    """Skip what this machine can't do, with the reason, and return the overrides that an option needs."""
+def read_results(run) -> tuple[str, dict[str, torch.Tensor]]:
+    """Return the metrics and the weights of a run."""
+    checkpoint = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return (run.folder / "metrics.csv").read_text(), checkpoint["state_dict"]
+
+
+def find_requirements(group: str, option: str, tree, tmp_path: Path, monkeypatch) -> list[str]:
+    """Return the overrides that an option needs. Skips the test if this machine can't run it."""
     if option == "gpu" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     if option == "tensorboard":
@@ -85,37 +93,37 @@ def requirements(group: str, option: str, tree, tmp_path: Path, monkeypatch) -> 
 
 
 @pytest.mark.parametrize(
-    "words", [["penalty=[l1,l2]", "penalty.l1.strength=1"], ["augment=[light,erase]", "penalty=[]"]]
+    "overrides",
+    [["penalty=[l1,l2]", "penalty.l1.strength=1"], ["augment=[light,erase]", "penalty=[]"]],
 )
-def test_the_check_takes_several_options(words):
-    checked(*words)
+def test_check_takes_several_options_of_a_group(overrides):
+    checked(*overrides)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: f"{p.parent.name}/{p.stem}")
-def test_yaml_says_what_it_is_and_quotes_on_and_off(path):
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_yaml_has_a_description_and_quotes_on_and_off(path):
     text = path.read_text("utf-8")
     assert description(path)
-    bare = re.compile(
+    unquoted = re.compile(
         r"^[^#'\"]*[:\[,]\s*(on|off|yes|no)\s*([,\]#]|$)", re.MULTILINE | re.IGNORECASE
     )
-    assert not bare.search(text)
+    assert not unquoted.search(text)
 
 
-@pytest.mark.parametrize(("group", "option"), [o for o in OPTIONS if o[0] in GROUPS_OF_OURS])
-def test_one_word_in_three_places(group, option):
+@pytest.mark.parametrize(("group", "option"), [pair for pair in OPTIONS if pair[0] in OWN_GROUPS])
+def test_option_has_the_name_of_its_function(group, option):
     node = OmegaConf.load(CONF / group / f"{option}.yaml")
-    node = (
-        node.get(option, {}) if group in ("augment", "penalty") else node
-    )  # light to strong are made of others
+    if group in ("augment", "penalty"):
+        node = node.get(option, {})  # light to strong consist of others
     if "_target_" in node:
-        name = OTHER_NAME.get(f"{group}={option}", option)
+        name = FUNCTIONS.get(f"{group}={option}", option)
         assert re.fullmatch(rf"tricklab\.{group}(\.\w+)?\.{name}", node._target_)
         assert get_object(node._target_).__doc__
 
 
-def test_the_names_that_others_rely_on():
-    cfg = configure("penalty=[l1,l2]", "scheduler=cosine", "mixup=on", "data=folder")
-    for name in [
+def test_config_has_the_names_that_others_rely_on():
+    config = configure("penalty=[l1,l2]", "scheduler=cosine", "mixup=on", "data=folder")
+    for key in [
         "seed",
         "name",
         "tags",
@@ -139,10 +147,7 @@ def test_the_names_that_others_rely_on():
         "trainer.accumulate_grad_batches",
         "trainer.precision",
     ]:
-        node = cfg
-        for part in name.split("."):
-            assert part in node, name
-            node = node[part]
-    assert cfg.trainer.devices == 1
+        assert OmegaConf.select(config, key, default="missing") != "missing", key
+    assert config.trainer.devices == 1
     assert {"every", "gamma"} <= set(configure("scheduler=step").scheduler)
     assert {"milestones", "gamma"} <= set(configure("scheduler=multistep").scheduler)

@@ -18,6 +18,7 @@ DOORS = {  # what else opens files, and which: none of them is a stranger's
     "src/tricklab/jobs/process.py": "the log of a job, to write it and for its last line",
     "src/tricklab/cli/config.py": "conf/",
     "src/tricklab/cli/help.py": "conf/",
+    "src/tricklab/cli/specs.py": "conf/",
     "src/tricklab/cli/check.py": "conf/",
     "src/tricklab/cli/launch.py": "the null device",
     "src/tricklab/cli/signatures.py": "the source of installed packages",

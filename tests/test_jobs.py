@@ -24,9 +24,10 @@ from omegaconf import OmegaConf
 from tricklab.cli import overrides
 from tricklab.cli.config import to_plain
 from tricklab.cli.names import sweep_name
-from tricklab.jobs import process
-from tricklab.jobs.process import JobSpec, job_main
-from tricklab.jobs.queue import Job, Jobs
+from tricklab.jobs import process, queue
+from tricklab.jobs.job import Job, JobSpec
+from tricklab.jobs.process import job_main
+from tricklab.jobs.queue import Jobs
 from tricklab.run.identity import config_hash
 
 SERVERS = pytest.mark.xdist_group("servers")  # which start once for all
@@ -91,7 +92,7 @@ def test_the_hash_of_a_job_is_that_of_what_it_computes():
 )
 def test_a_job_is_worth_its_whole_rows(tmp_path, rows, value):
     job = Job.__new__(Job)
-    job.until, job.folder = 2, tmp_path
+    job.epoch_budget, job.folder = 2, tmp_path
     (tmp_path / "metrics.csv").write_text("epoch,step,val/acc\n" + rows)
     assert job.value == value
 
@@ -155,7 +156,7 @@ def test_arms_are_lists_of_words(train, script, tmp_path):
     assert "Effect of" not in said  # all else differs with it
     refused = train("-m", *SHORT, "sweep=arms")
     assert refused.returncode == 1
-    assert "sweep=arms without sweep.of; allowed: with lists of words by name" in refused.stderr
+    assert "sweep=arms without sweep.of; expected lists of overrides by name" in refused.stderr
 
 
 @SERVERS
@@ -164,7 +165,7 @@ def test_a_failed_job_ends_neither_the_others_nor_with_0(train, tmp_path):
     assert done.returncode == 1
     assert "1 of 2 jobs done" in done.stdout
     assert "failed: UserError: 1 training images, data.batch_size=128, " in done.stdout
-    assert "the same command again goes on with these: python train.py -m model=mlp" in done.stdout
+    assert "the same command again resumes these: python train.py -m model=mlp" in done.stdout
     assert sorted(result(f)["status"] for f in jobs(tmp_path / "sweeps" / "part").values()) == [
         "done",
         "failed",
@@ -213,7 +214,7 @@ def test_what_each_slot_sees(monkeypatch, words, visible, expected):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     slots = process.LocalPool(configure(*words))
-    assert [slots.free.get() for _ in range(slots.number)] == expected
+    assert [slots.free.get() for _ in range(slots.size)] == expected
 
 
 def test_threads_are_shared_by_the_slots(monkeypatch):
@@ -264,7 +265,7 @@ def test_a_launcher_that_is_ended_ends_its_job(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(process, "kill_process_group", lambda process, by: told.append(by))
     with pytest.raises(SystemExit):
-        process.run_job(process.JobSpec([], tmp_path, "", None), "", 0, [])
+        process.run_job(JobSpec([], tmp_path, "", None), "", 0, [])
     assert told == [signal.SIGTERM]
 
 
@@ -311,7 +312,7 @@ def test_processes_started_together_share_a_folder(train, tmp_path, monkeypatch)
     done = train(*SHORT)
     assert (done.returncode, done.stderr) == (
         1,
-        "error: what torchrun or srun starts together shares a folder; allowed: with hydra.run.dir=FOLDER\n",
+        "error: processes of torchrun or srun must share a folder; expected hydra.run.dir=FOLDER\n",
     )
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("choices: {}")
@@ -453,10 +454,9 @@ def test_an_interrupt_at_the_start_of_the_follower_ends_it(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(threading.Thread, "start", start_and_stop)
+    monkeypatch.setattr(queue, "print_progress", lambda jobs, is_over: is_over.wait())
     with pytest.raises(KeyboardInterrupt):
-        Jobs.run_pending(
-            SimpleNamespace(print_progress=lambda jobs, over: over.wait(), launch=None), []
-        )
+        Jobs.run_pending(SimpleNamespace(launch=None), [])
     assert threading.active_count() == before
 
 
@@ -536,7 +536,7 @@ def test_a_job_starts_workers_and_sees_gpus_as_any_run_does(tmp_path):
 def test_two_runs_in_one_folder_are_refused(train):
     done = train("-m", *SHORT, "seed=0,1", "hydra.sweep.subdir=same")
     assert done.returncode == 1
-    assert "have one folder; allowed: hydra.sweep.subdir by run" in done.stderr
+    assert "have one folder; expected a hydra.sweep.subdir that differs by job" in done.stderr
 
 
 @pytest.mark.slow

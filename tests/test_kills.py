@@ -18,7 +18,8 @@ from conftest import Run
 from PIL import Image
 
 from tricklab.data.datasets import digits
-from tricklab.jobs.process import JobSpec, job_main
+from tricklab.jobs.job import JobSpec
+from tricklab.jobs.process import job_main
 
 WORDS = (
     *(

@@ -1,4 +1,4 @@
-"""Measured recipes: rows beside them, runs that are missing, summaries; and the benchmark."""
+"""Measured recipes: rows beside them, runs that are missing, and summaries."""
 
 import csv
 import json
@@ -7,9 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-import torch
 from conftest import CONF, ROOT, configure
-from torch import nn
 
 from tricklab.analysis import recipes
 from tricklab.analysis.flops import training_flops
@@ -24,11 +22,6 @@ from tricklab.analysis.recipes import (
 from tricklab.cli.config import to_plain
 from tricklab.data.published import find_mnist
 from tricklab.run.identity import config_hash
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
 
 
 def write_result(folder, seed, status="done", accuracy=0.9, overrides=()):
@@ -208,107 +201,3 @@ def test_measure_does_not_run_what_has_a_row(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("3 seeds: test/acc 0.91")
     assert len(done.stdout.splitlines()) == 1
-
-
-def test_benchmark_fractions_are_of_the_same_round_and_of_the_fastest_turns(
-    scripts, monkeypatch, capsys
-):
-    import benchmark
-
-    rounds = [
-        {"plain loop": plain, "ours": ours}
-        for plain, ours in ((100.0, 50.0), (200.0, 180.0), (50.0, 40.0))
-    ]
-    monkeypatch.setattr(
-        benchmark, "take_turns", lambda net, batch, threads, repeats: rounds * repeats
-    )
-    ours = benchmark.steps(threads=1, repeats=1)["mlp, batches of 128"]["ours"]
-    assert ours == {"images/s": 50, "of the plain loop": 0.8, "at their fastest": 0.9}
-    assert "200 images/s of the plain loop at best" in capsys.readouterr().out
-
-
-def test_benchmark_repeats_start_new_processes(scripts, monkeypatch):
-    import benchmark
-
-    groups = []
-    monkeypatch.setattr(
-        benchmark,
-        "in_processes",
-        lambda ways, *_: groups.append({*ways}) or [{"group": len(groups)}],
-    )
-    assert benchmark.take_turns("mlp", 128, threads=1, repeats=2) == [{"group": 1}, {"group": 2}]
-    assert groups[0] == groups[1] >= {"plain loop", *benchmark.OURS}
-
-
-@pytest.mark.slow
-def test_benchmark_alternates_all_variants(scripts, monkeypatch):
-    """In processes that are forked, as new ones take ten seconds each."""
-    import benchmark
-
-    context = benchmark.multiprocessing.get_context
-    monkeypatch.setattr(benchmark.multiprocessing, "get_context", lambda method: context("fork"))
-    monkeypatch.setitem(benchmark.CASES, ("mlp", 128), 16)
-    monkeypatch.setitem(benchmark.NETS, "mlp", ["model=mlp", "data.images=4000"])
-    monkeypatch.setattr(benchmark, "OURS", {"defaults": [], "everything on": benchmark.EVERYTHING})
-    rounds = benchmark.take_turns("mlp", 128, threads=torch.get_num_threads(), repeats=1)
-    assert len(rounds) == benchmark.TURNS
-    for speeds in rounds:
-        assert list(speeds)[:3] == [
-            f"plain loop{way}" for way in ("", ", DataLoader, 0 workers", ", DataLoader, 2 workers")
-        ]
-        assert set(benchmark.OURS) <= set(speeds)
-        assert min(speeds.values()) > 0
-    assert benchmark.prepared.cache_info().currsize == 0  # each has a process of its own
-
-
-@pytest.mark.slow
-def test_benchmark_reads_files_both_ways(scripts, monkeypatch, tmp_path):
-    import benchmark
-
-    monkeypatch.setattr(benchmark, "JPEGS", 3000)
-    benchmark.write_files(tmp_path)
-    assert len(list(tmp_path.glob("train/*/*.jpg"))) == 3000
-    speeds = benchmark.from_files(tmp_path, threads=torch.get_num_threads())
-    assert speeds["ours, first epoch"] < speeds["ours, later epochs"]
-    assert min(speeds.values()) > 0
-
-
-def test_benchmark_child_process_keeps_the_start_method(scripts):
-    import benchmark
-
-    told = "__import__('multiprocessing').get_start_method()"
-    assert benchmark.apart(eval, told) == eval(told)
-
-
-def test_benchmark_table_has_the_medians(scripts, capsys):
-    import benchmark
-
-    rounds = [{"a": 1200.0, "b": 0.5}, {"a": 1100.0, "b": 0.25}, {"a": 9000.0, "b": 0.75}]
-    benchmark.show("speed", benchmark.columns({"images/s": rounds, "share": rounds}))
-    assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [
-        ["speed", "images/s", "share"],
-        ["a", "1,200", "1,200"],
-        ["b", "0.500", "0.500"],
-    ]
-
-
-def test_benchmark_plain_loop_trains_the_same_network(scripts, monkeypatch):
-    """It is a floor only if it does the same work: its net, its batches, normalised."""
-    import benchmark
-
-    seen = []
-    monkeypatch.setattr(nn.Flatten, "forward", lambda self, x: seen.append(x) or x.flatten(1))
-    words = (*benchmark.GREY, "data.images=600", "data.val_size=100", *benchmark.NETS["mlp"])
-    ways = [
-        lambda: benchmark.plain_loop(words, 5),
-        lambda: benchmark.plain_loop(words, 5, workers=0),
-    ]
-    for train in [*ways, lambda: benchmark.ours(words, 5)]:
-        seen.clear()
-        train()
-        batch = (
-            seen[-1] if train in ways else seen[2]
-        )  # after those that count the inputs and are evaluated
-        assert batch.shape == (128, 1, 28, 28)
-        assert batch.mean().abs() < 0.1
-        assert (batch.std() - 1).abs() < 0.1

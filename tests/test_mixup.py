@@ -1,4 +1,4 @@
-"""Mixing against its formulas and torchvision, what every option has in common, and in runs."""
+"""Mixing against its formulas and torchvision, all options by globbing, and runs."""
 
 import inspect
 
@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from conftest import CONF, configure
 from scipy import stats
-from timm.loss import LabelSmoothingCrossEntropy
 from torchvision.transforms import v2
 
 from tricklab import mixup as options_of_mixup
@@ -29,10 +28,9 @@ from tricklab.mixup import (
     sample_partners_and_lam,
 )
 from tricklab.randomness import generator
-from tricklab.run.build import build_data, build_loss
+from tricklab.run.build import build_data
 from tricklab.run.instantiate import build
 from tricklab.run.plan import make_plan
-from tricklab.training import ImageClassifier
 
 OPTIONS = [option for option in list_options(CONF / "mixup") if option != "off"]
 ALPHAS = {
@@ -349,52 +347,3 @@ def test_soft_accuracy_of_indices_and_probabilities():
     assert soft_accuracy(logits, F.one_hot(torch.tensor([0, 2, 0, 1])).float()) == 0.5
     mixed = torch.tensor([[0.7, 0.3, 0], [0.4, 0, 0.6], [1, 0, 0], [0.9, 0, 0.1]])
     assert soft_accuracy(logits, mixed).item() == pytest.approx((0.7 + 0.6 + 0 + 0.9) / 4)
-
-
-def test_label_smoothing_is_timms_and_its_formula():
-    logits, labels = torch.randn(64, 10), torch.randint(10, (64,))
-    ours = build(configure("loss=smooth").loss)(logits, F.one_hot(labels, 10).float())
-    assert ours.item() == pytest.approx(
-        LabelSmoothingCrossEntropy(0.1)(logits, labels).item(), abs=1e-6
-    )
-    smooth = 0.9 * F.one_hot(labels, 10) + 0.1 / 10
-    assert ours.item() == pytest.approx(
-        -(smooth * logits.log_softmax(1)).sum(1).mean().item(), abs=1e-6
-    )
-
-
-def test_mixed_targets_are_smoothed_once(run, monkeypatch):
-    """Twice would be as 0.19 once."""
-    seen = {}
-    step = ImageClassifier.training_step
-
-    def keep(self, batch, index):
-        seen["targets"], seen["logits"] = batch[1], self.net(batch[0]).detach()
-        return step(self, batch, index)
-
-    monkeypatch.setattr(ImageClassifier, "training_step", keep)
-    done = run("debug=batch", "model=mlp", "mixup=on", "mixup.alpha=1.0", "loss=smooth")
-    assert 0.1 < seen["targets"].max(1).values.mean() < 0.999  # mixed, not smoothed yet
-    losses = [
-        -(((1 - eps) * seen["targets"] + eps / 10) * seen["logits"].log_softmax(1))
-        .sum(1)
-        .mean()
-        .item()
-        for eps in (0.1, 0.19)
-    ]
-    assert done.column("train/loss")[0] == pytest.approx(losses[0], abs=1e-6)
-    assert abs(losses[0] - losses[1]) > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["loss.label_smoothing=1.0"], r"loss\.label_smoothing=1\.0 leaves nothing"),
-        (["+loss.reduction=sum"], "is not a mean over the images"),
-        (["+loss.reduction=none"], "is not a mean over the images"),
-    ],
-)
-def test_a_loss_is_a_mean_that_depends_on_its_targets(words, says):
-    with pytest.raises(UserError, match=says):
-        build_loss(configure(*words).loss, 10)
-    assert build_loss(configure("loss.label_smoothing=0.99").loss, 10)

@@ -1,4 +1,4 @@
-"""Parameter groups: their names, what decays, and loading states of groups without names."""
+"""Parameter groups: names, decay, and loading states without names."""
 
 import pytest
 import torch

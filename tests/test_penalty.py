@@ -57,6 +57,15 @@ def test_terms_have_their_value_and_gradient():
     assert torch.allclose(gradient, 0.1 * weight)
 
 
+def test_terms_have_the_exact_gradient():
+    """Bit for bit; of l2 autograd of torch._foreach_norm is wrong in the last bit."""
+    weights = [torch.randn(shape, requires_grad=True) for shape in [(40, 30), (8, 2, 3, 3)]]
+    for gradient, weight in zip(torch.autograd.grad(l1(weights, 0.3), weights), weights):
+        assert torch.equal(gradient, torch.tensor(0.3) * weight.sign())
+    for gradient, weight in zip(torch.autograd.grad(l2(weights, 0.3), weights), weights):
+        assert torch.equal(gradient, torch.tensor(0.3) * weight)
+
+
 @pytest.mark.parametrize("term", [l1, l2])
 def test_terms_have_gradient_zero_at_zero(term):
     weights = [torch.zeros(3, 4, requires_grad=True), torch.eye(4, requires_grad=True)]

@@ -149,8 +149,8 @@ def test_processes_that_would_train_apart_are_refused(
     done = train("model=mlp", "hydra.run.dir=run")
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: trainer.devices=1 trainer.num_nodes=1 is no run of the ")
-    assert line.endswith(f"allowed: {right}")
+    assert line.startswith("error: trainer.devices=1 trainer.num_nodes=1 does not match the ")
+    assert line.endswith(f"expected {right}")
     assert not list(tmp_path.iterdir())
 
 

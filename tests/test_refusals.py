@@ -1,4 +1,7 @@
-"""Bad input gets one line and leaves nothing behind: from the config alone without torch, else before training."""
+"""A mistake of the user gets a message of one line and leaves no folder.
+
+What the config alone shows is refused without importing torch, everything else before training.
+"""
 
 import gzip
 import json
@@ -19,7 +22,9 @@ from tricklab.errors import UserError
 CPU = "trainer.accelerator=cpu"
 
 
-def no_network(monkeypatch, folder: Path) -> None:
+def cut_network(monkeypatch, folder: Path) -> None:
+    """Make downloads fail, and Debian's package a folder without files."""
+
     def refuse(root: str, download: bool) -> None:
         (Path(root) / "FashionMNIST" / "raw").mkdir(parents=True)
         raise RuntimeError("no route\nto host")
@@ -28,20 +33,18 @@ def no_network(monkeypatch, folder: Path) -> None:
     monkeypatch.setattr(tricklab.data.published, "DEBIAN", folder)
 
 
-def damaged_image(path: Path) -> None:
+def write_damaged_image(path: Path) -> None:
     Image.new("RGB", (8, 8)).save(path)
     path.write_bytes(path.read_bytes()[:40])
 
 
 @pytest.fixture
-def there(tmp_path, monkeypatch):
-    """Data of which each is wrong in one way."""
+def wrong_data(tmp_path, monkeypatch):
+    """A folder of data sets, each wrong in one way."""
     monkeypatch.setattr(tricklab.data.published, "DEBIAN", tmp_path)
-    for root, sizes in (("images", (8, 8)), ("mixed", (8, 9)), ("one", (8,))):
-        for name, size in zip(("cat", "dog"), sizes):
-            (tmp_path / root / name).mkdir(parents=True)
-            for i in range(6):
-                Image.new("RGB", (size, 8)).save(tmp_path / root / name / f"{i}.png")
+    write_images(tmp_path / "images", cat=8, dog=8)
+    write_images(tmp_path / "mixed", cat=8, dog=9)
+    write_images(tmp_path / "one", cat=8)
     (tmp_path / "empty").mkdir()
     write_mnist(tmp_path / "mnist")
     labels = bytes([0, 0, 8, 1]) + struct.pack(">I", 40) + bytes([12] * 40)
@@ -51,8 +54,16 @@ def there(tmp_path, monkeypatch):
     return tmp_path
 
 
-# what is typed, and the line that answers it
-TYPED = [
+def write_images(root: Path, **widths: int) -> None:
+    """Write six images of each class, with a width for each."""
+    for name, width in widths.items():
+        (root / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (width, 8)).save(root / name / f"{i}.png")
+
+
+# overrides, and the start of the message
+CONFIG_ERRORS = [
     # names of other tools, and keys in another place
     ("lr=0.1", "lr=0.1: no such option. Did you mean optimizer.lr=0.1?"),
     ("learning_rate=0.1", "learning_rate=0.1: no such option. Did you mean optimizer.lr=0.1?"),
@@ -110,15 +121,16 @@ TYPED = [
     ),
     (
         "--epochs=3 seed=1",
-        "--epochs: options are KEY=VALUE without dashes, as seed=1. Did you mean trainer.max_epochs=3?",
+        "--epochs: options are KEY=VALUE without dashes, as seed=1. "
+        "Did you mean trainer.max_epochs=3?",
     ),
     ("cosine", "cosine: expected KEY=VALUE. Did you mean scheduler=cosine?"),
     ("--experimental-rerun x", "--experimental-rerun is not supported: it would run a pickle; "),
-    # one of each kind that the check refuses; the others stand in test_cli.py
+    # one of each kind that the check refuses (more in test_cli.py and test_specs.py)
     ("+foo=1", "+foo: no such option. + adds arguments of a class, as +optimizer.maximize=true"),
     (
         "+trainer.fast_dev_run=true",
-        "trainer.fast_dev_run would not do here what it says; use debug=batch",
+        "trainer.fast_dev_run is not supported here; use debug=batch",
     ),
     ("optimizer=adamw optimizer.eps=nan", "optimizer.eps=nan: expected a finite number"),
     ("hydra.run.dir=", "hydra.run.dir= is empty; expected a folder"),
@@ -139,7 +151,8 @@ TYPED = [
     ("-m scheduler=glob(zz*)", "scheduler=glob(zz*) has no values to sweep over"),
     (
         "-m sweep=optuna data.batch_size=interval(16,32)",
-        "data.batch_size=interval(16,32): data.batch_size takes whole numbers; use data.batch_size=int(interval(16,32))",
+        "data.batch_size=interval(16,32): data.batch_size takes whole numbers; "
+        "use data.batch_size=int(interval(16,32))",
     ),
     (
         "-m data=digits,folder data.root=x dry=true",
@@ -147,10 +160,11 @@ TYPED = [
     ),
     (
         "augment=flip,crop",
-        "augment=flip,crop: for all of them together 'augment=[flip,crop]', for a run each -m augment=flip,crop",
+        "augment=flip,crop: for all of them together 'augment=[flip,crop]', "
+        "for a run each -m augment=flip,crop",
     ),
 ]
-WITH_BLANKS = [
+CONFIG_ERRORS_WITH_BLANKS = [
     (
         ["data=folder", "data.root=/my pictures/cats, dogs"],
         "data.root=/my pictures/cats, dogs: quote a path with a comma for Hydra and the shell: "
@@ -167,14 +181,18 @@ WITH_BLANKS = [
 
 
 @pytest.mark.parametrize(
-    ("words", "says"), [*((typed.split(), says) for typed, says in TYPED), *WITH_BLANKS]
+    ("overrides", "message"),
+    [
+        *((typed.split(), message) for typed, message in CONFIG_ERRORS),
+        *CONFIG_ERRORS_WITH_BLANKS,
+    ],
 )
-def test_the_config_alone_is_answered_in_one_line_without_torch(answer, tmp_path, words, says):
-    done = answer(*words)
+def test_config_error_is_one_line_without_torch(answer, tmp_path, overrides, message):
+    done = answer(*overrides)
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {says}")
+    assert line.startswith(f"error: {message}")
     assert "torch" not in done.modules
     assert list(tmp_path.iterdir()) == []
 
@@ -182,7 +200,8 @@ def test_the_config_alone_is_answered_in_one_line_without_torch(answer, tmp_path
 BATCH_NORM = (
     "Expected more than 1 value per channel when training, got input size torch.Size([1, 256])"
 )
-ROWS = [
+# overrides, and the start of the message, of what data, model or devices show
+BUILD_ERRORS = [
     (
         ["data=folder", "data.root=none"],
         "data.root=none is not a folder. Expected a folder with one folder per class",
@@ -206,7 +225,8 @@ ROWS = [
     ),
     (
         ["data=mnist", "data.root=cut"],
-        "cut/train-images-idx3-ubyte.gz is not an idx file: unpack_from requires a buffer of at least 16 bytes for unpacking 12 bytes at offset 4 (actual buffer size is 4)",
+        "cut/train-images-idx3-ubyte.gz is not an idx file: unpack_from requires a buffer "
+        "of at least 16 bytes for unpacking 12 bytes at offset 4 (actual buffer size is 4)",
     ),
     (
         ["data.val_size=0"],
@@ -214,11 +234,13 @@ ROWS = [
     ),
     (
         ["data.val_size=1.0"],
-        "data.val_size=1.0 of 1437 images; allowed: a number from 1 to 1437, or a fraction below 1.0",
+        "data.val_size=1.0 of 1437 images; "
+        "allowed: a number from 1 to 1437, or a fraction below 1.0",
     ),
     (
         ["data.train_size=5000"],
-        "data.train_size=5000 of 1294 images; allowed: a number from 1 to 1294, or a fraction below 1.0",
+        "data.train_size=5000 of 1294 images; "
+        "allowed: a number from 1 to 1294, or a fraction below 1.0",
     ),
     (
         ["data.folds=3", "data.fold=3"],
@@ -250,9 +272,9 @@ ROWS = [
     ),
     (
         ["trainer.max_epochs=-1"],
-        "trainer.max_epochs=-1 trainer.max_steps=-1: the run would take no step, or never stop",
+        "trainer.max_epochs=-1 trainer.max_steps=-1: the run would take no optimizer step, or never stop",
     ),
-    (["model.widths=[]"], "model.depth=2 model.widths=[]: a convnet without convolutions"),
+    (["model.widths=[]"], "model.widths=[]: expected a non-empty list of int"),
     (["model=resnet", "model.depth=21"], "model.depth=21; allowed: "),
     (
         ["optimizer.momentum=0"],
@@ -274,46 +296,51 @@ ROWS = [
 
 
 @pytest.mark.parametrize(
-    ("words", "says"), ROWS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+    ("overrides", "message"),
+    BUILD_ERRORS,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_one_line_and_no_folder(run, there, monkeypatch, words, says):
-    monkeypatch.chdir(there)
-    before = sorted(there.rglob("*"))
-    with pytest.raises(UserError) as refused:
-        run(*words, compose=checked)
-    assert explain(refused.value).startswith(says)
-    assert sorted(there.rglob("*")) == before
+def test_build_error_is_one_line_and_leaves_no_folder(
+    run, wrong_data, monkeypatch, overrides, message
+):
+    monkeypatch.chdir(wrong_data)
+    before = sorted(wrong_data.rglob("*"))
+    with pytest.raises(UserError) as error:
+        run(*overrides, compose=checked)
+    assert explain(error.value).startswith(message)
+    assert sorted(wrong_data.rglob("*")) == before
 
 
-def test_a_package_that_a_callback_misses_is_a_mistake_of_the_user():
+def test_package_that_a_callback_misses_is_a_user_error():
     from tricklab.run.experiment import as_user_error
 
-    plain = as_user_error(ModuleNotFoundError("psutil is not installed"), None)
-    assert isinstance(plain, UserError)
-    assert str(plain) == "psutil is not installed"
+    error = as_user_error(ModuleNotFoundError("psutil is not installed"), None)
+    assert isinstance(error, UserError)
+    assert str(error) == "psutil is not installed"
 
 
-def test_the_same_from_the_command_line(train, there):
-    before = sorted(there.rglob("*"))
+def test_build_error_on_the_command_line_is_one_line(train, wrong_data):
+    before = sorted(wrong_data.rglob("*"))
     done = train(CPU, "data=folder", "data.root=empty")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: empty has no image in its class folders")
-    assert sorted(there.rglob("*")) == before
+    assert sorted(wrong_data.rglob("*")) == before
 
 
-def test_no_download_is_said_with_what_was_looked_for(train, tmp_path, monkeypatch):
-    no_network(monkeypatch, tmp_path)
+def test_failed_download_lists_the_expected_files(train, tmp_path, monkeypatch):
+    cut_network(monkeypatch, tmp_path)
     done = train(CPU, "data=fashion_mnist", "data.root=new/deep")
     assert done.stderr == (
-        "error: data.root=new/deep: no FashionMNIST there, and no download (no route to host). Expected a folder with "
-        "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte "
-        "or Debian's package dataset-fashion-mnist\n"
+        "error: data.root=new/deep: no FashionMNIST there, and no download (no route to host). "
+        "Expected a folder with train-images-idx3-ubyte, train-labels-idx1-ubyte, "
+        "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte or Debian's package "
+        "dataset-fashion-mnist\n"
     )
     assert not list(tmp_path.iterdir())
 
 
-def test_what_was_there_stays(train, tmp_path):
+def test_build_error_keeps_an_existing_folder(train, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes").write_text("mine")
     assert train(CPU, "data.val_size=0", "hydra.run.dir=run").returncode == 1
@@ -321,30 +348,23 @@ def test_what_was_there_stays(train, tmp_path):
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "failed"
 
 
-def test_a_damaged_image_is_named_or_left_out_and_counted(train, there):
-    damaged_image(there / "images" / "dog" / "x.png")
-    words = (
-        CPU,
-        *ONE_BATCH,
-        "data=folder",
-        "data.root=images",
-        "data.num_workers=0",
-        "model=mlp",
-        "data.batch_size=3",
-    )
-    done = train(*words)
+def test_damaged_image_is_named_or_left_out_and_counted(train, wrong_data):
+    write_damaged_image(wrong_data / "images" / "dog" / "x.png")
+    options = ("data.root=images", "data.num_workers=0", "data.batch_size=3")
+    overrides = (CPU, *ONE_BATCH, "model=mlp", "data=folder", *options)
+    done = train(*overrides)
     assert done.stderr.startswith("error: images/dog/x.png can't be decoded: ")
     assert done.stderr.endswith("; data.skip_damaged=true leaves it out\n")
-    done = train(*words, "data.skip_damaged=true")
+    done = train(*overrides, "data.skip_damaged=true")
     assert done.returncode == 0
-    assert (
+    expected = (
         "data.skip_damaged: 1 of 13 images are left out, the first: images/dog/x.png can't be"
-        in done.stdout
     )
+    assert expected in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("override", "key"),
     [
         ("+logger.mine.api_key=s3cret", "logger.mine.api_key"),
         ("+claim.hf_token=s3cret", "claim.hf_token"),
@@ -353,14 +373,14 @@ def test_a_damaged_image_is_named_or_left_out_and_counted(train, there):
         ("+hydra.job.env_set.WANDB_API_KEY=s3cret", "hydra.job.env_set.WANDB_API_KEY"),
     ],
 )
-def test_a_plain_secret_is_refused(answer, tmp_path, word, said):
-    done = answer(word)
-    assert done.stderr.startswith(f"error: {said}=*** would be written into the run folder; give")
+def test_plain_secret_is_refused(answer, tmp_path, override, key):
+    done = answer(override)
+    assert done.stderr.startswith(f"error: {key}=*** would be written into the run folder; give")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["{token: hunter2}", "[{token: hunter2}]", "{a: {api_key: 'x'}}"])
-def test_a_plain_secret_in_a_config_file_is_refused(answer, tmp_path, tmp_path_factory, text):
+def test_plain_secret_in_a_config_file_is_refused(answer, tmp_path, tmp_path_factory, text):
     conf = tmp_path_factory.mktemp("conf")
     (conf / "experiment").mkdir()
     (conf / "experiment" / "mine.yaml").write_text(f"# @package _global_\nclaim: {{x: {text}}}")
@@ -371,11 +391,11 @@ def test_a_plain_secret_in_a_config_file_is_refused(answer, tmp_path, tmp_path_f
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_secret_of_the_environment_is_not_written_down(train, tmp_path, monkeypatch):
+def test_secret_from_the_environment_is_not_written(train, tmp_path, monkeypatch):
     secret = secrets.token_hex(8)
     monkeypatch.setenv("MINE", secret)
-    words = (CPU, *ONE_BATCH, "model=mlp", "+claim.token=${oc.env:MINE}", "hydra.run.dir=run")
-    done = train(*words)
+    token = "+claim.token=${oc.env:MINE}"
+    done = train(CPU, *ONE_BATCH, "model=mlp", token, "hydra.run.dir=run")
     assert done.returncode == 0
     assert "token: '***'" in (tmp_path / "run" / "config.yaml").read_text()
     assert "token: ${oc.env:MINE}" in (tmp_path / "run" / ".hydra" / "config.yaml").read_text()
@@ -384,14 +404,14 @@ def test_a_secret_of_the_environment_is_not_written_down(train, tmp_path, monkey
     assert not [path for path in files if secret.encode() in path.read_bytes()]
 
 
-def test_a_missing_package_is_named(train, monkeypatch, tmp_path):
+def test_missing_package_is_named_with_its_extra(train, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "timm", None)
-    assert (
-        train(CPU, "model=timm").stderr
-        == "error: model=timm needs timm: pip install 'tricklab[timm]'\n"
-    )
+    done = train(CPU, "model=timm")
+    assert done.stderr == "error: model=timm needs timm: pip install 'tricklab[timm]'\n"
+
+
+def test_missing_tensorboard_is_named(train, monkeypatch, tmp_path):
     for name in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
         monkeypatch.setattr(f"lightning_fabric.loggers.tensorboard.{name}", False)
-    assert train(CPU, "logger=tensorboard").stderr.startswith(
-        "error: Neither `tensorboard` nor `tensorboardX` is"
-    )
+    done = train(CPU, "logger=tensorboard")
+    assert done.stderr.startswith("error: Neither `tensorboard` nor `tensorboardX` is")

@@ -176,7 +176,7 @@ def test_all_processes_of_a_run_go_on_in_one_folder(run, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     interrupt(run, monkeypatch, 12, "runs/one")
     config = configure("trainer.accelerator=cpu", *OPTIONS, "resume=auto", hydra=True)
-    monkeypatch.setattr("tricklab.cli.start.refuse", lambda config: None)
+    monkeypatch.setattr("tricklab.cli.start.check_or_exit", lambda check, config: None)
     Check().on_run_start(config)
     held = lock_run(tmp_path / "runs" / "one")
     assert config.hydra.run.dir == "runs/one"

@@ -5,6 +5,7 @@ import doctest
 import inspect
 import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -81,9 +82,13 @@ def test_schedule_signature_has_the_keys_of_its_config(name):
     assert set(parameters) == {"length", *keys}
 
 
-def test_schedule_durations_are_arguments_of_type_steps():
-    names = {"every", "period", "timescale", "cooldown", "rise", "milestones"}
-    assert set(scheduler.DURATIONS) == names
+@pytest.mark.parametrize("name", sorted({*NAMES} - {"plateau"}))
+def test_schedule_durations_are_those_of_its_config(name):
+    text = (CONF / "scheduler" / f"{name}.yaml").read_text()
+    in_config = set(re.findall(r"^(\w+):.* # duration", text, re.MULTILINE))
+    parameters = inspect.signature(inspect.unwrap(getattr(scheduler, name))).parameters
+    marked = {key for key, value in parameters.items() if value.annotation in scheduler.IN_CONFIG}
+    assert marked == in_config
 
 
 @pytest.mark.parametrize("length", LENGTHS, ids=lambda length: str(length.steps))

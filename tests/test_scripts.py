@@ -1,4 +1,4 @@
-"""The scripts, each from the command line and from the path of a checkpoint alone."""
+"""Scripts, each from the command line: evaluate, predict, export, plan, preview and rename."""
 
 import csv
 import io
@@ -20,402 +20,475 @@ from tricklab.data.images import decode
 from tricklab.training import ImageClassifier
 
 
-def test_evaluate_gives_the_numbers_of_the_run(run, script):
-    done = run("model=mlp", "trainer.max_epochs=2", "mixup=on", "augment=light")
-    best = f"ckpt={done.folder}/checkpoints/best.ckpt"
-    said = script("evaluate.py", best, "resamples=0")
-    assert said.returncode == 0, said.stderr
-    first, *lines = said.stdout.splitlines()
-    assert first == "images 359"
-    metrics = dict(line.split() for line in lines)
-    expected = {k: v for k, v in done.result["metrics"].items() if k.startswith("test/")}
-    assert {k: float(v) for k, v in metrics.items()} == expected
-    assert script("evaluate.py", str(done.folder), "resamples=0").stdout == said.stdout
+def read_csv(text):
+    return list(csv.DictReader(io.StringIO(text)))
 
 
-def test_evaluate_on_other_data(run, script, tree):
-    """data=NAME is that option whole, whatever the order of the words."""
-    done = run(
-        "data=folder", f"data.root='{tree({'train': 6, 'test': 3})}'", "model=mlp", "stop_after=1it"
-    )
-    other = tree({"other/train": 5, "other/test": 4})
-    best, root = f"ckpt={done.folder}/checkpoints/best.ckpt", f"data.root='{other}/other'"
-    said = [
-        script("evaluate.py", best, "resamples=0", *words).stdout
-        for words in (["data=folder", root], [root, "data=folder"], [root[:]])
-    ]
-    assert said[0] == said[1]
-    assert "test/acc" in said[0]
-    assert said[0] != script("evaluate.py", best, "resamples=0").stdout
-
-
-def test_double_precision_is_told_to_the_last_digit(run, script):
-    done = run(*ONE_BATCH[1:], "stop_after=1ep", "trainer.precision=64-true")
-    said = script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt", "resamples=0").stdout
-    assert f"test/loss {done.result['metrics']['test/loss']}\n" in said
-
-
-def test_plan_counts_the_processes(script):
-    one, two = (
-        script("plan.py", "trainer.accelerator=cpu", *words).stdout
-        for words in ([], ["trainer.devices=2"])
-    )
-    assert "165 steps" in one
-    assert "90 steps" in two
-
-
-def test_plan_refuses_what_training_refuses(script):
-    said = script("plan.py", "scheduler=step,cosine", "data.batch_size=big")
-    assert said.returncode == 1
-    assert said.stderr.strip() == "error: data.batch_size=big: expected int, got str"
-
-
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_predict_names_the_classes_of_files(run, tree, script, precision):
-    root = tree({"train": 12, "test": 4})
-    done = run(
-        "data=folder",
-        f"data.root='{root}'",
-        "model=mlp",
-        "trainer.max_epochs=2",
-        "data.resize=16",
-        f"trainer.precision={precision}",
-    )
-    said = script("predict.py", f"ckpt={done.folder}/checkpoints/best.ckpt", f"input={root}/test")
-    assert said.returncode == 0, said.stderr
-    rows = list(csv.DictReader(io.StringIO(said.stdout)))
-    assert [row["file"] for row in rows] == [
-        str(root / "test" / c / f"{i}.png") for c in ("cat", "dog") for i in range(4)
-    ]
-    assert all(0.5 <= float(row["probability"]) <= 1 for row in rows)
-    checkpoint = load_checkpoint(done.folder)
-    net = checkpoint.net()
-    images = torch.stack(
-        [
-            decode(root / "test" / c / f"{i}.png", (16, 16), "RGB")
-            for c in ("cat", "dog")
-            for i in range(4)
-        ]
-    )
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
-        logits = net(checkpoint.preprocess()(images))
-    expected = logits.float().softmax(1).amax(1)
-    assert [float(row["probability"]) for row in rows] == expected.tolist()
-    right = sum(row["class"] in row["file"] for row in rows) / len(rows)
-    assert right == done.result["metrics"]["test/acc"]
+# All scripts
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("script_name", "argument", "message"),
     [
-        (
-            ["ckpt=/nowhere.ckpt"],
-            "ckpt=/nowhere.ckpt: no such file. Expected the path of a checkpoint",
-        ),
-        (["{best}", "data=digit"], "data=digit does not exist"),
-        (["{best}", "data.batchsize=3"], "data.batchsize does not exist"),
-        (
-            ["{best}", "data=fake", "data.classes=3"],
-            "the data have the classes ['0', '1', '2'], the checkpoint",
-        ),
-        (["{best}", "data.batch_size=abc"], "data.batch_size=abc: expected int, got str"),
-        (
-            ["{best}", "model.widths=[8]"],
-            "model.widths does not exist; allowed: ckpt, data, mc, other, resamples, suite, trainer.accelerator",
-        ),
-        (["{best}", "trainer.accelerator=tpu"], "tpu"),
-        (["ckpt={folder}/config.yaml"], "is damaged, or not a checkpoint"),
-        (["{best}", "mc=1"], "mc=1; allowed: 0, or 2 and more"),
-        (["{best}", "tta=x"], "tta=x; allowed: 0, or 2 and more"),
-        (["{best}", "mc=4"], "mc=4: the network has no dropout"),
-        (["{best}", "tta=4"], "tta=4: trained without augmentation. Expected e.g. augment=light"),
-        (["{best}", "augment=flip"], "augment=flip: has an effect only with tta"),
-        (
-            ["{best}", "tta=4", "augment=flip,crop"],
-            "augment=flip,crop: several values. Expected one each, without commas",
-        ),
-        (["{best}", "mc=01"], "mc=01; allowed: 0, or 2 and more"),
-        (
-            ["{best}", "tta=4", "mc=3", "augment=flip"],
-            "mc=3 tta=4: expected the same number of views",
-        ),
-        (["{best}", "tta=4", "augment=flib"], "augment=flib does not exist; allowed: affine"),
+        ("evaluate.py", "--help", "python scripts/evaluate.py RUN"),
+        ("evaluate.py", "mc=2", "ckpt is missing. Expected the path of a checkpoint"),
+        ("evaluate.py", "ckpt=none.ckpt", "ckpt=none.ckpt: no such file. Expected the path of a"),
+        ("predict.py", "--help", "python scripts/predict.py RUN"),
+        ("predict.py", "none", "ckpt=none: no such file"),
+        ("export.py", "--help", "python scripts/export.py RUN"),
+        ("export.py", "none", "ckpt=none: no such file"),
+        ("plan.py", "--help", "python scripts/plan.py"),
+        ("plan.py", "scheduler=cosin", "scheduler=cosin does not exist; allowed: constant, "),
+        ("preview.py", "--help", "python scripts/preview.py"),
+        ("preview.py", "augment=flib", "augment=flib does not exist; allowed: affine, "),
+        ("benchmark.py", "--help", "python scripts/benchmark.py"),
+        ("benchmark.py", "step", "step: no such part; allowed: steps, start, growth, files"),
     ],
 )
-def test_mistakes_are_one_line(run, script, arguments, says):
-    done = run("debug=batch", "model=mlp")
-    best = f"ckpt={done.folder}/checkpoints/best.ckpt"
-    said = script("evaluate.py", *(a.format(best=best, folder=done.folder) for a in arguments))
-    assert said.returncode == 1
-    assert says in said.stderr
-    assert len(said.stderr.splitlines()) == 1
+def test_scripts_answer_without_importing_torch(
+    servers, tmp_path, tmp_path_factory, script_name, argument, message
+):
+    server = servers("tricklab.cli.start", "tricklab.cli.launch")
+    path = str(ROOT / "scripts" / script_name)
+    files = tmp_path_factory.mktemp("output")
+    done = server.run(files, tmp_path, path, argument, env={**os.environ})
+    assert message in done.stdout + done.stderr
+    assert (done.returncode == 0) == (argument == "--help")
+    assert "torch" not in done.modules
 
 
-def test_an_exported_file_gives_the_same_logits(run, script, tmp_path):
-    done = run(
-        "model=resnet", "model.depth=8", "trainer.max_epochs=1", "trainer.channels_last=true"
+# evaluate.py
+
+
+def test_evaluate_reproduces_the_test_results_of_the_run(trained, script):
+    run = trained("model=mlp", "trainer.max_epochs=2", "mixup=on", "augment=light")
+    done = script("evaluate.py", f"ckpt={run.folder}/checkpoints/best.ckpt", "resamples=0")
+    assert done.returncode == 0, done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert first == "images 359"
+    results = dict(line.split() for line in lines)
+    metrics = run.result["metrics"]
+    expected = {name: value for name, value in metrics.items() if name.startswith("test/")}
+    assert {name: float(value) for name, value in results.items()} == expected
+    assert script("evaluate.py", str(run.folder), "resamples=0").stdout == done.stdout
+
+
+def test_evaluate_prints_doubles_to_the_last_digit(run, script):
+    done = run(*ONE_BATCH[1:], "stop_after=1ep", "trainer.precision=64-true")
+    output = script("evaluate.py", str(done.folder), "resamples=0").stdout
+    assert f"test/loss {done.result['metrics']['test/loss']}\n" in output
+
+
+def test_evaluate_takes_data_overrides_in_any_order(run, script, tree):
+    root = tree({"train": 6, "test": 3})
+    done = run("data=folder", f"data.root='{root}'", "model=mlp", "stop_after=1it")
+    other = f"data.root='{tree({'other/train': 5, 'other/test': 4})}/other'"
+    first, second, own = (
+        script("evaluate.py", str(done.folder), "resamples=0", *overrides).stdout
+        for overrides in (["data=folder", other], [other, "data=folder"], [])
     )
-    best = done.folder / "checkpoints" / "best.ckpt"
-    said = script("export.py", f"ckpt={best}", "output=m.safetensors")
-    assert said.returncode == 0, said.stderr
-    ours, theirs = (load_checkpoint(path) for path in (best, tmp_path / "m.safetensors"))
-    images = torch.randn(50, 1, 8, 8)
-    with torch.no_grad():
-        assert torch.equal(ours.net()(images), theirs.net()(images))
-    plain = load_file(tmp_path / "m.safetensors")
-    assert plain.keys() == ours.net().state_dict().keys()
-    assert ours.config == theirs.config
-    said = script("evaluate.py", "ckpt=m.safetensors", "resamples=0")
-    assert f"test/acc {done.result['metrics']['test/acc']}" in said.stdout
+    assert first == second
+    assert "test/acc" in first
+    assert first != own
 
 
-def test_plan_writes_the_rates_of_training(run, script, tmp_path):
-    options = [
-        "scheduler=cosine",
-        "scheduler.warmup=10%",
-        "trainer.max_epochs=3",
-        "optimizer.lr_per=256",
-    ]
-    said = script("plan.py", *options, "hydra.run.dir=plan")
-    assert said.returncode == 0, said.stderr
-    done = run("model=mlp", *options, "trainer.log_every_n_steps=1")
-    with (tmp_path / "plan" / "plan.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row.keys() for row in rows[:1]] == [{"step": "", "lr": ""}.keys()]
-    assert [float(row["lr"]) for row in rows] == done.column("lr")
-    assert [int(row["step"]) for row in rows] == list(range(33))
-    assert Image.open(tmp_path / "plan" / "plan.png").size == (1200, 675)
-    assert "lr: 33 steps, first 0.01667, peak 0.05" in said.stdout
-
-
-def test_plan_draws_several_at_once(script, tmp_path):
-    said = script(
-        "plan.py",
-        "scheduler=step,cosine",
-        "trainer.max_epochs=2",
-        "hydra.run.dir=p",
-        "model.body_lr=0.5",
-    )
-    assert said.returncode == 0, said.stderr
-    with (tmp_path / "p" / "plan.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    names = ["scheduler=step", "scheduler=step_body", "scheduler=cosine", "scheduler=cosine_body"]
-    assert list(rows[0]) == ["step", *names]
-    assert [float(row["scheduler=cosine_body"]) for row in rows] == pytest.approx(
-        [float(row["scheduler=cosine"]) / 2 for row in rows]
-    )
-    assert all(f"  {mark}  {name}: 22 steps" in said.stdout for mark, name in zip("abcd", names))
-
-
-def test_plan_says_what_it_amounts_to(script):
-    given = ("scheduler=linear", "trainer.max_steps=4", "trainer.max_epochs=1")
-    said = script(
-        "plan.py", *given, "optimizer=adamw", "optimizer.lr=0.4", "optimizer.weight_decay=0.5"
-    )
-    left = 0.8 * 0.85 * 0.9 * 0.95
-    assert f"first 0.4, peak 0.4, last 0.1, sum 1, weight decay leaves {left:.4g}" in said.stdout
-    assert "lower when val/loss no longer falls" in script("plan.py", "scheduler=plateau").stdout
-    refused = script("plan.py", *given, "optimizer.lr=4", "optimizer.weight_decay=0.5")
-    assert refused.returncode == 1
-    assert (
-        "optimizer.lr=4 optimizer.weight_decay=0.5 optimizer.momentum=0.9: a step at the peak LR 4 would"
-        in refused.stderr
-    )
-    assert (
-        "would multiply weights by -1"
-        in script("plan.py", "penalty=decay", "penalty.decay.strength=20").stderr
-    )
-
-
-def test_plan_knows_what_momentum_does_to_weight_decay(script):
-    """As the optimizer itself does it to a weight that has no gradient."""
-    said = script("plan.py", "data.train_size=1280", "trainer.max_epochs=100", "model=mlp").stdout
-    w = torch.ones(1, dtype=torch.double, requires_grad=True)
-    sgd = torch.optim.SGD([w], lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    for _ in range(1000):
-        w.grad = torch.zeros(1, dtype=torch.double)
-        sgd.step()
-    assert float(said.split("weight decay leaves about ")[1].split()[0]) == pytest.approx(
-        w.item(), rel=0.01
-    )
-
-
-def test_preview_has_a_row_for_each(script, tmp_path, monkeypatch):
-    shown, words = [], []
-    monkeypatch.setattr(
-        "matplotlib.axes.Axes.imshow", lambda self, image, **kw: shown.append(image)
-    )
-    monkeypatch.setattr(
-        "matplotlib.axes.Axes.text", lambda self, x, y, text, **kw: words.append(text)
-    )
-    said = script("preview.py", "augment=none,flip,crop", "hydra.run.dir=p")
-    assert said.returncode == 0, said.stderr
-    assert [word for word in words if word] == [
-        "augment=\nnone",
-        "augment=\nflip",
-        "augment=\ncrop",
-    ]
-    assert len(shown) == 24
-    assert all(
-        (plain == flipped).all() or (plain == flipped[:, ::-1]).all()
-        for plain, flipped in zip(shown, shown[8:16])
-    )
-
-
-def test_preview_shows_what_training_gets(run, script, tmp_path, monkeypatch):
-    """Its first image has the pixels and the target of the first image that the network is trained on."""
-    seen = {}
-    monkeypatch.setattr(
-        "matplotlib.axes.Axes.imshow", lambda self, image, **kw: seen.setdefault("image", image)
-    )
-    monkeypatch.setattr(
-        "matplotlib.axes.Axes.set_title", lambda self, text, **kw: seen.setdefault("title", text)
-    )
-    said = script("preview.py", "augment=light", "mixup=on", "mixup.alpha=5.0", "hydra.run.dir=p")
-    assert said.returncode == 0, said.stderr
-    assert (tmp_path / "p" / "preview.png").is_file()
-    step = ImageClassifier.training_step
-    keep = lambda self, batch, index: step(self, seen.setdefault("batch", batch) and batch, index)  # noqa: E731
-    monkeypatch.setattr(ImageClassifier, "training_step", keep)
-    run(*ONE_BATCH, "augment=light", "mixup=on", "mixup.alpha=5.0")
-    images, targets = seen["batch"]
-    normal = (images[0, 0] - images[0, 0].min()) / (images[0, 0].max() - images[0, 0].min())
-    shown = (seen["image"] - seen["image"].min()) / (seen["image"].max() - seen["image"].min())
-    assert torch.allclose(normal, torch.tensor(shown)[..., 0], atol=1e-5)
-    share, label = targets[0].max(0)
-    assert seen["title"].splitlines()[0] == f"{share:.2f} {label}"
-
-
-@pytest.mark.parametrize("mixing", ["off", "on"])
-def test_preview_shows_smoothed_targets(script, monkeypatch, mixing):
-    """0.9 of the target and 0.1 spread over ten classes, as the loss has it."""
-    titles = []
-    monkeypatch.setattr(
-        "matplotlib.axes.Axes.set_title", lambda self, text, **kw: titles.append(text)
-    )
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *arguments, **kw: None)
-    words = (f"mixup='{mixing}'", *(["mixup.alpha=5.0"] if mixing == "on" else []))
-    said = script("preview.py", "loss=cross_entropy,smooth", *words, "hydra.run.dir=p")
-    assert said.returncode == 0, said.stderr
-    plain, smooth = titles[:8], titles[8:]
-    for before, after in zip(plain, smooth, strict=True):
-        shares = [float(line.split()[0]) for line in after.splitlines()]
-        largest = float(before.split()[0])
-        assert shares[0] == pytest.approx(0.9 * largest + 0.01, abs=0.011)
-        assert after.split()[1] == before.split()[1]
-        assert mixing == "on" or shares == [0.91, 0.01]
-
-
-NAME = ImageClassifier.__module__.split(".")[0]
-NEW = f"net_{NAME[::-1]}"
-
-
-@pytest.fixture
-def renamed(tmp_path):
-    """A copy of the project under another name, as an installation would leave it."""
-    skipped = shutil.ignore_patterns("*.egg-info", "*.dist-info", "__pycache__")
-    for part in ("conf", "src", "tests", "scripts", "notebooks", ".github", ".ci"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=skipped)
-    for file in (path for path in ROOT.iterdir() if path.is_file()):
-        shutil.copy(file, tmp_path)
-    command = [sys.executable, str(tmp_path / "scripts" / "rename.py")]
-    for wrong in (["torch"], ["My-Lab"], [], ["class"]):
-        done = subprocess.run([*command, *wrong], capture_output=True, text=True)
-        assert done.returncode == 1
-        assert done.stderr.startswith(f"error: NAME={''.join(wrong)}; allowed")
-    subprocess.run([*command, NEW], check=True)
-    about = tmp_path / "src" / f"{NEW}-0.dist-info"
-    about.mkdir()
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NEW}\nVersion: 0\n")
-    return tmp_path
-
-
-def test_a_renamed_copy_has_no_word_of_the_old_name(renamed):
-    old = re.compile(NAME, re.IGNORECASE)
-    for path in renamed.rglob("*"):
-        assert not old.search(path.name)
-        if path.is_file() and path.suffix != ".png":
-            assert not old.search(path.read_text("utf-8"))
-    assert (renamed / "src" / NEW / "scheduler.py").is_file()
-
-
-@pytest.mark.slow
-def test_a_renamed_copy_passes_its_tests(renamed):
-    """Those in which names occur: of targets, in hashes, of modules that another process imports, in files."""
-    chosen = [
-        "test_measure.py::test_the_rows_beside_a_recipe_are_its_own",
-        "test_conf.py::test_one_word_in_three_places",
-        "test_security.py::test_no_config_calls_them",
-        "test_jobs.py::test_jobs_are_single_runs_and_run_once",
-    ]
-    env = os.environ | {"PYTHONPATH": str(renamed / "src")}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", *(f"tests/{name}" for name in chosen)],
-        cwd=renamed,
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout
-
-
-def test_other_folders_are_prepared_as_in_training(run, script, tree):
-    """`data=folder` alone once set the size of pictures back to 32 pixels."""
+def test_evaluate_decodes_other_folders_as_in_training(run, script, tree):
+    """`data=folder` alone must not reset the image size to the default of 32 pixels."""
     root = tree({"train": 12, "test": 4}, size=40)
     data = ("data=folder", f"data.root='{root}'", "data.resize=40", "data.mode=L")
-    done = run(*data, "model=mlp", "model.widths=[8]", "trainer.max_epochs=2")
-    said = script("evaluate.py", str(done.folder), "data=folder", f"data.root='{root}/test'")
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.startswith("images 8\n")
-    assert f"test/acc {done.result['metrics']['test/acc']} " in said.stdout
-    assert f"test/loss {done.result['metrics']['test/loss']} " in said.stdout
+    run = run(*data, "model=mlp", "model.widths=[8]", "trainer.max_epochs=2")
+    done = script("evaluate.py", str(run.folder), "data=folder", f"data.root='{root}/test'")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("images 8\n")
+    for name in ("test/acc", "test/loss"):
+        assert f"{name} {run.result['metrics'][name]} " in done.stdout
 
 
 def test_evaluate_takes_all_images_of_another_folder(run, script, tree):
-    """Of a folder without parts it once took the fifth that training would have set apart."""
+    """Nothing is split off for training from a folder that is not the run's."""
     root = tree({"mine": 10, "other": 7, "only/test": 3}, size=12)
     data = ("data=folder", f"data.root='{root}/mine'", "data.resize=12")
-    done = run(*ONE_BATCH, *data, "model=mlp", "model.widths=[8]")
+    run = run(*ONE_BATCH, *data, "model=mlp", "model.widths=[8]")
     for other, images in {"mine": 4, "other": 14, "only": 6}.items():
-        said = script("evaluate.py", str(done.folder), f"data.root='{root}/{other}'", "resamples=0")
-        assert said.stdout.splitlines()[0] == f"images {images}", said.stderr
+        data = f"data.root='{root}/{other}'"
+        done = script("evaluate.py", str(run.folder), data, "resamples=0")
+        assert done.stdout.splitlines()[0] == f"images {images}", done.stderr
 
 
-def test_evaluate_downloads_only_what_was_named(run, script, tmp_path, monkeypatch):
+def test_evaluate_downloads_only_data_named_on_the_command_line(run, script, tmp_path, monkeypatch):
     write_mnist(tmp_path / "mnist")
-    done = run(*ONE_BATCH, "model=mlp", "data=mnist", f"data.root={tmp_path}/mnist")
+    run = run(*ONE_BATCH, "model=mlp", "data=mnist", f"data.root={tmp_path}/mnist")
     (tmp_path / "mnist").rename(tmp_path / "elsewhere")
-    asked = []
-    monkeypatch.setattr("torchvision.datasets.MNIST", lambda *a, **k: asked.append(a) or 1 / 0)
-    said = script("evaluate.py", str(done.folder))
-    assert "no MNIST there" in said.stderr
-    assert not asked
-    assert "no download" in script("evaluate.py", str(done.folder), "data=mnist").stderr
-    assert asked
+    downloads = []
+
+    def download(*arguments, **options):
+        downloads.append(arguments)
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", download)
+    assert "no MNIST there" in script("evaluate.py", str(run.folder)).stderr
+    assert not downloads
+    assert "no download" in script("evaluate.py", str(run.folder), "data=mnist").stderr
+    assert downloads
 
 
-def test_predict_names_what_is_damaged_and_goes_on(run, script, tree, tmp_path):
-    root = tree({"train": 6})
-    done = run(*ONE_BATCH, "data=folder", f"data.root='{root}'", "data.resize=12", "model=mlp")
-    (root / "train" / "cat" / "0.png").write_bytes(b"")
-    (root / "train" / "dog" / "1.png").write_text("no picture")
-    (root / "train" / "dog" / "2.png").rename(root / "train" / "dog" / os.fsdecode(b"caf\xe9.png"))
-    said = script("predict.py", str(done.folder), f"input={root}/train", "output=out.csv")
-    assert said.returncode == 1
-    *named, last = said.stderr.splitlines()
-    assert [Path(line.split(" can't be decoded")[0]).name for line in named] == ["0.png", "1.png"]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["RUN", "data=digit"], "data=digit does not exist"),
+        (["RUN", "data.batchsize=3"], "data.batchsize does not exist"),
+        (["RUN", "data.batch_size=abc"], "data.batch_size=abc: expected int, got str"),
+        (
+            ["RUN", "data=fake", "data.classes=3"],
+            "the data have the classes ['0', '1', '2'], the checkpoint",
+        ),
+        (
+            ["RUN", "model.widths=[8]"],
+            "model.widths does not exist; allowed: ckpt, data, mc, other, resamples, suite, "
+            "trainer.accelerator",
+        ),
+        (["RUN", "trainer.accelerator=tpu"], "trainer.accelerator=tpu trainer.precision=32-true"),
+        (["ckpt=RUN/config.yaml"], "is damaged, or not a checkpoint"),
+        (["RUN", "mc=1"], "mc=1; allowed: 0, or 2 and more"),
+        (["RUN", "mc=01"], "mc=01; allowed: 0, or 2 and more"),
+        (["RUN", "tta=x"], "tta=x; allowed: 0, or 2 and more"),
+        (["RUN", "mc=4"], "mc=4: the network has no dropout"),
+        (["RUN", "tta=4"], "tta=4: trained without augmentation. Expected e.g. augment=light"),
+        (["RUN", "augment=flip"], "augment=flip: has an effect only with tta"),
+        (
+            ["RUN", "tta=4", "mc=3", "augment=flip"],
+            "mc=3 tta=4: expected the same number of views",
+        ),
+        (
+            ["RUN", "tta=4", "augment=flip,crop"],
+            "augment=flip,crop: several values. Expected one each, without commas",
+        ),
+        (["RUN", "tta=4", "augment=flib"], "augment=flib does not exist; allowed: affine"),
+    ],
+)
+def test_evaluate_refuses_in_one_line(trained, script, arguments, message):
+    run = trained("debug=batch", "model=mlp")
+    arguments = [argument.replace("RUN", str(run.folder)) for argument in arguments]
+    done = script("evaluate.py", *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# predict.py
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_predict_gives_class_and_probability_of_files(run, tree, script, precision):
+    root = tree({"train": 12, "test": 4})
+    data = ("data=folder", f"data.root='{root}'", "data.resize=16")
+    run = run(*data, "model=mlp", "trainer.max_epochs=2", f"trainer.precision={precision}")
+    done = script("predict.py", str(run.folder), f"input={root}/test")
+    assert done.returncode == 0, done.stderr
+    rows = read_csv(done.stdout)
+    files = [root / "test" / name / f"{i}.png" for name in ("cat", "dog") for i in range(4)]
+    assert [row["file"] for row in rows] == [str(file) for file in files]
+    checkpoint = load_checkpoint(run.folder)
+    net = checkpoint.net()
+    images = torch.stack([decode(file, (16, 16), "RGB") for file in files])
+    is_mixed = precision == "bf16-mixed"
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+        logits = net(checkpoint.preprocess()(images))
+    probabilities, labels = logits.float().softmax(1).max(1)
+    assert [float(row["probability"]) for row in rows] == probabilities.tolist()
+    assert [row["class"] for row in rows] == [checkpoint.classes[i] for i in labels.tolist()]
+    hits = sum(row["class"] in row["file"] for row in rows)
+    assert hits / len(rows) == run.result["metrics"]["test/acc"]
+
+
+@pytest.fixture
+def tree_run(run, tree):
+    """A run on class folders, which are returned with it."""
+
+    def train(*classes):
+        root = tree({"train": 6}, classes=classes)
+        data = ("data=folder", f"data.root='{root}'", "data.resize=12")
+        return run(*ONE_BATCH, *data, "model=mlp").folder, root / "train"
+
+    return train
+
+
+def test_predict_leaves_out_damaged_files_and_names_them(tree_run, script, tmp_path):
+    run, root = tree_run("cat", "dog")
+    (root / "cat" / "0.png").write_bytes(b"")
+    (root / "dog" / "1.png").write_text("not an image")
+    (root / "dog" / "2.png").rename(root / "dog" / os.fsdecode(b"caf\xe9.png"))
+    done = script("predict.py", str(run), f"input={root}", "output=out.csv")
+    assert done.returncode == 1
+    *errors, last = done.stderr.splitlines()
+    damaged = [Path(line.split(" can't be decoded")[0]).name for line in errors]
+    assert damaged == ["0.png", "1.png"]
     assert last == "error: 2 of 12 files are left out"
     content = (tmp_path / "out.csv").read_bytes()
     assert len(content.splitlines()) == 1 + 10
     assert b"caf\xe9.png" in content
 
 
-def test_names_of_classes_are_no_formulas_in_predictions(run, script, tree):
-    evil = "=cmd|' C'!A0\x1b[2J"
-    root = tree({"train": 6}, classes=(evil, "dog"))
-    done = run(*ONE_BATCH, "data=folder", f"data.root='{root}'", "data.resize=12", "model=mlp")
-    said = script("predict.py", str(done.folder), f"input={root}/train")
-    rows = list(csv.DictReader(io.StringIO(said.stdout)))
+def test_predict_escapes_class_names_that_are_formulas(tree_run, script):
+    run, root = tree_run("=cmd|' C'!A0\x1b[2J", "dog")
+    rows = read_csv(script("predict.py", str(run), f"input={root}").stdout)
     assert len(rows) == 12
     assert {row["class"] for row in rows} <= {"'=cmd|' C'!A0\\x1b[2J", "dog"}
     assert any(row["class"] != "dog" for row in rows)
+
+
+def test_predict_refuses_an_input_without_images(trained, script, tmp_path):
+    run = trained("debug=batch", "model=mlp")
+    (tmp_path / "empty").mkdir()
+    for value in ("", "input=nowhere", "input=empty"):
+        done = script("predict.py", str(run.folder), *filter(None, [value]))
+        assert done.returncode == 1
+        assert f"{value or 'input='}: no image there. Expected one, or a folder" in done.stderr
+        assert done.stdout == ""
+
+
+# export.py
+
+
+def test_exported_file_has_the_logits_and_config_of_its_checkpoint(run, script, tmp_path):
+    options = ("model=resnet", "model.depth=8", "trainer.channels_last=true")
+    run = run(*options, "trainer.max_epochs=1")
+    done = script("export.py", str(run.folder), "output=m.safetensors")
+    assert done.returncode == 0, done.stderr
+    original = load_checkpoint(run.folder)
+    exported = load_checkpoint(tmp_path / "m.safetensors")
+    images = torch.randn(50, 1, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(original.net()(images), exported.net()(images))
+    assert load_file(tmp_path / "m.safetensors").keys() == original.net().state_dict().keys()
+    assert original.config == exported.config
+    done = script("evaluate.py", "ckpt=m.safetensors", "resamples=0")
+    assert f"test/acc {run.result['metrics']['test/acc']}" in done.stdout
+
+
+def test_export_writes_safetensors_beside_the_checkpoint(trained, script):
+    run = trained("debug=batch", "model=mlp")
+    assert script("export.py", str(run.folder)).returncode == 0
+    assert (run.folder / "checkpoints" / "best.safetensors").is_file()
+    done = script("export.py", str(run.folder), "output=model.onnx")
+    assert done.returncode == 1
+    assert "output=model.onnx: expected a name that ends in .safetensors" in done.stderr
+
+
+# plan.py
+
+
+def test_plan_writes_the_learning_rates_of_training(run, script, tmp_path):
+    options = ("scheduler=cosine", "scheduler.warmup=10%", "optimizer.lr_per=256")
+    options += ("trainer.max_epochs=3",)
+    done = script("plan.py", *options, "hydra.run.dir=plan")
+    assert done.returncode == 0, done.stderr
+    assert "lr: 33 steps, first 0.01667, peak 0.05" in done.stdout
+    run = run("model=mlp", *options, "trainer.log_every_n_steps=1")
+    rows = read_csv((tmp_path / "plan" / "plan.csv").read_text())
+    assert list(rows[0]) == ["step", "lr"]
+    assert [int(row["step"]) for row in rows] == list(range(33))
+    assert [float(row["lr"]) for row in rows] == run.column("lr")
+    assert Image.open(tmp_path / "plan" / "plan.png").size == (1200, 675)
+
+
+def test_plan_compares_schedules_with_a_backbone_lr(script, tmp_path):
+    options = ("scheduler=step,cosine", "trainer.max_epochs=2", "model.body_lr=0.5")
+    done = script("plan.py", *options, "hydra.run.dir=p")
+    assert done.returncode == 0, done.stderr
+    rows = read_csv((tmp_path / "p" / "plan.csv").read_text())
+    names = ["scheduler=step", "scheduler=step_body", "scheduler=cosine", "scheduler=cosine_body"]
+    assert list(rows[0]) == ["step", *names]
+    for row in rows:
+        half = float(row["scheduler=cosine"]) / 2
+        assert float(row["scheduler=cosine_body"]) == pytest.approx(half)
+    for mark, name in zip("abcd", names):
+        assert f"  {mark}  {name}: 22 steps" in done.stdout
+
+
+def test_plan_counts_the_steps_of_several_processes(script):
+    one = script("plan.py", "trainer.accelerator=cpu").stdout
+    two = script("plan.py", "trainer.accelerator=cpu", "trainer.devices=2").stdout
+    assert "165 steps" in one
+    assert "90 steps" in two
+
+
+def test_plan_summarizes_lrs_and_weight_decay(script):
+    options = ("scheduler=linear", "trainer.max_steps=4", "trainer.max_epochs=1")
+    adamw = ("optimizer=adamw", "optimizer.lr=0.4", "optimizer.weight_decay=0.5")
+    output = script("plan.py", *options, *adamw).stdout
+    remaining = 0.8 * 0.85 * 0.9 * 0.95
+    assert "first 0.4, peak 0.4, last 0.1, sum 1" in output
+    assert f"weight decay leaves {remaining:.4g}" in output
+    output = script("plan.py", "scheduler=plateau").stdout
+    assert "lower when val/loss no longer falls" in output
+
+
+def test_plan_weight_decay_of_sgd_is_amplified_by_momentum(script):
+    """Compared with the optimizer's effect on a weight whose gradient is 0."""
+    output = script("plan.py", "data.train_size=1280", "trainer.max_epochs=100", "model=mlp").stdout
+    weight = torch.ones(1, dtype=torch.double, requires_grad=True)
+    sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    for _ in range(1000):
+        weight.grad = torch.zeros(1, dtype=torch.double)
+        sgd.step()
+    remaining = float(output.split("weight decay leaves about ")[1].split()[0])
+    assert remaining == pytest.approx(weight.item(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["scheduler=step,cosine", "data.batch_size=big"],
+            "data.batch_size=big: expected int, got str",
+        ),
+        (
+            ["optimizer.lr=4", "optimizer.weight_decay=0.5"],
+            "optimizer.lr=4 optimizer.weight_decay=0.5 optimizer.momentum=0.9: a step at the peak "
+            "LR 4 would",
+        ),
+        (["penalty=decay", "penalty.decay.strength=20"], "would multiply weights by -1"),
+    ],
+)
+def test_plan_refuses_what_training_refuses(script, overrides, message):
+    done = script("plan.py", *overrides)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# preview.py
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Images, titles and texts, in the order of drawing."""
+    drawn = {"imshow": [], "set_title": [], "text": []}
+    axes = "matplotlib.axes.Axes"
+    monkeypatch.setattr(f"{axes}.imshow", lambda self, image, **_: drawn["imshow"].append(image))
+    monkeypatch.setattr(
+        f"{axes}.set_title", lambda self, text, **_: drawn["set_title"].append(text)
+    )
+    monkeypatch.setattr(f"{axes}.text", lambda self, x, y, text, **_: drawn["text"].append(text))
+    return drawn
+
+
+def test_preview_draws_a_row_for_each_option(script, drawn):
+    done = script("preview.py", "augment=none,flip,crop", "hydra.run.dir=p")
+    assert done.returncode == 0, done.stderr
+    labels = [text for text in drawn["text"] if text]
+    assert labels == ["augment=\nnone", "augment=\nflip", "augment=\ncrop"]
+    images = drawn["imshow"]
+    assert len(images) == 3 * 8
+    for plain, flipped in zip(images[:8], images[8:16]):
+        assert (plain == flipped).all() or (plain == flipped[:, ::-1]).all()
+
+
+def test_preview_shows_the_first_batch_of_training(run, script, drawn, tmp_path, monkeypatch):
+    options = ("augment=light", "mixup=on", "mixup.alpha=5.0")
+    done = script("preview.py", *options, "hydra.run.dir=p")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "p" / "preview.png").is_file()
+    batches = []
+    training_step = ImageClassifier.training_step
+
+    def record_batch(self, batch, batch_idx):
+        batches.append(batch)
+        return training_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", record_batch)
+    run(*ONE_BATCH, *options)
+    images, targets = batches[0]
+    shown = torch.tensor(drawn["imshow"][0])[..., 0]
+    assert torch.allclose(scale_to_unit(images[0, 0]), scale_to_unit(shown), atol=1e-5)
+    probability, label = targets[0].max(0)
+    assert drawn["set_title"][0].splitlines()[0] == f"{probability:.2f} {label}"
+
+
+def scale_to_unit(image):
+    return (image - image.min()) / (image.max() - image.min())
+
+
+@pytest.mark.parametrize("mixing", [["mixup='off'"], ["mixup='on'", "mixup.alpha=5.0"]])
+def test_preview_shows_smoothed_targets(script, drawn, monkeypatch, mixing):
+    """0.9 of the target, and 0.1 spread over ten classes."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *arguments, **options: None)
+    done = script("preview.py", "loss=cross_entropy,smooth", *mixing, "hydra.run.dir=p")
+    assert done.returncode == 0, done.stderr
+    titles = drawn["set_title"]
+    for plain, smooth in zip(titles[:8], titles[8:], strict=True):
+        largest, label = plain.splitlines()[0].split()
+        probabilities = [float(line.split()[0]) for line in smooth.splitlines()]
+        assert probabilities[0] == pytest.approx(0.9 * float(largest) + 0.01, abs=0.011)
+        assert smooth.split()[1] == label
+        assert len(mixing) == 2 or probabilities == [0.91, 0.01]
+
+
+# rename.py
+
+NAME = ImageClassifier.__module__.split(".")[0]
+NEW_NAME = f"net_{NAME[::-1]}"
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A copy of the project."""
+    skipped = shutil.ignore_patterns("*.egg-info", "*.dist-info", "__pycache__")
+    for part in ("conf", "src", "tests", "scripts", "notebooks", ".github", ".ci"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=skipped)
+    for file in (path for path in ROOT.iterdir() if path.is_file()):
+        shutil.copy(file, tmp_path)
+    return tmp_path
+
+
+def rename(folder, *arguments):
+    command = [sys.executable, str(folder / "scripts" / "rename.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["torch", "My-Lab", "", "class"])
+def test_rename_refuses_names_that_are_no_new_module(copied, name):
+    done = rename(copied, *filter(None, [name]))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: NAME={name}; allowed: small letters, digits and _")
+
+
+def test_rename_refuses_a_word_of_the_project(copied):
+    done = rename(copied, "scheduler")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: NAME=scheduler is a word of the project already")
+
+
+def test_renamed_copy_has_no_trace_of_the_old_name(copied):
+    assert rename(copied, NEW_NAME).returncode == 0
+    old_name = re.compile(NAME, re.IGNORECASE)
+    for path in copied.rglob("*"):
+        assert not old_name.search(path.name)
+        if path.is_file() and path.suffix != ".png":
+            assert not old_name.search(path.read_text("utf-8"))
+    assert (copied / "src" / NEW_NAME / "scheduler.py").is_file()
+
+
+@pytest.mark.slow
+def test_renamed_copy_passes_tests_that_rely_on_names(copied):
+    """On `_target_`s, hashes, imports in other processes, and files."""
+    assert rename(copied, NEW_NAME).returncode == 0
+    metadata = copied / "src" / f"{NEW_NAME}-0.dist-info" / "METADATA"  # as if installed
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: {NEW_NAME}\nVersion: 0\n")
+    names = [
+        "test_measure.py::test_rows_beside_a_recipe_have_its_hashes",
+        "test_conf.py::test_one_word_in_three_places",
+        "test_security.py::test_find_target_refuses_what_is_no_option",
+        "test_jobs.py::test_jobs_are_single_runs_and_run_once",
+    ]
+    tests = [f"tests/{name}" for name in names]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", *tests],
+        cwd=copied,
+        env=os.environ | {"PYTHONPATH": str(copied / "src")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout

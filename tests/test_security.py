@@ -1,4 +1,4 @@
-"""What comes from strangers is data: nothing named in it runs."""
+"""Files from strangers are data: nothing that they name is run, written or deleted."""
 
 import os
 import re
@@ -22,21 +22,25 @@ from tricklab.files import read_safetensors
 from tricklab.run.instantiate import find_target
 
 CPU = "trainer.accelerator=cpu"
-MARK = "this-has-run"
+MARK = "payload-was-run"
+RUN = (*ONE_BATCH, "model=mlp")
+SMALL = ("model=mlp", "model.widths=[4]")
+
+
+# Checkpoints
 
 
 class Payload:
+    """Makes a folder when it is unpickled."""
+
     def __reduce__(self):
         return os.mkdir, (MARK,)
-
-
-RUN = (*ONE_BATCH, "model=mlp")
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        ("../train.py", CPU, "model=mlp", "model.weights=bad/checkpoints/last.ckpt"),
+        ("../train.py", CPU, "model=mlp", "model.weights=pickle/checkpoints/last.ckpt"),
         ("../train.py", CPU, *RUN, "resume=run"),
         ("evaluate.py", "ckpt=run/checkpoints/last.ckpt"),
         ("predict.py", "ckpt=run/checkpoints/last.ckpt", "input=run"),
@@ -44,23 +48,41 @@ RUN = (*ONE_BATCH, "model=mlp")
     ],
     ids=lambda command: " ".join(command[:2]),
 )
-def test_a_checkpoint_with_a_payload(trained, script, tmp_path, command):
+def test_checkpoint_with_a_pickled_payload_is_refused(trained, script, tmp_path, command):
     last = trained(*RUN).folder / "checkpoints" / "last.ckpt"
-    for place in (last, tmp_path / "bad" / "checkpoints" / "last.ckpt"):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(
-            {**torch.load(last, weights_only=True), "extra": Payload()}
-            if place == last
-            else Payload(),
-            place,
-        )
-        if place == last:
-            content = place.read_bytes()
-    last.write_bytes(content)
+    torch.save({**torch.load(last, weights_only=True), "extra": Payload()}, last)
+    (tmp_path / "pickle" / "checkpoints").mkdir(parents=True)
+    torch.save(Payload(), tmp_path / "pickle" / "checkpoints" / "last.ckpt")
     done = script(*command)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert not list(tmp_path.rglob(MARK))
+
+
+def test_paths_in_a_checkpoint_are_not_deleted(trained, train, tmp_path):
+    """Lightning deletes the previous best checkpoint, whose path is in the state of a callback."""
+    run = trained(*SMALL, "trainer.max_epochs=1").folder
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    last = run / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    path = f"{run}/checkpoints/../../victim"
+    for state in checkpoint["callbacks"].values():
+        if "best_model_path" in state:
+            state["best_model_path"] = path
+            state["best_k_models"] = {path: torch.tensor(-1.0)}
+            state["kth_best_model_path"] = path
+            state["last_model_path"] = path
+            state["dirpath"] = str(tmp_path)
+    torch.save(checkpoint, last)
+    quiet = "callbacks.progress.refresh_rate=0"
+    done = train(CPU, *SMALL, quiet, "trainer.max_epochs=3", f"resume={run}")
+    assert done.returncode == 0, done.stderr
+    assert victim.is_dir()
+    assert (run / "checkpoints" / "best.ckpt").is_file()
+
+
+# Configs
 
 
 TARGETS = [
@@ -90,14 +112,14 @@ TARGETS = [
     ("place", "message"),
     [
         ("model", "model._target_='{target}' does not exist; allowed: tricklab.model.convnet, "),
-        ("model.widths", "model.widths is nested; expected a plain value"),
+        ("model.widths", "model.widths is nested. Expected a plain value"),
         ("data", "data._target_='{target}' does not exist; allowed: tricklab.data.datasets."),
         ("augment.flip", "augment.flip._target_='{target}' does not exist; allowed: tricklab.augm"),
-        ("trainer.precision", "trainer.precision is nested; expected a plain value"),
+        ("trainer.precision", "trainer.precision is nested. Expected a plain value"),
     ],
 )
 @pytest.mark.parametrize("target", TARGETS, ids=lambda node: node["_target_"])
-def test_a_strangers_config_names_our_options_alone(target, place, message):
+def test_validate_config_refuses_targets_that_are_no_option(target, place, message):
     config = OmegaConf.to_container(configure())
     group, _, key = place.partition(".")
     config[group] = {**config[group], key: target} if key else target
@@ -107,99 +129,95 @@ def test_a_strangers_config_names_our_options_alone(target, place, message):
 
 @pytest.mark.parametrize("node", [{"_target_": "joblib.load", "filename": "x"}, [1], "text"])
 @pytest.mark.parametrize("key", ["data.batch_size", "model.dropout", "seed", "trainer.precision"])
-def test_a_strangers_interpolation_is_text(key, node):
-    """It was resolved after it had been judged, and what it named was built."""
+def test_validate_config_does_not_resolve_interpolations(key, node):
     config = OmegaConf.to_container(configure())
+    config["claim"] = node
     group, _, name = key.partition(".")
-    config |= {"claim": node, group: {**config[group], name: "${claim}"} if name else "${claim}"}
+    if name:
+        config[group][name] = "${claim}"
+    else:
+        config[group] = "${claim}"
     with pytest.raises(UserError, match=r"\$\{claim\}"):
         validate_config(config, "x")
 
 
-def test_our_own_config_is_judged_to_be_itself():
-    config = configure(
-        "model=resnet", "augment=medium", "data=fake", "trainer.precision=bf16-mixed"
-    )
-    ours = validate_config(OmegaConf.to_container(config), "x")
+def test_validate_config_keeps_a_valid_config():
+    options = ("model=resnet", "augment=medium", "data=fake", "trainer.precision=bf16-mixed")
+    config = configure(*options)
+    validated = validate_config(OmegaConf.to_container(config), "x")
     for group in ("model", "data", "augment", "seed"):
-        assert ours[group] == config[group]
-    assert ours.trainer.precision == "bf16-mixed"
+        assert validated[group] == config[group]
+    assert validated.trainer.precision == "bf16-mixed"
 
 
-def test_a_config_in_an_exported_file_runs_nothing(trained, script, tmp_path):
-    """What `evaluate` built of an interpolation once loaded a pickle."""
-    best = trained(*RUN).folder / "checkpoints" / "best.ckpt"
-    assert script("export.py", f"ckpt={best}", "output=honest.safetensors").returncode == 0
+def test_config_in_an_exported_file_runs_nothing(trained, script, tmp_path):
+    run = trained(*RUN).folder
+    assert script("export.py", str(run), "output=honest.safetensors").returncode == 0
     tensors, metadata = read_safetensors(Path("honest.safetensors"))
     config = OmegaConf.create(metadata["config"])
     config.claim = {"_target_": "os.mkdir", "_args_": [MARK]}
     config.data.batch_size = "${claim}"
     save_file(tensors, "evil.safetensors", {"config": OmegaConf.to_yaml(config)})
-    for name in ("evaluate.py", "predict.py", "export.py"):
-        done = script(name, "ckpt=evil.safetensors", *["input=."] * (name == "predict.py"))
+    for name, *options in (["evaluate.py"], ["predict.py", "input=."], ["export.py"]):
+        done = script(name, "ckpt=evil.safetensors", *options)
         assert done.returncode == 1
         assert "data.batch_size='${claim}'" in done.stderr
     assert not list(tmp_path.rglob(MARK))
 
 
 @pytest.mark.slow
-def test_two_thousand_strange_configs_reach_nothing(trained, script, tmp_path):
-    """Judged by what Python itself reports of imports, files, processes and sockets."""
-    best = trained(*RUN, "model.widths=[4]").folder / "checkpoints" / "best.ckpt"
-    assert script("export.py", f"ckpt={best}", f"output={tmp_path}/m.safetensors").returncode == 0
-    done = audit("fuzz", f"{tmp_path}/m.safetensors", "0", "2000")
+def test_random_hostile_configs_import_write_and_start_nothing(trained, script, tmp_path):
+    """Two thousand configs, watched by Python's audit hook."""
+    run = trained(*RUN, "model.widths=[4]").folder
+    exported = f"{tmp_path}/m.safetensors"
+    assert script("export.py", str(run), f"output={exported}").returncode == 0
+    done = run_audit("fuzz", exported, "0", "2000")
     assert done.returncode == 0, done.stderr
-    *seen, last = done.stdout.splitlines()
-    assert not seen
-    assert sum(int(n) for n in re.findall(r"\d+", last)) == 2000
-    noticed = audit("hydra", str(tmp_path)).stdout  # what it would have seen
-    assert len(re.findall(r"^\S+ [1-9]\d*$", noticed, re.MULTILINE)) >= 8
+    *events, summary = done.stdout.splitlines()
+    assert not events
+    assert sum(int(n) for n in re.findall(r"\d+", summary)) == 2000
 
 
-def audit(*arguments):
-    script = str(Path(__file__).parent / "helpers" / "audit.py")
-    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
+@pytest.mark.slow
+def test_audit_hook_reports_what_hydra_would_run(tmp_path):
+    output = run_audit("hydra", str(tmp_path)).stdout
+    assert len(re.findall(r"^\S+ [1-9]\d*$", output, re.MULTILINE)) >= 8
 
 
-def test_a_checkpoint_names_no_files_to_remove(trained, train, tmp_path):
-    """Lightning removes the best checkpoint that a state names."""
-    run = trained("model=mlp", "model.widths=[4]", "trainer.max_epochs=1").folder
-    victim = tmp_path / "victim"
-    victim.mkdir()
-    last = run / "checkpoints" / "last.ckpt"
-    content = torch.load(last, weights_only=True)
-    for state in content["callbacks"].values():
-        if "best_model_path" in state:
-            evil = f"{run}/checkpoints/../../victim"
-            state |= {"best_model_path": evil, "best_k_models": {evil: torch.tensor(-1.0)}}
-            state |= {
-                "kth_best_model_path": evil,
-                "last_model_path": evil,
-                "dirpath": str(tmp_path),
-            }
-    torch.save(content, last)
-    options = ("model=mlp", "model.widths=[4]", "callbacks.progress.refresh_rate=0")
-    done = train(CPU, *options, "trainer.max_epochs=3", f"resume={run}")
-    assert done.returncode == 0, done.stderr
-    assert victim.is_dir()
-    assert (run / "checkpoints" / "best.ckpt").is_file()
+def run_audit(*arguments):
+    path = str(Path(__file__).parent / "helpers" / "audit.py")
+    return subprocess.run([sys.executable, path, *arguments], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("target", [t["_target_"] for t in TARGETS if "Wandb" not in t["_target_"]])
+def test_find_target_refuses_what_is_no_option(target):
+    with pytest.raises(UserError, match="is not allowed"):
+        find_target(target)
+
+
+# Run folders
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "checkpoints", ".hydra", ".lock"])
-def test_a_run_folder_with_a_link_out_of_it_is_refused(trained, train, tmp_path, name):
+def test_run_folder_with_a_link_out_of_it_is_refused(trained, train, tmp_path, name):
     run = trained("model=mlp", "stop_after=2it").folder
     outside = tmp_path / "outside"
     if (run / name).exists():
         (run / name).rename(outside)
     else:
         outside.write_text("keep")
-    before = [path.read_bytes() for path in [outside, *outside.glob("**/*")] if path.is_file()]
+    before = read_files(outside)
     (run / name).symlink_to(outside)
     done = train(CPU, "model=mlp", f"resume={run}")
     assert done.returncode == 1
     assert f"{run}/{name} is a link that leads out of the run folder" in done.stderr
-    after = [path.read_bytes() for path in [outside, *outside.glob("**/*")] if path.is_file()]
-    assert after == before
+    assert read_files(outside) == before
+
+
+def read_files(path):
+    """Return the content of a file, or of all files below a folder."""
+    files = [path] if path.is_file() else sorted(path.glob("**/*"))
+    return [file.read_bytes() for file in files if file.is_file()]
 
 
 def test_results_are_not_written_through_a_link(trained, script, tmp_path):
@@ -214,39 +232,32 @@ def test_results_are_not_written_through_a_link(trained, script, tmp_path):
     assert not (run / "ood.csv").is_symlink()
 
 
-@pytest.mark.parametrize("target", [t["_target_"] for t in TARGETS if "Wandb" not in t["_target_"]])
-def test_no_config_calls_them(target):
-    with pytest.raises(UserError, match="is not allowed"):
-        find_target(target)
+# Images and class folders
 
 
-def test_an_image_of_2500_million_pixels_is_not_decoded(train, tree):
+def png_chunk(kind, data):
+    checksum = zlib.crc32(kind + data)
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
+
+
+def test_image_of_2500_million_pixels_is_not_decoded(train, tree):
     """50,000 x 50,000: a PNG of a few bytes, which would take 7.5 GB."""
     root = tree({"": 6})
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
-    content = (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b""))
-        + chunk(b"IEND", b"")
-    )
-    (root / "cat" / "bomb.png").write_bytes(content)
+    chunks = [
+        png_chunk(b"IHDR", header),
+        png_chunk(b"IDAT", zlib.compress(b"")),
+        png_chunk(b"IEND", b""),
+    ]
+    (root / "cat" / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
     done = train(CPU, "data=folder", f"data.root='{root}'", "data.num_workers=0")
     assert done.returncode == 1
-    assert (
-        f"{root}/cat/bomb.png can't be decoded: Image size (2500000000 pixels) exceeds limit"
-        in done.stderr
-    )
+    reason = "Image size (2500000000 pixels) exceeds limit"
+    assert f"{root}/cat/bomb.png can't be decoded: {reason}" in done.stderr
 
 
-def test_an_image_starts_no_program(train, tree, tmp_path, monkeypatch):
-    """Pillow has Ghostscript draw an EPS, whatever the ending of the file."""
+def test_image_starts_no_program(train, tree, tmp_path, monkeypatch):
+    """Pillow decodes EPS with Ghostscript, whatever the extension of the file."""
     root = tree({"": 6})
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\nmkdir '{tmp_path}/{MARK}'\n")
@@ -260,24 +271,16 @@ def test_an_image_starts_no_program(train, tree, tmp_path, monkeypatch):
     assert not (tmp_path / MARK).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("servers")
-def test_a_folder_named_like_a_script_is_text(train, script, tree, tmp_path):
-    """That of the data, which the report names, and that of a class."""
+def test_folder_named_like_a_script_is_escaped_in_the_report(train, script, tree, tmp_path):
+    """The root of the data, which the report names, and a class."""
     name = "<script>alert(1)<"
     tree({"": 8}, classes=("cat", name)).rename(tmp_path / name)
     shutil.copytree(tmp_path / name, tmp_path / "plain")
     roots = f"data.root='{tmp_path}/plain','{tmp_path}/{name}'"
-    words = (
-        "-m",
-        CPU,
-        "model=mlp",
-        "stop_after=1it",
-        "data=folder",
-        roots,
-        "data.num_workers=0",
-        "data.batch_size=4",
-    )
-    done = train(*words, "hydra.sweep.dir=s")
+    data = ("data=folder", roots, "data.num_workers=0", "data.batch_size=4")
+    done = train("-m", CPU, "model=mlp", "stop_after=1it", *data, "hydra.sweep.dir=s")
     assert done.returncode == 0, done.stdout
     assert all(name in path.read_text() for path in Path("s").glob("*/config.yaml"))
     assert script("report.py", "s").returncode == 0

@@ -39,7 +39,7 @@ def test_signature_is_that_of_the_imported_object(target):
     }
     assert read is not None
     assert set(read.arguments) == set(named)
-    assert read.more == (inspect.Parameter.VAR_KEYWORD in kinds)
+    assert read.has_kwargs == (inspect.Parameter.VAR_KEYWORD in kinds)
     for name, default in read.arguments.items():
         assert default in (None, named[name].default)
 

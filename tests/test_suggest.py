@@ -6,12 +6,12 @@ import pytest
 from conftest import CONF, configure
 
 from tricklab.cli.config import find_options, list_keys, list_options
-from tricklab.cli.suggest import KEYS, OPTIONS, plain, suggest_key, suggest_option
+from tricklab.cli.suggest import KEY_ALIASES, OPTION_ALIASES, normalise, suggest_key, suggest_option
 
 KNOWN = list_keys(configure())
 
 
-@pytest.mark.parametrize("typed", KEYS)
+@pytest.mark.parametrize("typed", KEY_ALIASES)
 def test_what_is_suggested_for_names_of_other_tools_exists(typed):
     for word in typed.split():
         key, _, value = word.partition("=")
@@ -20,14 +20,16 @@ def test_what_is_suggested_for_names_of_other_tools_exists(typed):
         assert not group or value in ("{}", *list_options(CONF / key))
 
 
-@pytest.mark.parametrize("typed", OPTIONS)
+@pytest.mark.parametrize("typed", OPTION_ALIASES)
 def test_what_is_suggested_for_options_of_other_tools_exists(typed):
     group, _, option = typed.split()[0].partition("=")
     assert option in list_options(CONF / group) or typed == "augment=resized_crop"
 
 
 def test_a_name_of_other_tools_stands_for_one_key():
-    listed = Counter(plain(name) for of in KEYS.values() for name in {*map(plain, of.split())})
+    listed = Counter(
+        normalise(name) for of in KEY_ALIASES.values() for name in {*map(normalise, of.split())}
+    )
     assert [name for name, n in listed.items() if n > 1] == []
 
 

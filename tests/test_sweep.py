@@ -18,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tricklab import sweep
 from tricklab.errors import UserError
+from tricklab.jobs.job import RunLength
 
 
 class Jobs:
@@ -34,13 +35,16 @@ class Jobs:
         steps = int(given.get("trainer.max_steps", trainer.max_steps))
         stop = given.get("stop_after")
         return SimpleNamespace(
-            length=(epochs, steps, trainer.check_val_every_n_epoch, stop, "callbacks" in given)
+            length=RunLength(
+                epochs, steps, trainer.check_val_every_n_epoch, stop, "callbacks" in given
+            )
         )
 
-    def run(self, combinations, until=0, what=""):
-        self.ran.append((until, [" ".join(words) for words in combinations]))
+    def run(self, combinations, epoch_budget=0, label=""):
+        self.ran.append((epoch_budget, [" ".join(words) for words in combinations]))
         found = [
-            self.measure(dict(word.split("=") for word in words), until) for words in combinations
+            self.measure(dict(word.split("=") for word in words), epoch_budget)
+            for words in combinations
         ]
         return [SimpleNamespace(value=m and m["val/acc"], result={"metrics": m}) for m in found]
 
@@ -109,7 +113,7 @@ def test_halving_drops_what_fails_and_validates_where_it_stops(capsys):
 )
 def test_halving_counts_epochs(word):
     jobs = Jobs(learn)
-    with pytest.raises(UserError, match="ends runs after whole epochs itself; allowed: one"):
+    with pytest.raises(UserError, match="ends runs after whole epochs itself; expected one"):
         sweep.halving(parse(word), jobs, factor=3, rounds=3)
     assert not jobs.ran
 
@@ -212,9 +216,9 @@ def test_optuna_with_two_objectives_and_failures(capsys):
     [
         (
             ("seed=0,1", "mixup=off,on"),
-            "sweep=optuna, seed=0,1; allowed: values of other keys, and sweep.replicates",
+            "sweep=optuna, seed=0,1; expected values of other keys, and sweep.replicates",
         ),
-        (("data.fold=0,1", "mixup=off,on"), "sweep=optuna, data.fold=0,1; allowed"),
+        (("data.fold=0,1", "mixup=off,on"), "sweep=optuna, data.fold=0,1; expected"),
         (("mixup=on",), "sweep=optuna, no values to choose from"),
         (("lr=interval(0.1,0.01)",), r"lr=interval\(0.1,0.01\): "),
         (("lr=tag(log,interval(0,1))",), r"lr=tag\(log,interval\(0,1\)\): "),

@@ -1,10 +1,9 @@
-"""The mean over views: Monte-Carlo dropout and test-time augmentation."""
+"""Averaging over views: Monte-Carlo dropout and test-time augmentation."""
 
 import math
 
 import pytest
 import torch
-from conftest import Run
 from torch import nn
 
 from tricklab.analysis.views import ViewEnsemble
@@ -18,139 +17,137 @@ NET = nn.Sequential(
 IMAGES = torch.randint(256, (5, 1, 3, 4), dtype=torch.uint8, generator=generator(0, "images"))
 
 
-class Halved(nn.Module):
-    """What a run would prepare, here one number."""
+class Scale(nn.Module):
+    """Stands for the preprocessing of a run."""
 
     def forward(self, images):
         return images.float() / 128
 
 
-def averaged(views, dropout=False, augment=None):
-    return ViewEnsemble(NET, Halved(), views, dropout, augment or {}, seed=7).eval()
+def make_ensemble(views, dropout=False, augment=None, net=NET):
+    return ViewEnsemble(net, Scale(), views, dropout, augment or {}, seed=7).eval()
+
+
+def predict(net, images):
+    """Return probabilities [B, K]."""
+    return net(images.float() / 128).softmax(1)
 
 
 def entropy(p):
     return -(p * p.log()).sum(-1)
 
 
-def test_dropout_views_are_averaged_and_measured():
-    ours = averaged(4, dropout=True)
-    with torch.no_grad():
-        logits = [ours(IMAGES), ours(IMAGES)]
-        for batch in range(2):
-            passes = []
-            for view in range(4):
-                seed_default(7, "mc", batch, view)
-                passes.append(NET.train()(IMAGES.float() / 128).softmax(1))
-            mean = torch.stack(passes).mean(0)
-            assert torch.allclose(logits[batch].softmax(1), mean, atol=1e-6)
-            assert torch.allclose(ours.entropy[batch], entropy(mean), atol=1e-5)
-            information = entropy(mean) - torch.stack([entropy(p) for p in passes]).mean(0)
-            assert torch.allclose(ours.mutual_information[batch], information, atol=1e-5)
-            assert (information > 0).all()
+def padded_crop(images, rand):
+    return crop(images, rand, padding=1)
+
+
+@torch.no_grad()
+def test_mc_dropout_averages_probabilities_and_measures_entropies():
+    ensemble = make_ensemble(4, dropout=True)
+    logits = [ensemble(IMAGES), ensemble(IMAGES)]
+    for batch in range(2):
+        views = []
+        for view in range(4):
+            seed_default(7, "mc", batch, view)
+            views.append(predict(NET.train(), IMAGES))
+        mean = torch.stack(views).mean(0)
+        mutual_information = entropy(mean) - torch.stack([entropy(p) for p in views]).mean(0)
+        assert torch.allclose(logits[batch].softmax(1), mean, atol=1e-6)
+        assert torch.allclose(ensemble.entropy[batch], entropy(mean), atol=1e-5)
+        assert torch.allclose(ensemble.mutual_information[batch], mutual_information, atol=1e-5)
+        assert (mutual_information > 0).all()
     NET.eval()
-    assert not torch.equal(*logits)  # each batch has numbers of its own
+    assert not torch.equal(*logits)  # each batch has random numbers of its own
 
 
-def test_one_image_may_look_the_same_twice():
-    ours = averaged(2, dropout=True)
-    with torch.no_grad():
-        ours.net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Dropout(0.0))
-        with pytest.raises(UserError, match="no dropout"):
-            ours(IMAGES)
-        ours(IMAGES[:1])
-
-
-def test_augmented_views_are_averaged():
-    ours = averaged(3, augment={"crop": lambda images, rand: crop(images, rand, padding=1)})
-    with torch.no_grad():
-        views = [
-            crop(IMAGES, Rand(generator(7, "view crop", 0, view), 5), padding=1)
-            for view in range(3)
-        ]
-        mean = torch.stack([NET(view.float() / 128).softmax(1) for view in views]).mean(0)
-        assert torch.allclose(ours(IMAGES).softmax(1), mean, atol=1e-6)
-
-
-def test_two_alternating_flips_are_both_sides():
-    with torch.no_grad():
-        both = averaged(2, augment={"flip": alternating_flip})(IMAGES).softmax(1)
-        sides = [NET(side.float() / 128).softmax(1) for side in (IMAGES, IMAGES.flip(3))]
-    assert torch.allclose(both, (sides[0] + sides[1]) / 2, atol=1e-6)
-
-
-def test_views_of_one_kind_have_no_mutual_information():
-    with torch.no_grad():
-        ours = averaged(3)
-        assert torch.allclose(
-            ours(IMAGES).softmax(1), NET(IMAGES.float() / 128).softmax(1), atol=1e-6
-        )
-        assert ours.mutual_information[0].abs().max() < 1e-6
-        assert (ours.entropy[0] < math.log(3)).all()
+@torch.no_grad()
+def test_mc_dropout_without_dropout_is_refused():
     with pytest.raises(UserError, match="mc=4: the network has no dropout"):
-        ViewEnsemble(NET[:3], Halved(), 4, True, {}, seed=0)(IMAGES)
+        make_ensemble(4, dropout=True, net=NET[:3])(IMAGES)
 
 
-class Functional(nn.Module):
-    """Drops units without a layer for it, as many networks of timm do; its batch norm must stay as it is."""
+@torch.no_grad()
+def test_mc_dropout_of_one_image_may_be_the_same_twice():
+    """Dropout can leave a single image unchanged by chance."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Dropout(0.0))
+    make_ensemble(2, dropout=True, net=net)(IMAGES[:1])
+
+
+class FunctionalDropout(nn.Module):
+    """Drops units without a layer for it, as many networks of timm do."""
 
     def __init__(self):
         super().__init__()
-        self.norm, self.out = nn.BatchNorm2d(1), nn.Linear(12, 3)
+        self.norm = nn.BatchNorm2d(1)
+        self.out = nn.Linear(12, 3)
 
     def forward(self, x):
-        return self.out(nn.functional.dropout(self.norm(x).flatten(1), 0.5, self.training))
+        x = self.norm(x).flatten(1)
+        return self.out(nn.functional.dropout(x, 0.5, self.training))
 
 
-def test_dropout_without_a_layer_is_found_and_norms_stay():
-    net = Functional().eval()
+@torch.no_grad()
+def test_mc_dropout_without_a_layer_works_and_leaves_batch_norm_alone():
+    net = FunctionalDropout().eval()
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    ours = ViewEnsemble(net, Halved(), 4, True, {}, seed=0)
-    with torch.no_grad():
-        ours(IMAGES)
-    assert (ours.mutual_information[0] > 0).all()
+    ensemble = make_ensemble(4, dropout=True, net=net)
+    ensemble(IMAGES)
+    assert (ensemble.mutual_information[0] > 0).all()
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
+@torch.no_grad()
+def test_tta_averages_augmented_views():
+    ensemble = make_ensemble(3, augment={"crop": padded_crop})
+    views = []
+    for view in range(3):
+        rand = Rand(generator(7, "view crop", 0, view), 5)
+        views.append(predict(NET, padded_crop(IMAGES, rand)))
+    mean = torch.stack(views).mean(0)
+    assert torch.allclose(ensemble(IMAGES).softmax(1), mean, atol=1e-6)
+
+
+@torch.no_grad()
+def test_tta_with_two_alternating_flips_averages_both_sides():
+    ensemble = make_ensemble(2, augment={"flip": alternating_flip})
+    mean = (predict(NET, IMAGES) + predict(NET, IMAGES.flip(3))) / 2
+    assert torch.allclose(ensemble(IMAGES).softmax(1), mean, atol=1e-6)
+
+
+@torch.no_grad()
+def test_equal_views_have_no_mutual_information():
+    ensemble = make_ensemble(3)
+    assert torch.allclose(ensemble(IMAGES).softmax(1), predict(NET, IMAGES), atol=1e-6)
+    assert ensemble.mutual_information[0].abs().max() < 1e-6
+    assert (ensemble.entropy[0] < math.log(3)).all()
+
+
+def evaluate(script, run, *options):
+    """Return the results that evaluate.py prints."""
+    output = script("evaluate.py", str(run.folder), "resamples=0", *options).stdout
+    pairs = [line.split() for line in output.splitlines()[1:]]
+    return {name: float(value) for name, value in pairs}
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true", "bf16-true"])
-def test_views_in_any_precision_are_those_of_training(trained, script, precision):
-    done = trained("model=mlp", "augment=rotate", "trainer.max_epochs=3")
-    ckpt = f"ckpt={done.folder}/checkpoints/best.ckpt"
-    plain, other = (
-        values(
-            script(
-                "evaluate.py",
-                ckpt,
-                "resamples=0",
-                "tta=4",
-                "augment.rotate.degrees=30",
-                "augment=rotate",
-                f"trainer.precision={p}",
-            )
-        )
-        for p in ("32-true", precision)
-    )
-    assert other["test/loss"] == pytest.approx(plain["test/loss"], rel=0.03)
-    assert plain != values(script("evaluate.py", ckpt, "resamples=0", "tta=4"))
+def test_evaluate_augments_views_in_full_precision(trained, script, precision):
+    run = trained("model=mlp", "augment=rotate", "trainer.max_epochs=3")
+    rotate = ("tta=4", "augment=rotate", "augment.rotate.degrees=30")
+    single = evaluate(script, run, *rotate, "trainer.precision=32-true")
+    other = evaluate(script, run, *rotate, f"trainer.precision={precision}")
+    assert other["test/loss"] == pytest.approx(single["test/loss"], rel=0.03)
+    assert evaluate(script, run, "tta=4") != single  # augmented as in training
 
 
-def values(said):
-    return {
-        name: float(value)
-        for name, value in (line.split()[:2] for line in said.stdout.splitlines()[1:])
-    }
-
-
-def test_evaluate_with_views(run, script):
-    done: Run = run("model=mlp", "model.dropout=0.5", "augment=crop", "trainer.max_epochs=4")
-    ckpt = f"ckpt={done.folder}/checkpoints/best.ckpt"
-    plain, mc, again, tta, other = (
-        values(script("evaluate.py", ckpt, "resamples=0", *more))
-        for more in ([], ["mc=16"], ["mc=16"], ["tta=8"], ["tta=8", "augment=rotate"])
-    )
-    assert plain == {name: done.result["metrics"][name] for name in plain}
-    assert mc == again
+def test_evaluate_averages_over_views(run, script):
+    run = run("model=mlp", "model.dropout=0.5", "augment=crop", "trainer.max_epochs=4")
+    plain = evaluate(script, run)
+    mc = evaluate(script, run, "mc=16")
+    tta = evaluate(script, run, "tta=8")
+    rotated = evaluate(script, run, "tta=8", "augment=rotate")
+    assert plain == {name: run.result["metrics"][name] for name in plain}
+    assert mc == evaluate(script, run, "mc=16")
     assert mc.keys() == plain.keys() | {"test/entropy", "test/mutual_information"}
     assert 0 < mc["test/mutual_information"] < mc["test/entropy"] < math.log(10)
-    assert len({view["test/loss"] for view in (plain, mc, tta, other)}) == 4
-    assert min(view["test/acc"] for view in (mc, tta, other)) > 0.6
+    assert len({results["test/loss"] for results in (plain, mc, tta, rotated)}) == 4
+    assert min(results["test/acc"] for results in (mc, tta, rotated)) > 0.6

@@ -17,9 +17,9 @@ class Length(NamedTuple):
 class Batching(NamedTuple):
     """How the images of an epoch become batches and optimizer steps."""
 
-    images: int  # of an epoch, as far as they are used
+    images: int  # used in an epoch
     batch: int  # images of a batch on all ranks together
-    batches: int  # of an epoch
+    batches: int  # in an epoch
     accumulate: int = 1  # batches of an optimizer step; the last of an epoch may have fewer
     ranks: int = 1
 

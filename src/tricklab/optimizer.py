@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from tricklab.model import find_head
 
-NO_DECAY_METHOD = "no_weight_decay"  # of timm's networks: returns names of parameters, or patterns
+# timm's networks have this method, which returns names of parameters, or patterns
+NO_DECAY_METHOD = "no_weight_decay"
 EMBEDDINGS = re.compile(r"\w*(tokens?|embed(ding)?s?)(_?\d+)?|(\w*_)?bias(es)?(_\w+)?")
 POSITIONS = re.compile(r"(\w+_)?pos(_\w+)?|\w*position\w*")
 BACKBONE = "backbone"
 
-Group = dict[str, Any]  # of an optimizer: parameters, a name, and options such as lr
+Group = dict[str, Any]  # parameters, a name, and options such as lr
 
 
 def parameter_groups(net: nn.Module, separate_backbone: bool = False) -> list[Group]:

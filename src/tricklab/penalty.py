@@ -75,28 +75,31 @@ def select(weights: Mapping[str, nn.Parameter], only: str | None) -> list[nn.Par
 @term
 def l1(weights: Sequence[Tensor], strength: float) -> Tensor:
     """Return strength * sum |w|: in the loss it makes weights small, hardly ever exactly 0."""
-    return strength * _PowerSum.apply(1, *[w.float() for w in weights])
+    norms = torch._foreach_norm([w.float() for w in weights], 1)
+    return strength * torch.stack(norms).sum()
 
 
 @term
 def l2(weights: Sequence[Tensor], strength: float) -> Tensor:
     """Return strength / 2 * sum w^2, whose gradient strength * w is weight decay in plain SGD."""
-    return strength / 2 * _PowerSum.apply(2, *[w.float() for w in weights])
+    return strength / 2 * _SquareSum.apply(*[w.float() for w in weights])
 
 
-class _PowerSum(torch.autograd.Function):
-    """sum |w|^p, p = 1 or 2, over all weights; l1 + l2 of seven take 0.5 ms, sums of each 0.7."""
+class _SquareSum(torch.autograd.Function):
+    """sum w^2 over all weights at once, with the exact gradient 2 w.
+
+    Autograd of `torch._foreach_norm` computes it as w / norm * (2 norm), wrong in the last bit;
+    sums of squares one by one take twice as long for the seven weights of a convnet.
+    """
 
     @staticmethod
-    def forward(ctx: Any, p: int, *weights: Tensor) -> Tensor:
-        ctx.p = p
+    def forward(ctx: Any, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(*weights)
-        return torch.stack(torch._foreach_norm(weights, p)).pow(p).sum()
+        return torch.stack(torch._foreach_norm(weights, 2)).pow(2).sum()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        slopes = torch._foreach_sign(ctx.saved_tensors) if ctx.p == 1 else ctx.saved_tensors
-        return None, *torch._foreach_mul(slopes, gradient * ctx.p)
+        return torch._foreach_mul(ctx.saved_tensors, gradient * 2)
 
 
 @projection

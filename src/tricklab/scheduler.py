@@ -17,7 +17,6 @@ Curve = Callable[[int], float]
 Steps = Annotated[int, "duration"]
 # 5ep, 300it or 10% in a config, steps in the function
 IN_CONFIG: dict[Any, Any] = {Steps: float | str, Sequence[Steps]: Sequence[float | str]}
-DURATIONS: set[str] = set()  # names of all arguments of type Steps, for the check of configs
 
 
 class Multiplier:
@@ -57,7 +56,6 @@ def schedule(
     """
     keys = {key.name: key for fn in (decay, momentum) if fn for key in keys_after(fn, 2)}
     durations = {name for name, key in keys.items() if key.annotation in IN_CONFIG}
-    DURATIONS.update(durations)
     for name in durations:
         keys[name] = keys[name].replace(annotation=IN_CONFIG[keys[name].annotation])
 
@@ -85,7 +83,7 @@ class Phases(NamedTuple):
     warmup: int  # steps
     decay: Length
     interval: int  # steps
-    ramp: Callable[[float], float]  # of the warmup
+    ramp: Callable[[float], float]  # the shape of the warmup
 
     def after_warmup(self, curve: Callable[[int, int], float]) -> Curve:
         """Return `curve(t, total)` by the step of the run: t = 0 until the end of the warmup."""
@@ -109,12 +107,12 @@ class Phases(NamedTuple):
 
 
 def find_phases(
-    length: Length, warmup: float | str, shape: str, share: float, hold: float | str
+    length: Length, warmup: float | str, shape: str, fraction: float, hold: float | str
 ) -> Phases:
     """Divide a run of `length`. Raises UserError: a duration that is longer."""
     steps = find_steps("warmup", warmup, length, 0, length.steps - 1)
     interval = find_steps("hold", hold, length, 0, length.steps) or 1
-    ramp = WARMUP_SHAPES.get(shape, lambda x: share)
+    ramp = WARMUP_SHAPES.get(shape, lambda x: fraction)
     return Phases(steps, length._replace(steps=length.steps - steps), interval, ramp)
 
 
@@ -318,7 +316,3 @@ class Plateau(Multiplier):
 
 
 plateau = Plateau  # the name of its option
-
-# names that the check of configs uses
-RAMPS = WARMUP_SHAPES
-FALLS = DECAY_SHAPES

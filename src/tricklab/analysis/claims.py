@@ -76,7 +76,7 @@ class Claim(NamedTuple):
 
 
 def read_claim(name: str) -> Claim:
-    """Read the file of a claim. Raises UserError: a key is missing or unknown_name, or an arm is."""
+    """Read the file of a claim. Raises UserError: a key is missing or unknown, or an arm is."""
     path = CLAIMS / f"{name}.yaml"
     try:
         content: Any = read_yaml(path)["claim"]

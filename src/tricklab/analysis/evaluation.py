@@ -48,6 +48,18 @@ def evaluate_checkpoint(
     return Evaluation(len(module.labels), results, intervals)
 
 
+def format_results(evaluation: Evaluation) -> str:
+    """Return the number of images, and a line for each result with its interval."""
+    lines = [f"images {evaluation.images}"]
+    for name, value in evaluation.results.items():
+        interval = ""
+        if name in evaluation.intervals:
+            low, high = evaluation.intervals[name]
+            interval = f" ({low:.4g} to {high:.4g})"
+        lines.append(f"{name} {value}{interval}")
+    return "\n".join(lines)
+
+
 def ensemble_views(checkpoint: LoadedCheckpoint, mc: int, tta: int) -> ViewEnsemble:
     """Return a network that averages over `mc` dropout masks, `tta` augmentations, or both."""
     return ViewEnsemble(

@@ -4,7 +4,7 @@ import csv
 import io
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,6 +111,15 @@ def run_suite(
     write_text(folder / "ood.csv", table.getvalue())
     draw_confidence(confidences, folder / "ood.png")
     return rows
+
+
+def format_table(rows: Sequence[Sequence[object]]) -> str:
+    """Return rows as lines of aligned columns."""
+    lines = []
+    for row in rows:
+        cells = [f"{cell:.4f}" if isinstance(cell, float) else cell for cell in row]
+        lines.append("{:16}{:16}{:>12}{:>10}{:>10}{:>8}".format(*cells))
+    return "\n".join(lines)
 
 
 def find_output_folder(checkpoint: Path) -> Path:

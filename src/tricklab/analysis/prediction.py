@@ -1,7 +1,11 @@
 """Predictions of a checkpoint for image files: class and probability."""
 
+import io
+import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -11,9 +15,15 @@ from tricklab.cli.escape import for_csv, for_terminal
 from tricklab.data.images import decode
 from tricklab.data.search import image_files
 from tricklab.errors import UserError
+from tricklab.files import atomic_open
 
 BATCH = 256  # images at a time
 Row = tuple[Path, str, float]  # file, class and probability
+TEXT: dict[str, Any] = {  # names of files may be any bytes
+    "encoding": "utf-8",
+    "errors": "surrogateescape",
+    "newline": "",
+}
 
 
 def find_images(source: Path) -> list[Path]:
@@ -67,3 +77,23 @@ def decode_files(
         except UserError as error:
             errors.append(str(error))
     return decoded
+
+
+@contextmanager
+def open_output(path: str) -> Iterator[TextIO]:
+    """Open a file that is written as a whole or not at all; the standard output if `path` is ""."""
+    if not path:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(**TEXT)
+        yield sys.stdout
+        return
+    with atomic_open(Path(path).expanduser()) as file:
+        text = io.TextIOWrapper(file, **TEXT)
+        yield text
+        text.detach()
+
+
+def format_path(path: Path) -> object:
+    """Return a path unchanged except for formulas, and for escape sequences on a terminal."""
+    name = for_csv(str(path))
+    return for_terminal(name) if sys.stdout.isatty() else name

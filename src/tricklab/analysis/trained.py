@@ -11,8 +11,9 @@ from torch import nn
 
 from tricklab.analysis.arguments import compose_one, find_checkpoint
 from tricklab.analysis.untrusted import validate_config
-from tricklab.cli.check import check_value
 from tricklab.cli.messages import unknown_name
+from tricklab.cli.specs import find_spec, find_target
+from tricklab.cli.values import check_value
 from tricklab.data.batches import InputSpec, Preprocess
 from tricklab.data.datasets import folder_to_evaluate
 from tricklab.data.module import ImageData
@@ -169,7 +170,8 @@ def apply_overrides(
         if default is config:
             raise UserError(unknown_name(key, key.split(".")[1], map(str, config.data)))
         OmegaConf.update(config, key, OmegaConf.from_dotlist([f"v={value}"]).v)
-        check_value(key, OmegaConf.select(config, key), default)
+        spec = find_spec(key, find_target(key, config))
+        check_value(key, OmegaConf.select(config, key), default, spec)
 
 
 def decode_alike(

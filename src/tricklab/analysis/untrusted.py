@@ -11,9 +11,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from tricklab.cli.check import check_value
 from tricklab.cli.config import CONF, list_options
 from tricklab.cli.messages import unknown_name
+from tricklab.cli.specs import find_spec
+from tricklab.cli.values import check_value
 from tricklab.errors import UserError
 
 # Keys that name files to read or write are reset to these values
@@ -33,7 +34,7 @@ def validate_config(config: Mapping[str, Any], source: str) -> DictConfig:
         validated["augment"] = validate_augment(config.get("augment", {}))
         validated["trainer"] = validate_trainer(config.get("trainer", {}))
         validated["seed"] = config.get("seed", 0)
-        check_value("seed", validated["seed"], 0)
+        check_value("seed", validated["seed"], 0, find_spec("seed"))
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     return OmegaConf.create(validated)
@@ -54,7 +55,7 @@ def validate_option(group: str, path: str, node: Any) -> dict[str, Any]:
         if key not in option:
             raise UserError(unknown_name(f"{path}.{key}", key, option))
         if not key.startswith("_"):
-            _check_plain(f"{path}.{key}", value, option[key])
+            _check_plain(f"{path}.{key}", value, option[key], target)
     reset = {key: value for key, value in RESET.items() if key in option}
     special = {key: value for key, value in option.items() if key.startswith("_")}
     return option | node | reset | special
@@ -75,18 +76,18 @@ def validate_trainer(node: Any) -> dict[str, Any]:
     defaults = next(iter(options_by_target("trainer").values()))
     validated = {key: node.get(key, defaults[key]) for key in TRAINER_KEYS}
     for key, value in validated.items():
-        _check_plain(f"trainer.{key}", value, defaults[key])
+        _check_plain(f"trainer.{key}", value, defaults[key], defaults["_target_"])
     return validated
 
 
-def _check_plain(key: str, value: Any, default: Any) -> None:
+def _check_plain(key: str, value: Any, default: Any, target: str) -> None:
     """Raise UserError for nested values, interpolations and what the command line would refuse."""
     parts = value if isinstance(value, list) else [value]
     if not all(part is None or isinstance(part, str | int | float) for part in parts):
         raise UserError(f"{key} is nested. Expected a plain value or a list of plain values")
     if any("${" in part for part in parts if isinstance(part, str)):
         raise UserError(f"{key}={value!r}: interpolations are not resolved here")
-    check_value(key, value, default)
+    check_value(key, value, default, find_spec(key, target))
 
 
 def _check_mapping(path: str, node: Any) -> dict[str, Any]:

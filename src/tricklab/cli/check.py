@@ -1,31 +1,31 @@
 """Validation of the composed config, before the run folder exists and torch is imported."""
 
-import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from tricklab.cli.config import MULTI_OPTION_GROUPS as SEVERAL
-from tricklab.cli.config import flatten, to_plain
+from tricklab.cli.config import MULTI_OPTION_GROUPS, flatten, to_plain
+from tricklab.cli.defaults import drop_unused_local_values, load_defaults
+from tricklab.cli.grammar import Spec
 from tricklab.cli.lightning import check_argument, check_callback
 from tricklab.cli.messages import unknown_key
-from tricklab.cli.overrides import list_overrides
+from tricklab.cli.overrides import list_overrides, split_key
 from tricklab.cli.redact import SECRET, check_secrets
 from tricklab.cli.signatures import find_default
+from tricklab.cli.specs import find_specs
 from tricklab.cli.values import check_value
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest
 
-MULTI_OPTION_GROUPS = (*SEVERAL, "tags")
+# Keys that take a list, of options or of values
+LIST_KEYS = (*MULTI_OPTION_GROUPS, "tags")
 
-
-GROUPS = (
-    *MULTI_OPTION_GROUPS,
+# Keys that must have a value
+REQUIRED_KEYS = (
+    *LIST_KEYS,
     "data",
     "model",
     "mixup",
@@ -36,8 +36,11 @@ GROUPS = (
     "sweep",
 )
 
+# Nodes with keys of the user's choice
+FREE_NODES = ("sweep.of", "claim")
 
-FIXED = {  # the test reads best.ckpt, whatever these are
+# Values that the run's results depend on: best.ckpt is tested, last.ckpt is resumed
+FIXED = {
     "callbacks.best._target_": "tricklab.callbacks.BestCheckpoint",
     "callbacks.best.filename": "best",
     "callbacks.best.enable_version_counter": False,
@@ -45,68 +48,95 @@ FIXED = {  # the test reads best.ckpt, whatever these are
     "trainer._target_": "pytorch_lightning.Trainer",
 }
 
+# Paths that must stay in the run folder
+RELATIVE_PATHS = ("filename", "tensorboard.name", "tensorboard.version", "tensorboard.sub_dir")
 
-INSIDE = ("filename", "tensorboard.name", "tensorboard.version", "tensorboard.sub_dir")
-
-
-MONITORED = {"val/loss": "min", "val/acc": "max", "val/ece": "min"}  # what callbacks can see
+# Metrics that callbacks can monitor, with the mode that improves them
+MONITORED = {"val/loss": "min", "val/acc": "max", "val/ece": "min"}
 
 
 def check(config: DictConfig) -> None:
-    """Refuse unknown keys, values of another type than the default or out of range, and contradictions."""
-    words = list_overrides(config.hydra)
-    check_overrides(words)
+    """Check keys, types, ranges and combinations of a composed config.
+
+    Raises UserError: an unknown key, a value of another type than its default or out of
+    range, a plain secret, or options that contradict each other.
+    """
+    check_overrides(list_overrides(config.hydra))
+    defaults = load_defaults(config)
+    drop_unused_local_values(config, defaults)
     plain = to_plain(config)
     values = flatten(plain)
     if any(SECRET.search(key) or contains_mapping(value) for key, value in values.items()):
         check_secrets(config)
-    if empty := next((group for group in GROUPS if config[group] is None), ""):
-        raise UserError(f"{empty} is empty; expected an option of it, or keys below it")
-    reference, experiment = defaults(config), config.hydra.runtime.choices.get("experiment")
-    given = [word.lstrip("+").split("=")[0] for word in words]
-    added = tuple(f"{key}." for key, word in zip(given, words, strict=True) if word.startswith("+"))
-    free = tuple(
-        f"{key}." for key in ("sweep.of", "claim") if key in reference
-    )  # names of one's own below
+    for key in REQUIRED_KEYS:
+        if config[key] is None:
+            raise UserError(f"{key} is empty; expected an option of it, or keys below it")
     check_lightning(plain)
-    for key, value in values.items():
-        if key.startswith(free):
-            continue
-        default = reference.get(key)
-        if key not in reference and f"{key}.".startswith(added):
-            default = find_default(key, config)
-        elif key not in reference:
-            by = (
-                f"experiment={experiment} with these options: "
-                if experiment and key not in given
-                else ""
-            )
-            raise UserError(by + unknown_key(key, [*reference]))
-        check_value(key, value, default)
-        if FIXED.get(key, value) != value:
-            raise UserError(f"{key}={value}: the run's results rest on {FIXED[key]}, leave it so")
+    specs = find_specs(values, plain, config.hydra.runtime)
+    check_values(values, defaults, specs, config)
     check_combinations(config)
 
 
 def contains_mapping(value: Any) -> bool:
+    """Whether a value is a list with nested lists or mappings."""
     return isinstance(value, list) and any(isinstance(part, dict | list) for part in value)
 
 
-def check_overrides(words: Sequence[str]) -> None:
-    """Refuse words that can't be taken as they were given."""
-    for word in words:
-        key, _, value = word.partition("=")
-        if value.startswith("[") and "." not in key and key not in MULTI_OPTION_GROUPS:
-            raise UserError(f"{word}; allowed: one option of {key}")
-        if word.startswith("~") and (
-            word[1:].split(".")[0] not in MULTI_OPTION_GROUPS
-            or re.match(r"~callbacks(\.(best|last))?(=|$)", word)
-        ):
-            raise UserError(f"{word} would leave out what is needed; give it another value")
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raise UserError for an override that can't be applied as it was typed."""
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if value.startswith("[") and "." not in key and key not in LIST_KEYS:
+            raise UserError(f"{override}; allowed: one option of {key}")
+        if not override.startswith("~"):
+            continue
+        is_optional = key[1:].split(".")[0] in LIST_KEYS
+        if not is_optional or re.fullmatch(r"~callbacks(\.(best|last))?", key):
+            raise UserError(f"{override} would remove a required key; give it another value")
+
+
+def check_values(
+    values: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    specs: Mapping[str, Spec],
+    config: DictConfig,
+) -> None:
+    """Check the values of all keys. Raises UserError: an unknown key or a wrong value."""
+    added = [
+        f"{split_key(override)}."
+        for override in list_overrides(config.hydra)
+        if override.startswith("+")
+    ]
+    free = tuple(f"{key}." for key in FREE_NODES if key in defaults)
+    for key, value in values.items():
+        if key.startswith(free):
+            continue
+        default = defaults.get(key)
+        if key not in defaults:
+            if not f"{key}.".startswith(tuple(added)):
+                raise_unknown_key(key, defaults, config)
+            default = find_default(key, config)
+        check_value(key, value, default, specs.get(key))
+        if FIXED.get(key, value) != value:
+            fixed = FIXED[key]
+            raise UserError(f"{key}={value}: the run's results depend on {fixed}, keep it")
+
+
+def raise_unknown_key(key: str, known: Collection[str], config: DictConfig) -> None:
+    """Raise UserError, which names the experiment if the key is not from the command line."""
+    experiment = config.hydra.runtime.choices.get("experiment")
+    typed = map(split_key, list_overrides(config.hydra))
+    source = ""
+    if experiment and key not in typed:
+        source = f"experiment={experiment} with these options: "
+    raise UserError(source + unknown_key(key, [*known]))
 
 
 def check_lightning(config: Mapping[str, Any]) -> None:
-    """Refuse what Lightning has and what would not do here what it says, and files outside of the run folder."""
+    """Refuse arguments and callbacks of Lightning that don't work here.
+
+    Raises UserError: one of these, or a path outside the run folder.
+    """
     for name in config["trainer"]:
         check_argument(str(name))
     for name, node in config["callbacks"].items():
@@ -114,123 +144,105 @@ def check_lightning(config: Mapping[str, Any]) -> None:
             check_callback(name, str(node.get("_target_")))
             check_monitor(name, node)
     for group in ("callbacks", "logger"):
-        for key, value in flatten(config[group]).items():
-            if key.endswith(INSIDE) and isinstance(value, str) and leaves_folder(value):
-                said = "is outside of the run folder"
-                raise UserError(f"{group}.{key}={value} {said}; expected a name")
+        check_paths(group, config[group])
     project = str((config["logger"].get("wandb") or {}).get("project", ""))
     if wrong := re.search(r"[/\\#?%:]", project):
         raise UserError(f"logger.wandb.project={project}: W&B takes no {wrong[0]} in it")
 
 
-def leaves_folder(path: str) -> bool:
-    return Path(path).is_absolute() or ".." in Path(path).parts
+def check_paths(group: str, node: Mapping[str, Any]) -> None:
+    """Raise UserError for a path of callbacks or loggers that is outside the run folder."""
+    for key, value in flatten(node).items():
+        if not isinstance(value, str) or not key.endswith(RELATIVE_PATHS):
+            continue
+        if Path(value).is_absolute() or ".." in Path(value).parts:
+            problem = "is outside of the run folder"
+            raise UserError(f"{group}.{key}={value} {problem}; expected a name")
 
 
 def check_monitor(name: str, node: Mapping[str, Any]) -> None:
-    """Refuse a callback that would wait for a value that is not there, or for it to move the wrong way."""
-    monitor, mode = node.get("monitor"), node.get("mode", "min")
+    """Raise UserError if a callback monitors an unknown metric, or in the wrong direction."""
+    monitor = node.get("monitor")
+    mode = node.get("mode", "min")
+    option = f"callbacks.{name}.monitor={monitor}"
     if monitor is None:
         return
     if monitor not in MONITORED:
         hint = nearest(str(monitor), MONITORED)
-        raise UserError(
-            f"callbacks.{name}.monitor={monitor}; allowed: {', '.join(MONITORED)}.{hint}"
-        )
+        raise UserError(f"{option}; allowed: {', '.join(MONITORED)}.{hint}")
     if mode in ("min", "max") and mode != MONITORED[monitor]:
         better = "lower" if mode == "max" else "higher"
-        need = f"callbacks.{name}.mode={MONITORED[monitor]}"
-        raise UserError(f"callbacks.{name}.monitor={monitor} needs {need}: {better} is better")
+        needed = f"callbacks.{name}.mode={MONITORED[monitor]}"
+        raise UserError(f"{option} needs {needed}: {better} is better")
 
 
 def check_combinations(config: DictConfig) -> None:
-    """Refuse options that contradict each other."""
+    """Raise UserError for options that contradict each other."""
     check_stop(config)
-    erase: Any = config.augment.get("erase") or {}
-    if erase.get("smallest", 0) > erase.get("largest", 1):
-        said = (
-            f"augment.erase.smallest={erase['smallest']} augment.erase.largest={erase['largest']}"
-        )
-        raise UserError(f"{said}: smallest must not exceed largest")
-    trainer, weight, freeze = config.trainer, config.loss.get("weight"), config.model.get("freeze")
+    check_erase(config)
+    check_prox(config)
+    check_fused(config)
+    freeze = config.model.get("freeze")
     if freeze and not config.model.get("weights"):
-        raise UserError(
-            f"model.freeze={freeze} would keep random weights; allowed: with model.weights"
-        )
+        problem = "needs model.weights (it would freeze random weights)"
+        raise UserError(f"model.freeze={freeze} {problem}")
+    weight = config.loss.get("weight")
     if weight and config.mixup._target_ != "tricklab.mixup.identity":
-        why = "an image of two classes would have the weight of neither"
-        raise UserError(f"loss.weight={weight} with mixing: {why}; allowed: with mixup=off")
+        problem = "a mixed image has two classes, but would get the weight of neither"
+        raise UserError(f"loss.weight={weight} with mixing: {problem}. Expected mixup=off")
+
+
+def check_erase(config: DictConfig) -> None:
+    erase: Any = config.augment.get("erase") or {}
+    smallest = erase.get("smallest", 0)
+    largest = erase.get("largest", 1)
+    if smallest > largest:
+        options = f"augment.erase.smallest={smallest} augment.erase.largest={largest}"
+        raise UserError(f"{options}: smallest must not exceed largest")
+
+
+def check_prox(config: DictConfig) -> None:
+    if "l1_prox" not in config.penalty:
+        return
     for name, node in config.callbacks.items():
-        if "l1_prox" in config.penalty and str(node.get("_target_")).endswith("WeightAveraging"):
-            why = "an average of weights is hardly ever 0"
-            raise UserError(f"penalty=l1_prox with callbacks={name}: {why}; allowed: one of them")
-    if (
-        config.optimizer.get("fused")
-        and trainer.precision in ("16-mixed", 16, "16")
-        and trainer.gradient_clip_val
-    ):
-        said = f"trainer.precision={trainer.precision} trainer.gradient_clip_val={trainer.gradient_clip_val}"
-        raise UserError(
-            f"{said}: a fused step unscales gradients itself; allowed: with optimizer.fused=false"
-        )
+        if str(node.get("_target_")).endswith("WeightAveraging"):
+            problem = "averaged weights are hardly ever exactly 0. Expected one of the two"
+            raise UserError(f"penalty=l1_prox with callbacks={name}: {problem}")
+
+
+def check_fused(config: DictConfig) -> None:
+    trainer = config.trainer
+    precision = trainer.precision
+    clip = trainer.gradient_clip_val
+    if config.optimizer.get("fused") and precision in ("16-mixed", 16, "16") and clip:
+        options = f"trainer.precision={precision} trainer.gradient_clip_val={clip}"
+        problem = "a fused step unscales the gradients itself, after clipping"
+        raise UserError(f"{options}: {problem}. Expected optimizer.fused=false")
 
 
 def check_stop(config: DictConfig) -> None:
-    """Refuse a run without a step or an end, and a `stop_after` beyond that end or between two validations."""
-    stop_after, trainer = str(config.stop_after), config.trainer
+    """Raise UserError for a run without steps or without an end, or a wrong `stop_after`."""
+    trainer = config.trainer
     limits = (trainer.max_epochs, trainer.max_steps)
     if 0 in limits or limits == (-1, -1):
-        said = f"trainer.max_epochs={limits[0]} trainer.max_steps={limits[1]}"
-        raise UserError(f"{said}: the run would take no step, or never stop")
-    if not stop_after.endswith(("ep", "it")):
-        return
-    unit = stop_after[-2:]
-    most = {"ep": trainer.max_epochs, "it": trainer.max_steps}[unit]
-    key = {"ep": "trainer.max_epochs", "it": "trainer.max_steps"}[unit]
-    if parse(stop_after)[0] > most > -1:
-        raise UserError(f"stop_after={stop_after} is after the end of the run: {key}={most}")
-    every = trainer.check_val_every_n_epoch
-    if unit == "ep" and parse(stop_after)[0] % every:
-        why = f"trainer.check_val_every_n_epoch={every} has none there, and the run that goes on would not be the same"
-        raise UserError(
-            f"stop_after={stop_after} ends with a validation: {why}; expected a multiple"
-        )
+        options = f"trainer.max_epochs={limits[0]} trainer.max_steps={limits[1]}"
+        raise UserError(f"{options}: the run would take no optimizer step, or never stop")
+    stop_after = str(config.stop_after)
+    if stop_after.endswith("ep"):
+        check_stop_limit(stop_after, "trainer.max_epochs", trainer.max_epochs)
+        check_stop_validation(stop_after, trainer.check_val_every_n_epoch)
+    if stop_after.endswith("it"):
+        check_stop_limit(stop_after, "trainer.max_steps", trainer.max_steps)
 
 
-def defaults(config: DictConfig) -> dict[str, Any]:
-    """Return the values of the chosen options as their files have them: without experiment, debug and single values."""
-    choices, given = config.hydra.runtime.choices, list_overrides(config.hydra)
-    chosen = {*choices, *MULTI_OPTION_GROUPS} - {
-        "tags"
-    }  # Hydra leaves out groups with several options
-    words = [word for word in given if word.lstrip("+~").split("=")[0] in chosen]
-    if words == given and not choices.get("experiment") and not choices.get("debug"):
-        return flatten(to_plain(config))  # which takes no second look at the files
-    folders = [
-        source.path for source in config.hydra.runtime.config_sources if source.schema == "file"
-    ]
-    return merge_files(
-        config.hydra.job.config_name,
-        (*list_overrides(config.hydra, "hydra"), *words),
-        tuple(folders),
-    )
+def check_stop_limit(stop_after: str, key: str, limit: int) -> None:
+    """Raise UserError if the run ends before `stop_after`; a `limit` of -1 is none."""
+    if parse(stop_after)[0] > limit > -1:
+        raise UserError(f"stop_after={stop_after} is after the end of the run: {key}={limit}")
 
 
-@functools.cache
-def merge_files(name: str, words: tuple[str, ...], folders: tuple[str, ...]) -> dict[str, Any]:
-    files = (
-        GlobalHydra.instance()
-        .config_loader()
-        .compute_defaults_list(name, list(words), RunMode.RUN)
-        .defaults
-    )
-    parts = []
-    for file in files:
-        if not str(file.config_path).startswith(("hydra/", "experiment/", "debug/")):
-            path = next(
-                p for p in (Path(f) / f"{file.config_path}.yaml" for f in folders) if p.is_file()
-            )
-            content: Any = OmegaConf.load(path)
-            content.pop("defaults", None)
-            parts.append({file.package: content} if file.package else content)
-    return flatten(to_plain(OmegaConf.merge(*parts)))  # type: ignore[arg-type]
+def check_stop_validation(stop_after: str, every: int) -> None:
+    """Raise UserError if `stop_after` is between two validations, `every` epochs apart."""
+    if parse(stop_after)[0] % every:
+        expected = f"must be a multiple of trainer.check_val_every_n_epoch={every}"
+        raise UserError(f"stop_after={stop_after} {expected}, or resuming would not be exact")

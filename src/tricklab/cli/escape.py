@@ -1,38 +1,41 @@
-"""A stranger's text, escaped for the place where it is shown. For HTML there is `html.escape`."""
+"""Escapes untrusted text for the place where it is shown. For HTML there is `html.escape`."""
 
 import re
 
-# What acts within a line of Markdown: a `_` inside of a word does not, nor brackets without a link
+# Characters that format a line of Markdown. A `_` inside a name does not, nor do brackets
+# without a link.
 MARKDOWN = re.compile(r"([\\`*<>|$&]|~(?=~)|\](?=[(\[:])|(?<!\w)_|_(?!\w))")
 
-
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # at the beginning of a cell, a spreadsheet computes it
+# A cell that starts with one of these is computed by spreadsheets
+FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
 
 
 def for_terminal(text: object) -> str:
-    r"""Return one line without characters that a terminal acts on: "\x1b[2J" for ESC [ 2 J.
+    r"""Return one line without characters that a terminal interprets: "\x1b[2J" for ESC [ 2 J.
 
-    These are control characters, line ends, and those that change the direction of writing.
+    Escaped are control characters, line ends, and changes of the writing direction.
     """
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in str(text)
-    )
+    return "".join(map(_escape_unprintable, str(text)))
+
+
+def _escape_unprintable(char: str) -> str:
+    return char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
 
 
 def for_markdown(text: object) -> str:
-    """Return text that Markdown shows as it is, on one line."""
+    """Return one line that Markdown shows literally."""
     return MARKDOWN.sub(r"\\\1", for_terminal(text))
 
 
 def for_csv(cell: object) -> object:
-    """Return a cell that a spreadsheet takes as text, unless it is a number."""
-    if not isinstance(cell, str) or not cell.startswith(FORMULA) or is_number(cell):
+    """Return a cell that a spreadsheet reads as text, unless it is a number."""
+    if not isinstance(cell, str) or not cell.startswith(FORMULA_PREFIXES) or is_number(cell):
         return cell
     return f"'{cell}"
 
 
 def is_number(text: str) -> bool:
+    """Whether a text is a number without blanks around it."""
     try:
         float(text)
     except ValueError:

@@ -16,6 +16,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 import tricklab.cli.names  # registers resolvers of conf/train.yaml
 import tricklab.run.folder  # noqa: F401  # likewise
+from tricklab.cli.completion import hide_internal_options
 from tricklab.cli.config import CONF, list_keys, list_options
 from tricklab.cli.help import format_help
 from tricklab.cli.messages import explain, unknown_option
@@ -26,14 +27,12 @@ from tricklab.errors import UserError
 
 
 def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
-    """Run `train.py`, or a script with its `help_text`: that for `--help`, and one line for a mistake of the user."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # for an ASCII terminal
-    sys.argv[1:] = [expand_home(word) for word in sys.argv[1:]]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # or Hydra prints its own pages and exits
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or a page on each lost connection
-    warnings.filterwarnings(
-        "ignore", "\n'hydra/launcher/ray' is validated"
-    )  # its plugin has one of that name
+    """Run `train.py`, or a script, which has a `help_text`.
+
+    Prints the help for `--help`, and one line for a mistake of the user.
+    """
+    configure_process()
+    sys.argv[1:] = [expand_home(argument) for argument in sys.argv[1:]]
     try:
         with exit_with_message():
             if {"-h", "--help"} & set(sys.argv[1:]):
@@ -41,6 +40,7 @@ def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
                 return
             if help_text is None:
                 check_flags(sys.argv[1:])
+                hide_internal_options()
                 sys.argv[1:] = defer_to_jobs(sys.argv[1:])
             main()
     except SystemExit as error:
@@ -52,39 +52,60 @@ def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
         sys.exit(1)
 
 
-def check_flags(words: Sequence[str]) -> None:
-    """Refuse what begins with a dash and is not Hydra's, or runs a pickle."""
+def configure_process() -> None:
+    """Set how this process prints, and silence libraries."""
+    # An ASCII terminal shows other characters escaped
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    # Otherwise Hydra prints errors itself, on several lines, and exits
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Otherwise torch prints a page for each lost connection
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # The plugin has an option of that name, too
+    warnings.filterwarnings("ignore", "\n'hydra/launcher/ray' is validated")
+
+
+def check_flags(arguments: Sequence[str]) -> None:
+    """Refuse flags that Hydra doesn't have, and the one that runs a pickle.
+
+    Raises UserError: such a flag, or one between overrides.
+    """
     parser = get_args_parser()
-    parser.error = raise_user_error  # type: ignore[method-assign, assignment]  # or it prints its whole usage
-    known, unknown = parser.parse_known_args(list(words))
+    # Otherwise argparse prints Hydra's whole usage
+    parser.error = raise_user_error  # type: ignore[method-assign, assignment]
+    known, unknown = parser.parse_known_args(list(arguments))
     if known.experimental_rerun:
-        said = "it would run a pickle; give the overrides in the run's result.json instead"
-        raise UserError(f"--experimental-rerun is not supported: {said}")
+        problem = "it would run a pickle; give the overrides in the run's result.json instead"
+        raise UserError(f"--experimental-rerun is not supported: {problem}")
     if not unknown:
         return
     if not unknown[0].startswith("-"):
-        flag = next((word for word in words if word.startswith("-")), "-m")
+        flag = next((a for a in arguments if a.startswith("-")), "-m")
         raise UserError(f"{flag} stands between overrides; it goes first: train.py {flag} ...")
-    name, _, value = unknown[0].partition("=")
-    after = words[words.index(unknown[0]) + 1 :] if unknown[0] in words else []
-    if not value and after and not after[0].startswith("-") and "=" not in after[0]:
-        value = after[0]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        keys = list_keys(compose("train"))
-    hint = suggest_key(name.strip("-").replace("-", "_"), value, keys, CONF)
-    raise UserError(f"{name}: options are KEY=VALUE without dashes, as seed=1.{hint}")
+    raise_unknown_flag(unknown[0], arguments)
 
 
 def raise_user_error(message: str) -> None:
     raise UserError(message)
 
 
+def raise_unknown_flag(flag: str, arguments: Sequence[str]) -> None:
+    """Raise UserError with the override that a flag such as `--lr 0.1` most likely means."""
+    name, _, value = flag.partition("=")
+    following = arguments[arguments.index(flag) + 1 :] if flag in arguments else []
+    if not value and following and not following[0].startswith("-") and "=" not in following[0]:
+        value = following[0]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        keys = list_keys(compose("train"))
+    hint = suggest_key(name.strip("-").replace("-", "_"), value, keys, CONF)
+    raise UserError(f"{name}: options are KEY=VALUE without dashes, as seed=1.{hint}")
+
+
 @contextmanager
 def exit_with_message() -> Iterator[None]:
-    """Turn a mistake of the user into its message, without a traceback, and exit code 1."""
+    """Exit with one line and code 1 for a mistake of the user, without a traceback."""
     try:
         yield
-    except BrokenPipeError:  # as of `--help | head`: nobody reads any more
+    except BrokenPipeError:  # the reader has gone, as in `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except (
@@ -97,17 +118,20 @@ def exit_with_message() -> Iterator[None]:
     ) as error:
         sys.exit(f"error: {explain(error)}")
     except ValueError as error:
-        words = (
-            word.partition("=") for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir()
-        )
-        wrong = next(
-            (word for word in words if word[2].strip("[]") not in list_options(CONF / word[0])),
-            None,
-        )
-        if not wrong or not str(error).startswith(
-            "Config group override"
-        ):  # as Hydra calls GROUP=null or GROUP=1
+        # Hydra's error for GROUP=null and GROUP=1
+        wrong = find_wrong_option() if str(error).startswith("Config group override") else None
+        if wrong is None:
             raise
-        sys.exit(f"error: {unknown_option(wrong[0], wrong[2])}")
+        sys.exit(f"error: {unknown_option(*wrong)}")
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def find_wrong_option() -> tuple[str, str] | None:
+    """Return the first group and option on the command line where the option doesn't exist."""
+    for argument in sys.argv[1:]:
+        group, _, option = argument.partition("=")
+        folder = CONF / group
+        if folder.is_dir() and option.strip("[]") not in list_options(folder):
+            return group, option
+    return None

@@ -1,24 +1,27 @@
-"""Which of Lightning's arguments and callbacks work here; what to do instead of the others.
+"""Lightning's arguments and callbacks that work here, and alternatives to the others.
 
-Schedules, resume and `best.ckpt` rest on the number of steps, their order and the end of an epoch being those that the
-plan of a run says. What would change these without its knowledge is refused by name, and what would do nothing too.
+Schedules, resume and `best.ckpt` depend on the number and order of steps and on the ends of
+epochs, as planned before the run. Arguments and callbacks that would change these unnoticed
+are refused by name, as are those without an effect.
 """
 
 from typing import Any
 
 from tricklab.errors import UserError
 
-# Arguments of pl.Trainer besides those in conf/trainer/default.yaml, to be given as +trainer.KEY=VALUE
-EXTRA: dict[str, Any] = {  # with a value of the type that it takes
+# Arguments of pl.Trainer to be given as +trainer.KEY=VALUE, with a value of their type.
+# Those in conf/trainer/default.yaml are known from there.
+EXTRA_ARGUMENTS: dict[str, Any] = {
     "benchmark": True,
     "gradient_clip_algorithm": "norm",
     "inference_mode": True,
 }
 
-
-ARGUMENT_ALTERNATIVES = {  # of the other arguments
+# Alternatives to all other arguments
+ARGUMENT_ALTERNATIVES = {
     "barebones": "turn off what it turns off: callbacks.progress.refresh_rate=0",
-    "callbacks": "use callbacks=early_stopping or +callbacks.NAME._target_=pytorch_lightning.callbacks.X",
+    "callbacks": "use callbacks=early_stopping"
+    " or +callbacks.NAME._target_=pytorch_lightning.callbacks.X",
     "default_root_dir": "use hydra.run.dir=FOLDER",
     "enable_autolog_hparams": "every logger gets the whole config",
     "enable_checkpointing": "best.ckpt and last.ckpt are always written",
@@ -34,12 +37,12 @@ ARGUMENT_ALTERNATIVES = {  # of the other arguments
     "plugins": "use trainer.precision and trainer.sync_batchnorm",
     "reload_dataloaders_every_n_epochs": "each epoch has its own order and augmentation already",
     "use_distributed_sampler": "the images are divided among the processes already",
-    "val_check_interval": "use trainer.check_val_every_n_epoch: resume and sweep=halving count epochs",
+    "val_check_interval": "use trainer.check_val_every_n_epoch: "
+    "resume and sweep=halving count epochs",
 }
 
-
-# Callbacks, by the last word of their _target_
-WORKING = (
+# Callbacks that work, by the class name in their _target_
+ALLOWED_CALLBACKS = (
     "DeviceStatsMonitor",
     "EMAWeightAveraging",
     "EarlyStopping",
@@ -51,13 +54,12 @@ WORKING = (
     "WeightAveraging",
 )
 
-
-BARS = ("RichProgressBar", "TQDMProgressBar")  # instead of ours
-
+# These may replace our progress bar, but not join it
+PROGRESS_BARS = ("RichProgressBar", "TQDMProgressBar")
 
 ABSTRACT = "it is a base class"
 
-
+# Alternatives to all other callbacks
 CALLBACK_ALTERNATIVES = {
     "BackboneFinetuning": "use model.freeze=3ep and model.body_lr",
     "BaseFinetuning": "use model.freeze=3ep and model.body_lr",
@@ -65,7 +67,7 @@ CALLBACK_ALTERNATIVES = {
     "BatchSizeFinder": "the LR schedule depends on data.batch_size, which must be known before",
     "Callback": ABSTRACT,
     "Checkpoint": ABSTRACT,
-    "GradientAccumulationScheduler": "use trainer.accumulate_grad_batches, which the schedule knows",
+    "GradientAccumulationScheduler": "use trainer.accumulate_grad_batches: the schedule knows it",
     "LambdaCallback": "it takes functions, which a config can't hold",
     "LearningRateFinder": "use a sweep: -m optimizer.lr=0.03,0.1,0.3",
     "ModelPruning": "use penalty=l1_prox",
@@ -78,23 +80,23 @@ CALLBACK_ALTERNATIVES = {
 
 
 def check_argument(name: str) -> None:
-    """Refuse an argument of the trainer by name. Raises UserError: says what to use instead."""
+    """Raise UserError, with an alternative, for an argument of the trainer that is refused."""
     if name in ARGUMENT_ALTERNATIVES:
-        raise UserError(
-            f"trainer.{name} would not do here what it says; {ARGUMENT_ALTERNATIVES[name]}"
-        )
+        alternative = ARGUMENT_ALTERNATIVES[name]
+        raise UserError(f"trainer.{name} is not supported here; {alternative}")
 
 
 def check_callback(name: str, target: str) -> None:
-    """Refuse a callback of Lightning by the name of its class. Raises UserError: says what to use instead."""
-    kind = target.rpartition(".")[2]
+    """Raise UserError, with an alternative, for a callback of Lightning that is refused.
+
+    `name` is its key below `callbacks`, `target` its `_target_`.
+    """
+    class_name = target.rpartition(".")[2]
     if not target.startswith("pytorch_lightning."):
         return
-    if kind in CALLBACK_ALTERNATIVES:
-        raise UserError(
-            f"callbacks.{name}: {kind} can't be used here; {CALLBACK_ALTERNATIVES[kind]}"
-        )
-    if kind in BARS and name != "progress":
-        raise UserError(
-            f"callbacks.{name}: there is a bar already; use callbacks.progress._target_={target}"
-        )
+    if class_name in CALLBACK_ALTERNATIVES:
+        alternative = CALLBACK_ALTERNATIVES[class_name]
+        raise UserError(f"callbacks.{name}: {class_name} can't be used here; {alternative}")
+    if class_name in PROGRESS_BARS and name != "progress":
+        alternative = f"callbacks.progress._target_={target}"
+        raise UserError(f"callbacks.{name}: there is a progress bar already; use {alternative}")

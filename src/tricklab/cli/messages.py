@@ -1,4 +1,4 @@
-"""One line for each mistake on the command line: what is wrong, and what was meant."""
+"""A one-line message for each mistake on the command line: the problem, and what was meant."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf import DictConfig
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from tricklab.cli.config import CONF, MULTI_OPTION_GROUPS, list_keys, list_options
+from tricklab.cli.config import CONF, MULTI_OPTION_GROUPS, list_groups, list_keys, list_options
 from tricklab.cli.escape import for_terminal
 from tricklab.cli.overrides import command, quote
 from tricklab.cli.suggest import assign, find_siblings, suggest_key, suggest_option
@@ -18,53 +18,56 @@ from tricklab.errors import nearest
 
 
 def explain(error: BaseException) -> str:
-    """Say in one line what is wrong, what is allowed and which right word is nearest."""
+    """Return one line with the problem, what is allowed, and the nearest valid name."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return unknown_option(group, option)
     if isinstance(error, OverrideParseException):
-        return for_terminal(unparsed(error.override))
+        return for_terminal(unparsable_override(error.override))
     if match := re.match("Ambiguous value for argument '(.*?)'\n1. To use", str(error), re.DOTALL):
-        return for_terminal(ambiguous(match[1]))
+        return for_terminal(ambiguous_override(match[1]))
     if match := re.match("Error merging override (.*)", str(error)):
         return for_terminal(f"{match[1]}: the value is of another type than the option's")
     cause: Any = error if isinstance(error, OmegaConfBaseException) else error.__cause__
-    if isinstance(cause, ConfigAttributeError | ConfigKeyError) and isinstance(
-        cause.parent_node, DictConfig
-    ):
-        return unknown_key(str(cause.full_key), list_keys(cause.parent_node._get_root()))  # type: ignore[arg-type]
+    if isinstance(cause, ConfigAttributeError | ConfigKeyError):
+        parent = cause.parent_node
+        if isinstance(parent, DictConfig):
+            root: Any = parent._get_root()
+            return unknown_key(str(cause.full_key), list_keys(root))
     return for_terminal(" ".join(str(error).split("\nSee ")[0].split()))
 
 
-def unparsed(override: str) -> str:
-    """Say how to write an override that Hydra can't parse."""
+def unparsable_override(override: str) -> str:
+    """Return how to write an override that Hydra can't parse."""
     key, equals, value = override.partition("=")
     if equals and re.fullmatch(r"[+~]*[\w./@-]+", key) and value:
-        plain = value.strip("\"'")
-        typed = quote_twice(key, plain)
-        return f"{override}: the value can't be parsed; quote it for Hydra and the shell: {typed}"
+        quoted = quote_twice(key, value.strip("\"'"))
+        problem = "the value can't be parsed; quote it for Hydra and the shell"
+        return f"{override}: {problem}: {quoted}"
     if equals:
         return f"{override}: expected KEY=VALUE, without blanks around ="
-    groups = [path.name for path in sorted(CONF.iterdir()) if path.is_dir()]
-    homes = [f"{group}={override}" for group in groups if override in list_options(CONF / group)]
+    candidates = []
+    for group in list_groups(CONF):
+        if override in list_options(CONF / group):
+            candidates.append(f"{group}={override}")
     if os.path.isdir(override):
-        homes = [f"data=folder data.root={override}"]
-    hint = f" Did you mean {' or '.join(homes)}?" if homes else ""
+        candidates = [f"data=folder data.root={override}"]
+    hint = f" Did you mean {' or '.join(candidates)}?" if candidates else ""
     return f"{override or repr(override)}: expected KEY=VALUE.{hint}"
 
 
-def ambiguous(override: str) -> str:
-    """Say what values with commas may mean without -m."""
+def ambiguous_override(override: str) -> str:
+    """Return what a value with commas can mean without -m."""
     key, _, value = override.partition("=")
     text = quote_twice(key, value)
-    several = f"'{key}=[{value}]'"
+    as_list = f"'{key}=[{value}]'"
     if re.search(r"[/\\ ]", value):
         return f"{override}: quote a path with a comma for Hydra and the shell: {text}"
     if key in MULTI_OPTION_GROUPS:
-        return f"{override}: for all of them together {several}, for a run each -m {override}"
+        return f"{override}: for all of them together {as_list}, for a run each -m {override}"
     if (CONF / key).is_dir():
         return f"{override}: one option of {key}, or for a run each -m {override}"
-    return f"{override}: for a run each -m {override}, for a list {several}, for a text {text}"
+    return f"{override}: for a run each -m {override}, for a list {as_list}, for a text {text}"
 
 
 def quote_twice(key: str, value: str) -> str:
@@ -75,30 +78,38 @@ def quote_twice(key: str, value: str) -> str:
 
 
 def unknown_option(group: str, option: str) -> str:
-    """Say that a group has no such option, which it has, and what was meant."""
-    there = ", ".join(list_options(CONF / group)) or "nothing"
+    """Return that a group has no such option, the options it has, and the nearest one."""
+    allowed = ", ".join(list_options(CONF / group)) or "nothing"
     if not group:
-        return for_terminal(f"--config-name {option} does not exist; allowed: {there}")
+        return for_terminal(f"--config-name {option} does not exist; allowed: {allowed}")
     hint = suggest_option(group, option, CONF) if (CONF / group).is_dir() else ""
-    return for_terminal(f"{group}={option} does not exist; allowed: {there}.{hint}")
+    return for_terminal(f"{group}={option} does not exist; allowed: {allowed}.{hint}")
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
-    """Say that there is no such key, which others stand beside it, and what was meant."""
-    words = (word.lstrip("+~").partition("=") for word in command())
-    typed, _, value = next(
-        (word for word in words if f"{word[0]}.".startswith(f"{key}.")), (key, "", "")
-    )
+    """Return that there is no such key, the keys beside it, and the nearest one."""
+    typed, value = find_typed(key)
     known = [other for other in known if other.startswith("hydra") == key.startswith("hydra")]
     hint = suggest_key(typed, value, known, CONF)
-    beside = ", ".join(find_siblings(key, known))
-    listed = f"; allowed: {beside}" if beside and ("." in key or not hint) else ""
-    return for_terminal(f"{assign(typed, value)}: no such option{listed}.{hint}")
+    siblings = ", ".join(find_siblings(key, known))
+    allowed = f"; allowed: {siblings}" if siblings and ("." in key or not hint) else ""
+    return for_terminal(f"{assign(typed, value)}: no such option{allowed}.{hint}")
 
 
-def unknown_name(what: str, word: str, allowed: Iterable[str]) -> str:
-    """Say that `what` does not exist, what there is, and the nearest to `word`."""
-    allowed = sorted(
-        a for a in allowed if not a.startswith("_")
-    )  # _target_ and the like are not for overriding
-    return f"{what} does not exist; allowed: {', '.join(allowed) or 'nothing'}.{nearest(word, allowed)}"
+def find_typed(key: str) -> tuple[str, str]:
+    """Return key and value of the first override on the command line of this key or below it."""
+    for argument in command():
+        typed, _, value = argument.lstrip("+~").partition("=")
+        if f"{typed}.".startswith(f"{key}."):
+            return typed, value
+    return key, ""
+
+
+def unknown_name(problem: str, name: str, allowed: Iterable[str]) -> str:
+    """Return that the thing called `problem` does not exist, what does, and the nearest name.
+
+    Names with an underscore in front, such as `_target_`, are not for overriding.
+    """
+    public = sorted(other for other in allowed if not other.startswith("_"))
+    listed = ", ".join(public) or "nothing"
+    return f"{problem} does not exist; allowed: {listed}.{nearest(name, public)}"

@@ -10,47 +10,56 @@ from omegaconf import DictConfig, OmegaConf
 from tricklab.cli.overrides import list_overrides, parse_command_overrides, swept_keys
 from tricklab.devices import visible_devices
 
-NOT_IN_NAME = re.compile(  # or elsewhere in it
-    r"(data|model|sweep(\..*)?|seed|name|tags|resume|slots|dry|job_timeout|data\.(root|num_workers|cache))=|logger|hydra"
+MAX_LENGTH = 120  # characters of a name
+
+# Overrides that a name leaves out, as they change no result or stand elsewhere in it
+NOT_IN_NAME = re.compile(
+    r"(data|model|sweep(\..*)?|seed|name|tags|resume|slots|dry|job_timeout"
+    r"|data\.(root|num_workers|cache))=|logger|hydra"
 )
 
 
 def run_name(*, _root_: DictConfig) -> str:
     """Name a run by `name`, or by its overrides; and by its seed."""
-    return f"{slug(_root_.name)}_seed-{_root_.seed}" if _root_.name else job_name(_root_=_root_)
+    if not _root_.name:
+        return job_name(_root_=_root_)
+    return f"{slug(_root_.name)}_seed-{_root_.seed}"
 
 
 def job_name(*, _root_: DictConfig) -> str:
     """Name a run by its overrides and its seed."""
-    return f"{named(_root_, list_overrides(_root_.hydra))[:120]}_seed-{_root_.seed}"
+    name = name_from_overrides(_root_, list_overrides(_root_.hydra))
+    return f"{name[:MAX_LENGTH]}_seed-{_root_.seed}"
 
 
 def sweep_name(*, _root_: DictConfig) -> str:
-    """Name a sweep by `name`, or by its overrides and the keys it goes through: a grid that grows keeps its folder."""
-    words = parse_command_overrides()
-    fixed = named(_root_, [str(word.input_line) for word in words if not word.is_sweep_override()])
-    name = (
-        slug(_root_.name)
-        if _root_.name
-        else "_".join([fixed, "by", *map(slug, sorted(swept_keys(words)))])
-    )
-    return (
-        name
-        if len(name) <= 120
-        else f"{name[:107]}_{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    )
+    """Name a sweep by `name`, or by its fixed overrides and swept keys.
+
+    The values are left out, so that a grid keeps its folder when it grows.
+    """
+    name = slug(_root_.name) if _root_.name else name_from_sweep(_root_)
+    if len(name) <= MAX_LENGTH:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name[: MAX_LENGTH - 13]}_{digest}"
 
 
-def named(config: DictConfig, words: Sequence[str]) -> str:
-    """Return data, model and those of the words that belong into a name."""
-    choices, kept = (
-        config.hydra.runtime.choices,
-        [word for word in words if not NOT_IN_NAME.match(word.lstrip("+~"))],
-    )
-    return "_".join(map(slug, [choices.data, choices.model, *sorted(kept)]))
+def name_from_sweep(config: DictConfig) -> str:
+    overrides = parse_command_overrides()
+    fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+    keys = map(slug, sorted(swept_keys(overrides)))
+    return "_".join([name_from_overrides(config, fixed), "by", *keys])
+
+
+def name_from_overrides(config: DictConfig, overrides: Sequence[str]) -> str:
+    """Return a name of the options of data and model, and the overrides that belong in it."""
+    choices = config.hydra.runtime.choices
+    included = [o for o in overrides if not NOT_IN_NAME.match(o.lstrip("+~"))]
+    return "_".join(map(slug, [choices.data, choices.model, *sorted(included)]))
 
 
 def slug(text: Any) -> str:
+    """Return text of A-Za-z0-9._- only, for a file name."""
     return re.sub(r"[^A-Za-z0-9._]+", "-", str(text)).strip("-.") or "_"
 
 

@@ -1,4 +1,4 @@
-"""What was typed: overrides, their values, and the arguments of scripts."""
+"""What was typed on the command line: overrides, their values, and the arguments of scripts."""
 
 import itertools
 import os
@@ -15,118 +15,148 @@ from omegaconf import OmegaConf
 from tricklab.cli.config import CONF
 from tricklab.errors import UserError
 
-DEFERRED: dict[str, str] = {}  # what was typed, by what Hydra is given instead
+# Overrides as typed, by the form that Hydra is given instead: see `defer_to_jobs`
+DEFERRED: dict[str, str] = {}
+
+# A `~` at the start of a value, also of one in a list: shells don't expand it there
+HOME = re.compile(r"(?<![^=,])~(?=/|,|$)")
 
 
-HOME = re.compile(r"(?<![^=,])~(?=/|,|$)")  # at the start of a value, where the shell leaves it
-
-
-def expand_home(word: str) -> str:
-    """Put the home folder for `~` in KEY=~/PATH, which shells leave there, and which Hydra can't parse."""
-    key, equals, value = word.partition("=")
+def expand_home(override: str) -> str:
+    """Expand `~` in KEY=~/PATH, which shells leave as it is and Hydra can't parse."""
+    key, equals, value = override.partition("=")
     if not equals or not HOME.match(f"={value}", 1):
-        return word
-    path = HOME.sub(lambda match: os.path.expanduser("~"), f"={value}")[1:]
+        return override
+    home = os.path.expanduser("~")
+    path = HOME.sub(lambda match: home, f"={value}")[1:]
     return f"{key}={path if ',' in path else quote(path)}"
 
 
-def defer_to_jobs(words: Sequence[str]) -> list[str]:
-    """Make keys of a swept group values to sweep over, one each: Hydra would apply them to the default option first.
+def defer_to_jobs(overrides: Sequence[str]) -> list[str]:
+    """Turn the keys of a swept group into sweeps over one value each.
 
-    So `-m data=digits,folder data.root=PATH` gets to the jobs, of which the first is named as one without that key.
+    Hydra would apply them to the group's default option, which may not have them. So
+    `-m data=digits,folder data.root=PATH` reaches the jobs, and the first job, without
+    that key, is named in the error.
     """
-    if not get_args_parser().parse_known_args(list(words))[0].multirun:
-        return list(words)
-    groups = {key for key in swept_keys(parse_overrides(words)) if (CONF / key).is_dir()}
-    for word in words:
-        key, _, value = word.partition("=")
-        if value and "." in key and key.partition(".")[0] in groups - {"sweep"}:
-            (parsed,) = parse_overrides([word])
-            if not parsed.is_sweep_override():
-                DEFERRED[f"{key}=choice({value})"] = word
-    typed = {word: deferred for deferred, word in DEFERRED.items()}
-    return [typed.get(word, word) for word in words]
+    if not get_args_parser().parse_known_args(list(overrides))[0].multirun:
+        return list(overrides)
+    groups = {key for key in swept_keys(parse_overrides(overrides)) if (CONF / key).is_dir()}
+    deferred = []
+    for override in overrides:
+        if not is_fixed_key_of(groups - {"sweep"}, override):
+            deferred.append(override)
+            continue
+        key, _, value = override.partition("=")
+        deferred.append(f"{key}=choice({value})")
+        DEFERRED[deferred[-1]] = override
+    return deferred
 
 
-def as_typed(words: Iterable[str]) -> list[str]:
+def is_fixed_key_of(groups: set[str], override: str) -> bool:
+    """Whether an override sets a key below one of the groups to a single value."""
+    key, _, value = override.partition("=")
+    group, dot, _ = key.partition(".")
+    if not value or not dot or group not in groups:
+        return False
+    (parsed,) = parse_overrides([override])
+    return not parsed.is_sweep_override()
+
+
+def as_typed(overrides: Iterable[str]) -> list[str]:
     """Undo `defer_to_jobs`."""
-    return [DEFERRED.get(word, word) for word in words]
+    return [DEFERRED.get(override, override) for override in overrides]
 
 
 def command() -> list[str]:
-    """Return the arguments on the command line, as they were typed."""
+    """Return the command-line arguments as they were typed."""
     return as_typed(sys.argv[1:])
 
 
-def combine(words: Sequence[Override]) -> list[list[str]]:
-    """Return every combination of the values that words have with commas. Raises UserError: an interval has none."""
+def title() -> str:
+    """Return the command-line arguments without Hydra's own keys, as a title."""
+    return " ".join(argument for argument in command() if not argument.startswith("hydra"))
+
+
+def combine(overrides: Sequence[Override]) -> list[list[str]]:
+    """Return every combination of the values that overrides sweep over.
+
+    Raises UserError: an override is an interval, which has no list of values.
+    """
     choices = []
-    for word in words:
-        if not word.is_sweep_override():
-            choices.append([str(word.input_line)])
-        elif word.is_discrete_sweep():
-            choices.append([f"{word.get_key_element()}={value}" for value in list_values(word)])
+    for override in overrides:
+        if not override.is_sweep_override():
+            choices.append([str(override.input_line)])
+        elif override.is_discrete_sweep():
+            key = override.get_key_element()
+            choices.append([f"{key}={value}" for value in list_values(override)])
         else:
-            raise UserError(
-                f"{word.input_line}: an interval needs sweep=optuna; without it give values with commas"
-            )
+            expected = "an interval needs sweep=optuna; without it give values with commas"
+            raise UserError(f"{override.input_line}: {expected}")
     return [list(combination) for combination in itertools.product(*choices)]
 
 
-def list_values(word: Override) -> list[str]:
+def list_values(override: Override) -> list[str]:
     """Return the values that an override sweeps over. Raises UserError: there is none."""
-    values = [value for value in word.sweep_string_iterator() if not value.startswith("_")]
+    values = [value for value in override.sweep_string_iterator() if not value.startswith("_")]
     if not values:
-        raise UserError(f"{word.input_line} has no values to sweep over")
+        raise UserError(f"{override.input_line} has no values to sweep over")
     return values
 
 
-def title() -> str:
-    """Return what was asked for on the command line, but for Hydra's own keys."""
-    return " ".join(word for word in command() if not word.startswith("hydra"))
-
-
 def list_overrides(hydra: Any, kind: str = "task") -> list[str]:
-    """Return the overrides that Hydra was given, in which ${oc.env:NAME} is not resolved: it may be a secret."""
+    """Return the overrides that Hydra was given; `kind` is "task" or "hydra".
+
+    Interpolations such as ${oc.env:NAME}, which may be secrets, are not resolved.
+    """
     plain: Any = OmegaConf.to_container(hydra.overrides, resolve=False)
-    return [str(word) for word in plain[kind]]
+    return [str(override) for override in plain[kind]]
 
 
 def parse_command_overrides() -> list[Override]:
-    """Return the overrides of the command line."""
+    """Parse the overrides of the command line."""
     return parse_overrides(command())
 
 
-def parse_overrides(words: Iterable[str]) -> list[Override]:
-    """Parse the overrides among the arguments of a command line."""
-    overrides = [w for w in words if w.startswith("~") or ("=" in w and not w.startswith("-"))]
+def parse_overrides(arguments: Iterable[str]) -> list[Override]:
+    """Parse the overrides among command-line arguments."""
+    overrides = []
+    for argument in arguments:
+        is_assignment = "=" in argument and not argument.startswith("-")
+        if argument.startswith("~") or is_assignment:
+            overrides.append(argument)
     return OverridesParser.create().parse_overrides(overrides)
 
 
-def swept_keys(words: Iterable[Override]) -> set[str]:
+def swept_keys(overrides: Iterable[Override]) -> set[str]:
     """Return the keys that have several values."""
-    return {o.get_key_element() for o in words if o.is_sweep_override()}
+    return {o.get_key_element() for o in overrides if o.is_sweep_override()}
 
 
-def read_arguments(words: Sequence[str]) -> dict[str, str]:
+def split_key(override: str) -> str:
+    """Return the key or group of an override, without a leading + or ~."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def read_arguments(arguments: Sequence[str]) -> dict[str, str]:
     """Read the KEY=VALUE arguments of a script that uses a checkpoint.
 
-    A path alone is `ckpt=PATH`; quotes are Hydra's where there are any.
-    Raises UserError: another argument without a key, or one given twice.
+    A path alone is `ckpt=PATH`. Quotes are removed, except in overrides of the config
+    (`data.root="a b"`), which Hydra parses.
+    Raises UserError: a second argument without a key, or a key given twice.
     """
-    given: dict[str, str] = {}
-    for word in words:
-        key, value = split_argument(word)
+    values: dict[str, str] = {}
+    for argument in arguments:
+        key, value = split_argument(argument)
         key = key or "ckpt"
-        if key in given:
-            hint = f" or input={word}" if "=" not in word else ""
-            raise UserError(
-                f"{word}: ckpt={given['ckpt']} is given already; expected KEY=VALUE{hint}"
-                if key == "ckpt"
-                else f"{key} is given twice"
-            )
-        given[key] = value
-    return given
+        if key == "ckpt" and key in values:
+            hint = "" if "=" in argument else f" or input={argument}"
+            problem = f"ckpt={values[key]} is given already"
+            raise UserError(f"{argument}: {problem}; expected KEY=VALUE{hint}")
+        if key in values:
+            raise UserError(f"{key} is given twice")
+        values[key] = value
+    return values
 
 
 def split_arguments(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
@@ -167,17 +197,21 @@ def to_bool(key: str, value: str) -> bool:
 
 
 def unquote(value: str) -> str:
-    """Take off the quotes that Hydra would need."""
-    quote = value[:1]
-    if len(value) > 1 and quote in "\"'" and value.endswith(quote):
-        return value[1:-1].replace(f"\\{quote}", quote)
+    """Remove the quotes that Hydra would need."""
+    quotation = value[:1]
+    if len(value) > 1 and quotation in "\"'" and value.endswith(quotation):
+        return value[1:-1].replace(f"\\{quotation}", quotation)
     return value
 
 
+# Texts that Hydra reads as such without quotes
+UNQUOTED = re.compile(
+    r"(?!(null|true|false|nan|inf)$)[a-z_/][\w./-]*",
+    re.ASCII | re.IGNORECASE,
+)
+
+
 def quote(value: Any) -> str:
-    """Quote a value for Hydra, if it needs that."""
+    """Quote a value for Hydra, if necessary."""
     text = re.sub(r"(\\+)(?='|$)", r"\1\1", str(value)).replace("'", "\\'")
-    plain = re.fullmatch(
-        r"(?!(null|true|false|nan|inf)$)[a-z_/][\w./-]*", text, re.ASCII | re.IGNORECASE
-    )
-    return text if plain else f"'{text}'"
+    return text if UNQUOTED.fullmatch(text) else f"'{text}'"

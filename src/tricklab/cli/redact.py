@@ -1,4 +1,4 @@
-"""Which run goes on: known from the files of run folders, before torch is imported."""
+"""Secrets: refused in configs, redacted in recorded configs and patches."""
 
 import re
 from collections.abc import Mapping
@@ -10,62 +10,66 @@ from tricklab.cli.overrides import list_overrides
 from tricklab.cli.values import show
 from tricklab.errors import UserError
 
+# Keys whose values are secrets
 SECRET = re.compile(
-    r"(^|[._-])((api|access|private|secret)[_-]?key|token|secret|password|passwd|passphrase|credentials?)$",
+    r"(^|[._-])((api|access|private|secret)[_-]?key|token|secret|password|passwd|passphrase"
+    r"|credentials?)$",
     re.IGNORECASE,
 )
 
+# Values that are no secrets themselves
+PLACEHOLDER = re.compile(r"\$\{oc\.env:\w+(,\s*null)?\}|\?\?\?|null|~")
 
-def redact_secrets(config: Any) -> Any:
-    """Put stars for the values of keys that are secrets, at any depth."""
-    if isinstance(config, list):
-        return [redact_secrets(part) for part in config]
-    if not isinstance(config, Mapping):
-        return config
-    return {
-        key: "***" if is_secret(str(key), value) else redact_secrets(value)
-        for key, value in config.items()
-    }
-
-
-def is_secret(key: str, value: Any) -> bool:
-    """Whether a value is nobody's business: a text under a name that says so."""
-    return (
-        isinstance(value, str)
-        and value not in ("", "true", "false", "null")
-        and bool(SECRET.search(key))
-    )
-
-
-QUOTED = re.compile(  # password = "x", "password": "x", password: str = "x"
+# In any file: password = "x", "password": "x", password: str = "x"
+QUOTED_VALUE = re.compile(
     r"""(?P<key>[\w-]+)(?P<is>["']?\s*(:\s*[\w. |\[\]]+=|[:=])\s*)(?P<value>"[^"]*"|'[^']*')"""
 )
 
-
-BARE = re.compile(
+# In YAML: password: x
+BARE_VALUE = re.compile(
     r"""(?P<key>[\w-]+)(?P<is>["']?\s*:\s+)(?P<value>\$\{[^}]*\}|[^\s"'#{\[|>][^#,}\]\n]*)"""
 )
 
-
+# In YAML: a key with its value on the lines below
 BLOCK = re.compile(
     r"[ +-](?P<indent>[\s-]*)[\"']?(?P<key>[\w-]+)[\"']?\s*:\s*([|>][\d+-]*)?\s*(#.*)?$"
 )
 
 
-ENVIRONMENT = re.compile(r"\$\{oc\.env:\w+(,\s*null)?\}|\?\?\?|null|~")  # no secrets themselves
+def redact_secrets(config: Any) -> Any:
+    """Return a config with the values of secrets replaced by stars, at any depth."""
+    if isinstance(config, list):
+        return [redact_secrets(part) for part in config]
+    if not isinstance(config, Mapping):
+        return config
+    redacted = {}
+    for key, value in config.items():
+        redacted[key] = "***" if is_secret(str(key), value) else redact_secrets(value)
+    return redacted
+
+
+def is_secret(key: str, value: Any) -> bool:
+    """Whether a value looks like a secret: a text under a key such as `token`."""
+    is_text = isinstance(value, str) and value not in ("", "true", "false", "null")
+    return is_text and bool(SECRET.search(key))
 
 
 def check_secrets(config: DictConfig) -> None:
-    """Refuse a plain secret, whichever file or override it comes from: Hydra writes the config into the run folder."""
-    for word in (*list_overrides(config.hydra), *list_overrides(config.hydra, "hydra")):
-        key, _, value = word.lstrip("+").partition("=")
-        within = re.findall(r"([\w-]+)['\"]?\s*:\s*([^][{},]+)", value)
-        refuse_secrets(dict(within), f"{key}: ")
+    """Refuse plain secrets in files and overrides, as Hydra writes both into the run folder.
+
+    Raises UserError: a secret that is not an environment variable.
+    """
+    hydra = config.hydra
+    for override in (*list_overrides(hydra), *list_overrides(hydra, "hydra")):
+        key, _, value = override.lstrip("+").partition("=")
+        inner = re.findall(r"([\w-]+)['\"]?\s*:\s*([^][{},]+)", value)
+        refuse_secrets(dict(inner), f"{key}: ")
         refuse_secrets({key: value})
     refuse_secrets(OmegaConf.to_container(config, resolve=False))
 
 
 def refuse_secrets(node: Any, path: str = "") -> None:
+    """Raise UserError for the first plain secret in nested lists and dicts."""
     if isinstance(node, list):
         for part in node:
             refuse_secrets(part, path)
@@ -74,34 +78,47 @@ def refuse_secrets(node: Any, path: str = "") -> None:
     for key, value in node.items():
         if isinstance(value, dict | list):
             refuse_secrets(value, f"{path}{key}.")
-        elif is_secret(str(key), show(value)) and not ENVIRONMENT.fullmatch(str(value)):
-            said = f"{path}{key}=*** would be written into the run folder"
-            raise UserError(f"{said}; give it as an environment variable: {key}=${{oc.env:NAME}}")
+        elif is_secret(str(key), show(value)) and not PLACEHOLDER.fullmatch(str(value)):
+            problem = f"{path}{key}=*** would be written into the run folder"
+            expected = f"give it as an environment variable: {key}=${{oc.env:NAME}}"
+            raise UserError(f"{problem}; {expected}")
 
 
 def redact_patch(patch: str) -> str:
-    """Put stars for the values of keys such as `token`: where quoted in any file, in YAML also without quotes."""
+    """Return a patch with the values of secrets replaced by stars.
+
+    Quoted values are redacted in any file, bare values and blocks in YAML only.
+    """
     lines: list[str] = []
-    in_yaml, block = False, -1  # the indentation of a key whose value is the lines below it
+    in_yaml = False
+    block_indent = -1  # indentation of a secret key with its value on the lines below; -1: none
     for line in patch.splitlines(keepends=True):
         if line.startswith("diff --git "):
-            in_yaml, block = bool(re.search(r"\.ya?ml\"?$", line.strip())), -1
-        indent = len(line[1:]) - len(line[1:].lstrip())
-        if block >= 0 and line[1:].strip() and indent <= block:
-            block = -1
-        if block >= 0 and line[1:].strip():
+            in_yaml = bool(re.search(r"\.ya?ml\"?$", line.strip()))
+            block_indent = -1
+        content = line[1:]
+        indent = len(content) - len(content.lstrip())
+        if content.strip() and indent <= block_indent:
+            block_indent = -1
+        if content.strip() and block_indent >= 0:
             lines.append(f"{line[: indent + 1]}***\n")
             continue
         if in_yaml and (match := BLOCK.match(line)) and SECRET.search(match["key"]):
-            block = len(match["indent"])
-        line = QUOTED.sub(star, line)
-        lines.append(BARE.sub(star, line) if in_yaml else line)
+            block_indent = len(match["indent"])
+        lines.append(redact_line(line, in_yaml))
     return "".join(lines)
 
 
-def star(match: re.Match[str]) -> str:
+def redact_line(line: str, in_yaml: bool) -> str:
+    line = QUOTED_VALUE.sub(redact_match, line)
+    return BARE_VALUE.sub(redact_match, line) if in_yaml else line
+
+
+def redact_match(match: re.Match[str]) -> str:
+    """Return the text of a key and its value, with stars for a secret."""
     value = match["value"].rstrip()
-    if not SECRET.search(match["key"]) or ENVIRONMENT.fullmatch(value.strip("\"'")):
+    if not SECRET.search(match["key"]) or PLACEHOLDER.fullmatch(value.strip("\"'")):
         return match[0]
-    quote = value[0] if value[0] in "\"'" else ""
-    return f"{match['key']}{match['is']}{quote}***{quote}{match['value'][len(value) :]}"
+    quotation = value[0] if value[0] in "\"'" else ""
+    trailing = match["value"][len(value) :]
+    return f"{match['key']}{match['is']}{quotation}***{quotation}{trailing}"

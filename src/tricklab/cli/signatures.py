@@ -1,4 +1,4 @@
-"""What a class or function takes, read from its source: importing torch for that would take seconds."""
+"""Arguments of classes and functions, read from their source: importing torch takes seconds."""
 
 import ast
 import functools
@@ -9,140 +9,185 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from tricklab.cli.config import MULTI_OPTION_GROUPS
-from tricklab.cli.lightning import EXTRA
+from tricklab.cli.lightning import EXTRA_ARGUMENTS
 from tricklab.errors import UserError, closest
 
-FURTHER = {  # what takes the arguments that a class hands on
+# Functions that receive the further keyword arguments of a class
+FORWARDS_TO = {
     "tricklab.logger.Wandb": "wandb.init",
     "pytorch_lightning.loggers.TensorBoardLogger": "torch.utils.tensorboard.SummaryWriter",
 }
 
-
+# Arguments that the code passes, so that a config can't
 SET_BY_CODE = ("params", "save_dir", "dir")
-
 
 Definition = ast.ClassDef | ast.FunctionDef
 
 
 class Signature(NamedTuple):
-    """Arguments with their default, None where it is none or no constant; `more` is whether it takes any other too."""
+    """Arguments by name with their default, or None for none or a non-literal one."""
 
     arguments: dict[str, Any]
-    more: bool
+    has_kwargs: bool
 
 
 def find_default(key: str, config: DictConfig) -> Any:
-    """Return the default that a key added with + has in the source of its class. Raises UserError: it is none of it."""
+    """Return the default that a key added with + has in the source of its class.
+
+    Raises UserError: it is no argument of the class, or there is no class.
+    """
     parts = key.split(".")
     for length in range(len(parts) - 1, 0, -1):
-        node = OmegaConf.select(config, ".".join(parts[:length]), throw_on_resolution_failure=False)
-        target = isinstance(node, DictConfig) and node.get("_target_")
-        if not target:
-            continue
-        owner, name = ".".join(parts[:length]), parts[length]
-        if name in ("_target_", "_partial_") and length == 2 and parts[0] in MULTI_OPTION_GROUPS:
-            return None
-        signature = add_further(str(target))
-        if signature and name not in signature.arguments:
-            raise_unknown_argument(f"{owner}.{name}", name, str(target), signature)
-        if owner == "trainer":
-            return EXTRA.get(name)
-        return signature.arguments[name] if signature and length == len(parts) - 1 else None
-    raise UserError(
-        f"+{key}: no such option. + adds arguments of a class, as +optimizer.maximize=true"
-    )
+        owner = ".".join(parts[:length])
+        if target := find_target(owner, config):
+            return find_argument_default(owner, parts[length:], target)
+    example = "+ adds arguments of a class, as +optimizer.maximize=true"
+    raise UserError(f"+{key}: no such option. {example}")
 
 
-def add_further(target: str) -> Signature | None:
-    """Return what a target takes from a config: not what the code gives it, and with what it hands on to another."""
+def find_target(owner: str, config: DictConfig) -> str:
+    """Return the `_target_` of a node, or ""."""
+    node = OmegaConf.select(config, owner, throw_on_resolution_failure=False)
+    return str(node.get("_target_") or "") if isinstance(node, DictConfig) else ""
+
+
+def find_argument_default(owner: str, path: list[str], target: str) -> Any:
+    """Return the default of the argument `path[0]` of a target; None for values below it."""
+    name = path[0]
+    group, _, inner = owner.partition(".")
+    is_component = group in MULTI_OPTION_GROUPS and inner and "." not in inner
+    if name in ("_target_", "_partial_") and is_component:
+        return None
+    signature = read_config_signature(target)
+    if signature and name not in signature.arguments:
+        raise_unknown_argument(f"{owner}.{name}", target, signature)
+    if owner == "trainer":
+        return EXTRA_ARGUMENTS.get(name)
+    return signature.arguments[name] if signature and len(path) == 1 else None
+
+
+def read_config_signature(target: str) -> Signature | None:
+    """Return the arguments that a config can pass to a target, forwarded ones included."""
     signature = read_signature(target)
     if signature is None:
         return None
     arguments = dict(signature.arguments)
-    if further := read_signature(FURTHER.get(target, "")):
-        arguments |= further.arguments
-    if target.startswith("tricklab.") and target not in FURTHER:
-        # required arguments stand in conf/ already, or come from the code
+    if target in FORWARDS_TO:
+        forwarded = read_signature(FORWARDS_TO[target])
+        arguments |= forwarded.arguments if forwarded else {}
+    elif target.startswith("tricklab."):
+        # Arguments without a default are in conf/ already, or passed by the code
         arguments = {name: default for name, default in arguments.items() if default is not None}
-    return Signature({k: v for k, v in arguments.items() if k not in SET_BY_CODE}, False)
+    for name in SET_BY_CODE:
+        arguments.pop(name, None)
+    return Signature(arguments, has_kwargs=False)
 
 
-def raise_unknown_argument(key: str, name: str, target: str, signature: Signature) -> None:
+def raise_unknown_argument(key: str, target: str, signature: Signature) -> None:
+    owner, _, name = key.rpartition(".")
     near = closest(name, signature.arguments, 0.6)
-    hint = f" Did you mean {key.rpartition('.')[0]}.{near}?" if near else ""
-    listed = ", ".join(sorted(signature.arguments)) or "nothing more"
-    raise UserError(f"+{key}: {target} takes no {name}; allowed: {listed}.{hint}")
+    hint = f" Did you mean {owner}.{near}?" if near else ""
+    allowed = ", ".join(sorted(signature.arguments)) or "nothing more"
+    raise UserError(f"+{key}: {target} takes no {name}; allowed: {allowed}.{hint}")
 
 
 @functools.cache
 def read_signature(target: str) -> Signature | None:
-    """Return what `_target_` takes, as "torch.optim.SGD"; None where its source is not found."""
+    """Return the arguments of a `_target_` such as "torch.optim.SGD"; None without its source."""
     package, *names = target.split(".")
-    if not package or not all(names):
+    if not names or not package or not all(names):
         return None
-    spec = find_spec(package)  # imports nothing, for a package at the top
-    if not names or not spec or not spec.submodule_search_locations:
-        return None
-    found = find(Path(spec.submodule_search_locations[0]) / "__init__.py", names)
-    return found and read_arguments(*found)
+    folder = find_package(package)
+    found = find_definition(folder / "__init__.py", names) if folder else None
+    return read_parameters(*found) if found else None
 
 
-def find(file: Path, names: list[str]) -> tuple[Path, Definition] | None:
-    """Find the definition of a dotted name below a module's file, through what that imports from others."""
+def find_package(name: str) -> Path | None:
+    """Return the folder of a top-level package, without importing it."""
+    spec = find_spec(name)
+    if not spec or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0])
+
+
+def find_definition(file: Path, names: list[str]) -> tuple[Path, Definition] | None:
+    """Find the definition of a dotted name below a module's file, also where it is imported."""
     first, *rest = names
-    for module in (file.parent / first / "__init__.py", file.parent / f"{first}.py"):
-        if rest and file.name == "__init__.py" and module.is_file():
-            return find(module, rest)
+    if rest and file.name == "__init__.py":
+        for module in (file.parent / first / "__init__.py", file.parent / f"{first}.py"):
+            if module.is_file():
+                return find_definition(module, rest)
     if rest or not file.is_file():
         return None
-    tree = parse(file)
+    tree = parse_file(file)
     for node in tree.body:
         if isinstance(node, Definition) and node.name == first:
             return file, node
+    return find_alias(file, tree, first)
+
+
+def find_alias(file: Path, tree: ast.Module, name: str) -> tuple[Path, Definition] | None:
+    """Find the definition of a name that a module assigns or imports."""
     for node in tree.body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == first:
-            return find(file, [node.value.id]) if isinstance(node.value, ast.Name) else None
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == name:
+            value = node.value
+            return find_definition(file, [value.id]) if isinstance(value, ast.Name) else None
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
-                if (alias.asname or alias.name) in (first, "*"):
-                    name = first if alias.name == "*" else alias.name
-                    if found := find_imported(file, node, name):
-                        return found
+                if found := find_imported(file, node, alias, name):
+                    return found
     return None
 
 
-def find_imported(file: Path, node: ast.ImportFrom, name: str) -> tuple[Path, Definition] | None:
+def find_imported(
+    file: Path, node: ast.ImportFrom, alias: ast.alias, name: str
+) -> tuple[Path, Definition] | None:
+    """Find the definition of a name if `from ... import alias` provides it."""
+    if (alias.asname or alias.name) not in (name, "*"):
+        return None
+    original = name if alias.name == "*" else alias.name
     parts = node.module.split(".") if node.module else []
     if node.level:
-        return find(file.parents[node.level - 1] / "__init__.py", [*parts, name])
-    spec = find_spec(parts[0])
-    if not spec or not spec.submodule_search_locations:
-        return None
-    return find(Path(spec.submodule_search_locations[0]) / "__init__.py", [*parts[1:], name])
+        folder: Path | None = file.parents[node.level - 1]
+    else:
+        folder = find_package(parts.pop(0))
+    return find_definition(folder / "__init__.py", [*parts, original]) if folder else None
 
 
 @functools.cache
-def parse(file: Path) -> ast.Module:
+def parse_file(file: Path) -> ast.Module:
     return ast.parse(file.read_text("utf-8"))
 
 
-def read_arguments(file: Path, node: Definition) -> Signature | None:
-    """Read the arguments of a function, or of a class's `__init__`, which may be that of a base."""
-    if isinstance(node, ast.ClassDef):
-        for part in node.body:
-            if isinstance(part, ast.FunctionDef) and part.name == "__init__":
-                return read_arguments(file, part)
-        bases = (find(file, [base.id]) for base in node.bases if isinstance(base, ast.Name))
-        return next((found for base in bases if base and (found := read_arguments(*base))), None)
-    given = node.args
-    plain = [*given.posonlyargs, *given.args]
-    defaults = dict(zip([a.arg for a in plain][::-1], given.defaults[::-1], strict=False))
-    defaults |= {a.arg: d for a, d in zip(given.kwonlyargs, given.kw_defaults, strict=True) if d}
-    names = [a.arg for a in (*plain, *given.kwonlyargs) if a.arg != "self"]
-    return Signature({name: constant(defaults.get(name)) for name in names}, bool(given.kwarg))
+def read_parameters(file: Path, node: Definition) -> Signature | None:
+    """Read the arguments of a function, or of the `__init__` of a class or of its base."""
+    if isinstance(node, ast.FunctionDef):
+        return read_function(node)
+    for statement in node.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            return read_function(statement)
+    for base in node.bases:
+        found = find_definition(file, [base.id]) if isinstance(base, ast.Name) else None
+        if found and (signature := read_parameters(*found)):
+            return signature
+    return None
 
 
-def constant(node: ast.expr | None) -> Any:
+def read_function(node: ast.FunctionDef) -> Signature:
+    arguments: dict[str, Any] = {}
+    positional = [*node.args.posonlyargs, *node.args.args]
+    required = len(positional) - len(node.args.defaults)
+    defaults = [*[None] * required, *node.args.defaults]
+    for argument, default in zip(positional, defaults, strict=True):
+        arguments[argument.arg] = literal_value(default)
+    for argument, default in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True):
+        arguments[argument.arg] = literal_value(default)
+    arguments.pop("self", None)
+    return Signature(arguments, has_kwargs=node.args.kwarg is not None)
+
+
+def literal_value(node: ast.expr | None) -> Any:
+    """Return the value of a literal, None for anything else."""
     try:
         return ast.literal_eval(node) if node else None
     except ValueError:

@@ -1,4 +1,4 @@
-"""What is checked when Hydra starts a run or a sweep, before its folder exists."""
+"""Checks when Hydra starts a run or a sweep, before its folder exists."""
 
 import os
 import re
@@ -16,63 +16,57 @@ from omegaconf import DictConfig, read_write
 from tricklab.cli.check import check, check_overrides
 from tricklab.cli.config import CONF, to_plain
 from tricklab.cli.launch import exit_with_message
-from tricklab.cli.overrides import list_overrides, list_values, parse_command_overrides, swept_keys
+from tricklab.cli.overrides import (
+    list_overrides,
+    list_values,
+    parse_command_overrides,
+    swept_keys,
+)
 from tricklab.cli.redact import check_secrets
 from tricklab.devices import is_first, world_size
 from tricklab.errors import UserError
 from tricklab.run.folder import check_folder
 from tricklab.run.identity import PLANNED_HASH, config_hash
 
-SWEEP_ONLY = re.compile(  # what has no effect on a single run
+# Keys without an effect on a single run
+SWEEP_ONLY = re.compile(
     r"(sweep|slots|dry|job_timeout|hydra\.sweep|hydra[./](launcher|sweeper))(\.|$)"
 )
 
 
 class Check(Callback):
-    """Hydra's callback, which runs before the folder of a run is made."""
+    """Hydra's callback before the folder of a run is made."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        refuse(config)
-        with read_write(
-            config.hydra.run
-        ):  # or further processes of the run would look for it again, and find others
+        check_or_exit(check_run, config)
+        # Resolve the folder once: Lightning's further processes would look for it again and
+        # find another
+        with read_write(config.hydra.run):
             config.hydra.run.dir = str(config.hydra.run.dir)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        exit_on(check_sweep, config)
+        check_or_exit(check_sweep, config)
 
 
-def check_slurm(dry: bool) -> None:
-    """Refuse to queue jobs at SLURM where that is not."""
-    missing = [command for command in ("sbatch", "srun") if not shutil.which(command)]
-    if missing and not dry:
-        where = "start the sweep where SLURM is, or with hydra/launcher=local"
-        raise UserError(f"hydra/launcher=slurm: no {missing[0]} on this machine; {where}")
-
-
-def exit_on(judge: Callable[[DictConfig], None], config: DictConfig) -> None:
-    """End the process with one line if anything is wrong; after any other exception Hydra would go on."""
+def check_or_exit(check: Callable[[DictConfig], None], config: DictConfig) -> None:
+    """Exit with one line if a check fails. Hydra would ignore any other exception."""
     try:
         with exit_with_message():
-            judge(config)
+            check(config)
     except Exception as error:
         traceback.print_exc()
         raise SystemExit(1) from error
 
 
-def refuse(config: DictConfig) -> None:
-    exit_on(check_run, config)
-
-
 def check_run(config: DictConfig) -> None:
-    """Check the config of a single run, and the folder that it is for."""
-    planned = os.environ.get(PLANNED_HASH)  # by the sweep that this is a job of
+    """Check the config, processes and folder of a single run, or of a job of a sweep."""
+    planned_hash = os.environ.get(PLANNED_HASH)  # set by the sweep
     check(config)
-    if not planned and is_first():  # Lightning's copies are given hydra.run.dir once more
+    if not planned_hash and is_first():  # Lightning gives its processes hydra.run.dir once more
         check_secrets(config)
         check_command(config)
-        check_single()
-    if planned and planned != config_hash(to_plain(config)):
+        check_single_run()
+    if planned_hash and planned_hash != config_hash(to_plain(config)):
         raise UserError("conf/ was changed after this sweep had begun; give its command again")
     check_processes(config)
     if is_first():
@@ -80,39 +74,53 @@ def check_run(config: DictConfig) -> None:
 
 
 def check_command(config: DictConfig) -> None:
-    """Refuse what no command may hold: two options of a group, and folders without a name.
+    """Check the command line of a run or a sweep.
 
-    Of two values of a key the last one counts, as in Hydra, so that a command can be extended.
+    Of two values of a key the last one counts, as in Hydra, so that a command can be
+    extended. Raises UserError: two options of a group, or a folder without a name.
     """
-    chosen: dict[str, list[str]] = {}
-    for word in parse_command_overrides():
-        if (CONF / str(word.key_or_group)).is_dir() and not str(word.input_line).startswith("~"):
-            chosen.setdefault(str(word.key_or_group), []).append(str(word.input_line))
-    for key, words in chosen.items():
-        if len(set(words)) > 1:
-            raise UserError(f"{' '.join(words)}: {key} is given twice")
+    check_single_options()
     if config.hydra.job.chdir:
         raise UserError("hydra.job.chdir=true is not supported: paths would lead elsewhere")
-    folders = {"hydra.run.dir": config.hydra.run.dir}
     if config.hydra.mode == RunMode.MULTIRUN:
-        folders = {f"hydra.sweep.{key}": config.hydra.sweep[key] for key in ("dir", "subdir")}
-    for key, folder in folders.items():
-        if not str(folder).strip():
-            raise UserError(f"{key}= is empty; expected a folder")
-    subdir = str(config.hydra.sweep.subdir) if len(folders) == 2 else ""
-    if "/" in subdir or subdir.startswith("."):
-        raise UserError(f"hydra.sweep.subdir={subdir}: expected a name without / and leading dots")
+        check_folder_name("hydra.sweep.dir", config.hydra.sweep.dir)
+        check_folder_name("hydra.sweep.subdir", config.hydra.sweep.subdir)
+        subdir = str(config.hydra.sweep.subdir)
+        if "/" in subdir or subdir.startswith("."):
+            expected = "expected a name without / and leading dots"
+            raise UserError(f"hydra.sweep.subdir={subdir}: {expected}")
+    else:
+        check_folder_name("hydra.run.dir", config.hydra.run.dir)
 
 
-def check_single() -> None:
-    """Refuse what only a sweep reads."""
-    for word in parse_command_overrides():
-        if SWEEP_ONLY.match(str(word.key_or_group)):
-            raise UserError(f"{word.input_line} has an effect on sweeps alone; add -m for a sweep")
+def check_single_options() -> None:
+    """Raise UserError if the command line has two different options of a group."""
+    typed: dict[str, list[str]] = {}
+    for override in parse_command_overrides():
+        group = str(override.key_or_group)
+        text = str(override.input_line)
+        if (CONF / group).is_dir() and not text.startswith("~"):
+            typed.setdefault(group, []).append(text)
+    for group, overrides in typed.items():
+        if len(set(overrides)) > 1:
+            raise UserError(f"{' '.join(overrides)}: {group} is given twice")
+
+
+def check_folder_name(key: str, folder: Any) -> None:
+    if not str(folder).strip():
+        raise UserError(f"{key}= is empty; expected a folder")
+
+
+def check_single_run() -> None:
+    """Raise UserError for an override that only a sweep reads."""
+    for override in parse_command_overrides():
+        if SWEEP_ONLY.match(str(override.key_or_group)):
+            problem = "has an effect on sweeps alone; add -m for a sweep"
+            raise UserError(f"{override.input_line} {problem}")
 
 
 def check_sweep(config: DictConfig) -> None:
-    """Check what a sweep has of its own; each of its jobs is checked as a run."""
+    """Check a sweep's command line and launcher; each of its jobs is checked as a run."""
     check_overrides(list_overrides(config.hydra))
     check_secrets(config)
     check_command(config)
@@ -120,44 +128,70 @@ def check_sweep(config: DictConfig) -> None:
         raise UserError("torchrun with -m; use python train.py -m trainer=ddp instead")
     if config.resume != "none":
         raise UserError(f"resume={config.resume} -m: a sweep resumes by itself; leave out resume")
-    for word in parse_command_overrides():
-        is_glob = "glob(" in str(word.input_line)  # needs Hydra's loader: see sweep_plugins.py
-        if word.is_sweep_override() and word.is_discrete_sweep() and not is_glob:
-            list_values(word)
-    if "hydra.run.dir" in {word.key_or_group for word in parse_command_overrides()}:
+    check_swept()
+    check_launcher(config)
+
+
+def check_swept() -> None:
+    """Raise UserError for a sweep over no values, or over a key of the whole sweep."""
+    overrides = parse_command_overrides()
+    for override in overrides:
+        is_glob = "glob(" in str(override.input_line)  # needs Hydra's loader: sweep_plugins.py
+        if override.is_sweep_override() and override.is_discrete_sweep() and not is_glob:
+            list_values(override)
+    if "hydra.run.dir" in {override.key_or_group for override in overrides}:
         raise UserError("hydra.run.dir has no effect with -m; use hydra.sweep.dir=FOLDER")
-    for key in sorted(swept_keys(parse_command_overrides())):
+    for key in sorted(swept_keys(overrides)):
         if key.partition(".")[0] in ("sweep", "slots", "dry"):
             raise UserError(f"{key} has several values; expected one, for the whole sweep")
-    chosen = config.hydra.runtime.choices
-    if chosen["hydra/launcher"] == "slurm" and find_spec("hydra_plugins.hydra_submitit_launcher"):
+
+
+def check_launcher(config: DictConfig) -> None:
+    """Raise UserError for a launcher that can't run here, or not with the sweeper."""
+    choices = config.hydra.runtime.choices
+    launcher = choices["hydra/launcher"]
+    sweeper = choices["hydra/sweeper"]
+    if launcher == "slurm" and find_spec("hydra_plugins.hydra_submitit_launcher"):
         check_slurm(dry=config.dry)
-    if chosen["hydra/launcher"] == "local" and chosen["hydra/sweeper"] != "search":
-        said = f"hydra/sweeper={chosen['hydra/sweeper']} hydra/launcher=local"
-        raise UserError(f"{said}; allowed: hydra/sweeper=search, or another launcher, as basic")
+    if launcher == "local" and sweeper != "search":
+        options = f"hydra/sweeper={sweeper} hydra/launcher=local"
+        raise UserError(f"{options}; allowed: hydra/sweeper=search, or another launcher, as basic")
+
+
+def check_slurm(dry: bool) -> None:
+    """Raise UserError if jobs would be queued at SLURM on a machine without it."""
+    missing = [command for command in ("sbatch", "srun") if not shutil.which(command)]
+    if missing and not dry:
+        where = "start the sweep where SLURM is, or with hydra/launcher=local"
+        raise UserError(f"hydra/launcher=slurm: no {missing[0]} on this machine; {where}")
 
 
 def check_processes(config: DictConfig) -> None:
-    """Refuse processes that torchrun or srun have started together, but would train apart."""
-    torchrun, size = "TORCHELASTIC_RUN_ID" in os.environ, world_size()
+    """Check the processes that torchrun or srun have started.
+
+    Raises UserError: they share no folder, or would train separate runs.
+    """
+    size = world_size()
     overrides = list_overrides(config.hydra, "hydra")
-    together = torchrun or size > 1
-    if together and not any(word.startswith("hydra.run.dir=") for word in overrides):
-        shared = "what torchrun or srun starts together shares a folder"
-        raise UserError(f"{shared}; allowed: with hydra.run.dir=FOLDER")
-    devices = count_devices(config.trainer)
-    if size == 1 or devices in (None, size):
+    is_parallel = "TORCHELASTIC_RUN_ID" in os.environ or size > 1
+    if is_parallel and not any(o.startswith("hydra.run.dir=") for o in overrides):
+        problem = "processes of torchrun or srun must share a folder"
+        raise UserError(f"{problem}; expected hydra.run.dir=FOLDER")
+    expected = count_devices(config.trainer)
+    if size == 1 or expected in (None, size):
         return
-    here = int(os.environ.get("LOCAL_WORLD_SIZE") or size)
-    asked = f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}"
-    right = f"trainer=ddp trainer.devices={here} trainer.num_nodes={size // here}"
-    raise UserError(
-        f"{asked} is no run of the {size} processes that were started; allowed: {right}"
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or size)
+    nodes = size // local_size
+    options = (
+        f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}"
     )
+    problem = f"does not match the {size} processes that were started"
+    right = f"trainer=ddp trainer.devices={local_size} trainer.num_nodes={nodes}"
+    raise UserError(f"{options} {problem}; expected {right}")
 
 
 def count_devices(trainer: DictConfig) -> int | None:
-    """Return how many processes a run has; None where Lightning alone can tell."""
+    """Return the number of processes of a run; None if only Lightning can tell."""
     devices = trainer.devices
     if isinstance(devices, str) and re.fullmatch(r"\d+(,\d*)*", devices):
         indices = [index for index in devices.split(",") if index]

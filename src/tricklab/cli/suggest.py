@@ -1,13 +1,14 @@
-"""What an option that does not exist was meant to be: the nearest key, or ours for a name of other tools."""
+"""Suggestions for unknown keys and options: the nearest name, or ours for one of other tools."""
 
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from tricklab.cli.config import find_options, list_options
+from tricklab.cli.config import find_options, list_groups, list_options
 from tricklab.errors import closest
 
-KEYS = {  # what is typed here: names for it elsewhere, {} being their value
+# Overrides by the names that other tools have for them; {} is the value
+KEY_ALIASES = {
     "optimizer.lr={}": "lr learning_rate lr0 base_lr init_lr initial_lr start_lr eta rate",
     "optimizer.weight_decay={}": "wd weight_decay decay l2_reg",
     "optimizer.momentum={}": "momentum mom",
@@ -62,8 +63,9 @@ KEYS = {  # what is typed here: names for it elsewhere, {} being their value
     "debug=overfit": "overfit overfit_batches",
 }
 
-
-OPTIONS = {  # in the order of preference, as not every fork has each
+# Options by the names that other tools have for them. The first that exists is suggested,
+# as a fork may lack some.
+OPTION_ALIASES = {
     "augment=flip": "hflip horizontal_flip random_horizontal_flip mirror",
     "augment=resized_crop": "random_resized_crop rrc",
     "augment=crop": "random_crop random_resized_crop rrc",
@@ -103,7 +105,6 @@ OPTIONS = {  # in the order of preference, as not every fork has each
     "trainer=gpu": "cuda",
 }
 
-
 TORCHVISION_MODELS = re.compile(
     r"alexnet|convnext_(tiny|small|base|large)|densenet\d+|efficientnet_(b\d|v2_[sml])|googlenet|"
     r"inception_v3|maxvit_t|mnasnet\d_\d+|mobilenet_v[23]\w*|regnet_[xy]_\d+[gm]f|resnet\d+|"
@@ -111,101 +112,127 @@ TORCHVISION_MODELS = re.compile(
     r"vit_[blh]_\d+|wide_resnet\d+_2"
 )
 
-
-ANY = ("none", "off", "no", "false", "true", "yes")  # in every group
+# Common to many groups, so no hint at another group
+SWITCH_VALUES = ("none", "off", "no", "false", "true", "yes")
 
 
 def suggest_key(key: str, value: str, known: Collection[str], conf: Path) -> str:
-    """Return " Did you mean optimizer.lr=0.1?" for the dotted key that `key` is most likely for, or nothing.
+    """Return " Did you mean optimizer.lr=0.1?" for the key most likely meant, or "".
 
-    Looked for, in this order: a key of an option that was not chosen, a name of other tools, a misspelt neighbour, the
-    same last word elsewhere in the config, a misspelt name of anything.
+    Tried in this order: a key of an option that was not chosen, a name of other tools, a
+    misspelt sibling, the same last part elsewhere in the config, a misspelt name of anything.
     """
-    if homes := find_options(key, conf):
-        group, choices = key.partition(".")[0], ", ".join(homes)
-        some = f"{group}={homes[0]}"
-        return f" It belongs to {group}={choices}: {some} {assign(key, value)}"
-    parent, _, word = key.rpartition(".")
-    elsewhere = sorted(k for k in known if k.rpartition(".")[2] == word)
-    beside = find_siblings(key, known) if parent else []
-    if other := translate(KEYS, word):
-        return complete(other.format(value), known, conf)
-    if near := closest(word, beside, 0.6):
+    if owners := find_options(key, conf):
+        group = key.partition(".")[0]
+        example = f"{group}={owners[0]} {assign(key, value)}"
+        return f" It belongs to {group}={', '.join(owners)}: {example}"
+    parent, _, name = key.rpartition(".")
+    siblings = find_siblings(key, known) if parent else []
+    if alias := translate(KEY_ALIASES, name):
+        return suggest_alias(alias.format(value), known, conf)
+    if near := closest(name, siblings, 0.6):
         return f" Did you mean {assign(f'{parent}.{near}', value)}?"
+    elsewhere = sorted(other for other in known if other.rpartition(".")[2] == name)
     if elsewhere:
-        return f" Did you mean {' or '.join(assign(k, value) for k in elsewhere[:3])}?"
-    if near := closest(word, names(KEYS), 0.8):
-        return complete(str(translate(KEYS, near)).format(value), known, conf)
-    last = {k.rpartition(".")[2]: k for k in sorted(known, reverse=True)}
-    if not parent and (near := closest(word, find_siblings(key, known), 0.6)):
+        candidates = " or ".join(assign(other, value) for other in elsewhere[:3])
+        return f" Did you mean {candidates}?"
+    return suggest_misspelt(key, value, known, conf)
+
+
+def suggest_misspelt(key: str, value: str, known: Collection[str], conf: Path) -> str:
+    """Return a suggestion for a key similar to a name of other tools or of anything known."""
+    parent, _, name = key.rpartition(".")
+    if near := closest(name, list_names(KEY_ALIASES), 0.8):
+        alias = str(translate(KEY_ALIASES, near))
+        return suggest_alias(alias.format(value), known, conf)
+    if not parent and (near := closest(name, find_siblings(key, known), 0.6)):
         return f" Did you mean {assign(near, value)}?"
-    near = closest(word, last, 0.75)
-    return f" Did you mean {assign(last[near], value)}?" if near else ""
+    by_name = {other.rpartition(".")[2]: other for other in sorted(known, reverse=True)}
+    near = closest(name, by_name, 0.75)
+    return f" Did you mean {assign(by_name[near], value)}?" if near else ""
 
 
 def find_siblings(key: str, known: Iterable[str]) -> list[str]:
-    """Return the keys that stand beside a dotted one, without their common beginning."""
+    """Return the last parts of the keys with the same parent as a dotted key."""
     parent = key.rpartition(".")[0]
-    start = f"{parent}." if parent else ""
-    found = {k[len(start) :].partition(".")[0] for k in known if k.startswith(start)}
-    return sorted(k for k in found if not k.startswith("_"))
+    prefix = f"{parent}." if parent else ""
+    names = set()
+    for other in known:
+        if other.startswith(prefix):
+            names.add(other[len(prefix) :].partition(".")[0])
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def assign(key: str, value: str) -> str:
     return f"{key}={value}" if value else key
 
 
-def complete(typed: str, known: Collection[str], conf: Path) -> str:
-    """Suggest what is typed here for a name of other tools, with the option that has such a key."""
-    key, _, value = typed.rpartition(" ")[2].partition("=")
-    if key == typed.partition("=")[0]:
-        if "." not in key and (conf / key).is_dir() and value not in list_options(conf / key):
-            return suggest_option(key, value, conf)
-        if "." in key and not key.startswith("hydra.") and key not in known:
-            homes = find_options(key, conf)
-            typed = f"{key.partition('.')[0]}={homes[0]} {typed}" if homes else typed
-    return f" Did you mean {typed}?"
+def suggest_alias(overrides: str, known: Collection[str], conf: Path) -> str:
+    """Suggest the overrides for a name of other tools, with the option that has their key."""
+    key, _, value = overrides.rpartition(" ")[2].partition("=")
+    if key != overrides.partition("=")[0]:  # several overrides, complete in themselves
+        return f" Did you mean {overrides}?"
+    if "." not in key and (conf / key).is_dir() and value not in list_options(conf / key):
+        return suggest_option(key, value, conf)
+    is_missing = key not in known and not key.startswith("hydra.")
+    if is_missing and (owners := find_options(key, conf)):
+        overrides = f"{key.partition('.')[0]}={owners[0]} {overrides}"
+    return f" Did you mean {overrides}?"
 
 
 def suggest_option(group: str, option: str, conf: Path) -> str:
-    """Return " Did you mean scheduler=cosine?" for what an option that `group` does not have was meant to be."""
-    there = list_options(conf / group)
-    if typed := translate_option(group, option, conf):
-        return f" Did you mean {typed}?"
+    """Return " Did you mean scheduler=cosine?" for an option that `group` lacks, or ""."""
+    known = list_options(conf / group)
+    if overrides := translate_option(group, option, conf):
+        return f" Did you mean {overrides}?"
     if group == "mixup" and re.fullmatch(r"0?\.\d+|[1-9]\d*(\.\d+)?", option):
         return f" Did you mean mixup=on mixup.alpha={option}?"
-    if group == "model" and re.search(r"\d|_|-", option) and not closest(option, there, 0.9):
+    if group == "model" and re.search(r"\d|_|-", option) and not closest(option, known, 0.9):
         library = "torchvision" if TORCHVISION_MODELS.fullmatch(option) else "timm"
         return f" Did you mean model={library} model.name={option}?"
-    groups = sorted(path.name for path in conf.iterdir() if path.is_dir() and path.name != group)
-    for other in groups if option not in ANY else ():
-        if option in list_options(conf / other):
-            return f" Did you mean {other}={option}?"
-        if typed := translate_option(other, option, conf):
-            return f" Did you mean {typed}?"
-    near = closest(option, there, 0.5)
+    if overrides := find_in_other_groups(group, option, conf):
+        return f" Did you mean {overrides}?"
+    near = closest(option, known, 0.5)
     return f" Did you mean {group}={near}?" if near else ""
 
 
-def translate_option(group: str, option: str, conf: Path) -> str:
-    """Return what is typed here for the name that an option of a group has elsewhere."""
-    for typed, others in OPTIONS.items():
-        home, _, name = typed.split()[0].partition("=")
-        there = home == group and name in list_options(conf / group)
-        if there and plain(option) in map(plain, others.split()):
-            return typed
+def find_in_other_groups(group: str, option: str, conf: Path) -> str:
+    """Return overrides with the option of that name, or alias, of another group; or ""."""
+    if option in SWITCH_VALUES:
+        return ""
+    for other in list_groups(conf):
+        if other == group:
+            continue
+        if option in list_options(conf / other):
+            return f"{other}={option}"
+        if overrides := translate_option(other, option, conf):
+            return overrides
     return ""
 
 
-def translate(table: dict[str, str], word: str) -> str | None:
-    """Return what is typed here for a name of other tools."""
-    return next((to for to, of in table.items() if plain(word) in map(plain, of.split())), None)
+def translate_option(group: str, option: str, conf: Path) -> str:
+    """Return the overrides for the name that other tools have for an option of a group, or ""."""
+    for overrides, aliases in OPTION_ALIASES.items():
+        owner, _, name = overrides.split()[0].partition("=")
+        if owner != group or name not in list_options(conf / group):
+            continue
+        if normalise(option) in map(normalise, aliases.split()):
+            return overrides
+    return ""
 
 
-def names(table: dict[str, str]) -> list[str]:
-    return [name for of in table.values() for name in of.split()]
+def translate(table: dict[str, str], name: str) -> str | None:
+    """Return the overrides for a name of other tools."""
+    for overrides, aliases in table.items():
+        if normalise(name) in map(normalise, aliases.split()):
+            return overrides
+    return None
 
 
-def plain(name: str) -> str:
-    """Return a name without what tools disagree on."""
+def list_names(table: dict[str, str]) -> list[str]:
+    return [name for aliases in table.values() for name in aliases.split()]
+
+
+def normalise(name: str) -> str:
+    """Return a name in lower case without `_` and `-`, on which tools disagree."""
     return re.sub("[_-]", "", name).lower()

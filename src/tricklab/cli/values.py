@@ -1,209 +1,187 @@
-"""Which values an option takes: its type is that of its default, its range stands here."""
+"""Checks of single values: by the spec of their key, or else by the type of its default."""
 
 import math
-import re
-from typing import Any, NamedTuple
+from typing import Any
 
-from tricklab import scheduler
+from tricklab.cli.grammar import Alternative, Range, Spec
 from tricklab.duration import parse
 from tricklab.errors import UserError, nearest
 
-DURATIONS = (
-    *scheduler.DURATIONS,
-    "warmup",
-    "hold",
-    "milestones",
-    "begin",
-    "end",
-    "stop_after",
-    "freeze",
-)
-
-
-SEVERAL_TYPES = ("trainer.devices", "resume")  # a number, a text or a list
-
-
-MAY_BE_NULL = ("resize",)  # though its default is a value
-
-
-MAY_BE_EMPTY = ("model.widths",)  # of an mlp; a convnet refuses it
-
-
-NUMBER = (int, float)
-
-
-TYPES: dict[str, tuple[type, ...]] = {  # by the last word of a key whose default is null
-    **dict.fromkeys(("name", "weights", "entity", "group", "notes", "profiler", "only"), (str,)),
-    **dict.fromkeys(
-        ("lr_per", "folds", "slots", "job_timeout", "num_workers", "every_n_steps"), (int,)
-    ),
-    **dict.fromkeys(("gradient_clip_val", "train_size"), NUMBER),
-    "weight": (list,),
+LARGEST = 2**31 - 1  # of an integer without a range that ends
+TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (float, int),
+    "str": (str,),
+    "bool": (bool,),
+    "list": (list,),
+    "pair": (list,),
+    "dict": (dict,),
 }
 
 
-CHOICES = {
-    "scheduler.shape": " ".join(scheduler.FALLS),
-    "scheduler.warmup_shape": " ".join([*scheduler.RAMPS, "constant"]),
-    "mixup.per": "batch image",
-    "data.mode": "RGB L",
-    "data.background": "white black",
-    "callbacks.early_stopping.mode": "min max",
-    "loss.reduction": "mean",  # over images, on which accumulation and the learning rate rest
-    "trainer.accelerator": "auto cpu gpu cuda mps tpu",
-    "trainer.gradient_clip_algorithm": "norm value",
-    "trainer.precision": "32-true 32 16-mixed 16 bf16-mixed bf16 16-true bf16-true 64-true 64 "
-    "transformer-engine transformer-engine-float16",
-    "trainer.profiler": "simple advanced pytorch",
-    # others shard or flatten the weights, in which penalties and weight decay would not find theirs
-    "trainer.strategy": "auto ddp ddp_find_unused_parameters_true ddp_find_unused_parameters_false",
-}
+def check_value(key: str, value: Any, default: Any, spec: Spec | None = None) -> None:
+    """Raise UserError: the value is not of the key's type, or out of its range.
 
-
-LARGEST = 2**31 - 1  # of an integer, but for seeds
-
-
-SEEDS = ("seed", "split_seed")
-
-
-class Range(NamedTuple):
-    """The numbers from `low` to `high`; an end that is `open` is not one of them."""
-
-    low: float
-    high: float
-    low_open: bool = False
-    high_open: bool = False
-
-    def __contains__(self, number: object) -> bool:
-        assert isinstance(number, int | float)
-        above = number > self.low if self.low_open else number >= self.low
-        return above and (number < self.high if self.high_open else number <= self.high)
-
-    def __str__(self) -> str:
-        low = f"more than {self.low}" if self.low_open else f"{self.low} or more"
-        if self.high == math.inf:
-            return low
-        if not self.low_open and not self.high_open:
-            return f"{self.low} to {self.high}"
-        return f"{low}, {'less than' if self.high_open else 'at most'} {self.high}"
-
-
-RANGES = {  # by the last word of a key
-    word: bounds
-    for bounds, words in (
-        (
-            Range(0, 1, high_open=True),
-            "dropout input_dropout spatial_dropout drop_path label_smoothing momentum betas "
-            "momentum_low momentum_high",
-        ),
-        (Range(0, 1), "label_noise floor threshold probability horizontal vertical translate"),
-        (Range(0, 1), "smallest largest brightness contrast"),
-        (
-            Range(0, math.inf),
-            "val_size train_size test_size alpha cutmix_alpha strength lr body_lr weight_decay power "
-            "patience padding operations seed split_seed num_workers gradient_clip_val mistakes "
-            "fold eps min_delta refresh_rate",
-        ),
-        (Range(0, math.inf, low_open=True), "norm"),
-        # without validation there is no best.ckpt
-        (Range(0.001, math.inf), "limit_train_batches limit_val_batches limit_test_batches"),
-        (
-            Range(1, math.inf),
-            "slots job_timeout trials replicates rounds batch batch_size lr_per mult test_images "
-            "channels height width widths depth resize num_nodes accumulate_grad_batches "
-            "check_val_every_n_epoch every_n_steps log_every_n_steps",
-        ),
-        (Range(2, math.inf), "images classes factor folds"),
-        (Range(-1, math.inf), "max_epochs max_steps num_sanity_val_steps"),
-        (Range(1e-6, 1), "gamma start warmup_share"),  # an LR of 0 would be a step without a step
-        (Range(0, 1, high_open=True), "decay"),
-    )
-    for word in words.split()
-} | {
-    "scale": Range(0, 0.99),
-    "magnitude": Range(0, 30),
-    "shear": Range(0, 89),
-    "degrees": Range(0, 180),
-    "value": Range(0, 255),
-}
-
-
-def check_value(key: str, value: Any, default: Any) -> None:
-    """Refuse a value that is not of its default's type, or out of range."""
-    word = key.rpartition(".")[2]
-    if value is None and (default is None or word in MAY_BE_NULL):
+    Args:
+        key: the dotted key, for messages.
+        value: a plain value or a list of these.
+        default: the value in the key's YAML, whose type counts where the spec has none.
+        spec: the spec in the key's comment; None if it has none.
+    """
+    alternatives = complete(spec or Spec(), default)
+    is_nullable = spec.nullable if spec and spec.alternatives else default is None
+    if value is None and is_nullable:
         return
-    check_finite(key, value)
-    if value == "" != default and not key.startswith("logger."):  # as of KEY=$UNSET
+    check_finite(key, value, alternatives)
+    if value == "" != default and not key.startswith("logger."):  # as from KEY=$UNSET
         raise UserError(f"{key}= is empty; expected a value")
     if key == "trainer.devices":
         check_devices(value)
-    if word in DURATIONS:
-        check_duration(key, value, default)
-    elif key not in SEVERAL_TYPES and key not in CHOICES:
-        check_type(key, value, default)
-    choices = CHOICES.get(key, "").split()
-    if choices and str(value) not in choices:
-        hint = nearest(str(value), choices)
-        raise UserError(f"{key}={value}; allowed: {', '.join(choices)}.{hint}")
-    check_range(key, value)
+    if alternatives and not any(accepts(alternative, value) for alternative in alternatives):
+        raise UserError(f"{key}={explain(key, value, alternatives)}")
 
 
-def check_finite(key: str, value: Any) -> None:
-    """Refuse NaN and infinities, at any depth, and integers that are no number of anything."""
-    if isinstance(value, list):
-        for part in value:
-            check_finite(key, part)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{key}={value}: expected a finite number")
-    largest = 2**63 - 1 if key.rpartition(".")[2] in SEEDS else LARGEST
-    if isinstance(value, int) and abs(value) > largest:
-        raise UserError(f"{key}={value}; allowed: integers up to {largest}")
+def complete(spec: Spec, default: Any) -> list[Alternative]:
+    """Return the alternatives of a spec with the types that the default gives them."""
+    is_list = isinstance(default, list)
+    example = default[0] if is_list and default else default
+    kind = type(example).__name__
+    if not spec.alternatives:
+        return [] if default is None else [Alternative(kind, each=is_list and bool(default))]
+    completed = []
+    for alternative in spec.alternatives:
+        if not alternative.kind:
+            alternative = alternative._replace(kind=kind if kind in ("int", "float") else "float")
+        each = is_list and alternative.kind not in ("null", "[]", "list", "pair")
+        completed.append(alternative._replace(each=each))
+    return completed
 
 
-def check_devices(value: Any) -> None:
-    """Refuse what names no devices: neither a number of them, -1 and auto being all, nor a list."""
-    listed = value if isinstance(value, list) else str(value).split(",")
-    number = type(value) is int and (value == -1 or value > 0)
-    several = value and type(value) in (list, str) and all(str(n).isdecimal() for n in listed)
-    if value != "auto" and not number and not several:
-        raise UserError(
-            f"trainer.devices={show(value)}: expected a number, auto for all, or a list, as [0,1]"
-        )
+def accepts(alternative: Alternative, value: Any) -> bool:
+    """Whether an alternative has the type of a value, and the value in its range."""
+    if alternative.each:
+        one = alternative._replace(each=False)
+        return isinstance(value, list) and value != [] and all(accepts(one, v) for v in value)
+    if alternative.kind == "duration":
+        return is_duration(value, alternative.range)
+    if not has_type(alternative, value):
+        return False
+    if alternative.kind == "choice":
+        return str(value) in alternative.choices
+    numbers = value if isinstance(value, list) else [value]
+    return alternative.range is None or all(number in alternative.range for number in numbers)
 
 
-def check_duration(key: str, value: Any, default: Any) -> None:
-    """Refuse what is no duration, a percentage above 100, and one duration for a list of them."""
-    if isinstance(value, list) != isinstance(default, list) or value == []:
-        one = "one duration, as 10%"
-        raise UserError(
-            f"{key}={value}: expected {'a list of durations, as [50%,75%]' if isinstance(default, list) else one}"
-        )
-    for duration in value if isinstance(value, list) else [value]:
-        number, unit = parse(duration, f"{key}=")
-        if unit == "%" and number > 100:
-            raise UserError(f"{key}={value}; allowed: 0% to 100%")
-        if number == 0 and key == "stop_after":
-            raise UserError(f"{key}={value}; allowed: more than 0")
-
-
-def check_type(key: str, value: Any, default: Any) -> None:
-    """Refuse a value of another type than its default's, or, if that is null, than its word's."""
-    types = TYPES.get(key.rpartition(".")[2]) if default is None else (type(default),)
-    if types is not None and not same_type(value, types):
-        names = " or ".join(kind.__name__ for kind in types)
-        null = " or null" if default is None else ""
-        raise UserError(f"{key}={show(value)}: expected {names}{null}, got {type(value).__name__}")
-    if isinstance(value, list) and default:
-        kind = type(default[0])
-        is_empty = not value and key not in MAY_BE_EMPTY
-        if is_empty or not all(same_type(part, (kind,)) for part in value):
-            raise UserError(f"{key}={value}: expected a non-empty list of {kind.__name__}")
+def has_type(alternative: Alternative, value: Any) -> bool:
+    """Whether a value is of the type of an alternative; a range may still exclude it."""
+    if alternative.kind in ("null", "[]"):
+        return value is None if alternative.kind == "null" else value == []
+    if alternative.kind == "choice":
+        return True  # choices are compared as text
+    if alternative.kind == "pair" or (alternative.kind == "list" and alternative.range):
+        is_list = isinstance(value, list) and all(same_type(v, TYPES["float"]) for v in value)
+        return is_list and (alternative.kind == "list" or len(value) == 2)
+    return same_type(value, TYPES.get(alternative.kind, ()))
 
 
 def same_type(value: Any, types: tuple[type, ...]) -> bool:
-    """Whether a value is of one of the types; an int may stand for a float, a bool for none of them."""
-    return type(value) in types or (type(value) is int and float in types)
+    """Whether a value is of one of the types; a bool is no int."""
+    return type(value) in types
+
+
+def is_duration(value: Any, limits: Range | None) -> bool:
+    try:
+        number, unit = parse(value)
+    except UserError:
+        return False
+    return (unit != "%" or number <= 100) and (limits is None or number in limits)
+
+
+def explain(key: str, value: Any, alternatives: list[Alternative]) -> str:
+    """Return the value with the reason why no alternative accepts it."""
+    if any(alternative.kind == "duration" for alternative in alternatives):
+        return explain_duration(key, value, alternatives)
+    in_list = isinstance(value, list) and any(alternative.each for alternative in alternatives)
+    parts = value if in_list else [value]
+    candidates = [alternative for alternative in alternatives if alternative.each == in_list]
+    if parts and all(any(has_type(a, part) for a in candidates) for part in parts):
+        return f"{show(value)}; allowed: {list_allowed(value, alternatives)}"
+    if in_list:
+        return f"{value}: expected {describe_list(alternatives)}"
+    types = [describe_type(a) for a in alternatives if a.kind != "[]"]
+    expected = " or ".join(dict.fromkeys(types))
+    found = "null" if value is None else type(value).__name__
+    return f"{show(value)}: expected {expected}, got {found}"
+
+
+def list_allowed(value: Any, alternatives: list[Alternative]) -> str:
+    """Return the ranges and choices of the alternatives, with the choice nearest to the value."""
+    alternatives = [alternative for alternative in alternatives if alternative.kind != "[]"]
+    has_several_types = len([a for a in alternatives if a.kind != "null"]) > 1
+    allowed = []
+    for alternative in alternatives:
+        allowed.append(describe_values(alternative))
+        if has_several_types and alternative.kind == "int" and alternative.range:
+            allowed[-1] = f"an int of {allowed[-1]}"
+    choices = [choice for alternative in alternatives for choice in alternative.choices]
+    hint = f".{nearest(str(value), choices)}" if choices else ""
+    return ", or ".join(allowed) + hint
+
+
+def describe_values(alternative: Alternative) -> str:
+    if alternative.range:
+        return str(alternative.range)
+    return ", ".join(alternative.choices) or describe_type(alternative)
+
+
+def describe_type(alternative: Alternative) -> str:
+    if alternative.each:
+        return "list"
+    if alternative.kind == "pair":
+        return "two numbers"
+    return ", ".join(alternative.choices) or alternative.kind
+
+
+def describe_list(alternatives: list[Alternative]) -> str:
+    kinds = [alternative.kind for alternative in alternatives if alternative.kind != "[]"]
+    length = "non-empty " if len(kinds) == len(alternatives) else ""
+    return f"a {length}list of {' or '.join(kinds)}"
+
+
+def explain_duration(key: str, value: Any, alternatives: list[Alternative]) -> str:
+    """Return the reason why a value is no duration, or none that is allowed."""
+    duration = next(a for a in alternatives if a.kind == "duration")
+    if isinstance(value, list) != duration.each or value == []:
+        a_list = "a list of durations, as [50%,75%]"
+        return f"{value}: expected {a_list if duration.each else 'one duration, as 10%'}"
+    for part in value if isinstance(value, list) else [value]:
+        number, unit = parse(part, f"{key}=")
+        if unit == "%" and number > 100:
+            return f"{value}; allowed: 0% to 100%"
+    return f"{value}; allowed: {duration.range}"
+
+
+def check_finite(key: str, value: Any, alternatives: list[Alternative]) -> None:
+    """Refuse NaN and infinities, at any depth, and integers that no library could take."""
+    if isinstance(value, list):
+        for part in value:
+            check_finite(key, part, alternatives)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key}={value}: expected a finite number")
+    ends = [alternative.range.high for alternative in alternatives if alternative.range]
+    is_bounded = ends and max(ends) < math.inf  # then the range answers
+    if isinstance(value, int) and abs(value) > LARGEST and not is_bounded:
+        raise UserError(f"{key}={value}; allowed: integers up to {LARGEST}")
+
+
+def check_devices(value: Any) -> None:
+    """Raise UserError: the value is no number of devices (-1 and auto: all) and no list of them."""
+    is_count = type(value) is int and (value == -1 or value > 0)
+    listed = value if isinstance(value, list) else str(value).split(",")
+    is_list = value and type(value) in (list, str) and all(str(n).isdecimal() for n in listed)
+    if value != "auto" and not is_count and not is_list:
+        expected = "a number, auto for all, or a list, as [0,1]"
+        raise UserError(f"trainer.devices={show(value)}: expected {expected}")
 
 
 def show(value: Any) -> str:
@@ -211,19 +189,3 @@ def show(value: Any) -> str:
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def check_range(key: str, value: Any) -> None:
-    """Refuse numbers out of the range of the key's last word."""
-    word = key.rpartition(".")[2]
-    numbers = [
-        n for n in (value if isinstance(value, list) else [value]) if isinstance(n, int | float)
-    ]
-    if word in RANGES and not all(number in RANGES[word] for number in numbers):
-        raise UserError(f"{key}={value}; allowed: {RANGES[word]}")
-    if word == "betas" and len(numbers) != 2:
-        raise UserError(f"{key}={value}: expected two numbers")
-    if re.fullmatch("limit_(train|val|test)_batches", word) and type(value) is float and value > 1:
-        raise UserError(
-            f"{key}={value}: expected a fraction up to 1.0 or a whole number of batches"
-        )

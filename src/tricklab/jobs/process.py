@@ -1,4 +1,7 @@
-"""A job of a sweep in a process of its own, on a device of its own; it ends with the process that started it."""
+"""Runs jobs of a sweep, each in its own process and on its own device.
+
+All processes end with the one that started them.
+"""
 
 import json
 import multiprocessing
@@ -12,82 +15,90 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import DictConfig
 
 from tricklab.cli.config import to_plain
-from tricklab.cli.overrides import quote
 from tricklab.devices import call_after_exit, count_cores, omp_threads, visible_devices
 from tricklab.files import write_text
+from tricklab.jobs.job import JobSpec, last_line
 from tricklab.run.folder import read_result
 from tricklab.run.identity import PLANNED_HASH, config_hash
 
 TRAIN = Path(__file__).parents[3] / "train.py"
-
-
-class JobSpec(NamedTuple):
-    """A job: the hash `planned` of its config must still be that when it starts; its time has a `limit` in seconds."""
-
-    words: list[str]
-    folder: Path
-    planned: str
-    limit: float | None
-
-    @property
-    def line(self) -> list[str]:
-        """What follows after `python train.py`, to begin it or go on with it."""
-        return [*self.words, f"hydra.run.dir={quote(self.folder)}", "resume=auto"]
+GRACE = 20  # seconds that interrupted jobs have to save before they are killed
 
 
 class LocalPool:
-    """Runs so many jobs at a time as there are slots, each slot with its device; with several, where there are more."""
+    """Runs as many jobs at a time as there are slots. Each slot has its own devices."""
 
     def __init__(self, config: DictConfig):
-        devices, alone = visible_devices(), config.trainer.devices == 1
-        self.number = int(config.slots or (alone and len(devices)) or 1)
-        self.threads = omp_threads() or max(1, count_cores() // self.number)
+        devices = visible_devices()
+        one_per_device = config.trainer.devices == 1 and len(devices)
+        self.size = int(config.slots or one_per_device or 1)
+        self.threads = omp_threads() or max(1, count_cores() // self.size)
         self.free: Queue[str] = Queue()
-        for slot in range(self.number):
-            self.free.put(
-                ",".join(devices[slot :: self.number] or devices[slot % max(1, len(devices)) :][:1])
-            )
+        for slot in range(self.size):
+            self.free.put(assign_devices(devices, slot, self.size))
         self.processes: list[Any] = []
-        self.over = False
+        self.is_stopping = False
 
     def run(self, jobs: Sequence[JobSpec]) -> None:
-        """Run the jobs; if this is interrupted, end those at work: they may save, for 20 s, then they are killed."""
-        pool, running = ThreadPoolExecutor(self.number), list[Future[None]]()
+        """Run the jobs. If interrupted, those at work get SIGTERM, on which they save."""
+        pool = ThreadPoolExecutor(self.size)
+        futures: list[Future[None]] = []
         try:
             for job in jobs:
-                running.append(pool.submit(self.run_one, job))
-            for future in running:
+                futures.append(pool.submit(self.run_one, job))
+            for future in futures:
                 future.result()
         finally:
-            self.over, told, started = True, set(), time.time()
-            while any(p.is_alive() for p in self.processes) or not all(
-                future.done() for future in running
-            ):
-                late = time.time() - started > 20
-                for process in [
-                    p for p in self.processes if p.is_alive() and (late or p.pid not in told)
-                ]:
-                    kill_process_group(process, signal.SIGKILL if late else signal.SIGTERM)
-                    told.add(process.pid)
-                time.sleep(0.1)
+            self.is_stopping = True
+            self.stop(futures)
             pool.shutdown()
 
     def run_one(self, job: JobSpec) -> None:
         device = self.free.get()
         try:
-            if not self.over:
+            if not self.is_stopping:
                 run_job(job, device, self.threads, self.processes)
         finally:
             self.free.put(device)
 
+    def stop(self, futures: Sequence[Future[None]]) -> None:
+        """End the running jobs, with SIGKILL after the grace period, and wait for them."""
+        started = time.time()
+        signalled: set[int] = set()
+        while self.list_alive() or not all(future.done() for future in futures):
+            is_late = time.time() - started > GRACE
+            for process in self.list_alive():
+                if is_late:
+                    kill_process_group(process, signal.SIGKILL)
+                elif process.pid not in signalled:
+                    kill_process_group(process, signal.SIGTERM)
+                    signalled.add(process.pid)
+            time.sleep(0.1)
+
+    def list_alive(self) -> list[Any]:
+        return [process for process in self.processes if process.is_alive()]
+
+
+def assign_devices(devices: Sequence[str], slot: int, slots: int) -> str:
+    """Return the devices of a slot for CUDA_VISIBLE_DEVICES: several if there are more than slots.
+
+    Slots without a device of their own share one. "" if there are no devices.
+    """
+    own = devices[slot::slots]
+    shared = devices[slot % max(1, len(devices)) :][:1]
+    return ",".join(own or shared)
+
 
 def run_job(job: JobSpec, device: str, threads: int, processes: list[Any]) -> None:
-    """Run a job in a new process, which stands in `processes` until its end; it leaves a result in any case."""
+    """Run a job in a new process, which is in `processes` until it ends.
+
+    If it leaves no result, one is written for it.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tricklab.run.experiment"])
     started = time.time()
@@ -97,99 +108,124 @@ def run_job(job: JobSpec, device: str, threads: int, processes: list[Any]) -> No
         process = context.Process(target=job_main, args=(job, device, threads, os.getpid()))
         processes.append(process)
         process.start()
-        try:
-            process.join(job.limit)
-        except BaseException:  # by a signal that a launcher has got: the job may save
-            kill_process_group(process, signal.SIGTERM)
-            process.join(60)
-            raise
-        late = process.is_alive()
-        kill_process_group(process, signal.SIGKILL)
-        process.join()
+        is_late = wait_for_job(process, job.timeout)
         processes.remove(process)
         if not read_result(job.folder):
-            code = f"exit code {process.exitcode}: {last_line(job.folder)}"
-            left = {
-                "status": "killed",
-                "reason": f"longer than job_timeout={job.limit}" if late else code,
-            }
-            facts: dict[str, Any] = {
-                "metrics": {},
-                "objective": None,
-                "seconds": round(time.time() - started, 3),
-            }
-            write_text(job.folder / "result.json", json.dumps(left | facts, indent=2))
-    except (OSError, EOFError) as error:  # a full disk is the misfortune of this job alone
+            reason = f"exit code {process.exitcode}: {last_line(job.folder)}"
+            if is_late:
+                reason = f"longer than job_timeout={job.timeout}"
+            write_killed_result(job.folder, reason, time.time() - started)
+    except (OSError, EOFError) as error:
+        # A full disk, for example, must not end the other jobs
         print(f"{job.folder}: {error}", file=sys.stderr)
 
 
-def last_line(folder: Path) -> str:
-    """Return the last line of a job's log."""
+def wait_for_job(process: Any, timeout: float | None) -> bool:
+    """Wait until a job ends, and kill it after `timeout` seconds. Return whether it was late."""
     try:
-        return (folder / "job.log").read_text("utf-8", "replace").strip().rpartition("\n")[2]
-    except OSError:
-        return "no job.log"
+        process.join(timeout)
+    except BaseException:
+        # A signal to the launcher: let the job save before it ends
+        kill_process_group(process, signal.SIGTERM)
+        process.join(60)
+        raise
+    is_late = bool(process.is_alive())
+    kill_process_group(process, signal.SIGKILL)
+    process.join()
+    return is_late
+
+
+def write_killed_result(folder: Path, reason: str, seconds: float) -> None:
+    result: dict[str, Any] = {
+        "status": "killed",
+        "reason": reason,
+        "metrics": {},
+        "objective": None,
+        "seconds": round(seconds, 3),
+    }
+    write_text(folder / "result.json", json.dumps(result, indent=2))
 
 
 def run_in_child(run: Callable[[list[Any]], object], jobs: list[Any]) -> None:
-    """Call `run` in a process that ends with this one, as all it starts: a dying Ray ends its starter, with code 0."""
+    """Call `run` in a child process, which ends with this one, as do all its children.
 
-    def _child_main(driver: int) -> None:
-        os.setsid()
-        threading.Thread(target=exit_with_parent, args=(driver,), daemon=True).start()
-        run(jobs)
-
-    process = multiprocessing.get_context("fork").Process(target=_child_main, args=(os.getpid(),))
+    Ray needs that: when its server dies, it ends the process that started it, with code 0.
+    """
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=_child_main, args=(run, jobs, os.getpid()))
     process.start()
     try:
         process.join()
     finally:
         kill_process_group(process, signal.SIGTERM)
-        process.join(20)
-        kill_process_group(process, signal.SIGKILL)  # and what it has left behind
+        process.join(GRACE)
+        kill_process_group(process, signal.SIGKILL)  # also processes that the child has left
 
 
-def run_launched_job(words: Sequence[str], folder: Path, cfg: DictConfig) -> float | None:
-    """Run a job that a launcher of Hydra's plugins has placed here, unless it is done; return its objective."""
+def _child_main(run: Callable[[list[Any]], object], jobs: list[Any], driver: int) -> None:
+    start_process_group(driver)
+    run(jobs)
+
+
+def run_launched_job(overrides: Sequence[str], folder: Path, cfg: DictConfig) -> float | None:
+    """Run a job that a launcher of Hydra's plugins has started here, unless it is done.
+
+    Returns its objective, None if it has none.
+    """
     if read_result(folder).get("status") != "done":
-        job = JobSpec(list(words), folder, config_hash(to_plain(cfg)), cfg.job_timeout)
+        job = JobSpec(list(overrides), folder, config_hash(to_plain(cfg)), cfg.job_timeout)
         run_job(job, ",".join(visible_devices()), omp_threads(), [])
     return read_result(folder).get("objective")
 
 
 def job_main(job: JobSpec, device: str, threads: int, driver: int) -> None:
-    """Be `python train.py` with the words of a job, in a process that has torch imported already."""
-    os.setsid()  # a group of its own, so that all it starts can be ended with it
-    threading.Thread(target=exit_with_parent, args=(driver,), daemon=True).start()
-    with (job.folder / "job.log").open("a") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    os.environ.pop(
-        "SLURM_NTASKS", None
-    )  # or Lightning would leave it to SLURM to start the processes of trainer=ddp
-    os.environ |= {PLANNED_HASH: job.planned} | (
-        {"CUDA_VISIBLE_DEVICES": device} if device else {}
-    )  # "": all there are
-    multiprocessing.set_start_method(
-        None, force=True
-    )  # or a loader's workers would come from a server, seconds later
-    import torch
+    """Run `python train.py` with a job's arguments, in a process that has imported torch.
 
+    `device` is its CUDA_VISIBLE_DEVICES, "" for all devices. 0 `threads` is torch's default.
+    `driver` is the ID of the process with which the job ends.
+    """
+    start_process_group(driver)
+    redirect_output(job.folder / "job.log")
+    # Otherwise Lightning expects SLURM to start the processes of trainer=ddp
+    os.environ.pop("SLURM_NTASKS", None)
+    os.environ[PLANNED_HASH] = job.planned_hash
+    if device:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    # Otherwise workers of a loader come from a fork server, which takes seconds to start
+    multiprocessing.set_start_method(None, force=True)
     if threads:
-        os.environ["OMP_NUM_THREADS"] = str(
-            threads
-        )  # for further processes; for this one it comes too late
-        torch.set_num_threads(threads)
-    sys.argv = [str(TRAIN), *job.line]
+        set_threads(threads)
+    sys.argv = [str(TRAIN), *job.arguments]
     runpy.run_path(str(TRAIN), run_name="__main__")
 
 
+def start_process_group(driver: int) -> None:
+    """Move this process into a group of its own, which ends with the process `driver`."""
+    os.setsid()
+    threading.Thread(target=exit_with_parent, args=(driver,), daemon=True).start()
+
+
 def exit_with_parent(driver: int) -> None:
-    """Wait for the end of the process that started the job, then end this one and all that it started."""
+    """Wait for the end of a process, then kill this one and its group."""
     call_after_exit(driver, lambda: os.killpg(0, signal.SIGKILL))
 
 
+def redirect_output(log: Path) -> None:
+    """Append stdout and stderr of this process and its children to a file."""
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+
+
+def set_threads(threads: int) -> None:
+    import torch
+
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for child processes
+    torch.set_num_threads(threads)  # for this process, which has read the variable before
+
+
 def kill_process_group(process: Any, by: signal.Signals) -> None:
+    """Send a signal to a process and its children."""
     try:
         os.killpg(process.pid, by)
     except (ProcessLookupError, PermissionError):

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: composed and checked before the first one starts, run where they are not done, summed up."""
+"""The jobs of a sweep: all are checked before the first one starts, and run unless done."""
 
 import copy
 import functools
@@ -18,245 +18,170 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from tricklab.cli.check import check
-from tricklab.cli.config import to_plain
 from tricklab.cli.escape import for_terminal
 from tricklab.cli.messages import explain
-from tricklab.cli.overrides import command, parse_command_overrides, quote, swept_keys
+from tricklab.cli.overrides import command
 from tricklab.errors import UserError
-from tricklab.files import UnreadableError, read_table, write_text
-from tricklab.jobs.process import JobSpec, last_line
-from tricklab.run.folder import lock_run, read_result
-from tricklab.run.identity import config_hash
-
-NAME = 128  # characters of a group or a name in W&B
-
-
-def strip_sweep_overrides(words: Sequence[str]) -> list[str]:
-    """Leave out the words that are the sweep's alone."""
-    return [word for word in words if not word.startswith(("sweep=", "sweep.", "slots=", "dry="))]
-
-
-class Job(list[str]):
-    """A run of the sweep in `root`: what launchers of Hydra take, a list of words; and what follows from its config.
-
-    It may stop after `until` epochs, unless that is 0.
-    """
-
-    def __init__(self, words: Sequence[str], config: DictConfig, root: Path, until: int = 0):
-        self.words, self.until, self.folder = (
-            strip_sweep_overrides(words),
-            until,
-            root / config.hydra.sweep.subdir,
-        )
-        t, early = config.trainer, "early_stopping" in config.callbacks
-        self.length = (
-            t.max_epochs,
-            t.max_steps,
-            t.check_val_every_n_epoch,
-            config.stop_after,
-            early,
-        )
-        added = []
-        if until:
-            config.stop_after = f"{until}ep"
-            added.append(f"stop_after={until}ep")
-        if "wandb" in config.logger:
-            varied = " ".join(
-                word
-                for word in self.words
-                if word.split("=")[0] in {"seed", *swept_keys(parse_command_overrides())}
-            )
-            group = config.logger.wandb.group or root.name[:NAME]
-            added += [
-                f"logger.wandb.group={quote(group)}",
-                f"logger.wandb.name={quote(varied[:NAME])}",
-            ]
-        planned, sources = config_hash(to_plain(config)), config.hydra.runtime.config_sources
-        if paths := [
-            s.path for s in sources if s.schema == "file" and "command-line" in s.provider
-        ]:
-            added.append(
-                f"hydra.searchpath=[{','.join(quote(f'file://{path}') for path in paths)}]"
-            )
-        self.command = JobSpec([*self.words, *added], self.folder, planned, config.job_timeout)
-        placed = [
-            f"hydra.sweep.dir={quote(root)}",
-            f"hydra.sweep.subdir={quote(self.folder.name)}",
-        ]
-        super().__init__([*self.command.words, *placed])
-
-    def __str__(self) -> str:
-        return " ".join(self.words)
-
-    @property
-    def result(self) -> dict[str, Any]:
-        """What it has left; without a `result.json` it was killed, or not begun."""
-        if result := read_result(self.folder):
-            return result
-        begun = (self.folder / "job.log").exists()
-        return {
-            "status": "killed" if begun else "open",
-            "reason": last_line(self.folder),
-            "objective": None,
-        }
-
-    @property
-    def value(self) -> float | None:
-        """The best accuracy on validation of its epochs until it may stop; None if it has not come there."""
-        if not self.until:
-            result = self.result
-            stopped = {
-                word for word in result.get("overrides", ()) if word.startswith("stop_after=")
-            } - {*self.words}
-            return result.get("objective") if result["status"] == "done" and not stopped else None
-        try:
-            rows = read_table(self.folder / "metrics.csv", growing=True)
-            found = [
-                (int(row["epoch"]), float(row["val/acc"]))
-                for row in rows
-                if row.get("epoch") and row.get("val/acc")
-            ]
-        except (UnreadableError, ValueError):
-            return None
-        whole = any(epoch >= self.until - 1 for epoch, _ in found)
-        return max(accuracy for epoch, accuracy in found if epoch < self.until) if whole else None
+from tricklab.files import write_text
+from tricklab.jobs.job import Job
+from tricklab.run.folder import lock_run
 
 
 class Composer:
-    """Composes configs, once for all that differ in values of keys that are no group, since it takes 0.1 s."""
+    """Composes configs; cached by the config-group overrides, as composing takes 0.1 s."""
 
     def __init__(
         self, compose: Callable[[list[str]], DictConfig], is_group: Callable[[str], object]
     ):
-        self.compose = functools.cache(lambda words: compose(list(words)))
+        self.compose = functools.cache(lambda overrides: compose(list(overrides)))
         self.is_group = functools.cache(is_group)
 
-    def __call__(self, words: Sequence[str]) -> DictConfig:
-        parsed = OverridesParser.create().parse_overrides(list(words))
-        values = [
-            o
-            for o in parsed
-            if str(o.input_line)[0] not in "+~" and not self.is_group(o.key_or_group)
-        ]
-        config = copy.deepcopy(
-            self.compose(tuple(str(o.input_line) for o in parsed if o not in values))
-        )
+    def __call__(self, overrides: Sequence[str]) -> DictConfig:
+        groups: list[str] = []
+        values = []
+        for override in OverridesParser.create().parse_overrides(list(overrides)):
+            text = str(override.input_line)
+            if text[0] in "+~" or self.is_group(override.key_or_group):
+                groups.append(text)
+            else:
+                values.append(override)
+        config = copy.deepcopy(self.compose(tuple(groups)))
         ConfigLoaderImpl._apply_overrides_to_config(values, config)
         return config
 
 
 class Jobs:
-    """The jobs of one command, in the folder of the sweep; its `config` is without what is swept."""
+    """The jobs of one command, in the folder of the sweep.
+
+    `config` is the config of the sweep, without swept values; `launch` runs jobs.
+    """
 
     def __init__(
         self, config: DictConfig, loader: ConfigLoader, launch: Callable[[list[Job]], object]
     ):
-        self.config, self.launch = config, launch
+        self.config = config
+        self.launch = launch
         self.folder = Path(config.hydra.sweep.dir).absolute()
         self.all: dict[Path, Job] = {}
         self.lock: Any = None
-        self.compose = Composer(
-            functools.partial(loader.load_sweep_config, config), loader.get_group_options
-        )
+        compose = functools.partial(loader.load_sweep_config, config)
+        self.compose = Composer(compose, loader.get_group_options)
 
     def run(
-        self, combinations: Sequence[Sequence[str]], until: int = 0, what: str = ""
+        self, combinations: Sequence[Sequence[str]], epoch_budget: int = 0, label: str = ""
     ) -> list[Job]:
-        """Run a job for each combination of words, to its end or for so many epochs, if it is not done.
+        """Run a job for each list of overrides, unless done; to its end or its epoch budget.
 
-        Raises UserError: a combination is wrong, two have one folder, or another process is at the same sweep.
+        Raises UserError: a config is wrong, two jobs have one folder, or another process
+        runs the same sweep. Raises SystemExit after a dry run.
         """
-        jobs = [self.plan(words, until) for words in combinations]
-        unique = {job.folder: job for job in jobs}
-        for job in jobs:
-            if job.command.planned != unique[job.folder].command.planned:
-                raise UserError(
-                    f"{job} and {unique[job.folder]} have one folder; allowed: hydra.sweep.subdir by run"
-                )
+        jobs = [self.plan(overrides, epoch_budget) for overrides in combinations]
+        unique = index_by_folder(jobs)
         self.all |= unique
         if not self.config.dry:
             self.acquire_lock()
-        left = [job for job in unique.values() if job.value is None]
-        number = "1 job" if len(unique) == 1 else f"{len(unique)} jobs"
-        print(f"{what}{number}, {len(unique) - len(left)} done, in {self.folder}", flush=True)
+        pending = [job for job in unique.values() if job.value is None]
+        count = "1 job" if len(unique) == 1 else f"{len(unique)} jobs"
+        done = len(unique) - len(pending)
+        print(f"{label}{count}, {done} done, in {self.folder}", flush=True)
         if self.config.dry:
-            for job in left:
-                print(f"  python train.py {shlex.join(job.command.line)}")
-            raise SystemExit(0)  # what comes next may depend on the results
-        if left:
-            self.run_pending(left)
+            for job in pending:
+                print(f"  python train.py {shlex.join(job.spec.arguments)}")
+            raise SystemExit(0)  # further jobs may depend on the results of these
+        if pending:
+            self.run_pending(pending)
         return jobs
 
-    def plan(self, words: Sequence[str], until: int = 0) -> Job:
-        """Compose and check the config of a job."""
+    def plan(self, overrides: Sequence[str], epoch_budget: int = 0) -> Job:
+        """Compose and check the config of a job. Raises UserError: it is wrong."""
         try:
-            config = self.compose(words)
-            config.hydra.overrides.task = list(words)
+            config = self.compose(overrides)
+            config.hydra.overrides.task = list(overrides)
             check(config)
         except (HydraException, OmegaConfBaseException, UserError) as error:
-            raise UserError(f"{' '.join(words)}: {explain(error)}") from None
-        return Job(words, config, self.folder, until)
+            raise UserError(f"{' '.join(overrides)}: {explain(error)}") from None
+        return Job(overrides, config, self.folder, epoch_budget)
 
     def acquire_lock(self) -> None:
-        """Hold the folder, so that no other process runs the same jobs, and list them: others may lie beside theirs."""
+        """Lock the folder, so that no other process runs the same jobs, and list the jobs.
+
+        The list tells them from other folders beside theirs.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lock = self.lock or lock_run(self.folder)
         if not self.lock:
-            raise UserError(
-                f"the sweep in {self.folder} is running; wait for it, or choose another hydra.sweep.dir"
-            )
-        jobs = [{"folder": job.folder.name, "overrides": job.words} for job in self.all.values()]
+            expected = "wait for it, or choose another hydra.sweep.dir"
+            raise UserError(f"the sweep in {self.folder} is running; {expected}")
+        jobs = [
+            {"folder": job.folder.name, "overrides": job.overrides} for job in self.all.values()
+        ]
         text = json.dumps({"command": command(), "jobs": jobs}, indent=2, ensure_ascii=False)
         write_text(self.folder / "sweep.json", text + "\n")
 
     def run_pending(self, jobs: list[Job]) -> None:
-        """Have the jobs run, and say of each how it ended when it does."""
+        """Run jobs, and print a line when one ends."""
         for job in jobs:
-            if job.result["status"] == "done":  # for fewer epochs
+            if job.result["status"] == "done":  # within an epoch budget
                 (job.folder / "result.json").unlink()
-        over = threading.Event()
-        follower = threading.Thread(target=self.print_progress, args=(jobs, over), daemon=True)
-        try:  # from here on a signal may come at any moment
-            follower.start()
+        is_over = threading.Event()
+        progress = threading.Thread(target=print_progress, args=(jobs, is_over), daemon=True)
+        try:  # a signal may arrive at any moment from here on
+            progress.start()
             self.launch(jobs)
         finally:
-            over.set()
-            if follower.is_alive():
-                follower.join()
-
-    def print_progress(self, jobs: list[Job], over: threading.Event) -> None:
-        started, waiting = time.time(), list(jobs)
-        while waiting:
-            last = over.wait(0.2)
-            for job in [job for job in waiting if mtime(job.folder / "result.json") > started]:
-                waiting.remove(job)
-                n, result = len(jobs) - len(waiting), job.result
-                left = (time.time() - started) / n * len(waiting)
-                said = result["status"] if job.value is None else f"done {job.value:.4f}"
-                print(
-                    f"{n} of {len(jobs)}: {said}, {result['seconds']:.1f} s, {left:.0f} s left: {job}",
-                    flush=True,
-                )
-            if last:
-                return
+            is_over.set()
+            if progress.is_alive():
+                progress.join()
 
     def summarise(self) -> bool:
-        """Say how many are done, why the others are not, and how to go on; return whether all are done."""
-        bad = [job for job in self.all.values() if job.value is None]
-        print(f"{len(self.all) - len(bad)} of {len(self.all)} jobs done, in {self.folder}")
-        for job in bad:
+        """Print how many jobs are done, and why others are not. Return whether all are done."""
+        pending = [job for job in self.all.values() if job.value is None]
+        print(f"{len(self.all) - len(pending)} of {len(self.all)} jobs done, in {self.folder}")
+        for job in pending:
             reason = " ".join(str(job.result["reason"]).split())
             line = f"{job.result['status']}: {reason}: {job}; see {job.folder}/job.log"
             print(f"  {for_terminal(line)}")
-        if bad:
-            print(
-                f"  the same command again goes on with these: python train.py {shlex.join(command())}"
-            )
-        return not bad
+        if pending:
+            again = f"python train.py {shlex.join(command())}"
+            print(f"  the same command again resumes these: {again}")
+        return not pending
+
+
+def index_by_folder(jobs: Sequence[Job]) -> dict[Path, Job]:
+    """Return jobs by their folder. Raises UserError: two different ones have one folder."""
+    unique = {job.folder: job for job in jobs}
+    for job in jobs:
+        other = unique[job.folder]
+        if job.spec.planned_hash != other.spec.planned_hash:
+            expected = "expected a hydra.sweep.subdir that differs by job"
+            raise UserError(f"{job} and {other} have one folder; {expected}")
+    return unique
+
+
+def print_progress(jobs: Sequence[Job], is_over: threading.Event) -> None:
+    """Print a line for each job that ends, until all have ended or the event is set."""
+    started = time.time()
+    waiting = list(jobs)
+    while waiting:
+        is_last_look = is_over.wait(0.2)
+        for job in list(waiting):
+            if mtime(job.folder / "result.json") > started:
+                waiting.remove(job)
+                ended = len(jobs) - len(waiting)
+                seconds_left = (time.time() - started) / ended * len(waiting)
+                print(f"{ended} of {len(jobs)}: {describe(job, seconds_left)}", flush=True)
+        if is_last_look:
+            return
+
+
+def describe(job: Job, seconds_left: float) -> str:
+    result = job.result
+    outcome = result["status"] if job.value is None else f"done {job.value:.4f}"
+    return f"{outcome}, {result['seconds']:.1f} s, {seconds_left:.0f} s left: {job}"
 
 
 def mtime(path: Path) -> float:
-    """Return when a file was written last; 0 if there is none."""
+    """Return the time when a file was last modified; 0 if there is none."""
     try:
         return path.stat().st_mtime
     except OSError:

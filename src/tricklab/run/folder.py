@@ -13,10 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from tricklab.cli.config import flatten, to_plain
 from tricklab.cli.escape import for_terminal
 from tricklab.cli.redact import redact_secrets
+from tricklab.cli.specs import neutral_values
 from tricklab.cli.values import show
 from tricklab.errors import UserError
 from tricklab.files import UnreadableError, parse_yaml, read_json, read_text, read_yaml
-from tricklab.run.identity import NEUTRAL, config_hash, is_excluded_from_hash
+from tricklab.run.identity import config_hash, is_excluded_from_hash
 
 NOT_REPEATED = ("resume", "stop_after")  # overrides of an earlier start that a resume leaves out
 OWN_FOLDERS = ("checkpoints", ".hydra", "tensorboard", "wandb")  # created by a run in its folder
@@ -66,7 +67,7 @@ def check_same_options(folder: Path, config: DictConfig) -> None:
         message = f"resume={config.resume}: {folder}/config.yaml is damaged"
         raise UserError(f"{message}; choose another hydra.run.dir")
     keys = [key for key in sorted(before | now) if not is_excluded_from_hash(key)]
-    before = NEUTRAL | before  # the run may be older than these keys
+    before = neutral_values() | before  # the run may be older than these keys
     changed = [key for key in keys if key != "stop_after" and before.get(key) != now.get(key)]
     if changed == ["trainer.max_epochs"] and now[changed[0]] > before[changed[0]]:
         epochs = f"{before[changed[0]]} epochs become {now[changed[0]]}"

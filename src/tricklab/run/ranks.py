@@ -21,7 +21,7 @@ from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from tricklab.devices import COPIES, call_after_exit, world_size
+from tricklab.devices import RUN_WORLD_SIZE, call_after_exit, world_size
 
 PARENT = "PARENT_OF_RANKS"  # environment variable of Lightning's copies: the process ID of rank 0
 GRACE = 3.0  # seconds that a process has to end by itself after another one has failed
@@ -180,7 +180,7 @@ class Launcher(_SubprocessScriptLauncher):
         kwargs.pop("trainer", None)
         if not self.cluster_environment.creates_processes_externally:
             os.environ[PARENT] = str(os.getpid())
-            os.environ[COPIES] = str(self.num_processes * self.num_nodes)
+            os.environ[RUN_WORLD_SIZE] = str(self.num_processes * self.num_nodes)
             self._call_children_scripts()
             self.watch.children = self.procs
             self.watch.start()

@@ -46,7 +46,7 @@ class Record:
         self.choices = {
             group: option
             for group, option in (choices or {}).items()
-            if not group.startswith("hydra/")
+            if not group.startswith(("hydra/", "local"))
         }
         self.config: dict[str, Any] = redact_secrets(OmegaConf.to_container(cfg, resolve=True))
         self.result = self._describe_start(overrides)

@@ -1,0 +1,60 @@
+"""The training loss. Evaluation has its own, without smoothing and weights (`metrics.evaluate`)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tricklab.errors import UserError
+
+
+class CrossEntropy(nn.Module):
+    """Cross-entropy of logits [B, K] and class indices [B] or probabilities [B, K].
+
+    - sum_k w_k q_k log softmax(logits)_k, with q = (1 - eps) target + eps / K, eps =
+    `label_smoothing` (arXiv 1512.00567) and w = `class_weights` (1 without them), as a mean over
+    the images: not over their weights, as torch has it for class indices. Raises UserError: nothing
+    is left of the targets, or invalid weights.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None):
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            message = f"loss.label_smoothing={label_smoothing} leaves nothing of the targets"
+            raise UserError(f"{message}; allowed: 0 or more, less than 1")
+        self.label_smoothing = label_smoothing
+        weights = None if class_weights is None else _to_tensor(class_weights)
+        self.register_buffer("class_weights", weights)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        classes = logits.shape[1]
+        if self.class_weights is not None:
+            self._check_classes(classes)
+            if targets.ndim == 1:
+                targets = F.one_hot(targets, classes).to(logits.dtype)
+        return F.cross_entropy(
+            logits, targets, self.class_weights, label_smoothing=self.label_smoothing
+        )
+
+    def _check_classes(self, classes: int) -> None:
+        assert self.class_weights is not None
+        number = len(self.class_weights)
+        if number != classes:
+            message = f"loss.class_weights has {number} numbers"
+            raise UserError(f"{message}; expected {classes}, one for each class")
+
+
+def _to_tensor(class_weights: Sequence[float]) -> Tensor:
+    """Return the weights in float32. Raises UserError: not finite, negative, or all 0."""
+    valid = all(isinstance(w, int | float) and 0 <= w < math.inf for w in class_weights)
+    if not valid or not sum(class_weights):
+        message = f"loss.class_weights={class_weights}"
+        raise UserError(f"{message}: expected numbers of 0 or more, one for each class, not all 0")
+    return torch.tensor(class_weights, dtype=torch.float)
+
+
+cross_entropy = CrossEntropy  # the name of its option
