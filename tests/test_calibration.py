@@ -1,5 +1,6 @@
-"""Calibration against loops, scikit-learn and torchmetrics, and at its edges."""
+"""Metrics of calibration against loops, scikit-learn, SciPy and torchmetrics, and at their edges."""
 
+import csv
 import math
 
 import numpy as np
@@ -11,10 +12,16 @@ from scipy.special import log_softmax, softmax
 from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.classification import MulticlassCalibrationError
 
-from tricklab.metrics import Calibration, fit_temperature, measure, reliability
+from tricklab.metrics import (
+    Calibration,
+    calibration_metrics,
+    fit_temperature,
+    reliability,
+    weight_stats,
+)
 from tricklab.run.figures import draw_calibration
 
-CASES = [
+CASES = [  # images, classes, std of the logits
     (1, 2, 1),
     (10, 3, 0.1),
     (1000, 10, 3),
@@ -25,134 +32,164 @@ CASES = [
 ]
 
 
-def draw(n, classes, scale):
-    """Logits, some of them equal, and labels that they have something to do with."""
-    random = np.random.default_rng(n)
-    labels = random.integers(0, classes, n)
-    logits = random.normal(0, scale, (n, classes)) + scale * np.eye(classes)[labels]
-    logits[: n // 4] = logits[0]
+def sample(images, classes, std):
+    """Return logits that are informative about the labels, a quarter of them equal; float32."""
+    random = np.random.default_rng(images)
+    labels = random.integers(0, classes, images)
+    logits = random.normal(0, std, (images, classes)) + std * np.eye(classes)[labels]
+    logits[: images // 4] = logits[0]
     return logits.astype(np.float32), labels
 
 
-def by_hand(logits, labels, bins=15):
-    """Image by image and bin by bin, in NumPy."""
-    p = softmax(logits.astype(np.float64), axis=1)
-    confidence, hit = p.max(1), (p.argmax(1) == labels).astype(float)
+def sample_tensors(images, classes, std):
+    logits, labels = sample(images, classes, std)
+    return torch.tensor(logits), torch.tensor(labels)
+
+
+def loop_ece(confidence, correct, bins):
     ece = 0.0
     for b in range(bins):
         inside = (confidence > b / bins) & (confidence <= (b + 1) / bins)
         if inside.any():
-            ece += inside.mean() * abs(hit[inside].mean() - confidence[inside].mean())
-    fair = np.array([hit[confidence == c].mean() for c in confidence])  # equal ones in any order
+            ece += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    return ece
+
+
+def loop_metrics(logits, labels, bins=15):
+    """Compute the metrics image by image and bin by bin, in NumPy."""
+    logits = logits.astype(np.float64)
+    p, log_p = softmax(logits, axis=1), log_softmax(logits, axis=1)
+    one_hot = np.eye(logits.shape[1])[labels]
+    confidence, correct = p.max(1), (p.argmax(1) == labels).astype(float)
+    # Images of the same confidence count as their mean
+    fair = np.array([correct[confidence == c].mean() for c in confidence])
     order = np.argsort(-confidence, kind="stable")
-    risks = [np.mean(1 - fair[order][:k]) for k in range(1, len(order) + 1)]
-    parts = np.array_split(fair[order] - confidence[order], bins)
+    risks = [np.mean(1 - fair[order][:n]) for n in range(1, len(order) + 1)]
+    adaptive_bins = np.array_split(fair[order] - confidence[order], bins)
     return {
-        "ece": ece,
-        "ece_mass": sum(abs(part.sum()) for part in parts) / len(labels),
-        "gap": confidence.mean() - hit.mean(),
-        "nll": -np.mean(
-            [
-                row[label]
-                for row, label in zip(log_softmax(logits.astype(np.float64), axis=1), labels)
-            ]
-        ),
-        "brier": np.mean(
-            [np.sum((row - np.eye(len(row))[label]) ** 2) for row, label in zip(p, labels)]
-        ),
+        "ece": loop_ece(confidence, correct, bins),
+        "ece_mass": sum(abs(part.sum()) for part in adaptive_bins) / len(labels),
+        "gap": confidence.mean() - correct.mean(),
+        "nll": -np.mean([row[label] for row, label in zip(log_p, labels, strict=True)]),
+        "brier": np.mean([np.sum((a - b) ** 2) for a, b in zip(p, one_hot, strict=True)]),
         "aurc": np.mean(risks),
     }
 
 
-@pytest.mark.parametrize(("n", "classes", "scale"), CASES)
-def test_against_a_loop(n, classes, scale):
-    logits, labels = draw(n, classes, scale)
-    assert measure(torch.tensor(logits), torch.tensor(labels)) == pytest.approx(
-        by_hand(logits, labels), abs=1e-9
-    )
+@pytest.mark.parametrize(("images", "classes", "std"), CASES)
+def test_calibration_metrics_equal_a_loop(images, classes, std):
+    logits, labels = sample(images, classes, std)
+    metrics = calibration_metrics(torch.tensor(logits), torch.tensor(labels))
+    assert metrics == pytest.approx(loop_metrics(logits, labels), abs=1e-9)
 
 
-@pytest.mark.parametrize("shift", [0, 1])
-def test_against_others(shift):
-    """With logits that happen to lie in [0, 1], too: they are logits."""
-    logits, labels = draw(1000, 10, 3)
-    if shift:
+@pytest.mark.parametrize("in_unit_interval", [False, True])
+def test_calibration_metrics_equal_those_of_other_libraries(in_unit_interval):
+    """Logits that happen to lie in [0, 1] are not taken for probabilities."""
+    logits, labels = sample(1000, 10, 3)
+    if in_unit_interval:
         logits = (logits - logits.min()) / np.ptp(logits)
-    found = measure(torch.tensor(logits), torch.tensor(labels))
+    metrics = calibration_metrics(torch.tensor(logits), torch.tensor(labels))
     p = softmax(logits.astype(np.float64), axis=1)
-    assert found["nll"] == pytest.approx(log_loss(labels, p, labels=range(10)), abs=1e-6)
-    assert found["brier"] == pytest.approx(brier_score_loss(labels, p, labels=range(10)), abs=1e-6)
-    theirs = MulticlassCalibrationError(10, n_bins=15)(
+    nll = log_loss(labels, p, labels=range(10))
+    brier = brier_score_loss(labels, p, labels=range(10))
+    ece = MulticlassCalibrationError(10, n_bins=15)(
         torch.tensor(p, dtype=torch.float), torch.tensor(labels)
     )
-    assert found["ece"] == pytest.approx(float(theirs), abs=1e-6)
+    assert metrics["nll"] == pytest.approx(nll, abs=1e-6)
+    assert metrics["brier"] == pytest.approx(brier, abs=1e-6)
+    assert metrics["ece"] == pytest.approx(float(ece), abs=1e-6)
 
 
-def test_edges():
-    sure = torch.tensor([[1000.0, 0.0]] * 4)  # a confidence of exactly 1
-    found = measure(sure, torch.tensor([0, 0, 0, 1]))
-    assert (found["ece"], found["gap"], found["brier"], found["nll"]) == (0.25, 0.25, 0.5, 250)
-    assert measure(sure.half(), torch.tensor([0, 0, 0, 0])) == dict.fromkeys(found, 0.0)
-    even = torch.zeros(4, 5)  # 0.2 = 3 / 15 lies in the third bin
-    assert reliability(even, torch.tensor([0, 1, 2, 3]))[0].nonzero().tolist() == [[2]]
-    assert measure(even, torch.tensor([0, 1, 2, 3]), bins=1)["ece"] == pytest.approx(0.05)
-    one = measure(torch.randn(5, 1), torch.zeros(5, dtype=torch.long))
-    assert one == dict.fromkeys(one, 0.0)
+def test_calibration_metrics_of_certain_predictions():
+    certain = torch.tensor([[1000.0, 0.0]] * 4)  # a confidence of exactly 1
+    metrics = calibration_metrics(certain, torch.tensor([0, 0, 0, 1]))
+    expected = {"ece": 0.25, "gap": 0.25, "brier": 0.5, "nll": 250}
+    assert {name: metrics[name] for name in expected} == expected
+    perfect = calibration_metrics(certain.half(), torch.tensor([0, 0, 0, 0]))
+    assert perfect == dict.fromkeys(metrics, 0.0)
 
 
-def test_the_order_of_equals_does_not_matter():
-    logits, labels = map(torch.tensor, draw(300, 4, 1))
-    rows = torch.randperm(300, generator=torch.Generator().manual_seed(0))
-    assert measure(logits, labels) == pytest.approx(measure(logits[rows], labels[rows]), abs=1e-12)
+def test_calibration_metrics_of_one_class_are_zero():
+    metrics = calibration_metrics(torch.randn(5, 1), torch.zeros(5, dtype=torch.long))
+    assert metrics == dict.fromkeys(metrics, 0.0)
 
 
-@pytest.mark.parametrize(("n", "classes", "scale"), CASES)
-def test_temperature_is_scipys_and_never_harms(n, classes, scale, monkeypatch):
-    monkeypatch.setattr("tricklab.metrics.LEAST", 1)
-    logits, labels = map(torch.tensor, draw(n, classes, scale))
+def test_bins_include_their_upper_end():
+    uniform = torch.zeros(4, 5)  # 0.2 = 3 / 15 belongs to the third bin
+    labels = torch.tensor([0, 1, 2, 3])
+    assert reliability(uniform, labels)[0].nonzero().tolist() == [[2]]
+    assert calibration_metrics(uniform, labels, bins=1)["ece"] == pytest.approx(0.05)
+
+
+def test_calibration_metrics_do_not_depend_on_the_order_of_images():
+    logits, labels = sample_tensors(300, 4, 1)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    shuffled = calibration_metrics(logits[order], labels[order])
+    assert calibration_metrics(logits, labels) == pytest.approx(shuffled, abs=1e-12)
+
+
+def test_calibration_metric_accumulates_batches():
+    logits, labels = sample_tensors(1000, 10, 3)
+    metric = Calibration(temperature=2.0)
+    for indices in torch.arange(1000).split(300):
+        metric.update(logits[indices], labels[indices])
+    assert metric.compute() == calibration_metrics(logits.double() / 2, labels)
+    metric.reset()
+    metric(logits[:10], labels[:10])
+    assert metric.compute() == calibration_metrics(logits[:10].double() / 2, labels[:10])
+
+
+@pytest.mark.parametrize(("images", "classes", "std"), CASES)
+def test_temperature_equals_scipys_minimum(images, classes, std, monkeypatch):
+    """The NLL is never higher than without a temperature, and no prediction changes."""
+    monkeypatch.setattr("tricklab.metrics.MIN_TEMPERATURE_IMAGES", 1)
+    logits, labels = sample_tensors(images, classes, std)
+
+    def nll(temperature):
+        return calibration_metrics(logits.double() / temperature, labels)["nll"]
+
     temperature = fit_temperature(logits, labels)
     assert 0.01 <= temperature <= 100
-    tempered = logits.double() / temperature
-    assert torch.equal(tempered.argmax(1), logits.argmax(1))
-
-    def nll(log_t):
-        return measure(logits.double() / math.exp(log_t), labels)["nll"]
-
-    theirs = minimize_scalar(
-        nll, bounds=(math.log(0.01), math.log(100)), method="bounded", options={"xatol": 1e-10}
+    assert torch.equal((logits.double() / temperature).argmax(1), logits.argmax(1))
+    reference = minimize_scalar(
+        lambda log_t: nll(math.exp(log_t)),
+        bounds=(math.log(0.01), math.log(100)),
+        method="bounded",
+        options={"xatol": 1e-10},
     )
-    assert measure(tempered, labels)["nll"] <= min(
-        theirs.fun + 1e-9, measure(logits, labels)["nll"]
-    )
+    assert nll(temperature) <= min(reference.fun + 1e-9, nll(1.0))
 
 
-def test_temperature_finds_what_was_done_to_the_logits():
+@pytest.mark.parametrize("factor", [0.2, 1.0, 4.0])
+def test_temperature_recovers_a_factor_of_the_logits(factor):
     random = torch.Generator().manual_seed(0)
     logits = torch.randn(20_000, 5, generator=random)
     labels = logits.softmax(1).multinomial(1, generator=random)[:, 0]
-    for factor in (0.2, 1.0, 4.0):
-        assert fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.03)
-    assert measure(logits * 4, labels)["ece"] > 0.2 > 0.02 > measure(logits, labels)["ece"]
+    assert fit_temperature(factor * logits, labels) == pytest.approx(factor, rel=0.03)
+    assert calibration_metrics(logits, labels)["ece"] < 0.02
+    assert calibration_metrics(logits * 4, labels)["ece"] > 0.2
 
 
-def test_metric_of_torchmetrics():
-    logits, labels = map(torch.tensor, draw(1000, 10, 3))
-    metric = Calibration(temperature=2.0)
-    for rows in torch.arange(1000).split(300):
-        metric.update(logits[rows], labels[rows])
-    assert metric.compute() == measure(logits.double() / 2, labels)
-    metric.reset()
-    metric(logits[:10], labels[:10])
-    assert metric.compute() == measure(logits[:10].double() / 2, labels[:10])
+def test_temperature_needs_50_images(run, capsys):
+    torch.manual_seed(0)
+    logits, labels = 5 * torch.randn(200, 3), torch.randint(3, (200,))
+    assert fit_temperature(logits[:49], labels[:49]) == 1.0
+    assert fit_temperature(logits[:50], labels[:50]) > 1.5
+    done = run("model=mlp", "trainer.max_epochs=1", "data.val_size=5")
+    assert done.result["metrics"]["test/temperature"] == 1.0
+    output = capsys.readouterr().out
+    assert "temperature: 1, as 5 validation images are too few to fit it\n" in output
 
 
-def test_a_run_has_it_and_evaluate_the_same_with_intervals(train, script, tmp_path):
-    assert (
-        train(
-            "trainer.accelerator=cpu", "model=mlp", "trainer.max_epochs=2", "hydra.run.dir=run"
-        ).returncode
-        == 0
-    )
+def test_weight_stats_count_zeros_and_measure_the_norm():
+    weights = [torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0], [4.0]])]
+    assert weight_stats(weights) == {"train/zeros": 0.5, "train/weight_norm": 5.0}
+
+
+def test_run_and_evaluate_record_the_same_calibration(train, script, tmp_path):
+    options = ("trainer.accelerator=cpu", "model=mlp", "trainer.max_epochs=2")
+    assert train(*options, "hydra.run.dir=run").returncode == 0
     done = Run(tmp_path / "run")
     metrics = done.result["metrics"]
     assert metrics["val/nll"] >= metrics["val/nll_t"]
@@ -160,44 +197,43 @@ def test_a_run_has_it_and_evaluate_the_same_with_intervals(train, script, tmp_pa
     assert done.column("val/ece")[-1] == metrics["val/ece"]
     assert done.column("val/brier_t")[-1] == metrics["val/brier_t"]
     assert (done.folder / "calibration.png").read_bytes().startswith(b"\x89PNG")
-    bins = [
-        [float(x) for x in line.split(",")]
-        for line in (done.folder / "calibration.csv").read_text().split()[1:]
-    ]
-    images, right, _ = map(sum, zip(*bins, strict=True))
-    assert (len(bins), images, right / images) == (15, 359, pytest.approx(metrics["test/acc"]))
-    assert sum(abs(b[1] - b[2]) for b in bins) / images == pytest.approx(metrics["test/ece"])
-    said = script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt", "resamples=50").stdout
+    with (done.folder / "calibration.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    bins = np.array([[float(value) for value in row.values()] for row in rows])
+    images, correct, _ = bins.sum(0)
+    assert (len(bins), images) == (15, 359)
+    assert correct / images == pytest.approx(metrics["test/acc"])
+    ece = np.abs(bins[:, 1] - bins[:, 2]).sum() / images
+    assert ece == pytest.approx(metrics["test/ece"])
+    output = script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt", "resamples=50")
+    intervals = read_intervals(output.stdout)
     for name in ("test/acc", "test/ece", "test/ece_t", "test/aurc", "test/brier_t"):
-        value, low, _, high = next(
-            line.split()[1:] for line in said.splitlines() if line.split()[0] == name
-        )
-        assert float(value) == metrics[name]
-        assert float(low.strip("(")) < float(high.strip(")"))
-    low, high = (float(x.strip("()")) for x in said.split("test/acc ")[1].split()[1:4:2])
-    width = 2 * 1.96 * math.sqrt(metrics["test/acc"] * (1 - metrics["test/acc"]) / 360)
-    assert high - low == pytest.approx(width, rel=0.35)
+        value, low, high = intervals[name]
+        assert value == metrics[name]
+        assert low < high
+    _, low, high = intervals["test/acc"]
+    normal = 2 * 1.96 * math.sqrt(metrics["test/acc"] * (1 - metrics["test/acc"]) / 360)
+    assert high - low == pytest.approx(normal, rel=0.35)
 
 
-def test_no_temperature_is_fitted_on_a_few_images(run, capsys):
-    """On 5 images it would be noise."""
-    torch.manual_seed(0)
-    logits, labels = 5 * torch.randn(200, 3), torch.randint(3, (200,))
-    assert fit_temperature(logits[:49], labels[:49]) == 1.0
-    assert fit_temperature(logits[:50], labels[:50]) > 1.5
-    done = run("model=mlp", "trainer.max_epochs=1", "data.val_size=5")
-    assert done.result["metrics"]["test/temperature"] == 1.0
-    said = capsys.readouterr().out
-    assert "temperature: 1, as 5 validation images are too few to fit it\n" in said
+def read_intervals(output):
+    """Read lines `test/acc  0.95  (0.93 to 0.97)` into value, lower and upper limit."""
+    intervals = {}
+    for line in output.splitlines():
+        name, *cells = line.split()
+        if len(cells) == 4 and cells[2] == "to":
+            intervals[name] = [float(cell.strip("()")) for cell in (cells[0], cells[1], cells[3])]
+    return intervals
 
 
-def test_the_picture_of_calibration_says_of_what_it_is(monkeypatch, tmp_path):
-    drawn = []
-    monkeypatch.setattr(
-        "tricklab.run.figures.save_figure", lambda figure, path: drawn.append(figure)
-    )
-    draw_calibration(
-        torch.randn(1360, 3), torch.zeros(1360, dtype=torch.long), 1.5, tmp_path / "c.png"
-    )
-    assert drawn[0].get_suptitle() == "test set, 1,360 images"
+def test_calibration_figure_names_the_number_of_images(monkeypatch, tmp_path):
+    figures = []
+
+    def keep(figure, path):
+        figures.append(figure)
+
+    monkeypatch.setattr("tricklab.run.figures.save_figure", keep)
+    labels = torch.zeros(1360, dtype=torch.long)
+    draw_calibration(torch.randn(1360, 3), labels, 1.5, tmp_path / "c.png")
+    assert figures[0].get_suptitle() == "test set, 1,360 images"
     assert (tmp_path / "c.csv").read_bytes().startswith(b"images,right,confidence\n")

@@ -14,7 +14,7 @@ from tricklab.cli.config import list_options
 from tricklab.data.batches import mixup_window
 from tricklab.duration import Length
 from tricklab.errors import UserError
-from tricklab.metrics import share_right
+from tricklab.metrics import soft_accuracy
 from tricklab.mixup import (
     alternate,
     blend,
@@ -343,7 +343,7 @@ def test_class_indices_give_the_weights_that_probabilities_do(run, monkeypatch):
 
 def test_soft_accuracy_of_indices_and_probabilities():
     logits = torch.tensor([[2.0, 1, 0], [0, 1, 2], [0, 3, 1], [5, 4, 3]])
-    assert share_right(logits, torch.tensor([0, 2, 0, 1])) == 0.5
-    assert share_right(logits, F.one_hot(torch.tensor([0, 2, 0, 1])).float()) == 0.5
+    assert soft_accuracy(logits, torch.tensor([0, 2, 0, 1])) == 0.5
+    assert soft_accuracy(logits, F.one_hot(torch.tensor([0, 2, 0, 1])).float()) == 0.5
     mixed = torch.tensor([[0.7, 0.3, 0], [0.4, 0, 0.6], [1, 0, 0], [0.9, 0, 0.1]])
-    assert share_right(logits, mixed).item() == pytest.approx((0.7 + 0.6 + 0 + 0.9) / 4)
+    assert soft_accuracy(logits, mixed).item() == pytest.approx((0.7 + 0.6 + 0 + 0.9) / 4)

@@ -89,5 +89,5 @@ def test_classifier_sets_the_lr_of_the_backbone_after_loading_an_old_state():
     for group in old_state["param_groups"]:
         del group["name"]
     optimizer.load_state_dict(old_state)
-    module.set_rates(optimizer)
+    module.set_lr(optimizer)
     assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1, 0.05, 0.05]

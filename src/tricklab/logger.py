@@ -1,11 +1,11 @@
-"""Where the numbers of a run go, besides Lightning's own loggers."""
+"""Loggers besides Lightning's own: `metrics.csv` and Weights & Biases."""
 
 import csv
 import io
 import os
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,57 +20,67 @@ from tricklab.files import UnreadableError, read_table, write_text
 
 
 class MetricsFile(Logger):
-    """Writes `metrics.csv`: a row for each logged step and each evaluation on validation, in double precision.
+    """Writes `metrics.csv`: one row per logged step and per validation, in double precision.
 
-    Rows are only ever added; the file is written again when a column is new. Test results stand in `result.json` alone.
-    Callbacks may log here too; what they log without an epoch, as LearningRateMonitor, has an empty one.
+    Rows are appended; the file is only rewritten for a new column. Test results are in
+    `result.json`. Callbacks may log here too; without an epoch, as from LearningRateMonitor, that
+    cell is empty.
     """
 
-    name = version = save_dir = (
-        ""  # no names, so that Lightning puts the checkpoints right below the folder
-    )
+    # Empty, so that Lightning saves checkpoints directly below the folder
+    name = version = save_dir = ""
 
     def __init__(self, folder: str):
         super().__init__()
-        self.save_dir, self.path = folder, Path(folder) / "metrics.csv"
+        self.save_dir = folder
+        self.path = Path(folder) / "metrics.csv"
         self.columns: list[str] = []
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: options are kept in `config.yaml`."""
+        """Do nothing: the config is in `config.yaml`."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         values = {name: to_cell(value) for name, value in metrics.items()}
-        epoch, own_step = values.pop("epoch", None), values.pop("step", None)
+        epoch = values.pop("epoch", None)
+        own_step = values.pop("step", None)
         values = {name: value for name, value in values.items() if not name.startswith("test/")}
         if not values:
             return
         row = {"epoch": epoch, "step": own_step if step is None else step, **values}
-        if new := [column for column in row if column not in self.columns]:
-            rows = read_table(self.path, growing=True) if self.columns else []
-            self.columns += new
-            self._write(rows)
+        self._add_columns(row)
         with self.path.open("a", newline="", encoding="utf-8") as file:
             self._writer(file).writerow(row)
 
     @rank_zero_only
     def resume(self, steps: int, epochs: int, log_every: int, val_every: int) -> None:
-        """Keep the rows up to a checkpoint of so many steps and whole epochs; warn of those that are missing.
+        """Drop the rows after a checkpoint of `steps` steps and `epochs` whole epochs.
 
-        There should be one of every `log_every` steps, and of the validation after every `val_every` epochs.
+        Warns of missing rows: one is expected for every `log_every` steps, and one for the
+        validation after every `val_every` epochs.
         """
         try:
-            rows = read_table(self.path, growing=True) if self.path.exists() else []
+            rows = self._read()
         except UnreadableError as error:
-            print(f"warning: {error}; it begins anew", file=sys.stderr)
+            print(f"warning: {error}; it is replaced by a new one", file=sys.stderr)
             rows = []
         rows = [row for row in rows if is_before(row, steps, epochs)]
         self.columns = list(rows[0]) if rows else []
         if self.path.exists():
             self._write(rows)
         validated = range(val_every - 1, epochs, val_every)
-        if missing := find_missing(rows, range(0, steps, log_every), validated):
-            print(f"warning: {self.path} has lost its rows of {missing}", file=sys.stderr)
+        if missing := describe_missing(rows, range(0, steps, log_every), validated):
+            print(f"warning: {self.path} lacks the rows of {missing}", file=sys.stderr)
+
+    def _add_columns(self, names: Iterable[str]) -> None:
+        new = [name for name in names if name not in self.columns]
+        if new:
+            rows = self._read() if self.columns else []
+            self.columns += new
+            self._write(rows)
+
+    def _read(self) -> list[dict[str, str]]:
+        return read_table(self.path, growing=True) if self.path.exists() else []
 
     def _writer(self, file: TextIO) -> "csv.DictWriter[str]":
         return csv.DictWriter(file, self.columns, lineterminator="\n")
@@ -84,15 +94,16 @@ class MetricsFile(Logger):
 
 
 def to_cell(value: Any) -> Any:
-    """Return what a tensor or an array holds; true and false as 1 and 0, all else as it is."""
+    """Return the content of a tensor or array, 1 and 0 for booleans, anything else unchanged."""
     value = value.tolist() if hasattr(value, "tolist") else value
     return int(value) if isinstance(value, bool) else value
 
 
 def is_before(row: Mapping[str, str], steps: int, epochs: int) -> bool:
-    """Whether a row was logged before a checkpoint of so many steps and whole epochs.
+    """Whether a row was logged before a checkpoint of `steps` steps and `epochs` whole epochs.
 
-    A row of step `steps` is either of the end of an epoch, as an evaluation, or of the coming step.
+    A row of step `steps` belongs either to the end of an epoch, as an evaluation, or to the next
+    step.
     """
     step, epoch = row.get("step", ""), row.get("epoch", "")
     if not step.isdecimal() or int(step) != steps:
@@ -100,27 +111,33 @@ def is_before(row: Mapping[str, str], steps: int, epochs: int) -> bool:
     return bool(row.get("val/loss")) or (epoch.isdecimal() and int(epoch) < epochs)
 
 
-def find_missing(rows: Sequence[Mapping[str, str]], steps: range, epochs: range) -> str:
-    """Say which of the steps and of the validations after these epochs no row is of; nothing if all have one."""
-    trained = {row["step"] for row in rows if row.get("lr")}
+def describe_missing(rows: Sequence[Mapping[str, str]], steps: range, epochs: range) -> str:
+    """Describe which of the steps and of the validations have no row; "" if all have one."""
+    logged = {row["step"] for row in rows if row.get("lr")}
     validated = {row["epoch"] for row in rows if row.get("val/loss")}
-    lost_steps = [step for step in steps if str(step) not in trained]
-    lost_epochs = [epoch for epoch in epochs if str(epoch) not in validated]
+    missing_steps = [step for step in steps if str(step) not in logged]
+    missing_epochs = [epoch for epoch in epochs if str(epoch) not in validated]
     parts = []
-    if lost_steps:
-        parts.append(f"{len(lost_steps)} logged steps ({lost_steps[0]} to {lost_steps[-1]})")
-    if lost_epochs:
-        parts.append(
-            f"{len(lost_epochs)} validations (epochs {lost_epochs[0]} to {lost_epochs[-1]})"
-        )
+    if missing_steps:
+        span = f"{missing_steps[0]} to {missing_steps[-1]}"
+        parts.append(f"{len(missing_steps)} logged steps ({span})")
+    if missing_epochs:
+        span = f"{missing_epochs[0]} to {missing_epochs[-1]}"
+        parts.append(f"{len(missing_epochs)} validations (epochs {span})")
     return " and ".join(parts)
 
 
 class Wandb(WandbLogger):
-    """Lightning's W&B logger: online with a key, else offline; never a question, never a long wait.
+    """Lightning's W&B logger, online with an API key and else offline; never prompts, never blocks.
 
-    `WANDB_MODE`, where it is set, decides. A run that goes on keeps its id. Without a name it has that of its folder,
-    `save_dir`. The `options` are those of `wandb.init`.
+    The environment variable WANDB_MODE takes precedence. A resumed run keeps its id.
+
+    Args:
+        save_dir: the folder of the run; its name is that of the run unless `name` is given.
+        checkpoint: upload the best checkpoint as an artifact.
+        mistakes: number of misclassified test images to log, the most confident first.
+        confusion: log the confusion matrix of the test.
+        options: of `wandb.init`.
     """
 
     def __init__(
@@ -131,102 +148,125 @@ class Wandb(WandbLogger):
         confusion: bool = False,
         **options: Any,
     ):
-        self.checkpoint, self.mistakes, self.confusion = checkpoint, mistakes, confusion
+        self.checkpoint = checkpoint
+        self.mistakes = mistakes
+        self.confusion = confusion
         options |= {"dir": save_dir, "name": options.get("name") or Path(save_dir).name}
-        super().__init__(
-            save_dir=save_dir, project=options["project"], experiment=start_wandb(**options)
-        )
+        run = start_wandb(**options)
+        super().__init__(save_dir=save_dir, project=options["project"], experiment=run)
 
     @rank_zero_only
-    def conclude(self, metrics: dict[str, float], best: str) -> None:
-        """Write the results to the summary, beside those of the last epoch, and keep the checkpoint if asked to."""
-        self.log_image("test/calibration", [str(Path(best).parents[1] / "calibration.png")])
+    def log_final_results(self, metrics: Mapping[str, float], best: Path) -> None:
+        """Log `metrics` as `best/...`, the reliability diagram, and if asked for the checkpoint."""
+        self.log_image("test/calibration", [str(best.parents[1] / "calibration.png")])
         self.experiment.summary.update({f"best/{name}": value for name, value in metrics.items()})
         if self.checkpoint:
-            self.experiment.log_artifact(best, name=f"best-{self.version}", type="model")
+            self.experiment.log_artifact(str(best), name=f"best-{self.version}", type="model")
 
     @rank_zero_only
-    def show(
-        self, logits: Tensor, labels: Tensor, images: Tensor | ImageFiles, classes: list[str]
+    def log_predictions(
+        self, logits: Tensor, labels: Tensor, images: Tensor | ImageFiles, classes: Sequence[str]
     ) -> None:
-        """Show what was asked for about the test: logits [N, K] of images [N, C, H, W] with their labels [N]."""
+        """Log confusion matrix and mistakes of the test, if asked for.
+
+        `logits` [N, K] and `labels` [N] are those of the first N of `images` [M, C, H, W], uint8.
+        """
         confidence, predicted = logits.softmax(1).max(1)
         if self.confusion:
-            chart = draw_confusion(labels, predicted, classes)
+            chart = confusion_chart(labels, predicted, classes)
             self.experiment.log({"test/confusion": chart})
-        wrong = torch.where(predicted == labels, -1.0, confidence)
-        if rows := wrong.argsort(descending=True)[
-            : min(self.mistakes, int((wrong > 0).sum()))
-        ].tolist():
-            said = [
-                f"{classes[predicted[i]]} ({confidence[i]:.2f}), but is {classes[labels[i]]}"
-                for i in rows
-            ]
-            pixels = (
-                images.index_select(0, torch.tensor(rows, device=images.device))
-                .permute(0, 2, 3, 1)
-                .cpu()
-            )
-            self.log_image(
-                "test/mistakes", [image.squeeze(2).numpy() for image in pixels], caption=said
-            )
+        indices = most_confident_mistakes(confidence, predicted == labels)[: self.mistakes]
+        if not indices:
+            return
+        captions = []
+        for i in indices:
+            prediction = f"{classes[int(predicted[i])]} ({confidence[i]:.2f})"
+            captions.append(f"{prediction}, true: {classes[int(labels[i])]}")
+        selected = images.index_select(0, torch.tensor(indices, device=images.device))
+        pixels = selected.permute(0, 2, 3, 1).cpu()  # [n, H, W, C]
+        arrays = [image.squeeze(2).numpy() for image in pixels]
+        self.log_image("test/mistakes", arrays, caption=captions)
 
 
-def draw_confusion(labels: Tensor, predicted: Tensor, classes: list[str]) -> Any:
-    """Return W&B's confusion matrix of labels and predictions [N]; above its limit, 100 classes, a table.
+def most_confident_mistakes(confidence: Tensor, correct: Tensor) -> list[int]:
+    """Return the indices of wrong predictions, the most confident first. Both arguments are [N]."""
+    ranked = torch.where(correct, -1.0, confidence).argsort(descending=True)
+    wrong = len(correct) - int(correct.sum())
+    indices: list[int] = ranked[:wrong].tolist()
+    return indices
 
-    The table has a row for each pair of classes that occurs, the most frequent first, up to the limit.
+
+def confusion_chart(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -> Any:
+    """Return W&B's confusion matrix of labels and predictions [N], or for many classes a table.
+
+    Above 100 classes, W&B's limit, the table has a row for each pair of classes that occurs, the
+    most frequent first, up to the limit of rows.
     """
     import wandb
 
     limit = wandb.Table.MAX_ROWS
     if len(classes) ** 2 <= limit:
-        return wandb.plot.confusion_matrix(None, labels.tolist(), predicted.tolist(), classes)
+        matrix = wandb.plot.confusion_matrix
+        return matrix(None, labels.tolist(), predicted.tolist(), list(classes))
     pairs, counts = torch.stack([labels, predicted]).unique(dim=1, return_counts=True)
     order = counts.argsort(descending=True, stable=True)[:limit]
     if len(counts) > limit:
         print(f"W&B: test/confusion has the {limit:,} most frequent of {len(counts):,} pairs")
-    rows = zip(*pairs[:, order].tolist(), counts[order].tolist(), strict=True)
-    data = [[classes[label], classes[other], count] for label, other, count in rows]
+    actual, other = pairs[:, order].tolist()
+    rows = zip(actual, other, counts[order].tolist(), strict=True)
+    data = [[classes[a], classes[b], count] for a, b, count in rows]
     return wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=data)
 
 
 @rank_zero_only
 def start_wandb(**options: Any) -> Any:
-    """Start a W&B run, or go on with the one of that folder; offline where there is no key or no network.
+    """Start a W&B run, or resume the one in `dir`; offline without an API key or a connection.
 
-    Raises UserError: options that W&B does not take.
+    Raises UserError: W&B rejects the options.
     """
-    import wandb  # takes half a second
+    import wandb  # half a second
 
-    earlier = sorted(
-        Path(options["dir"]).glob("wandb/*run-*-*"), key=lambda path: path.stat().st_mtime
-    )
-    if "WANDB_SWEEP_ID" not in os.environ and not options.get("id"):  # which bring their own
-        options["id"] = earlier[-1].name.rpartition("-")[2] if earlier else secrets.token_hex(4)
-    mode: Any = os.environ.get("WANDB_MODE")
-    why = "as WANDB_MODE says" if mode else "no key"
+    is_agent = "WANDB_SWEEP_ID" in os.environ  # sets an id itself
+    if not is_agent and not options.get("id"):
+        options["id"] = find_run_id(Path(options["dir"])) or secrets.token_hex(4)
     try:
-        mode = mode or ("online" if wandb.login(prompt=False, verify=False) else "offline")
-        try:
-            run = wandb.init(
-                mode=mode, resume="allow", settings=wandb.Settings(init_timeout=10), **options
-            )
-        except wandb.Error as error:
-            mode, why = "offline", "no answer: " + " ".join(str(error).split())[:200]
-            wandb.teardown()  # or the id counts as being in use
-            run = wandb.init(mode=mode, **options)
+        return connect_wandb(**options)
     except (wandb.errors.UsageError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"logger.wandb: W&B does not take its options: {reason}") from error
+        raise UserError(f"logger.wandb: W&B rejects its options: {reason}") from error
+
+
+def find_run_id(folder: Path) -> str | None:
+    """Return the id of the last W&B run in a folder, None if there is none."""
+    runs = list(folder.glob("wandb/*run-*-*"))
+    if not runs:
+        return None
+    return max(runs, key=lambda path: path.stat().st_mtime).name.rpartition("-")[2]
+
+
+def connect_wandb(**options: Any) -> Any:
+    """Call `wandb.init`, offline if it can't connect. The environment's WANDB_MODE is respected."""
+    import wandb
+
+    mode: Any = os.environ.get("WANDB_MODE")
+    reason = f"WANDB_MODE={mode}" if mode else "no API key"
+    if not mode:
+        mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
+    settings = wandb.Settings(init_timeout=10)  # seconds
+    try:
+        run = wandb.init(mode=mode, resume="allow", settings=settings, **options)
+    except wandb.Error as error:
+        mode = "offline"
+        reason = "no connection: " + " ".join(str(error).split())[:200]
+        wandb.teardown()  # else the id counts as in use
+        run = wandb.init(mode=mode, **options)
     if mode == "offline":
-        print(
-            f"W&B is offline ({why}); to send this run later: wandb sync {options['dir']}/wandb/offline-run-*"
-        )
+        command = f"wandb sync {options['dir']}/wandb/offline-run-*"
+        print(f"W&B is offline ({reason}); to upload this run later: {command}")
     return run
 
 
 def close_wandb(exit_code: int) -> None:
-    """End the W&B run, if there is one, as done (0) or failed."""
+    """Finish the W&B run, if there is one, as successful (0) or failed."""
     if "wandb" in sys.modules:
         sys.modules["wandb"].finish(exit_code=exit_code)

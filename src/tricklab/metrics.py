@@ -1,74 +1,123 @@
-"""Metrics: accuracy, calibration and temperature scaling.
+"""Accuracy, calibration metrics, temperature scaling and weight statistics.
 
-All work in double precision on logits [N, K], of any floating type, and class indices [N].
+Metrics of an evaluation are computed in double precision from logits [N, K], of any floating type,
+and class indices [N].
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 BINS = 15
+# Images to fit a temperature on: its standard error falls with 1 / sqrt(images), on 5 it is noise
+MIN_TEMPERATURE_IMAGES = 50
+MIN_TOP5_CLASSES = 20
 
 
-LEAST = 50  # images for a temperature. Its standard error falls with 1 / sqrt(images): fitted on 5 it is anything
+def evaluate(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, float]:
+    """Return all metrics of an evaluation by name.
+
+    These are `loss`, `acc`, with 20 or more classes `acc_top5`, and the `calibration_metrics`; then
+    `temperature`, and with the suffix `_t` the calibration metrics of logits / temperature.
+    """
+    metrics = {
+        "loss": mean(F.cross_entropy(logits, labels, reduction="none")),
+        "acc": mean(logits.argmax(1) == labels),
+    }
+    if logits.shape[1] >= MIN_TOP5_CLASSES:
+        metrics["acc_top5"] = mean((logits.topk(5).indices == labels[:, None]).any(1))
+    metrics |= calibration_metrics(logits, labels)
+    metrics["temperature"] = temperature
+    tempered = calibration_metrics(logits.double() / temperature, labels)
+    return metrics | {f"{name}_t": value for name, value in tempered.items()}
 
 
-def judged(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the confidence of each image, and 1 where it is right, both [N]."""
+def mean(values: Tensor) -> float:
+    return float(values.double().mean())
+
+
+def soft_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean target at the highest logit, a scalar; float32, on the device.
+
+    That is the accuracy for class indices [B], and for probabilities [B, K] an accuracy that is
+    weighted by lam if images are mixed.
+    """
+    predicted = logits.argmax(1)
+    if targets.ndim == 1:
+        return (predicted == targets).mean(dtype=torch.float)
+    return targets.gather(1, predicted[:, None]).mean(dtype=torch.float)
+
+
+def confidence_and_correctness(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the highest probability of each image, and 1 if it is that of the label, both [N]."""
     confidence, predicted = logits.double().softmax(1).max(1)
     return confidence, (predicted == labels).double()
 
 
 def reliability(logits: Tensor, labels: Tensor, bins: int = BINS) -> Tensor:
-    """Return the images, the right ones and the sum of the confidence of each bin, [3, bins].
+    """Return per bin the number of images, number correct and summed confidence, [3, bins].
 
-    The bins are of equal width; each holds its upper end, so that a confidence of 1 is in the last.
+    The bins divide (0, 1] into equal widths; each includes its upper end.
     """
-    confidence, right = judged(logits, labels)
-    place = torch.bucketize(confidence, torch.arange(1, bins, dtype=torch.double) / bins)
-    values = torch.stack([torch.ones_like(right), right, confidence])
-    return torch.zeros(3, bins, dtype=torch.double).index_add_(1, place, values)
+    confidence, correct = confidence_and_correctness(logits, labels)
+    bin_indices = torch.bucketize(confidence, torch.arange(1, bins, dtype=torch.double) / bins)
+    values = torch.stack([torch.ones_like(correct), correct, confidence])
+    return torch.zeros(3, bins, dtype=torch.double).index_add_(1, bin_indices, values)
 
 
-def measure(logits: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, float]:
-    """Return the measures of calibration, each a mean over the images.
+def calibration_metrics(logits: Tensor, labels: Tensor, bins: int = BINS) -> dict[str, float]:
+    """Return calibration metrics by name, each a mean over the images.
 
-    - `ece`: expected calibration error, by which accuracy and confidence differ in bins of equal width (Guo et al.,
-      arXiv 1706.04599), and `ece_mass` in bins of equally many images (Nixon et al., arXiv 1904.01685).
-    - `gap`: confidence minus accuracy, above 0 where a network is too sure.
-    - `nll`: cross-entropy; `brier`: squared distance of the probabilities to the truth (Brier, 1950), from 0 to 2.
-    - `aurc`: the mean error among the most confident images, over all numbers of these (arXiv 1805.08206).
+    - `ece`: expected calibration error, |accuracy - confidence| in bins of equal width (Guo et al.,
+      arXiv 1706.04599).
+    - `ece_mass`: adaptive ECE, in bins of equally many images (Nixon et al., arXiv 1904.01685).
+    - `gap`: signed confidence gap, confidence - accuracy; above 0 the network is overconfident.
+    - `nll`: negative log-likelihood, the cross-entropy.
+    - `brier`: squared distance of probabilities and one-hot label, 0 to 2 (Brier, 1950).
+    - `aurc`: area under the risk-coverage curve, the error of the n most confident images averaged
+      over n (Geifman et al., arXiv 1805.08206).
     """
-    images, hits, sums = reliability(logits, labels, bins)
-    confidence, right = judged(logits, labels)
-    confidence, order = confidence.sort(descending=True)
-    _, group, sizes = confidence.unique_consecutive(return_inverse=True, return_counts=True)
-    right = torch.zeros(len(sizes), dtype=torch.double).index_add_(0, group, right[order])
-    right = (right / sizes)[
-        group
-    ]  # the mean of those of one confidence, so that their order does not matter
+    images, hits, confidences = reliability(logits, labels, bins)
+    confidence, correct = _sort_by_confidence(*confidence_and_correctness(logits, labels))
+    adaptive_bins = (correct - confidence).tensor_split(bins)
+    errors = (1 - correct).cumsum(0) / torch.arange(1, len(correct) + 1)
     log_p = logits.double().log_softmax(1)
     truth = torch.zeros_like(log_p).scatter_(1, labels[:, None], 1.0)
-    values = {
-        "ece": (hits - sums).abs().sum() / images.sum(),
-        "ece_mass": torch.stack([p.sum() for p in (right - confidence).tensor_split(bins)])
-        .abs()
-        .sum()
-        / len(right),
-        "gap": (confidence - right).mean(),
+    metrics = {
+        "ece": (hits - confidences).abs().sum() / images.sum(),
+        "ece_mass": torch.stack([b.sum() for b in adaptive_bins]).abs().sum() / len(correct),
+        "gap": (confidence - correct).mean(),
         "nll": -(log_p * truth).sum(1).mean(),
         "brier": (log_p.exp() - truth).square().sum(1).mean(),
-        "aurc": ((1 - right).cumsum(0) / torch.arange(1, len(right) + 1)).mean(),
+        "aurc": errors.mean(),
     }
-    return {name: float(value) for name, value in values.items()}
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _sort_by_confidence(confidence: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort both [N] by descending confidence.
+
+    Images of the same confidence get their mean correctness, so that their order has no effect.
+    """
+    confidence, order = confidence.sort(descending=True)
+    _, group, sizes = confidence.unique_consecutive(return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(sizes), dtype=torch.double).index_add_(0, group, correct[order])
+    return confidence, (sums / sizes)[group]
 
 
 class Calibration(Metric):
-    """The measures as a metric of torchmetrics: `update(logits, labels)`, then `compute()` gives all by name."""
+    """`calibration_metrics` as a torchmetrics metric; `compute()` returns them by name.
+
+    Args:
+        bins: of both calibration errors.
+        temperature: by which logits are divided.
+        options: of torchmetrics.Metric.
+    """
 
     full_state_update = False
     logits: list[Tensor]
@@ -76,7 +125,8 @@ class Calibration(Metric):
 
     def __init__(self, bins: int = BINS, temperature: float = 1.0, **options: Any):
         super().__init__(**options)
-        self.bins, self.temperature = bins, temperature  # by which logits are divided
+        self.bins = bins
+        self.temperature = temperature
         self.add_state("logits", [], dist_reduce_fx="cat")
         self.add_state("labels", [], dist_reduce_fx="cat")
 
@@ -85,61 +135,59 @@ class Calibration(Metric):
         self.labels.append(labels)
 
     def compute(self) -> dict[str, float]:
-        logits, labels = dim_zero_cat(self.logits).cpu(), dim_zero_cat(self.labels).cpu()
-        return measure(logits.double() / self.temperature, labels, self.bins)
+        logits = dim_zero_cat(self.logits).cpu()
+        labels = dim_zero_cat(self.labels).cpu()
+        return calibration_metrics(logits.double() / self.temperature, labels, self.bins)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature, 0.01 to 100, by which logits are divided for the lowest cross-entropy (arXiv 1706.04599).
+    """Return the temperature in [0.01, 100] that minimises the NLL of logits / temperature.
 
-    That is convex in its inverse: Newton's method within an interval that halves where a step would leave it. It is 1
-    where no other is better, and where it would be noise: for fewer than `LEAST` images.
+    It is 1 for fewer than `MIN_TEMPERATURE_IMAGES` images, and if no other lowers the NLL. Guo et
+    al., arXiv 1706.04599.
     """
-    if len(labels) < LEAST:
+    if len(labels) < MIN_TEMPERATURE_IMAGES:
         return 1.0
     z = logits.double()
-    z = z - z.gather(1, labels[:, None])  # the loss is logsumexp(inverse * z)
+    z = z - z.gather(1, labels[:, None])  # so the NLL is logsumexp(inverse * z)
+    inverse = _minimise_nll(z)
+    is_better = (inverse * z).logsumexp(1).mean() < z.logsumexp(1).mean()
+    return 1 / inverse if is_better else 1.0
+
+
+def _minimise_nll(z: Tensor) -> float:
+    """Return the inverse temperature that minimises the mean of logsumexp(inverse * z), z [N, K].
+
+    The NLL is convex in it: Newton's method, with bisection of the bracketing interval (in the
+    logarithm) whenever a step would leave it.
+    """
     low, high, inverse = 0.01, 100.0, 1.0
     for _ in range(50):
-        p = (inverse * z).softmax(1)
-        mean = (p * z).sum(1)
-        slope, curvature = (
-            mean.mean().item(),
-            ((p * z.square()).sum(1) - mean.square()).mean().item(),
-        )
-        low, high = (inverse, high) if slope < 0 else (low, inverse)
+        slope, curvature = _nll_derivatives(z, inverse)
+        if slope < 0:
+            low = inverse
+        else:
+            high = inverse
         step = inverse - slope / curvature if curvature > 0 else low
-        before, inverse = inverse, step if low < step < high else (low * high) ** 0.5
-        if abs(inverse / before - 1) < 1e-10:
+        previous = inverse
+        inverse = step if low < step < high else (low * high) ** 0.5
+        if abs(inverse / previous - 1) < 1e-10:
             break
-    better = (inverse * z).logsumexp(1).mean() < z.logsumexp(1).mean()
-    return 1 / inverse if better else 1.0
+    return inverse
 
 
-def share_right(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the share of targets, class indices [B] or probabilities [B, K], at the highest logit: lam if mixed."""
-    best = logits.argmax(1)
-    right = best == targets if targets.ndim == 1 else targets.gather(1, best[:, None])
-    return right.mean(dtype=torch.float)
+def _nll_derivatives(z: Tensor, inverse: float) -> tuple[float, float]:
+    """Return the first and second derivative of the NLL with respect to the inverse temperature."""
+    p = (inverse * z).softmax(1)
+    expected = (p * z).sum(1)
+    variance = (p * z.square()).sum(1) - expected.square()
+    return expected.mean().item(), variance.mean().item()
 
 
-def evaluate(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, float]:
-    """Return loss, accuracy, from 20 classes on top-5 accuracy, and the measures of calibration, see `calibration`.
-
-    These again, with names in `_t`, for the logits [N, K] divided by the temperature. `labels` [N] are class indices.
-    """
-    values = {
-        "loss": F.cross_entropy(logits, labels, reduction="none"),
-        "acc": logits.argmax(1) == labels,
+def weight_stats(weights: Sequence[Tensor]) -> dict[str, float]:
+    """Return the fraction of weights that are exactly 0, and the norm of all weights."""
+    zeros = torch.stack([(w == 0).sum() for w in weights]).sum() / sum(w.numel() for w in weights)
+    return {
+        "train/zeros": float(zeros),
+        "train/weight_norm": float(nn.utils.get_total_norm(weights)),
     }
-    if logits.shape[1] >= 20:
-        values["acc_top5"] = (logits.topk(5).indices == labels[:, None]).any(1)
-    found = {name: float(value.double().mean()) for name, value in values.items()} | measure(
-        logits, labels
-    )
-    tempered = measure(logits.double() / temperature, labels)
-    return (
-        found
-        | {"temperature": temperature}
-        | {f"{name}_t": value for name, value in tempered.items()}
-    )

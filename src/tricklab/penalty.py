@@ -132,12 +132,3 @@ def decay(weights: Sequence[Tensor], lr: float, strength: float) -> None:
     It follows the whole LR, as in torch's AdamW; the paper's follows the schedule alone, lr / lr_0.
     """
     torch._foreach_mul_(list(weights), 1 - lr * strength)
-
-
-def weight_stats(weights: Sequence[Tensor]) -> dict[str, float]:
-    """Return the fraction of weights that are exactly 0, and the norm of all weights."""
-    zeros = torch.stack([(w == 0).sum() for w in weights]).sum() / sum(w.numel() for w in weights)
-    return {
-        "train/zeros": float(zeros),
-        "train/weight_norm": float(nn.utils.get_total_norm(weights)),
-    }

@@ -1,22 +1,36 @@
-"""The network in training and evaluation."""
+"""Training and evaluation of a network.
 
-import inspect
+One optimizer step is, in this order:
+
+    on_train_batch_start        seed dropout; freeze the batch norm of a frozen backbone
+    optimizer_step              set LR and momentum, then call what is indented
+        training_step               forward, loss, penalty terms
+        (Lightning)                 set the gradients to zero, backward
+        on_before_optimizer_step    drop the gradients of a frozen backbone, log
+        (Lightning)                 clip the gradients, optimizer.step()
+    _project                    penalties that are projections
+    on_train_batch_end          stop after the last step
+
+Of accumulated batches, only the last one calls what is not `training_step` and backward.
+"""
+
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from tricklab.data.batches import Batch
 from tricklab.data.module import ImageData
 from tricklab.duration import Batching
 from tricklab.errors import UserError
-from tricklab.metrics import evaluate, fit_temperature, share_right
+from tricklab.metrics import evaluate, fit_temperature, soft_accuracy, weight_stats
 from tricklab.optimizer import (
     Group,
     is_backbone,
@@ -24,38 +38,44 @@ from tricklab.optimizer import (
     named_weights,
     parameter_groups,
 )
-from tricklab.penalty import Penalty, weight_stats
+from tricklab.penalty import Penalty
 from tricklab.randomness import seed_default
 from tricklab.scheduler import Curve, Multiplier, Plateau
 
-ONE = (1.0, 1.0)  # the weights of a batch that is a step
-
 
 class ImageClassifier(pl.LightningModule):
-    """Trains `net` on target probabilities or class indices and evaluates it on these, for which `net` is enough.
+    """Trains `net` and evaluates it; evaluation needs nothing but `net`.
 
     Args:
         net: images [B, C, H, W] to logits [B, K].
-        loss: logits and the targets of training batches to their mean cross-entropy; it may smooth the targets.
-        penalties: by name, with the weights they act on; each `term(weights)` is added to the training loss, each
-            `project(weights, lr)` done after a step, see `tricklab.penalty`.
+        loss: logits and targets of a training batch, class indices [B] or probabilities [B, K], to
+            the mean cross-entropy. It may smooth the targets; evaluation never does.
+        penalties: by name; terms are added to the training loss, projections applied after each
+            step, see `tricklab.penalty`.
         optimizer: makes an optimizer of parameter groups.
-        multiplier: the rate of step t as a share of the first, which is 1 without it, see `tricklab.scheduler`.
-        backbone_multiplier: that of all but the classifier, if it is another; at 0 the body is frozen, norms included.
-        last_step: the step after which training ends.
-        seed: the seed of the run, from which dropout follows.
-        accuracy: the name of the training accuracy: `acc`, or `acc_mixed` where images are mixed.
-        log_every: optimizer steps between two logged ones; all else in a step is left on the device.
-        batching: how many images the batches of a step have, where several make one, by accumulation or on
-            several processes; without it one batch is one step.
+        multiplier: the LR at step t as a multiple of the base LR, see `tricklab.scheduler`.
+        backbone_multiplier: the same for the backbone, if it differs. At 0 the backbone is frozen,
+            including the statistics of its norms.
+        last_step: training ends after this step.
+        seed: of the run; dropout is seeded from it.
+        accuracy: name of the training accuracy: `acc`, or `acc_mixed` if images are mixed.
+        log_every: optimizer steps between two logged ones; the others do not wait for the device.
+        batching: sizes of the batches, if several make a step (accumulation, several ranks).
     """
+
+    images_seen = 0  # in training, on this rank
+    started = False  # training, after a checkpoint was restored
+    forced_validation = False  # the next one is due only because training ends at `last_step`
+    temperature = 1.0  # fitted on the last validation
+    logits: Tensor  # of the last evaluation, [N, K], on the CPU
+    labels: Tensor  # [N]
 
     def __init__(
         self,
         net: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         penalties: Mapping[str, Penalty] = MappingProxyType({}),
-        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+        optimizer: Callable[..., Optimizer] = torch.optim.SGD,
         multiplier: Multiplier | None = None,
         backbone_multiplier: Curve | None = None,
         last_step: int = 0,
@@ -65,284 +85,280 @@ class ImageClassifier(pl.LightningModule):
         batching: Batching | None = None,
     ):
         super().__init__()
-        self.net, self.loss = net, loss
+        self.net = net
+        self.loss = loss
         self.terms = {name: p for name, p in penalties.items() if not p.is_projection}
         self.projections = [p for p in penalties.values() if p.is_projection]
-        self.make_optimizer, self.last_step = optimizer, last_step
-        self.multiplier, self.backbone_multiplier = (
-            multiplier or Multiplier(lambda step: 1.0),
-            backbone_multiplier,
-        )
-        self.seed, self.accuracy, self.log_every = seed, accuracy, log_every
+        self.make_optimizer = optimizer
+        self.multiplier = multiplier or Multiplier(lambda step: 1.0)
+        self.backbone_multiplier = backbone_multiplier
+        self.last_step = last_step
+        self.seed = seed
+        self.accuracy = accuracy
+        self.log_every = log_every
         self.batching = batching
         self.weights = list(named_weights(net).values())
-        self.window: list[dict[str, Tensor]] = []  # the batches of the coming optimizer step
-        self.losses: list[
-            tuple[int, Tensor]
-        ] = []  # step and loss of each batch since the last look at them
-        self.extra_validation = False  # the coming one, which is due to an end by `last_step` alone
-        self.images_seen = 0  # in training, by this process
-        self.started = False  # training, after whatever there was to restore
-        self.evaluated: list[
-            tuple[int, Tensor, Tensor]
-        ] = []  # part, logits, labels of the running evaluation
         self.results: dict[str, float] = {}  # of the last evaluation
-        self.temperature = 1.0  # fitted on the last validation
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set what each step changes: Lightning notes its hook forty times, for which torch's own takes 0.1 ms."""
-        if name in ("_current_fx_name", "images_seen"):
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
+        self._losses: list[tuple[int, Tensor]] = []  # unchecked losses and their steps
+        self._accumulated_logs: list[dict[str, Tensor]] = []  # of each batch of the next step
+        self._evaluated: list[tuple[int, Tensor, Tensor]] = []  # dataloader, logits, labels
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.net(images.to(self.weights[0].dtype))
         return logits.float()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> Optimizer:
         groups = parameter_groups(self.net, separate_backbone=bool(self.backbone_multiplier))
         optimizer = self.make_optimizer(groups)
         keep_group_names(optimizer)
         return optimizer
 
-    def set_rates(self, optimizer: torch.optim.Optimizer) -> None:
-        """Give the optimizer the rate of the coming step, and the momentum where that moves too."""
+    # Training, in the order of a step
+
+    def on_train_start(self) -> None:
+        """Stop at once if the checkpoint was saved at the end of training.
+
+        Lightning knows neither `last_step` nor that early stopping had already stopped the run.
+        """
+        self.started = True
+        stopped_early = any(
+            # A patience of 0 also waits for one evaluation
+            callback.wait_count >= max(1, callback.patience)
+            for callback in self.trainer.early_stopping_callbacks
+        )
+        if stopped_early or self.global_step >= self.last_step:
+            self.trainer.should_stop = True
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        seed_default(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
+        if self.backbone_multiplier is None:
+            return
+        train_norms = not self.backbone_frozen()
+        for layer in self.net.modules():
+            if isinstance(layer, nn.modules.batchnorm._NormBase):
+                layer.train(train_norms)
+
+    def backbone_frozen(self) -> bool:
+        """Whether the next step changes only the head."""
+        backbone = self.backbone_multiplier
+        return backbone is not None and backbone(self.global_step) == 0
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        self.set_lr(optimizer)
+        scale = self._amp_scale() if self.projections else 1.0
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        # The scaler lowers its scale if it has skipped a step with non-finite gradients
+        if self.projections and self._amp_scale() >= scale:
+            self._project(optimizer.param_groups)
+
+    def set_lr(self, optimizer: Optimizer) -> None:
+        """Set the LR of the next step in each group, and the momentum if it is scheduled."""
         step = self.global_step
         head = self.multiplier(step)
         backbone = self.backbone_multiplier(step) if self.backbone_multiplier else head
         for group in optimizer.param_groups:
             group["lr"] = optimizer.defaults["lr"] * (backbone if is_backbone(group) else head)
-            if self.multiplier.momentum:
-                momentum = self.multiplier.momentum(step)
-                group |= (
-                    {"betas": (momentum, group["betas"][1])}
-                    if "betas" in group
-                    else {"momentum": momentum}
-                )
-
-    def on_train_start(self) -> None:
-        """End at once where a checkpoint is of the end already, which Lightning does not know."""
-        self.started = True
-        late = any(
-            callback.wait_count
-            >= max(1, callback.patience)  # patience 0 waits for an evaluation, too
-            for callback in self.trainer.early_stopping_callbacks
-        )
-        if late or self.global_step >= self.last_step:
-            self.trainer.should_stop = True
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        seed_default(self.seed, "dropout", self.current_epoch, batch_idx, self.global_rank)
-        for layer in self.net.modules() if self.backbone_multiplier else ():
-            if isinstance(layer, nn.modules.batchnorm._NormBase):
-                layer.train(not self.frozen())
-
-    def frozen(self) -> bool:
-        """Whether the coming step leaves all but the classifier as it is."""
-        return (
-            self.backbone_multiplier is not None and self.backbone_multiplier(self.global_step) == 0
-        )
+        if self.multiplier.momentum:
+            momentum = self.multiplier.momentum(step)
+            for group in optimizer.param_groups:
+                set_momentum(group, momentum)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images, targets = batch  # [B, C, H, W], [B, K] or [B]
+        images, targets = batch  # [B, C, H, W], [B] or [B, K]
         self.images_seen += len(images)
-        step, logits = self.global_step, self(images)
-        total = loss = self.loss(logits, targets)
-        self.losses.append((step, loss.detach()))
-        of_images, of_all = self.batching.weights(batch_idx, len(images)) if self.batching else ONE
-        if of_images != 1:
-            total = loss * of_images
+        loss_weight, total_weight = self._batch_weights(batch_idx, len(images))
+        step = self.global_step
+        logits = self(images)
+        loss = self.loss(logits, targets)
         penalties = {name: term.fn(term.weights) for name, term in self.terms.items()}
-        for penalty in penalties.values():
-            total = total + penalty
+        total = sum(penalties.values(), start=scale_by(loss, loss_weight))
+        self._losses.append((step, loss.detach()))
         if step % self.log_every == 0:
-            means = {"loss": loss, self.accuracy: share_right(logits, targets)}
-            if of_images != 1:
-                means = {name: mean * of_images for name, mean in means.items()}
-            values = means | penalties
-            self.window.append({f"train/{name}": value.detach() for name, value in values.items()})
-        return total if of_all == 1 else total * of_all
+            means = {"loss": loss, self.accuracy: soft_accuracy(logits, targets)}
+            weighted = {name: scale_by(mean, loss_weight) for name, mean in means.items()}
+            self._log_batch(weighted | penalties)
+        return scale_by(total, total_weight)
 
-    training_step.__signature__ = inspect.signature(training_step)  # type: ignore[attr-defined]  # read in every step
+    def _batch_weights(self, batch_idx: int, images: int) -> tuple[float, float]:
+        """Return the weights of the loss and of the total, see `Batching.weights`."""
+        return self.batching.weights(batch_idx, images) if self.batching else (1.0, 1.0)
 
-    on_before_zero_grad: Any = None  # Lightning leaves out a hook that is none
-    on_before_backward: Any = None
-    on_after_backward: Any = None
+    def _log_batch(self, values: Mapping[str, Tensor]) -> None:
+        logs = {f"train/{name}": value.detach() for name, value in values.items()}
+        self._accumulated_logs.append(logs)
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.frozen():
-            for group in filter(is_backbone, optimizer.param_groups):
-                for parameter in group["params"]:
-                    parameter.grad = None  # no momentum, no part in the norm of the gradient
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        if self.backbone_frozen():
+            drop_gradients(filter(is_backbone, optimizer.param_groups))
         if self.global_step % self.log_every == 0:
             self._log_step(optimizer)
-        self.window.clear()
-
-    def _log_step(self, optimizer: torch.optim.Optimizer) -> None:
-        gradients = [
-            p.grad
-            for group in optimizer.param_groups
-            for p in group["params"]
-            if p.grad is not None
-        ]
-        norm = float(
-            torch.stack(torch._foreach_norm(gradients)).norm()
-        )  # torch's get_total_norm takes 0.1 ms more
-        if getattr(optimizer, "_step_supports_amp_scaling", False):
-            norm /= self._loss_scale()  # which is in the gradients still
-        means = torch.stack([torch.stack(list(batch.values())) for batch in self.window]).mean(0)
-        if self.trainer.world_size > 1:
-            means = self.trainer.strategy.reduce(means, reduce_op="mean")
-        values = {"train/grad_norm": norm, **dict(zip(self.window[0], means.tolist(), strict=True))}
-        if self.terms or self.projections:
-            values |= weight_stats(self.weights)
-        self.record(self._rates(optimizer.param_groups) | values, self.global_step)
-        self.look_at_losses(f", gradient norm {norm:g}")
-        if not math.isfinite(norm) and not hasattr(
-            self.trainer.precision_plugin, "scaler"
-        ):  # which skips such a step
-            self._refuse(self.global_step, f"train/grad_norm={norm}")
-
-    def _loss_scale(self) -> float:
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        return float(scaler.get_scale()) if scaler else 1.0
-
-    def _rates(self, groups: list[Group]) -> dict[str, float]:
-        rates = {"lr": groups[0]["lr"]}
-        if self.backbone_multiplier:
-            rates["lr_body"] = next(filter(is_backbone, groups))["lr"]
-        if self.multiplier.momentum:
-            rates["momentum"] = (
-                groups[0]["betas"][0] if "betas" in groups[0] else groups[0]["momentum"]
-            )
-        return rates
-
-    def look_at_losses(self, facts: str = "") -> None:
-        """End the run with the step of the first loss that is no number; on a GPU a look at each would be a wait."""
-        if not self.losses:
-            return
-        losses = torch.stack([loss for _, loss in self.losses])
-        if self.trainer.world_size > 1:
-            losses = self.trainer.strategy.reduce(losses, reduce_op="sum")
-        for (step, _), loss in zip(self.losses, losses.tolist(), strict=True):
-            if not math.isfinite(loss):
-                self._refuse(step, f"train/loss={loss}{facts}")
-        self.losses.clear()
-
-    def _refuse(self, step: int, what: str) -> None:
-        lr = self.trainer.optimizers[0].defaults["lr"] * self.multiplier(step)
-        raise UserError(
-            f"step {step}: {what}, lr {lr:g}; try a lower optimizer.lr or a gradient_clip_val"
-        )
-
-    def optimizer_step(
-        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
-    ) -> None:
-        self.set_rates(optimizer)
-        before = self._loss_scale() if self.projections else 1.0
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if (
-            self.projections and self._loss_scale() >= before
-        ):  # a lower one tells of a step that was left out
-            self._project(optimizer.param_groups)
-
-    def optimizer_zero_grad(
-        self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer
-    ) -> None:
-        for group in optimizer.param_groups:  # 5 us; the optimizer's own takes 35
-            for parameter in group["params"]:
-                parameter.grad = None
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Any,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        if gradient_clip_val:  # Lightning's looks at how it is done, also where nothing is
-            super().configure_gradient_clipping(
-                optimizer, gradient_clip_val, gradient_clip_algorithm
-            )
+        self._accumulated_logs.clear()
 
     @torch.no_grad()
     def _project(self, groups: list[Group]) -> None:
         for group in groups:
-            own = {id(p) for p in group["params"] if group["lr"] > 0}  # at 0 it is frozen
-            for project in self.projections:
-                if weights := [w for w in project.weights if id(w) in own]:
-                    project.fn(weights, lr=group["lr"])
+            if group["lr"] <= 0:  # frozen
+                continue
+            in_group = {id(p) for p in group["params"]}
+            for projection in self.projections:
+                weights = [w for w in projection.weights if id(w) in in_group]
+                if weights:
+                    projection.fn(weights, lr=group["lr"])
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if self.global_step >= self.last_step:
-            every = self.trainer.check_val_every_n_epoch or 1
-            self.extra_validation = (
-                not self.trainer.is_last_batch or (self.current_epoch + 1) % every > 0
-            )
-            self.trainer.should_stop = (
-                True  # unlike max_steps it validates first, even in the middle of an epoch
-            )
-            self.trainer.check_val_every_n_epoch = 1  # and in any epoch
+        if self.global_step < self.last_step:
+            return
+        every = self.trainer.check_val_every_n_epoch or 1
+        is_due = self.trainer.is_last_batch and (self.current_epoch + 1) % every == 0
+        self.forced_validation = not is_due
+        # Unlike max_steps, should_stop validates first, also within an epoch
+        self.trainer.should_stop = True
+        self.trainer.check_val_every_n_epoch = 1  # and in any epoch
+
+    # Logging of a step
+
+    def _log_step(self, optimizer: Optimizer) -> None:
+        norm = self._gradient_norm(optimizer)
+        values = self._current_lrs(optimizer.param_groups)
+        values |= {"train/grad_norm": norm} | self._mean_logs()
+        if self.terms or self.projections:
+            values |= weight_stats(self.weights)
+        self._log_exactly(values, self.global_step)
+        self.check_losses_finite(f", gradient norm {norm:g}")
+        skips_step = hasattr(self.trainer.precision_plugin, "scaler")
+        if not math.isfinite(norm) and not skips_step:
+            self._raise_diverged(self.global_step, f"train/grad_norm={norm}")
+
+    def _gradient_norm(self, optimizer: Optimizer) -> float:
+        """Return the norm of all gradients together, before they are clipped."""
+        gradients = []
+        for group in optimizer.param_groups:
+            gradients += [p.grad for p in group["params"] if p.grad is not None]
+        # torch's get_total_norm takes 0.1 ms more
+        norm = float(torch.stack(torch._foreach_norm(gradients)).norm())
+        # A fused optimizer unscales within its step
+        scaled = getattr(optimizer, "_step_supports_amp_scaling", False)
+        return norm / self._amp_scale() if scaled else norm
+
+    def _amp_scale(self) -> float:
+        """Return the factor of loss and gradients in mixed precision with float16, else 1."""
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        return float(scaler.get_scale()) if scaler else 1.0
+
+    def _current_lrs(self, groups: list[Group]) -> dict[str, float]:
+        values = {"lr": groups[0]["lr"]}
+        if self.backbone_multiplier:
+            values["lr_body"] = next(filter(is_backbone, groups))["lr"]
+        if self.multiplier.momentum:
+            values["momentum"] = get_momentum(groups[0])
+        return values
+
+    def _mean_logs(self) -> dict[str, float]:
+        """Return the means over the batches of the step, on all ranks."""
+        batches = [torch.stack(list(logs.values())) for logs in self._accumulated_logs]
+        means = torch.stack(batches).mean(0)
+        if self.trainer.world_size > 1:
+            means = self.trainer.strategy.reduce(means, reduce_op="mean")
+        return dict(zip(self._accumulated_logs[0], means.tolist(), strict=True))
+
+    def check_losses_finite(self, details: str = "") -> None:
+        """Raise UserError with the step of the first non-finite loss since the last check.
+
+        Losses are checked several at a time, as `.item()` in each step would synchronise a GPU.
+        """
+        if not self._losses:
+            return
+        losses = torch.stack([loss for _, loss in self._losses])
+        if self.trainer.world_size > 1:
+            losses = self.trainer.strategy.reduce(losses, reduce_op="sum")
+        for (step, _), loss in zip(self._losses, losses.tolist(), strict=True):
+            if not math.isfinite(loss):
+                self._raise_diverged(step, f"train/loss={loss}{details}")
+        self._losses.clear()
+
+    def _raise_diverged(self, step: int, problem: str) -> NoReturn:
+        lr = self.trainer.optimizers[0].defaults["lr"] * self.multiplier(step)
+        hint = "try a lower optimizer.lr or a gradient_clip_val"
+        raise UserError(f"step {step}: {problem}, lr {lr:g}; {hint}")
+
+    def _log_exactly(self, metrics: Mapping[str, float], step: int) -> None:
+        """Pass doubles to the loggers.
+
+        `self.log` would round them to float32, and take a quarter of a small network's step.
+        """
+        for logger in self.loggers:
+            logger.log_metrics({"epoch": self.current_epoch, **metrics}, step)
+
+    # Evaluation
 
     def on_validation_epoch_start(self) -> None:
-        self.evaluated.clear()
+        self._evaluated.clear()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         images, labels = batch  # [B, C, H, W], [B]
-        self.evaluated.append((dataloader_idx, self(images), labels))
+        self._evaluated.append((dataloader_idx, self(images), labels))
 
     def on_validation_epoch_end(self) -> None:
+        """Evaluate, on training images without augmentation too (`train/..._clean`)."""
         if self.trainer.sanity_checking:
             return
-        self.look_at_losses()
-        self._finish_evaluation("val/{}", "train/{}_clean")
-        if not math.isfinite(self.results["val/loss"]):  # before a checkpoint is written
-            self._refuse(self.global_step, f"val/loss={self.results['val/loss']}")
-        if isinstance(self.multiplier, Plateau) and not self.extra_validation:
-            self.multiplier.step(self.results["val/loss"])
-        shown = {
-            f"val/{name}": torch.tensor(self.results[f"val/{name}"])
-            for name in ("loss", "acc", "ece")
-        }
-        self.log_dict(shown, logger=False, prog_bar=True)
+        self.check_losses_finite()
+        self.logits, self.labels = self._gather_evaluated(0)
+        self.temperature = fit_temperature(self.logits, self.labels)
+        results = evaluate(self.logits, self.labels, self.temperature)
+        clean = evaluate(*self._gather_evaluated(1))
+        self.results = {f"val/{name}": value for name, value in results.items()}
+        self.results |= {f"train/{name}_clean": clean[name] for name in ("loss", "acc", "ece")}
+        self._finish_evaluation()
+        val_loss = self.results["val/loss"]
+        if not math.isfinite(val_loss):  # before a checkpoint is saved
+            self._raise_diverged(self.global_step, f"val/loss={val_loss}")
+        if isinstance(self.multiplier, Plateau) and not self.forced_validation:
+            self.multiplier.step(val_loss)
+        self._show_in_progress_bar("val/loss", "val/acc", "val/ece")
 
-    on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
+    def _show_in_progress_bar(self, *names: str) -> None:
+        values = {name: torch.tensor(self.results[name]) for name in names}
+        self.log_dict(values, logger=False, prog_bar=True)
+
+    on_test_epoch_start = on_validation_epoch_start
+    test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
-        self._finish_evaluation("test/{}")
+        self.logits, self.labels = self._gather_evaluated(0)
+        results = evaluate(self.logits, self.labels, self.temperature)
+        self.results = {f"test/{name}": value for name, value in results.items()}
+        self._finish_evaluation()
 
-    def _finish_evaluation(self, *names: str) -> None:
-        """Turn what was evaluated into results, under a name for each part; keep logits and labels of the first."""
-        self.results = {}
-        for part, name in reversed(list(enumerate(names))):
-            batches = [(logits, labels) for n, logits, labels in self.evaluated if n == part]
-            self.logits, self.labels = (
-                self._together(torch.cat(tensors)) for tensors in zip(*batches, strict=True)
-            )
-            if name == "val/{}":
-                self.temperature = fit_temperature(self.logits, self.labels)
-            found = evaluate(self.logits, self.labels, self.temperature)
-            if part:
-                found = {value: found[value] for value in ("loss", "acc", "ece")}
-            self.results = {
-                name.format(value): number for value, number in found.items()
-            } | self.results
-        self.evaluated.clear()
-        self.record(self.results, self.global_step)
+    def _finish_evaluation(self) -> None:
+        self._evaluated.clear()
+        self._log_exactly(self.results, self.global_step)
 
-    def _together(self, tensor: Tensor) -> Tensor:
-        """Join what the processes have of an evaluation, [N, ...], in order: each has had one image in turn."""
+    def _gather_evaluated(self, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Return logits [N, K] and labels [N] of a dataloader, from all ranks."""
+        batches = [batch for index, *batch in self._evaluated if index == dataloader_idx]
+        logits, labels = zip(*batches, strict=True)
+        return self._all_gather(torch.cat(logits)), self._all_gather(torch.cat(labels))
+
+    def _all_gather(self, tensor: Tensor) -> Tensor:
+        """All-gather [n, ...] from all ranks, undo the round-robin split: [N, ...] on the CPU."""
         if self.trainer.world_size > 1:
-            sizes = gather(torch.tensor(len(tensor), device=self.device))
-            filled = F.pad(tensor, [0, 0] * (tensor.ndim - 1) + [0, int(sizes.max()) - len(tensor)])
-            gathered = gather(filled)  # [processes, N, ...]
-            tensor = gathered.transpose(0, 1).flatten(0, 1)[: int(sizes.sum())]
+            sizes = stack_ranks(torch.tensor(len(tensor), device=self.device))
+            missing = int(sizes.max()) - len(tensor)
+            padded = F.pad(tensor, [0, 0] * (tensor.ndim - 1) + [0, missing])
+            interleaved = stack_ranks(padded).transpose(0, 1).flatten(0, 1)
+            tensor = interleaved[: int(sizes.sum())]
         return tensor.cpu()
+
+    # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["temperature"] = self.temperature
-        if isinstance(data := getattr(self.trainer, "datamodule", None), ImageData):
-            checkpoint["dataset"] = data.metadata  # how images become the network's input
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ImageData):
+            checkpoint["dataset"] = data.metadata  # how images become inputs of the network
         if isinstance(self.multiplier, Plateau):
             checkpoint["plateau"] = self.multiplier.state
 
@@ -350,14 +366,34 @@ class ImageClassifier(pl.LightningModule):
         if isinstance(self.multiplier, Plateau):
             self.multiplier.state = checkpoint["plateau"]
 
-    def record(self, metrics: dict[str, float], step: int) -> None:
-        """Hand doubles to the loggers; `self.log` would round them and take a quarter of a small net's step."""
-        for logger in self.loggers:
-            logger.log_metrics({"epoch": self.current_epoch, **metrics}, step)
+
+def scale_by(value: Tensor, weight: float) -> Tensor:
+    """Return value * weight, without an operation if the weight is 1."""
+    return value if weight == 1 else value * weight
 
 
-def gather(tensor: Tensor) -> Tensor:
-    """Return the tensors [...] of all ranks, of equal shape, as [ranks, ...]."""
+def drop_gradients(groups: Iterable[Group]) -> None:
+    """Set gradients to None: the parameters gather no momentum and do not count in the norm."""
+    for group in groups:
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
+def set_momentum(group: Group, momentum: float) -> None:
+    """Set the momentum of SGD, or the first beta of Adam."""
+    if "betas" in group:
+        group["betas"] = (momentum, group["betas"][1])
+    else:
+        group["momentum"] = momentum
+
+
+def get_momentum(group: Group) -> float:
+    value: float = group["betas"][0] if "betas" in group else group["momentum"]
+    return value
+
+
+def stack_ranks(tensor: Tensor) -> Tensor:
+    """All-gather tensors of the same shape [...] into [ranks, ...]."""
     parts = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, tensor.contiguous())
     return torch.stack(parts)

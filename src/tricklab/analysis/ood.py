@@ -17,7 +17,7 @@ from tricklab.analysis.evaluation import ensemble_views, evaluate_on
 from tricklab.analysis.trained import LoadedCheckpoint
 from tricklab.data.module import ImageData
 from tricklab.files import save_figure, write_text
-from tricklab.metrics import BINS, judged
+from tricklab.metrics import BINS, confidence_and_correctness
 from tricklab.randomness import generator
 from tricklab.run.instantiate import build
 
@@ -98,7 +98,7 @@ def run_suite(
         by_set = confidences.setdefault(view, {})
         for part in evaluation_sets(checkpoint, data, other):
             module = evaluate_on(checkpoint, net, part.data, part.transform)
-            confidence = judged(module.logits, module.labels)[0]
+            confidence = confidence_and_correctness(module.logits, module.labels)[0]
             by_set[part.name] = confidence
             metrics: list[object] = ["", ""]
             if part.name != "test":

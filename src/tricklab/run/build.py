@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tricklab.callbacks import CheckpointFiles, NoProfiler
+from tricklab.callbacks import CheckpointFiles
 from tricklab.data.module import ImageData
 from tricklab.devices import count_cores, world_size
 from tricklab.errors import UserError
@@ -131,10 +131,9 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     options = omit(cfg.trainer, *OF_NETWORK)
     loggers = [MetricsFile(str(folder)), *build_each(cfg.logger, save_dir=str(folder)).values()]
     callbacks = list(build_each(cfg.callbacks).values())
-    profiler = options.pop("profiler") or NoProfiler()
     places = {"logger": loggers, "default_root_dir": str(folder), "plugins": [CheckpointFiles()]}
     try:
-        trainer: pl.Trainer = build(options, callbacks=callbacks, profiler=profiler, **places)
+        trainer: pl.Trainer = build(options, callbacks=callbacks, **places)
     except UserError as error:
         keys = ("accelerator", "devices", "strategy", "precision")
         settings = " ".join(f"trainer.{key}={options[key]}" for key in keys)

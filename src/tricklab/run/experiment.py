@@ -21,12 +21,13 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import nn
 
-from tricklab.callbacks import BestCheckpoint, ended_by_signals, ignore_signals
+from tricklab.callbacks import BestCheckpoint, exit_on_signals, ignore_signals
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
+from tricklab.fast import skip_overhead
 from tricklab.files import read_checkpoint
 from tricklab.logger import MetricsFile, Wandb, close_wandb
-from tricklab.metrics import LEAST
+from tricklab.metrics import MIN_TEMPERATURE_IMAGES
 from tricklab.model import find_dropout
 from tricklab.run.build import build_data_and_net, build_module, build_trainer
 from tricklab.run.checkpoint import (
@@ -68,7 +69,7 @@ def run(
     quiet_lightning()
     record = Record(cfg, folder, overrides, choices)
     watch = Watch(functools.partial(record.finish, "failed"))
-    with ended_by_signals():
+    with exit_on_signals():
         try:
             record.start()
             objective = _run(cfg, folder, record, watch)
@@ -118,6 +119,7 @@ def _run(cfg: DictConfig, folder: Path, record: Record, watch: Watch) -> float:
     record.mark_running()
 
     gc.freeze()  # objects created so far need not be examined by the garbage collector again
+    skip_overhead(trainer, module)
     start = time.time()
     fit(trainer, module, data, last)
     speed = module.images_seen * trainer.world_size / (time.time() - start)
@@ -169,8 +171,9 @@ def test_and_record(
     record.finish("done", None, **results)
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
-            logger.conclude(metrics, str(best_path))
-            logger.show(module.logits, module.labels, data.splits.test.images, data.classes)
+            logger.log_final_results(metrics, best_path)
+            images = data.splits.test.images
+            logger.log_predictions(module.logits, module.labels, images, data.classes)
     print_results(record)
     return metrics["val/acc"]
 
@@ -255,7 +258,7 @@ def print_run_summary(net: nn.Module, data: ImageData, plan: Plan) -> None:
         reason = "the statistics differ between training and evaluation (arXiv 1801.05134)"
         message = f"dropout in layer {', '.join(layers)} precedes a batch norm: {reason}"
         print(f"warning: {message}", file=sys.stderr)
-    if (val := len(data.val_indices)) < LEAST:
+    if (val := len(data.val_indices)) < MIN_TEMPERATURE_IMAGES:
         print(f"temperature: 1, as {val} validation images are too few to fit it")
     parameters = sum(p.numel() for p in net.parameters())
     images = f"{len(data.train_indices):,} training images"

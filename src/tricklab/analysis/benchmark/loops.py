@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from tricklab.analysis.benchmark.cases import WARMUP_STEPS, Overrides
-from tricklab.callbacks import FewHooks
 from tricklab.cli.compose import compose_each
 from tricklab.data.module import ImageData
+from tricklab.fast import skip_overhead
 from tricklab.run.build import build_data, build_module, build_net, build_trainer
 from tricklab.run.experiment import quiet_lightning
 from tricklab.run.plan import make_plan
@@ -177,7 +177,7 @@ class Timing(NamedTuple):
     checkpoint: float
 
 
-class Clock(FewHooks, pl.Callback):
+class Clock(pl.Callback):
     """Times training after the warm-up steps; it stands still during evaluation."""
 
     def __init__(self) -> None:
@@ -210,8 +210,10 @@ def fit(config: DictConfig, data: ImageData) -> Timing:
         plan = make_plan(config, data, trainer.world_size)
         data.mixup_window = plan.mixup_window
         net = build_net(config, data.shape, len(data.classes))
+        module = build_module(config, data, net, plan)
         gc.freeze()
-        trainer.fit(build_module(config, data, net, plan), datamodule=data)
+        skip_overhead(trainer, module)
+        trainer.fit(module, datamodule=data)
         started = time.perf_counter()
         trainer.save_checkpoint(Path(folder) / "again.ckpt")
         checkpoint = time.perf_counter() - started
