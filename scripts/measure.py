@@ -1,6 +1,6 @@
 """Measure a recipe: run the seeds that lack a row in the CSV beside it, add theirs, summarise.
 
-python scripts/measure.py fashion_92 [seeds=10] [slots=1 ...]    further list_options are the sweep's
+python scripts/measure.py fashion_92 [seeds=10] [slots=1 ...]    further overrides are the sweep's
 
 A row counts as long as the config is the same, known by its hash.
 """

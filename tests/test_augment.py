@@ -119,7 +119,7 @@ def test_affine_is_uniform_within_its_limits(monkeypatch):
 
 def test_erase_fills_boxes_of_the_area():
     images = torch.full((4000, 3, 32, 32), 200, dtype=torch.uint8)
-    erased = erase(images, rand(images), probability=0.4, smallest=0.1, largest=0.3, value=7)
+    erased = erase(images, rand(images), probability=0.4, scale=(0.1, 0.3), value=7)
     assert erased.dtype == torch.uint8
     assert ((erased == 7) | (erased == 200)).all()
     mask = (erased == 7).all(1)
@@ -180,9 +180,9 @@ def test_erase_keeps_boxes_that_fit_as_drawn(side):
     assert torch.equal(columns.argmax(1)[fits].float(), left[fits])
 
 
-def test_erase_refuses_a_smallest_area_above_the_largest():
-    with pytest.raises(UserError, match=r"erase\.smallest=0\.5 is above augment\.erase\.largest"):
-        erase(IMAGES, rand(IMAGES), smallest=0.5)
+def test_erase_refuses_a_low_area_above_the_high_one():
+    with pytest.raises(UserError, match=r"erase\.scale=\[0\.5, 0\.33\]: low is above high"):
+        erase(IMAGES, rand(IMAGES), scale=(0.5, 0.33))
 
 
 def test_jitter_equals_torchvision():

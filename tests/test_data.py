@@ -32,7 +32,7 @@ def build_fake(*overrides, **options):
 
 
 def build_folder(root, *overrides):
-    options = ("data=folder", f"data.root='{root}'", "data.resize=8", "data.num_workers=0")
+    options = ("data=folder", f"data.root='{root}'", "data.size=8", "data.num_workers=0")
     return build(configure(*options, *overrides).data)
 
 
@@ -240,14 +240,12 @@ def test_preprocess_normalises_and_leaves_its_argument(dtype, channels):
 
 def test_check_upscaling_refuses_files_of_less_than_half_the_side(tree):
     root = tree({"train": 9})
-    module = build_folder(root, "data.resize=32")
+    module = build_folder(root, "data.size=32")
     module.check_upscaling(64)
-    message = (
-        r"data\.resize=32: .* 65 pixels a side\. Expected data\.resize=65, 33 or more, or null"
-    )
+    message = r"data\.size=32: .* 65 pixels a side\. Expected data\.size=65, 33 or more, or null"
     with pytest.raises(UserError, match=message):
         module.check_upscaling(65)
-    build_folder(root, "data.resize=112").check_upscaling(224)
+    build_folder(root, "data.size=112").check_upscaling(224)
     build_fake().check_upscaling(224)  # arrays have no other size
 
 
@@ -260,7 +258,7 @@ def test_check_upscaling_of_plain_weights_asks_their_library(
     torch.save({"x": torch.zeros(1)}, tmp_path / "w.pth")
     model = (f"model={library}", f"model.name={name}", f"model.weights={tmp_path}/w.pth")
     root = f"data.root='{tree({'train': 9})}'"
-    message = rf"expect images of {side} pixels a side\. Expected data\.resize={side}"
+    message = rf"expect images of {side} pixels a side\. Expected data\.size={side}"
     with pytest.raises(UserError, match=message):
         run(*model, "data=folder", root, "data.num_workers=0")
 
@@ -281,10 +279,10 @@ def test_summary_has_the_size_of_images_from_files(tree, run, capsys):
     root = f"data.root='{tree({'train': 9})}'"
     folder = ("data=folder", root, "data.num_workers=0", "data.batch_size=4")
     options = (*ONE_BATCH, "model=mlp", *folder)
-    done = run(*options, "data.resize=16")
+    done = run(*options, "data.size=16")
     assert "images 16 x 16 x 3 from 18 files\n" in capsys.readouterr().out
     weights = f"model.weights={done.folder}/checkpoints/best.ckpt"
-    run(*options, "data.resize=12", weights, folder="other")
+    run(*options, "data.size=12", weights, folder="other")
     expected = "images 12 x 12 x 3 from 18 files, 16 x 16 x 3 for the network\n"
     assert expected in capsys.readouterr().out
     assert build_fake().summary == ""
@@ -293,15 +291,32 @@ def test_summary_has_the_size_of_images_from_files(tree, run, capsys):
 # Batches
 
 
-def test_training_batches_are_normalised_probabilities():
+def test_training_batches_are_normalised_with_class_indices():
     module = at_position(build_fake("data.batch_size=90"))
-    images, targets = module.on_after_batch_transfer(first_batch(module), 0)
+    batch = first_batch(module)
+    images, targets = module.on_after_batch_transfer(batch, 0)
     assert images.mean((0, 2, 3)).abs().max() < 1e-5
     assert images.std((0, 2, 3), correction=0).sub(1).abs().max() < 1e-5
-    assert targets.shape == (90, 10)
+    assert targets.dtype == torch.long
+    assert torch.equal(targets, batch[1])
+
+
+def test_training_batches_are_probabilities_if_they_are_mixed():
+    received = {}
+
+    def record(images, targets, generator):
+        received["targets"] = targets
+        return images, targets
+
+    module = at_position(build_fake("data.batch_size=90", mixup=record))
+    batch = first_batch(module)
+    _, targets = module.on_after_batch_transfer(batch, 0)
+    assert targets is received["targets"]
     assert targets.dtype == torch.float32
-    labels = torch.cat([labels for _, labels, _ in module.training_batches(lambda: (0, 0))])
-    assert torch.equal(targets.argmax(1), labels)
+    assert torch.equal(targets, torch.eye(10)[batch[1]])
+    module.mixup_window = ((1, 0), (2, 0))
+    _, targets = module.on_after_batch_transfer(batch, 0)
+    assert torch.equal(targets, batch[1])
 
 
 def test_training_batches_are_augmented():
@@ -671,7 +686,7 @@ def test_folder_finds_splits_by_any_of_their_names(tmp_path, train, val, test):
 
 
 def test_folder_takes_sizes_as_numbers_and_resizes(tree):
-    module = build_folder(tree({".": 9}), "data.val_size=4", "data.test_size=6", "data.resize=32")
+    module = build_folder(tree({".": 9}), "data.val_size=4", "data.test_size=6", "data.size=32")
     assert len(module.val_indices) == 4
     assert len(module.splits.test.labels) == 6
     assert len(module.train_indices) == 8
@@ -736,10 +751,10 @@ def test_folder_of_one_image_size_is_not_resized_and_mixed_sizes_are_named(tree)
     root = tree({"train": 1})
     for name in ("cat", "dog"):
         Image.new("RGB", (12, 12)).save(root / "train" / name / "1.png")
-    options = ("data.resize=null", "data.val_size=1", "data.test_size=2")
+    options = ("data.size=null", "data.val_size=1", "data.test_size=2")
     assert build_folder(root, *options).shape == (3, 12, 12)
     Image.new("RGB", (13, 12)).save(root / "train" / "dog" / "2.png")
-    with pytest.raises(UserError, match=r"2\.png is not the size of .*data\.resize=32 makes them"):
+    with pytest.raises(UserError, match=r"2\.png is not the size of .*data\.size=32 makes them"):
         build_folder(root, *options)
 
 
@@ -823,10 +838,10 @@ def test_folder_that_can_not_be_read_is_named(tmp_path, monkeypatch):
 
 
 def test_folder_to_evaluate_is_a_test_split_or_all_images(tmp_path):
-    options = {"resize": 8, "mode": "RGB", "cache": "memory", "num_workers": 0, "val_size": 0.3}
+    options = {"size": 8, "mode": "RGB", "cache": "memory", "num_workers": 0, "val_size": 0.3}
 
     def count_labels(root, classes=("a", "b")):
-        module = folder_to_evaluate(str(root), classes, skip_damaged=False, **options)
+        module = folder_to_evaluate(str(root), classes, skip_corrupt=False, **options)
         return module.splits.test.labels.bincount(minlength=len(classes)).tolist()
 
     write_classes(tmp_path / "plain", 9)

@@ -70,7 +70,7 @@ def test_sweep_name_stays_when_the_grid_grows(monkeypatch, overrides, name):
         "name=a",
         "tags=[b]",
         "slots=3",
-        "dry=true",
+        "dry_run=true",
         "job_timeout=9",
         "logger=tensorboard",
         "resume=auto",
@@ -118,7 +118,7 @@ def test_sweep_runs_each_job_once(train, tmp_path):
     assert len(times) == 2
     assert train(*overrides, "mixup=off,on").stdout.startswith("2 jobs, 2 done")
     assert modification_times(folder) == times
-    dry = train(*overrides, "mixup=off,on,cutmix", "dry=true").stdout
+    dry = train(*overrides, "mixup=off,on,cutmix", "dry_run=true").stdout
     assert dry.startswith("3 jobs, 2 done")
     assert dry.count("python train.py") == 1
     assert "mixup=cutmix" in dry
@@ -142,14 +142,14 @@ def test_job_equals_a_single_run(train, tmp_path):
 
 
 def test_jobs_have_group_and_name_in_wandb(train):
-    done = train("-m", *SHORT, "logger=wandb", "mixup=off,on", "name=mine", "dry=true")
+    done = train("-m", *SHORT, "logger=wandb", "mixup=off,on", "name=mine", "dry_run=true")
     assert done.stdout.count(" logger.wandb.group=mine") == 2
     assert "logger.wandb.name='\"'\"'mixup=on'\"'\"'" in done.stdout
 
 
 @pytest.mark.slow
 def test_arms_are_lists_of_overrides(train, script, tmp_path):
-    arms = "sweep.of={plain:[],both:['mixup=on','scheduler=cosine']}"
+    arms = "sweep.arms={plain:[],both:['mixup=on','scheduler=cosine']}"
     assert train("-m", *SHORT, "sweep=arms", arms, "seed=0,1", "name=x").returncode == 0
     folder = tmp_path / "sweeps" / "x"
     varied = [sorted({*job.split()} - {*SHORT, "name=x"}) for job in jobs(folder)]
@@ -168,7 +168,7 @@ def test_arms_are_lists_of_overrides(train, script, tmp_path):
 def test_arms_without_a_list_are_refused(train):
     refused = train("-m", *SHORT, "sweep=arms")
     assert refused.returncode == 1
-    assert "sweep=arms without sweep.of. Expected lists of overrides by name" in refused.stderr
+    assert "sweep=arms without sweep.arms. Expected lists of overrides by name" in refused.stderr
 
 
 @SERVERS
@@ -660,7 +660,7 @@ def test_edit_of_an_option_changes_the_hash_of_its_jobs_only(tmp_path):
 def test_sweep_of_twelve_finishes_the_six_sound_jobs(copy, tmp_path):
     names = ",".join([*FAULTS, *(f"fine{n}" for n in range(6))])
     twelve = (f"experiment={names}", "name=twelve", "slots=2", "job_timeout=30")
-    planned, _ = copy(*twelve, "dry=true").communicate()
+    planned, _ = copy(*twelve, "dry_run=true").communicate()
     folders = {
         line.split("experiment=")[1].split()[0]: Path(re.search(r"hydra.run.dir=(\S+)", line)[1])
         for line in planned.splitlines()[1:]
@@ -698,7 +698,7 @@ def test_sweep_of_twelve_finishes_the_six_sound_jobs(copy, tmp_path):
             for name, folder in folders.items()
             if "fine" in name
         }
-        planned, _ = copy(*twelve, "dry=true").communicate()
+        planned, _ = copy(*twelve, "dry_run=true").communicate()
         assert planned.startswith("12 jobs, 6 done")
         assert {
             line.split("experiment=")[1].split()[0] for line in planned.splitlines()[1:]

@@ -159,7 +159,8 @@ def offline(monkeypatch):
 def test_mistakes_are_logged_with_their_images():
     """Fewer images may have been evaluated than there are."""
     logger = Wandb.__new__(Wandb)
-    logger.mistakes, logger.confusion = 5, False
+    logger.log_mistakes = 5
+    logger.log_confusion_matrix = False
     logged = []
 
     def log_image(key, images, caption):
@@ -242,9 +243,9 @@ def wandb_run(run, offline):
         "logger.wandb.group=g",
         "logger.wandb.notes=why",
         "logger.wandb.job_type=try",
-        "logger.wandb.checkpoint=true",
-        "logger.wandb.mistakes=3",
-        "logger.wandb.confusion=true",
+        "logger.wandb.log_checkpoint=true",
+        "logger.wandb.log_mistakes=3",
+        "logger.wandb.log_confusion_matrix=true",
         choices={"model": "mlp"},
     )
 

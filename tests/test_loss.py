@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import configure
+from omegaconf import OmegaConf
 from timm.loss import LabelSmoothingCrossEntropy
 from torch import nn
 
@@ -134,23 +135,30 @@ def test_invalid_class_weights_are_refused(weights):
 @pytest.mark.parametrize("targets", [torch.tensor([0, 1]), torch.full((2, 3), 1 / 3)])
 def test_class_weights_of_another_number_of_classes_are_refused(targets):
     loss = CrossEntropy(class_weights=[1, 2])
-    match = "loss.class_weights has 2 numbers; expected 3, one for each class"
+    match = r"loss\.class_weights=\[1\.0, 2\.0\]: expected 3 numbers, one for each class"
     with pytest.raises(UserError, match=match):
         loss(torch.zeros(2, 3), targets)
 
 
+def test_smoothing_leaves_something_of_the_targets():
+    with pytest.raises(UserError, match=r"loss\.label_smoothing=1\.0 leaves nothing"):
+        build_loss(configure("loss.label_smoothing=1.0").loss, 10)
+    assert build_loss(configure("loss.label_smoothing=0.99").loss, 10)
+
+
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("loss", "message"),
     [
-        (["loss.label_smoothing=1.0"], r"loss\.label_smoothing=1\.0 leaves nothing"),
-        (["+loss.reduction=sum"], "is not a mean over the images"),
-        (["+loss.reduction=none"], "is not a mean over the images"),
+        ({"_target_": "NLLLoss"}, "does not take class indices .* and probabilities"),
+        ({"_target_": "BCEWithLogitsLoss"}, "does not take class indices .* and probabilities"),
+        ({"_target_": "CrossEntropyLoss", "reduction": "sum"}, "not a mean over the images"),
+        ({"_target_": "CrossEntropyLoss", "reduction": "none"}, "not a mean over the images"),
     ],
 )
-def test_built_loss_is_a_mean_that_depends_on_its_targets(overrides, message):
+def test_loss_of_other_targets_or_no_mean_is_refused(loss, message):
+    config = OmegaConf.create({**loss, "_target_": f"torch.nn.{loss['_target_']}"})
     with pytest.raises(UserError, match=message):
-        build_loss(configure(*overrides).loss, 10)
-    assert build_loss(configure("loss.label_smoothing=0.99").loss, 10)
+        build_loss(config, 10)
 
 
 def test_mixed_targets_are_smoothed_once(run, monkeypatch):
@@ -174,7 +182,9 @@ def test_evaluation_neither_smooths_nor_weights(run):
     """At an LR of 0 the networks are the same."""
     same_net = ("debug=batch", "model=mlp", "optimizer.lr=0")
     plain = run(*same_net, folder="plain")
-    smooth = run(*same_net, "loss=smooth", "loss.weight=[9,1,1,1,1,1,1,1,1,1]", folder="smooth")
+    smooth = run(
+        *same_net, "loss=smooth", "loss.class_weights=[9,1,1,1,1,1,1,1,1,1]", folder="smooth"
+    )
     assert smooth.column("train/loss") != plain.column("train/loss")
     for name in ("val/loss", "test/loss"):
         assert smooth.result["metrics"][name] == plain.result["metrics"][name]

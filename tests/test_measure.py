@@ -119,7 +119,7 @@ def test_run_missing_runs_only_arms_and_seeds_without_a_row(recipe, monkeypatch)
     monkeypatch.setattr(recipes, "subprocess", fake)
     run_missing(several, 2, ["slots=2"])
     assert [word for word in commands[0] if word.startswith(("seed=", "sweep", "slots"))] == [
-        *("seed=0,1", "sweep=arms", "sweep.of={b:['y=[1,2]'],c:[]}", "slots=2")
+        *("seed=0,1", "sweep=arms", "sweep.arms={b:['y=[1,2]'],c:[]}", "slots=2")
     ]
     run_missing(several._replace(arms={"b": []}), 1, [])
     assert "sweep=arms" not in commands[1]

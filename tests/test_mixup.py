@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 from tricklab import mixup as options_of_mixup
 from tricklab.cli.config import list_options
 from tricklab.data.batches import mixup_window
+from tricklab.data.module import ImageData
 from tricklab.duration import Length
 from tricklab.errors import UserError
 from tricklab.metrics import soft_accuracy
@@ -279,13 +280,24 @@ def test_option_mixes_within_its_window_only(name):
         position = divmod(n, 6)
         raw = next(iter(data.training_batches(lambda position=position: position)))
         targets = data.training_batch(raw, position)[1]
-        if not torch.equal(targets, plain.training_batch(raw, position)[1]):
+        labels = plain.training_batch(raw, position)[1]
+        if targets.ndim == 2 and not torch.equal(targets, F.one_hot(labels, 10).float()):
             mixed.append(n)
     assert set(mixed) <= set(range(6, 18))
     assert len(mixed) > 6
-    for wrong in (("50%", "50%"), ("60%", "50%"), (0, "13it")):
-        with pytest.raises(UserError, match="must be before end"):
-            mixup_window(*wrong, Length(12, 3), accumulate=2)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "steps"),
+    [("50%", "50%", (6, 6)), ("60%", "50%", (7, 6)), (0, "13it", (0, 13))],
+)
+def test_window_without_a_step_is_refused(start, stop, steps):
+    message = (
+        rf"mixup\.start={start} \(step {steps[0]}\) must be before "
+        rf"mixup\.stop={stop} \(step {steps[1]}\), both within \[0, 12\]"
+    )
+    with pytest.raises(UserError, match=message):
+        mixup_window(start, stop, Length(12, 3), accumulate=2)
 
 
 def test_window_holds_in_a_run(run):
@@ -293,7 +305,7 @@ def test_window_holds_in_a_run(run):
     mixed = (*options, "mixup=on", "mixup.alpha=8.0")
     plain = run(*options, folder="plain")
     whole = run(*mixed, folder="whole")
-    late = run(*mixed, "mixup.begin=2ep", folder="late")
+    late = run(*mixed, "mixup.start=2ep", folder="late")
     assert late.column("train/loss")[:22] == plain.column("train/loss")[:22]
     assert late.column("train/loss")[22] > 2 * plain.column("train/loss")[22]
     assert whole.column("train/loss")[0] != plain.column("train/loss")[0]
@@ -313,13 +325,12 @@ def test_training_accuracy_is_named_for_the_mixing(run, name, option):
     [
         ((), 1),
         (("mixup=on",), 2),
-        (("mixup=on", "mixup.begin=1ep"), 1),
-        (("loss=smooth",), 2),
-        ((f"loss.weight={[1] * 10}",), 2),
-        (("loss._target_=torch.nn.BCEWithLogitsLoss", "~loss.label_smoothing"), 2),
+        (("mixup=on", "mixup.start=1ep"), 1),
+        (("loss=smooth",), 1),
+        ((f"loss.class_weights={[1] * 10}",), 1),
     ],
 )
-def test_targets_are_class_indices_where_the_plain_loss_is_the_same(overrides, dimensions):
+def test_targets_are_class_indices_unless_mixed(overrides, dimensions):
     cfg = configure("data=fake", "data.images=100", *overrides)
     data = build_data(cfg)
     data.mixup_window = make_plan(cfg, data, ranks=1).mixup_window
@@ -329,9 +340,15 @@ def test_targets_are_class_indices_where_the_plain_loss_is_the_same(overrides, d
 
 def test_class_indices_give_the_weights_that_probabilities_do(run, monkeypatch):
     """Bit for bit, with mixing in the second of three epochs."""
-    options = ("model=mlp", "trainer.max_epochs=3", "mixup=on", "mixup.begin=1ep", "mixup.end=2ep")
+    training_batch = ImageData.training_batch
+
+    def with_probabilities(self, batch, *position):
+        images, targets = training_batch(self, batch, *position)
+        return images, F.one_hot(targets, 10).float() if targets.ndim == 1 else targets
+
+    options = ("model=mlp", "trainer.max_epochs=3", "mixup=on", "mixup.start=1ep", "mixup.stop=2ep")
     done = [run(*options, folder="indices")]
-    monkeypatch.setattr("tricklab.run.build.PLAIN", {})
+    monkeypatch.setattr(ImageData, "training_batch", with_probabilities)
     done.append(run(*options, folder="probabilities"))
     assert done[0].column("train/acc_mixed") == done[1].column("train/acc_mixed")
     states = []

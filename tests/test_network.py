@@ -48,7 +48,7 @@ def test_a_body_is_frozen_then_free_at_the_planned_rates(run, body):
         SMALL,
         f"model.weights={body}",
         "model.freeze=2ep",
-        "model.body_lr=0.1",
+        "model.backbone_lr_mult=0.1",
     )
     given, _ = read_state(body)
     frozen, free = (run(*options, f"stop_after={n}ep", folder=str(n)) for n in (2, 3))
@@ -112,7 +112,9 @@ def test_a_free_body_with_its_rate_is_plain_training(run, body):
     """Apart from what is loaded, nothing changes: no second rate, two groups of parameters."""
     done = run(*ONE_BATCH, SMALL, f"model.weights={body}")
     assert "lr_body" not in (done.folder / "metrics.csv").read_text()
-    apart = run(*ONE_BATCH, SMALL, f"model.weights={body}", "model.body_lr=0.5", folder="apart")
+    apart = run(
+        *ONE_BATCH, SMALL, f"model.weights={body}", "model.backbone_lr_mult=0.5", folder="apart"
+    )
     groups = torch.load(apart.folder / "checkpoints" / "last.ckpt", weights_only=True)[
         "optimizer_states"
     ][0]
@@ -293,7 +295,11 @@ def test_a_file_of_plain_weights_has_no_images(tmp_path):
 
 
 def test_the_rate_scales_with_the_images_of_a_step(run, capsys):
-    options = ("optimizer.lr_per=256", "data.batch_size=64", "trainer.accumulate_grad_batches=2")
+    options = (
+        "optimizer.lr_base_batch_size=256",
+        "data.batch_size=64",
+        "trainer.accumulate_grad_batches=2",
+    )
     done = run(*ONE_BATCH, *options)
     assert done.column("lr") == [0.05]
     assert (
@@ -374,4 +380,4 @@ def test_a_file_of_something_else_holds_no_weights(tmp_path):
 
 
 def test_a_network_of_ones_own_needs_no_more_keys(run):
-    assert run(*ONE_BATCH, "~model.freeze", "~model.body_lr").column("lr") == [0.1]
+    assert run(*ONE_BATCH, "~model.freeze", "~model.backbone_lr_mult").column("lr") == [0.1]

@@ -233,7 +233,7 @@ def test_option_signature_has_the_keys_of_its_config(name):
     node = configure(f"penalty={name}").penalty[name]
     keys = {key for key in node if not key.startswith("_")}
     assert set(parameters) == {"weights", *keys}
-    assert parameters["only"].default is None
+    assert parameters["params"].default is None
 
 
 def test_only_selects_weights_by_name():
@@ -245,24 +245,24 @@ def test_only_selects_weights_by_name():
 
 @pytest.mark.parametrize("pattern", ["bias", "conv"])
 def test_only_refuses_a_pattern_that_matches_no_weight(pattern):
-    match = f"only='{pattern}' matches no weight; weights are: 0.weight, 2.weight"
+    match = f"params='{pattern}' matches no weight; weights are: 0.weight, 2.weight"
     with pytest.raises(UserError, match=match):
         penalty.select(named_weights(small_net()), pattern)
 
 
 def test_only_refuses_what_is_not_a_regular_expression():
-    with pytest.raises(UserError, match=r"only='\(' is not a regular expression"):
+    with pytest.raises(UserError, match=r"params='\(' is not a regular expression"):
         penalty.select(named_weights(small_net()), "(")
 
 
 def test_only_error_names_the_penalty(run):
-    match = r"penalty\.l2\.only='nope' matches no weight; weights are: 2\.weight"
+    match = r"penalty\.l2\.params='nope' matches no weight; weights are: 2\.weight"
     with pytest.raises(UserError, match=match):
-        run("model=mlp", "debug=batch", "penalty=l2", "penalty.l2.only=nope")
+        run("model=mlp", "debug=batch", "penalty=l2", "penalty.l2.params=nope")
 
 
 def test_only_limits_a_projection_in_a_run(run):
-    prox = ("penalty=l1_prox", "penalty.l1_prox.strength=0.1", r"penalty.l1_prox.only='^2\.'")
+    prox = ("penalty=l1_prox", "penalty.l1_prox.strength=0.1", r"penalty.l1_prox.params='^2\.'")
     weights = last_weights(run("model=mlp", "trainer.max_epochs=1", *prox))
     sparse = {key for key, w in weights.items() if w.ndim == 2 and (w == 0).any()}
     assert sparse == {"net.2.weight"}
@@ -270,7 +270,7 @@ def test_only_limits_a_projection_in_a_run(run):
 
 def test_only_limits_a_term_in_a_run(run):
     both = ("model=mlp", "trainer.max_epochs=1", "penalty=[l1,l2]")
-    only = ("penalty.l1.only='^10'", "penalty.l2.only='weight$'")
+    only = ("penalty.l1.params='^10'", "penalty.l2.params='weight$'")
     limited = run(*both, *only, folder="limited")
     whole = run(*both, folder="whole")
     assert limited.column("train/l1")[0] < 0.2 * whole.column("train/l1")[0]

@@ -73,7 +73,7 @@ CONFIG_ERRORS = [
     ("amp=true", "amp=true: no such option. Did you mean trainer.precision=16-mixed?"),
     ("warmup_epochs=5", "warmup_epochs=5: no such option. Did you mean scheduler.warmup=5ep?"),
     ("mixup_alpha=0.2", "mixup_alpha=0.2: no such option. Did you mean mixup=on mixup.alpha=0.2?"),
-    ("img_size=64", "img_size=64: no such option. Did you mean data=folder data.resize=64?"),
+    ("img_size=64", "img_size=64: no such option. Did you mean data=folder data.size=64?"),
     ("output_dir=x", "output_dir=x: no such option. Did you mean hydra.run.dir=x?"),
     ("opt=adam", "opt=adam: no such option. Did you mean optimizer=adamw?"),
     (
@@ -84,7 +84,7 @@ CONFIG_ERRORS = [
     ("nesterov=false", "nesterov=false: no such option. Did you mean optimizer.nesterov=false?"),
     (
         "optimizer.weight_deacy=1",
-        "optimizer.weight_deacy=1: no such option; allowed: fused, lr, lr_per, momentum, nesterov, "
+        "optimizer.weight_deacy=1: no such option; allowed: fused, lr, lr_base_batch_size, momentum, nesterov, "
         "weight_decay. Did you mean optimizer.weight_decay=1?",
     ),
     (
@@ -140,7 +140,7 @@ CONFIG_ERRORS = [
         "hydra.sweep.subdir=../x: expected a name without / and leading dots",
     ),
     # sweeps
-    ("dry=true", "dry=true has an effect on sweeps alone; add -m for a sweep"),
+    ("dry_run=true", "dry_run=true has an effect on sweeps alone; add -m for a sweep"),
     ("slots=2", "slots=2 has an effect on sweeps alone; add -m for a sweep"),
     ("sweep=halving", "sweep=halving has an effect on sweeps alone; add -m for a sweep"),
     (
@@ -155,8 +155,8 @@ CONFIG_ERRORS = [
         "use data.batch_size=int(interval(16,32))",
     ),
     (
-        "-m data=digits,folder data.root=x dry=true",
-        "data=digits data.root=x dry=true: data.root=x: no such option; ",
+        "-m data=digits,folder data.root=x dry_run=true",
+        "data=digits data.root=x dry_run=true: data.root=x: no such option; ",
     ),
     (
         "augment=flip,crop",
@@ -212,8 +212,8 @@ BUILD_ERRORS = [
         "data.root=one: need at least 2 classes with images; there is cat",
     ),
     (
-        ["data=folder", "data.root=mixed", "data.resize=null", "data.num_workers=0"],
-        "mixed/dog/1.png is not the size of mixed/cat/0.png; data.resize=32 makes them equal",
+        ["data=folder", "data.root=mixed", "data.size=null", "data.num_workers=0"],
+        "mixed/dog/1.png is not the size of mixed/cat/0.png; data.size=32 makes them equal",
     ),
     (
         ["data=folder", "data.root=images", "data.test_size=0"],
@@ -255,8 +255,8 @@ BUILD_ERRORS = [
         f"data.batch_size=1: {BATCH_NORM}; use 2 or more, or no batch norm",
     ),
     (
-        ["loss.weight=[1,2]"],
-        "loss.weight=[1, 2]; allowed: 10 numbers of 0 or more, not all of them 0",
+        ["loss.class_weights=[1,2]"],
+        "loss.class_weights=[1.0, 2.0]: expected 10 numbers, one for each class",
     ),
     (
         ["model.weights=nowhere"],
@@ -289,8 +289,8 @@ BUILD_ERRORS = [
     (["trainer.accelerator=tpu"], "trainer.accelerator=tpu trainer.devices="),
     (["scheduler=cosine", "scheduler.warmup=300ep"], "scheduler.warmup=300ep is 3300 steps; "),
     (
-        ["mixup=on", "mixup.begin=5ep", "mixup.end=5ep"],
-        "mixup.begin=5ep mixup.end=5ep: begin (step 55) must be before end (step 55)",
+        ["mixup=on", "mixup.start=5ep", "mixup.stop=5ep"],
+        "mixup.start=5ep (step 55) must be before mixup.stop=5ep (step 55)",
     ),
 ]
 
@@ -354,11 +354,11 @@ def test_damaged_image_is_named_or_left_out_and_counted(train, wrong_data):
     overrides = (CPU, *ONE_BATCH, "model=mlp", "data=folder", *options)
     done = train(*overrides)
     assert done.stderr.startswith("error: images/dog/x.png can't be decoded: ")
-    assert done.stderr.endswith("; data.skip_damaged=true leaves it out\n")
-    done = train(*overrides, "data.skip_damaged=true")
+    assert done.stderr.endswith("; data.skip_corrupt=true leaves it out\n")
+    done = train(*overrides, "data.skip_corrupt=true")
     assert done.returncode == 0
     expected = (
-        "data.skip_damaged: 1 of 13 images are left out, the first: images/dog/x.png can't be"
+        "data.skip_corrupt: 1 of 13 images are left out, the first: images/dog/x.png can't be"
     )
     assert expected in done.stdout
 

@@ -364,7 +364,7 @@ def test_other_data_are_refused(run, tree):
     words = (
         "data=folder",
         f"data.root='{root}'",
-        "data.resize=8",
+        "data.size=8",
         "model=mlp",
         "trainer.max_epochs=3",
     )

@@ -179,7 +179,12 @@ IN_TORCH = [
         lambda o, n: oracle.CosineAnnealingWarmRestarts(o, n.epoch),
     ),
     (
-        ["cosine_restarts", "scheduler.period=1it", "scheduler.mult=2", "scheduler.floor=0.1"],
+        [
+            "cosine_restarts",
+            "scheduler.period=1it",
+            "scheduler.period_mult=2",
+            "scheduler.floor=0.1",
+        ],
         lambda o, n: oracle.CosineAnnealingWarmRestarts(o, 1, 2, 0.1),
     ),
     (
@@ -441,26 +446,28 @@ def test_plateau_ignores_a_validation_forced_by_a_stop(run):
 
 def test_hold_of_an_epoch_equals_torch_stepped_by_epochs():
     theirs = torch_lrs(lambda o: oracle.CosineAnnealingLR(o, 6), 6)
-    ours = multiplier("scheduler=cosine", "scheduler.hold=1ep", length=Length(24, 4))
+    ours = multiplier("scheduler=cosine", "scheduler.update_every=1ep", length=Length(24, 4))
     assert [ours(t) for t in range(24)] == pytest.approx(np.repeat(theirs, 4), **EXACT)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("hold", [1, 3])
-def test_hold_keeps_lr_and_momentum_of_its_first_step(name, hold):
+@pytest.mark.parametrize("interval", [1, 3])
+def test_update_every_keeps_lr_and_momentum_of_its_first_step(name, interval):
     overrides = (f"scheduler={name}", "scheduler.warmup=5it")
     free = multiplier(*overrides, length=Length(30, 10))
-    held = multiplier(*overrides, f"scheduler.hold={hold}it", length=Length(30, 10))
-    first_steps = [t // hold * hold for t in range(30)]
+    held = multiplier(*overrides, f"scheduler.update_every={interval}it", length=Length(30, 10))
+    first_steps = [t // interval * interval for t in range(30)]
     assert [held(t) for t in range(30)] == [free(t) for t in first_steps]
     if held.momentum:
         assert [held.momentum(t) for t in range(30)] == [free.momentum(t) for t in first_steps]
 
 
-@pytest.mark.parametrize("hold", ["31it", "4ep"])
-def test_hold_longer_than_the_run_is_refused(hold):
-    with pytest.raises(UserError, match=f"scheduler.hold={hold} is .* allowed: 0 to 30"):
-        multiplier("scheduler=cosine", f"scheduler.hold={hold}", length=Length(30, 10))
+@pytest.mark.parametrize("interval", ["31it", "4ep"])
+def test_update_every_longer_than_the_run_is_refused(interval):
+    with pytest.raises(
+        UserError, match=f"scheduler.update_every={interval} is .* allowed: 0 to 30"
+    ):
+        multiplier("scheduler=cosine", f"scheduler.update_every={interval}", length=Length(30, 10))
 
 
 @pytest.mark.parametrize("option", ["scheduler=wsd scheduler.shape", "scheduler.warmup_shape"])

@@ -95,7 +95,7 @@ def test_evaluate_takes_data_overrides_in_any_order(run, script, tree):
 def test_evaluate_decodes_other_folders_as_in_training(run, script, tree):
     """`data=folder` alone must not reset the image size to the default of 32 pixels."""
     root = tree({"train": 12, "test": 4}, size=40)
-    data = ("data=folder", f"data.root='{root}'", "data.resize=40", "data.mode=L")
+    data = ("data=folder", f"data.root='{root}'", "data.size=40", "data.mode=L")
     run = run(*data, "model=mlp", "model.widths=[8]", "trainer.max_epochs=2")
     done = script("evaluate.py", str(run.folder), "data=folder", f"data.root='{root}/test'")
     assert done.returncode == 0, done.stderr
@@ -107,7 +107,7 @@ def test_evaluate_decodes_other_folders_as_in_training(run, script, tree):
 def test_evaluate_takes_all_images_of_another_folder(run, script, tree):
     """Nothing is split off for training from a folder that is not the run's."""
     root = tree({"mine": 10, "other": 7, "only/test": 3}, size=12)
-    data = ("data=folder", f"data.root='{root}/mine'", "data.resize=12")
+    data = ("data=folder", f"data.root='{root}/mine'", "data.size=12")
     run = run(*ONE_BATCH, *data, "model=mlp", "model.widths=[8]")
     for other, images in {"mine": 4, "other": 14, "only": 6}.items():
         data = f"data.root='{root}/{other}'"
@@ -181,7 +181,7 @@ def test_evaluate_refuses_in_one_line(trained, script, arguments, message):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_predict_gives_class_and_probability_of_files(run, tree, script, precision):
     root = tree({"train": 12, "test": 4})
-    data = ("data=folder", f"data.root='{root}'", "data.resize=16")
+    data = ("data=folder", f"data.root='{root}'", "data.size=16")
     run = run(*data, "model=mlp", "trainer.max_epochs=2", f"trainer.precision={precision}")
     done = script("predict.py", str(run.folder), f"input={root}/test")
     assert done.returncode == 0, done.stderr
@@ -207,7 +207,7 @@ def tree_run(run, tree):
 
     def train(*classes):
         root = tree({"train": 6}, classes=classes)
-        data = ("data=folder", f"data.root='{root}'", "data.resize=12")
+        data = ("data=folder", f"data.root='{root}'", "data.size=12")
         return run(*ONE_BATCH, *data, "model=mlp").folder, root / "train"
 
     return train
@@ -279,7 +279,7 @@ def test_export_writes_safetensors_beside_the_checkpoint(trained, script):
 
 
 def test_plan_writes_the_learning_rates_of_training(run, script, tmp_path):
-    options = ("scheduler=cosine", "scheduler.warmup=10%", "optimizer.lr_per=256")
+    options = ("scheduler=cosine", "scheduler.warmup=10%", "optimizer.lr_base_batch_size=256")
     options += ("trainer.max_epochs=3",)
     done = script("plan.py", *options, "hydra.run.dir=plan")
     assert done.returncode == 0, done.stderr
@@ -293,7 +293,7 @@ def test_plan_writes_the_learning_rates_of_training(run, script, tmp_path):
 
 
 def test_plan_compares_schedules_with_a_backbone_lr(script, tmp_path):
-    options = ("scheduler=step,cosine", "trainer.max_epochs=2", "model.body_lr=0.5")
+    options = ("scheduler=step,cosine", "trainer.max_epochs=2", "model.backbone_lr_mult=0.5")
     done = script("plan.py", *options, "hydra.run.dir=p")
     assert done.returncode == 0, done.stderr
     rows = read_csv((tmp_path / "p" / "plan.csv").read_text())

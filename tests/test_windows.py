@@ -133,7 +133,7 @@ def test_sizes_of_batches_are_those_of_the_loader(images, size, ranks, drop_last
     ],
 )
 def test_the_lr_scales_with_images_that_there_are(options, lr):
-    cfg = configure("optimizer.lr_per=256", *options)
+    cfg = configure("optimizer.lr_base_batch_size=256", *options)
     data = build(cfg.data, seed=0)
     assert make_plan(cfg, data, 1).lr == pytest.approx(lr, rel=1e-12)
 
@@ -145,7 +145,7 @@ def test_the_lr_scales_with_images_that_there_are(options, lr):
         ("optimizer=adamw", "optimizer.lr=10", "optimizer.weight_decay=0.2"),
         ("optimizer.lr=1", "optimizer.weight_decay=0.2"),
         ("penalty=l2", "penalty.l2.strength=1.1"),
-        ("optimizer.weight_decay=0.2", "model.body_lr=6"),
+        ("optimizer.weight_decay=0.2", "model.backbone_lr_mult=6"),
         ("stop_after=1000ep",),
     ],
 )
@@ -189,7 +189,7 @@ def test_the_decay_of_weights_is_what_an_optimizer_leaves_of_them(words):
     net = nn.Linear(1, 1, bias=False).double()
     weight = net.weight
     nn.init.ones_(weight)
-    optimizer = build(omit(cfg.optimizer, "lr_per", "fused"), lr=0.01)([weight])
+    optimizer = build(omit(cfg.optimizer, "lr_base_batch_size", "fused"), lr=0.01)([weight])
     penalties = build_penalties(cfg.penalty, net)
     for _ in range(2000):
         loss = penalties["l2"].fn([weight]) if "l2" in penalties else 0 * weight.sum()

@@ -4,6 +4,7 @@ Each option takes images [B, C, H, W] in 0 .. 255 (uint8 or float) and `rand`, t
 random numbers, and returns images of the same shape and range. Several are applied in sequence.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -104,23 +105,23 @@ def erase(
     images: Tensor,
     rand: Rand,
     probability: float = 0.25,
-    smallest: float = 0.02,
-    largest: float = 0.33,
+    scale: Sequence[float] = (0.02, 0.33),
     value: int = 0,
 ) -> Tensor:
-    """Random erasing: fill a box of `smallest` to `largest` of the area. arXiv 1708.04896.
+    """Random erasing: fill a box of `scale` = [low, high] of the area. arXiv 1708.04896.
 
     Its height is 0.3 to 3.3 times its width. A box higher (or wider) than the image becomes as high
     (or wide) as the image and keeps its area, so the areas are as drawn for images of any shape. In
     the paper and torchvision such a box is drawn again, up to ten times, which makes large areas
-    rare in elongated images. Raises UserError: `smallest` is above `largest`.
+    rare in elongated images. Raises UserError: low is above high.
     """
-    if smallest > largest:
-        message = f"augment.erase.smallest={smallest} is above augment.erase.largest={largest}"
+    low, high = scale
+    if low > high:
+        message = f"augment.erase.scale={list(scale)}: low is above high"
         raise UserError(f"{message}; swap them")
     h, w = images.shape[2:]
     is_erased, size, aspect, y, x = rand(5).T  # [B] each
-    area = (smallest + (largest - smallest) * size) * h * w
+    area = (low + (high - low) * size) * h * w
     height, width = fit_boxes(area, 0.3 ** (2 * aspect - 1), h, w)
     height = height * (is_erased < probability)
     top = (y * (h + 1 - height)).floor()

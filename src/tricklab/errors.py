@@ -1,4 +1,4 @@
-"""The exception for user mistakes, and what its messages are made of."""
+"""The exception for user mistakes, and the suggestion of the nearest valid name."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,14 +8,14 @@ class UserError(ValueError):
     """A mistake in the options or the data: shown as one line, without a traceback."""
 
 
-def nearest(word: str, words: Iterable[str]) -> str:
-    """Return " Did you mean 'cosine'?" for the most similar of `words`, or nothing if none is similar."""
-    match = closest(word, words)
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return " Did you mean 'cosine'?" for the most similar of `names`, "" if none is similar."""
+    match = closest(name, names)
     return f" Did you mean '{match}'?" if match else ""
 
 
-def closest(word: str, words: Iterable[str], cutoff: float = 0.5) -> str:
-    """Return the most similar of `words`, whatever the case; "" if none is similar."""
-    by_lower = {other.lower(): other for other in words}
-    match = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
+def closest(name: str, names: Iterable[str], cutoff: float = 0.5) -> str:
+    """Return the most similar of `names`, ignoring case; "" if none is similar."""
+    by_lower = {other.lower(): other for other in names}
+    match = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[match[0]] if match else ""

@@ -134,23 +134,23 @@ class Wandb(WandbLogger):
 
     Args:
         save_dir: the folder of the run; its name is that of the run unless `name` is given.
-        checkpoint: upload the best checkpoint as an artifact.
-        mistakes: number of misclassified test images to log, the most confident first.
-        confusion: log the confusion matrix of the test.
+        log_checkpoint: upload the best checkpoint as an artifact.
+        log_mistakes: number of misclassified test images to log, the most confident first.
+        log_confusion_matrix: log the confusion matrix of the test.
         options: of `wandb.init`.
     """
 
     def __init__(
         self,
         save_dir: str,
-        checkpoint: bool = False,
-        mistakes: int = 0,
-        confusion: bool = False,
+        log_checkpoint: bool = False,
+        log_mistakes: int = 0,
+        log_confusion_matrix: bool = False,
         **options: Any,
     ):
-        self.checkpoint = checkpoint
-        self.mistakes = mistakes
-        self.confusion = confusion
+        self.log_checkpoint = log_checkpoint
+        self.log_mistakes = log_mistakes
+        self.log_confusion_matrix = log_confusion_matrix
         options |= {"dir": save_dir, "name": options.get("name") or Path(save_dir).name}
         run = start_wandb(**options)
         super().__init__(save_dir=save_dir, project=options["project"], experiment=run)
@@ -160,7 +160,7 @@ class Wandb(WandbLogger):
         """Log `metrics` as `best/...`, the reliability diagram, and if asked for the checkpoint."""
         self.log_image("test/calibration", [str(best.parents[1] / "calibration.png")])
         self.experiment.summary.update({f"best/{name}": value for name, value in metrics.items()})
-        if self.checkpoint:
+        if self.log_checkpoint:
             self.experiment.log_artifact(str(best), name=f"best-{self.version}", type="model")
 
     @rank_zero_only
@@ -172,10 +172,10 @@ class Wandb(WandbLogger):
         `logits` [N, K] and `labels` [N] are those of the first N of `images` [M, C, H, W], uint8.
         """
         confidence, predicted = logits.softmax(1).max(1)
-        if self.confusion:
+        if self.log_confusion_matrix:
             chart = confusion_chart(labels, predicted, classes)
             self.experiment.log({"test/confusion": chart})
-        indices = most_confident_mistakes(confidence, predicted == labels)[: self.mistakes]
+        indices = most_confident_mistakes(confidence, predicted == labels)[: self.log_mistakes]
         if not indices:
             return
         captions = []

@@ -42,10 +42,9 @@ class CrossEntropy(nn.Module):
 
     def _check_classes(self, classes: int) -> None:
         assert self.class_weights is not None
-        number = len(self.class_weights)
-        if number != classes:
-            message = f"loss.class_weights has {number} numbers"
-            raise UserError(f"{message}; expected {classes}, one for each class")
+        if len(self.class_weights) != classes:
+            message = f"loss.class_weights={self.class_weights.tolist()}"
+            raise UserError(f"{message}: expected {classes} numbers, one for each class")
 
 
 def _to_tensor(class_weights: Sequence[float]) -> Tensor:

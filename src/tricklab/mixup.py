@@ -46,7 +46,7 @@ def mixing(
     """Turn `fn(images, targets, partner, lam, ...)` into `option(images, targets, generator, ...)`.
 
     Keys of every option: lam ~ Beta(`alpha`, `alpha`); `per`: one lam for the "batch" or one for
-    each "image"; each is mixed with `probability`; between the steps `begin` and `end`, outside of
+    each "image"; each is mixed with `probability`; between the steps `start` and `stop`, outside of
     which training does not call it. `sample` draws what `fn` takes after the targets. The
     keyword-only arguments of both are keys too.
     """
@@ -60,8 +60,8 @@ def mixing(
         alpha: float,
         per: str = "batch",
         probability: float = 1.0,
-        begin: float | str = 0,
-        end: float | str = "100%",
+        start: float | str = 0,
+        stop: float | str = "100%",
         **options: Any,
     ) -> Mixed:
         sampling = {key.name: options.pop(key.name) for key in keys_of_sample}

@@ -21,7 +21,7 @@ def network(fn: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Turn `fn(channels, classes, ...)` into an option that takes the keys of every network.
 
     Training reads these from the config: the `weights` to start from, how long to `freeze` their
-    backbone, and the multiplier `body_lr` of its LR after that.
+    backbone, and the multiplier `backbone_lr_mult` of its LR after that.
     """
 
     def option(
@@ -30,7 +30,7 @@ def network(fn: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
         *,
         weights: str | None = None,
         freeze: float | str = 0,
-        body_lr: float = 1.0,
+        backbone_lr_mult: float = 1.0,
         **options: Any,
     ) -> nn.Module:
         return fn(channels, classes, **options)

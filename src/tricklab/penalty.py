@@ -45,30 +45,30 @@ def projection(fn: Callable[..., None]) -> Callable[..., Penalty]:
 
 
 def _make_option(fn: Callable[..., Any], is_projection: bool) -> Callable[..., Penalty]:
-    """Return `option(weights, only=None, ...) -> Penalty`, for weights by name.
+    """Return `option(weights, params=None, ...) -> Penalty`, for weights by name.
 
-    `only` is a regular expression: the penalty applies to the weights whose name it is found in.
+    `params` is a regular expression: the penalty applies to the weights whose name it is found in.
     """
 
     def option(
-        weights: Mapping[str, nn.Parameter], *, only: str | None = None, **options: Any
+        weights: Mapping[str, nn.Parameter], *, params: str | None = None, **options: Any
     ) -> Penalty:
-        return Penalty(functools.partial(fn, **options), select(weights, only), is_projection)
+        return Penalty(functools.partial(fn, **options), select(weights, params), is_projection)
 
     return as_option(option, fn, keys_after(fn, 2 if is_projection else 1))
 
 
-def select(weights: Mapping[str, nn.Parameter], only: str | None) -> list[nn.Parameter]:
-    """Return the weights whose name the pattern `only` is found in, or all. Raises UserError."""
-    if only is None:
+def select(weights: Mapping[str, nn.Parameter], params: str | None) -> list[nn.Parameter]:
+    """Return the weights whose name the pattern `params` is found in, or all. Raises UserError."""
+    if params is None:
         return list(weights.values())
     try:
-        pattern = re.compile(only)
+        pattern = re.compile(params)
     except re.error as error:
-        raise UserError(f"only={only!r} is not a regular expression: {error}") from error
+        raise UserError(f"params={params!r} is not a regular expression: {error}") from error
     selected = [weight for name, weight in weights.items() if pattern.search(name)]
     if not selected:
-        raise UserError(f"only={only!r} matches no weight; weights are: {', '.join(weights)}")
+        raise UserError(f"params={params!r} matches no weight; weights are: {', '.join(weights)}")
     return selected
 
 

@@ -51,8 +51,8 @@ def schedule(
     Step t of a warmup of W has `warmup_shape` at (t + 1) / W, times the start of the decay, so no
     step has LR 0 and the last has lr_0. With the shape "constant" it is `warmup_share` instead.
     The decay runs over the remaining T = steps - W: its durations count from the end of the
-    warmup, percentages are of T. Past the end the multiplier stays as it is. With `hold` the LR is
-    updated once in so many steps. Raises UserError: a duration outside of the run.
+    warmup, percentages are of T. Past the end the multiplier stays as it is. With `update_every`
+    the LR is updated once in so many steps. Raises UserError: a duration outside of the run.
     """
     keys = {key.name: key for fn in (decay, momentum) if fn for key in keys_after(fn, 2)}
     durations = {name for name, key in keys.items() if key.annotation in IN_CONFIG}
@@ -65,10 +65,10 @@ def schedule(
         warmup: float | str = 0,
         warmup_shape: str = "linear",
         warmup_share: float = 0.1,
-        hold: float | str = 0,
+        update_every: float | str = 0,
         **options: Any,
     ) -> Multiplier:
-        phases = find_phases(length, warmup, warmup_shape, warmup_share, hold)
+        phases = find_phases(length, warmup, warmup_shape, warmup_share, update_every)
         values = convert_durations(options, durations, phases.decay)
         factor = phases.with_warmup(functools.partial(decay, **values))
         moved = phases.after_warmup(functools.partial(momentum, **values)) if momentum else None
@@ -107,11 +107,11 @@ class Phases(NamedTuple):
 
 
 def find_phases(
-    length: Length, warmup: float | str, shape: str, fraction: float, hold: float | str
+    length: Length, warmup: float | str, shape: str, fraction: float, update_every: float | str
 ) -> Phases:
     """Divide a run of `length`. Raises UserError: a duration that is longer."""
     steps = find_steps("warmup", warmup, length, 0, length.steps - 1)
-    interval = find_steps("hold", hold, length, 0, length.steps) or 1
+    interval = find_steps("update_every", update_every, length, 0, length.steps) or 1
     ramp = WARMUP_SHAPES.get(shape, lambda x: fraction)
     return Phases(steps, length._replace(steps=length.steps - steps), interval, ramp)
 
@@ -214,18 +214,20 @@ def polynomial(t: int, total: int, power: float, floor: float = 0.0) -> float:
 
 
 @schedule
-def cosine_restarts(t: int, total: int, period: Steps, mult: int = 1, floor: float = 0.0) -> float:
-    """Cosine decays, each cycle `mult` times as long as the last. SGDR, arXiv 1608.03983.
+def cosine_restarts(
+    t: int, total: int, period: Steps, period_mult: int = 1, floor: float = 0.0
+) -> float:
+    """Cosine decays, each cycle `period_mult` times as long as the last. SGDR, arXiv 1608.03983.
 
     >>> [cosine_restarts(Length(4, 1), period="2it")(t) for t in range(4)]
     [1.0, 0.5, 1.0, 0.5]
     """
     within = min(t, total - 1)  # the end of the run is that of the last cycle, not a restart
-    start = within // period * period if mult == 1 else 0
+    start = within // period * period if period_mult == 1 else 0
     length = period
     while start + length <= within:
         start += length
-        length *= mult
+        length *= period_mult
     return floor + (1 - floor) * _half_cosine((t - start) / length)
 
 

@@ -23,16 +23,16 @@ def grid(overrides: list[Override], jobs: Jobs) -> None:
     jobs.run(combine(overrides))
 
 
-def arms(overrides: list[Override], jobs: Jobs, of: Mapping[str, Sequence[str]] | None) -> None:
+def arms(overrides: list[Override], jobs: Jobs, arms: Mapping[str, Sequence[str]] | None) -> None:
     """Run each arm, a list of overrides, with every combination of the swept values.
 
-    `of` has the arms by name. Raises UserError: there is no arm.
+    `arms` holds the overrides of each arm by name. Raises UserError: there is no arm.
     """
-    if not of:
+    if not arms:
         expected = "Expected lists of overrides by name, as {a:['mixup=on']}"
-        raise UserError(f"sweep=arms without sweep.of. {expected}")
+        raise UserError(f"sweep=arms without sweep.arms. {expected}")
     combinations = combine(overrides)
-    jobs.run([[*combination, *arm] for arm in of.values() for combination in combinations])
+    jobs.run([[*combination, *arm] for arm in arms.values() for combination in combinations])
 
 
 def halving(overrides: list[Override], jobs: Jobs, factor: int, rounds: int) -> None:

@@ -60,7 +60,7 @@ def compose_one(overrides: Sequence[str]) -> DictConfig:
 
 
 def read_count(options: dict[str, str], name: str) -> int:
-    """Return a number of views or resamples. Raises UserError: 1, or no number."""
+    """Return a number of views or resamples. Raises UserError: 1, or not a number."""
     text = options[name]
     if not text.isdecimal() or int(text) == 1:
         raise UserError(f"{name}={text}; allowed: 0, or 2 and more")

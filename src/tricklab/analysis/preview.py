@@ -22,7 +22,6 @@ Example = tuple[ndarray, str]  # an image [H, W, C] of 0 .. 1, and its caption
 def first_examples(config: DictConfig) -> list[Example]:
     """Return the first training batch. Raises UserError: there is none."""
     data = build_data(config)
-    data.integer_targets = False  # probabilities, also where nothing is mixed
     data.mixup_window = make_plan(config, data, ranks=1).mixup_window
     weights = read_weights(config.model)
     if weights and weights.input_spec:
@@ -31,7 +30,9 @@ def first_examples(config: DictConfig) -> list[Example]:
     if batch is None:
         size = f"data.batch_size={data.batch_size}"
         raise UserError(f"{size} of {len(data.train_indices)} images makes no batch")
-    images, targets = data.training_batch(batch, (0, 0))  # [B, C, H, W], [B, K]
+    images, targets = data.training_batch(batch, (0, 0))  # [B, C, H, W], [B] or [B, K]
+    if targets.ndim == 1:  # class indices: the batch is not mixed
+        targets = data.one_hot[targets]
     smoothing = config.loss.get("label_smoothing") or 0.0  # applied by the loss
     targets = (1 - smoothing) * targets + smoothing / len(data.classes)
     captions = [format_target(target, data) for target in targets.tolist()]

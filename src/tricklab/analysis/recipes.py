@@ -123,7 +123,7 @@ def sweep_overrides(recipe: Recipe, arms: Sequence[str], seeds: Collection[int])
     ]
     if any(recipe.arms.values()):
         lists = [f"{arm}:[{','.join(map(quote, recipe.arms[arm]))}]" for arm in arms]
-        overrides += ["sweep=arms", f"sweep.of={{{','.join(lists)}}}"]
+        overrides += ["sweep=arms", f"sweep.arms={{{','.join(lists)}}}"]
     return overrides
 
 

@@ -65,7 +65,7 @@ def read_options(folder: Path) -> Options:
 def find_deletable(runs: Mapping[Path, str], root: Path, by_status: bool) -> list[Path]:
     """Return the runs that may be deleted: none that is running.
 
-    What is unfinished (it may be resumed) or unreadable only if it was looked for `by_status`.
+    Unfinished runs (they may be resumed) and unreadable ones only if searched `by_status`.
     Raises UserError: a run is reached through a link that leads out of `root`.
     """
     spared = NEVER_DELETED if by_status else NEVER_DELETED | DELETED_BY_STATUS_ONLY

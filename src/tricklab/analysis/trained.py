@@ -23,7 +23,7 @@ from tricklab.run.build import build_net
 from tricklab.run.instantiate import build
 from tricklab.run.weights import State, read_input_spec, read_state
 
-DECODING_KEYS = ("resize", "mode", "background")  # of `data`: how image files are decoded
+DECODING_KEYS = ("size", "mode", "background")  # of `data`: how image files are decoded
 MAX_SIDE = 2**16  # pixels
 
 
@@ -180,7 +180,7 @@ def decode_alike(
     """Return a config of other data, decoded as in the run except where `arguments` differ."""
     is_square = dataset["height"] == dataset["width"]
     decoding = {
-        "resize": dataset["height"] if is_square else None,
+        "size": dataset["height"] if is_square else None,
         "mode": "L" if dataset["channels"] == 1 else "RGB",
     }
     decoding |= {key: data_of_run[key] for key in DECODING_KEYS if key in data_of_run}

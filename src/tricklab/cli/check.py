@@ -37,7 +37,7 @@ REQUIRED_KEYS = (
 )
 
 # Nodes with keys of the user's choice
-FREE_NODES = ("sweep.of", "claim")
+FREE_NODES = ("sweep.arms", "claim")
 
 # Values that the run's results depend on: best.ckpt is tested, last.ckpt is resumed
 FIXED = {
@@ -186,19 +186,10 @@ def check_combinations(config: DictConfig) -> None:
     if freeze and not config.model.get("weights"):
         problem = "needs model.weights (it would freeze random weights)"
         raise UserError(f"model.freeze={freeze} {problem}")
-    weight = config.loss.get("weight")
+    weight = config.loss.get("class_weights")
     if weight and config.mixup._target_ != "tricklab.mixup.identity":
         problem = "a mixed image has two classes, but would get the weight of neither"
-        raise UserError(f"loss.weight={weight} with mixing: {problem}. Expected mixup=off")
-
-
-def check_erase(config: DictConfig) -> None:
-    erase: Any = config.augment.get("erase") or {}
-    smallest = erase.get("smallest", 0)
-    largest = erase.get("largest", 1)
-    if smallest > largest:
-        options = f"augment.erase.smallest={smallest} augment.erase.largest={largest}"
-        raise UserError(f"{options}: smallest must not exceed largest")
+        raise UserError(f"loss.class_weights={weight} with mixing: {problem}. Expected mixup=off")
 
 
 def check_prox(config: DictConfig) -> None:
@@ -218,6 +209,13 @@ def check_fused(config: DictConfig) -> None:
         options = f"trainer.precision={precision} trainer.gradient_clip_val={clip}"
         problem = "a fused step unscales the gradients itself, after clipping"
         raise UserError(f"{options}: {problem}. Expected optimizer.fused=false")
+
+
+def check_erase(config: DictConfig) -> None:
+    low, high = (config.augment.get("erase") or {}).get("scale", [0, 1])
+    if low > high:
+        message = f"augment.erase.scale=[{low}, {high}]: low is above high"
+        raise UserError(f"{message}; swap them")
 
 
 def check_stop(config: DictConfig) -> None:

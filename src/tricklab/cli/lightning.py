@@ -32,7 +32,7 @@ ARGUMENT_ALTERNATIVES = {
     "max_time": "use job_timeout=SECONDS in a sweep, or stop_after=300it",
     "min_epochs": "use callbacks.early_stopping.patience, or no early stopping",
     "min_steps": "use callbacks.early_stopping.patience, or no early stopping",
-    "model_registry": "use logger=wandb logger.wandb.checkpoint=true",
+    "model_registry": "use logger=wandb logger.wandb.log_checkpoint=true",
     "overfit_batches": "use debug=overfit or data.train_size=NUMBER",
     "plugins": "use trainer.precision and trainer.sync_batchnorm",
     "reload_dataloaders_every_n_epochs": "each epoch has its own order and augmentation already",
@@ -61,8 +61,8 @@ ABSTRACT = "it is a base class"
 
 # Alternatives to all other callbacks
 CALLBACK_ALTERNATIVES = {
-    "BackboneFinetuning": "use model.freeze=3ep and model.body_lr",
-    "BaseFinetuning": "use model.freeze=3ep and model.body_lr",
+    "BackboneFinetuning": "use model.freeze=3ep and model.backbone_lr_mult",
+    "BaseFinetuning": "use model.freeze=3ep and model.backbone_lr_mult",
     "BasePredictionWriter": "use scripts/predict.py",
     "BatchSizeFinder": "the LR schedule depends on data.batch_size, which must be known before",
     "Callback": ABSTRACT,

@@ -1,4 +1,4 @@
-"""A one-line message for each mistake on the command line: the problem, and what was meant."""
+"""A one-line message for each mistake on the command line: problem and likely intention."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from tricklab.errors import nearest
 
 
 def explain(error: BaseException) -> str:
-    """Return one line with the problem, what is allowed, and the nearest valid name."""
+    """Return one line with the problem, the allowed values, and the nearest valid name."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         return unknown_option(group, option)

@@ -14,7 +14,7 @@ MAX_LENGTH = 120  # characters of a name
 
 # Overrides that a name leaves out, as they change no result or stand elsewhere in it
 NOT_IN_NAME = re.compile(
-    r"(data|model|sweep(\..*)?|seed|name|tags|resume|slots|dry|job_timeout"
+    r"(data|model|sweep(\..*)?|seed|name|tags|resume|slots|dry_run|job_timeout"
     r"|data\.(root|num_workers|cache))=|logger|hydra"
 )
 

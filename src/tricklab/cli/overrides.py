@@ -1,4 +1,4 @@
-"""What was typed on the command line: overrides, their values, and the arguments of scripts."""
+"""The command line as typed: overrides, their values, and the arguments of scripts."""
 
 import itertools
 import os

@@ -16,7 +16,6 @@ from tricklab.cli.config import CONF, MULTI_OPTION_GROUPS
 from tricklab.cli.grammar import Spec, extract_spec, parse_spec
 
 ARGUMENTS = {  # specs of arguments that no YAML lists, for +KEY=VALUE
-    "loss.reduction": "{mean}",  # accumulation and the LR rest on a mean over images
     "trainer.gradient_clip_algorithm": "{norm, value}",
 }
 WITHOUT_SPECS = ("debug", "experiment", "hydra", "local")  # folders that only override keys

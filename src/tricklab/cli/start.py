@@ -30,7 +30,7 @@ from tricklab.run.identity import PLANNED_HASH, config_hash
 
 # Keys without an effect on a single run
 SWEEP_ONLY = re.compile(
-    r"(sweep|slots|dry|job_timeout|hydra\.sweep|hydra[./](launcher|sweeper))(\.|$)"
+    r"(sweep|slots|dry_run|job_timeout|hydra\.sweep|hydra[./](launcher|sweeper))(\.|$)"
 )
 
 
@@ -142,7 +142,7 @@ def check_swept() -> None:
     if "hydra.run.dir" in {override.key_or_group for override in overrides}:
         raise UserError("hydra.run.dir has no effect with -m; use hydra.sweep.dir=FOLDER")
     for key in sorted(swept_keys(overrides)):
-        if key.partition(".")[0] in ("sweep", "slots", "dry"):
+        if key.partition(".")[0] in ("sweep", "slots", "dry_run"):
             raise UserError(f"{key} has several values. Expected one, for the whole sweep")
 
 
@@ -152,16 +152,16 @@ def check_launcher(config: DictConfig) -> None:
     launcher = choices["hydra/launcher"]
     sweeper = choices["hydra/sweeper"]
     if launcher == "slurm" and find_spec("hydra_plugins.hydra_submitit_launcher"):
-        check_slurm(dry=config.dry)
+        check_slurm(dry_run=config.dry_run)
     if launcher == "local" and sweeper != "search":
         options = f"hydra/sweeper={sweeper} hydra/launcher=local"
         raise UserError(f"{options}: expected hydra/sweeper=search, or another launcher, as basic")
 
 
-def check_slurm(dry: bool) -> None:
+def check_slurm(dry_run: bool) -> None:
     """Raise UserError if jobs would be queued at SLURM on a machine without it."""
     missing = [command for command in ("sbatch", "srun") if not shutil.which(command)]
-    if missing and not dry:
+    if missing and not dry_run:
         where = "start the sweep where SLURM is, or with hydra/launcher=local"
         raise UserError(f"hydra/launcher=slurm: no {missing[0]} on this machine; {where}")
 

@@ -18,7 +18,7 @@ KEY_ALIASES = {
     "data.batch_size={}": "batch_size batch bs train_batch_size per_device_train_batch_size",
     "data.num_workers={}": "workers num_workers n_workers dataloader_num_workers j",
     "data.root={}": "data_dir data_path data_root dataset_dir dataset_path root train_dir",
-    "data.resize={}": "img_size image_size imgsz im_size input_size size resolution",
+    "data.size={}": "img_size image_size imgsz im_size input_size size resolution resize",
     "data.val_size={}": "val_split val_ratio val_pct validation_split valid_size",
     "data={}": "dataset data_set ds",
     "model={}": "arch net network architecture model_name backbone",
@@ -114,6 +114,32 @@ TORCHVISION_MODELS = re.compile(
 
 # Common to many groups, so no hint at another group
 SWITCH_VALUES = ("none", "off", "no", "false", "true", "yes")
+
+RENAMED = {  # patterns of keys that have another name now
+    r"data\.resize": "data.size",
+    r"data\.skip_damaged": "data.skip_corrupt",
+    r"loss\.weight": "loss.class_weights",
+    r"mixup\.begin": "mixup.start",
+    r"mixup\.end": "mixup.stop",
+    r"augment\.erase\.(smallest|largest)": "augment.erase.scale=[LOW,HIGH]",
+    r"penalty\.(\w+)\.only": r"penalty.\1.params",
+    r"optimizer\.lr_per": "optimizer.lr_base_batch_size",
+    r"model\.body_lr": "model.backbone_lr_mult",
+    r"scheduler\.hold": "scheduler.update_every",
+    r"scheduler\.mult": "scheduler.period_mult",
+    r"sweep\.of": "sweep.arms",
+    r"logger\.wandb\.(mistakes|checkpoint)": r"logger.wandb.log_\1",
+    r"logger\.wandb\.confusion": "logger.wandb.log_confusion_matrix",
+    r"dry": "dry_run",
+}
+
+
+def find_new_name(key: str) -> str:
+    """Return the present name of a renamed key, "" if it was not renamed."""
+    for old, new in RENAMED.items():
+        if match := re.fullmatch(old, key):
+            return match.expand(new)
+    return ""
 
 
 def suggest_key(key: str, value: str, known: Collection[str], conf: Path) -> str:

@@ -175,7 +175,7 @@ def check_finite(key: str, value: Any, alternatives: list[Alternative]) -> None:
 
 
 def check_devices(value: Any) -> None:
-    """Raise UserError: the value is no number of devices (-1 and auto: all) and no list of them."""
+    """Raise UserError: neither a number of devices (-1 and auto: all) nor a list of them."""
     is_count = type(value) is int and (value == -1 or value > 0)
     listed = value if isinstance(value, list) else str(value).split(",")
     is_list = value and type(value) in (list, str) and all(str(n).isdecimal() for n in listed)

@@ -41,7 +41,7 @@ class DatasetSplits(NamedTuple):
     """The splits that a data set comes with. Without `val`, validation is split off from training.
 
     Of images that are read from files, `files` is their number, `digest` a hash of names, sizes and
-    times, and `resize` the side in pixels at which they were decoded, if that was an option.
+    times, and `size` the side in pixels at which they were decoded, if that was an option.
     """
 
     train: LabeledImages
@@ -50,7 +50,7 @@ class DatasetSplits(NamedTuple):
     val: LabeledImages | None = None
     files: int = 0
     digest: str = ""
-    resize: int | None = None
+    size: int | None = None
 
     @property
     def parts(self) -> list[LabeledImages]:
@@ -138,17 +138,17 @@ def channel_mean_std(
     return (mean / 255).tolist(), (std / 255).tolist()
 
 
-def mixup_window(begin: Any, end: Any, length: Length, accumulate: int) -> Window:
-    """Return the batches from the optimizer step `begin` on and before the step `end`.
+def mixup_window(start: Any, stop: Any, length: Length, accumulate: int) -> Window:
+    """Return the batches from the optimizer step `start` on and before the step `stop`.
 
     Both are durations; a step has `accumulate` batches. Raises UserError: there is no step between.
     """
-    first = to_steps(begin, length, most=length.steps - 1)
-    last = to_steps(end, length)
+    first = to_steps(start, length, most=length.steps - 1)
+    last = to_steps(stop, length)
     if not 0 <= first < last <= length.steps:
         raise UserError(
-            f"mixup.begin={begin} mixup.end={end}: begin (step {first}) must be before end "
-            f"(step {last}), both within [0, {length.steps}]"
+            f"mixup.start={start} (step {first}) must be before mixup.stop={stop} (step {last}), "
+            f"both within [0, {length.steps}]"
         )
     return _first_batch(first, length, accumulate), _first_batch(last, length, accumulate)
 

@@ -37,7 +37,7 @@ def decode_to_memory(files: ImageFiles) -> Tensor:
         message = (
             f"{files.shape[0]} images take {size / 1e9:.1f} GB, there are {memory / 1e9:.1f} GB"
         )
-        hint = "Expected a smaller data.resize, data.cache=FOLDER or data.cache=none"
+        hint = "Expected a smaller data.size, data.cache=FOLDER or data.cache=none"
         raise UserError(f"data.cache=memory: {message}. {hint}")
     images = torch.empty(files.shape, dtype=torch.uint8)
     done = 0

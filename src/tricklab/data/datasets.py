@@ -90,26 +90,26 @@ def cifar100(root: Path, download: bool = True) -> DatasetSplits:
 @dataset
 def folder(
     root: Path,
-    resize: int | None,
+    size: int | None,
     mode: str,
     test_size: int | float,
     cache: str,
     num_workers: int | None,
-    skip_damaged: bool,
+    skip_corrupt: bool,
     background: str = "white",
 ) -> DatasetSplits:
     """Class folders: `root/train/CLASS/...`, maybe with `val` and `test`; or `root/CLASS/...`.
 
     Without a test folder, a fixed stratified part of training is the test set. For the options see
     conf/data/folder.yaml. Raises UserError: classes or images that are missing, corrupt images, or
-    images of several sizes without `resize`.
+    images of several sizes without `size`.
     """
     folders = find_splits(root) or {"train": root}
     warn_of_unused(root, folders)
     check_split_folders(root, folders, test_size)
     classes = training_classes(root, folders["train"])
-    decoding = Decoding(resize, mode, background, cache, resolve_workers(num_workers))
-    search = Search(root, skip_damaged, decoding.workers)
+    decoding = Decoding(size, mode, background, cache, resolve_workers(num_workers))
+    search = Search(root, skip_corrupt, decoding.workers)
     files = {split: search.find_classes(path, classes) for split, path in folders.items()}
     check_no_class_is_empty(root, classes, files["train"], search)
     if "test" not in files:
@@ -121,11 +121,11 @@ def folder(
 def folder_to_evaluate(
     root: str,
     classes: Sequence[str],
-    resize: int | None,
+    size: int | None,
     mode: str,
     cache: str,
     num_workers: int | None,
-    skip_damaged: bool,
+    skip_corrupt: bool,
     background: str = "white",
     batch_size: int = 128,
     seed: int = 0,
@@ -142,8 +142,8 @@ def folder_to_evaluate(
     if "test" not in folders:
         expected = " or ".join(f"data.root={folder}" for folder in folders.values())
         raise UserError(f"data.root={path} has no test folder. Expected {expected}")
-    decoding = Decoding(resize, mode, background, cache, resolve_workers(num_workers))
-    search = Search(path, skip_damaged, decoding.workers)
+    decoding = Decoding(size, mode, background, cache, resolve_workers(num_workers))
+    search = Search(path, skip_corrupt, decoding.workers)
     files = search.find_classes(folders["test"], classes, owner="the checkpoint")
     search.warn()
     splits = read_splits({"test": files}, list(classes), decoding)
@@ -153,7 +153,7 @@ def folder_to_evaluate(
 class Decoding(NamedTuple):
     """How the images of a folder are decoded and cached, see conf/data/folder.yaml."""
 
-    resize: int | None
+    size: int | None
     mode: str
     background: str
     cache: str
@@ -161,7 +161,7 @@ class Decoding(NamedTuple):
 
     def image_files(self, files: LabeledFiles) -> ImageFiles:
         paths = [file for file, _ in files]
-        return ImageFiles(paths, self.resize, self.mode, self.background, self.workers)
+        return ImageFiles(paths, self.size, self.mode, self.background, self.workers)
 
 
 def read_splits(
@@ -181,7 +181,7 @@ def read_splits(
         val=data.get("val") if "train" in data else test,
         files=sum(map(len, files.values())),
         digest=" ".join(images[split].digest for split in sorted(images)),
-        resize=decoding.resize,
+        size=decoding.size,
     )
 
 

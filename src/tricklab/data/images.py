@@ -146,13 +146,13 @@ class ImageFiles:
     def __init__(
         self,
         files: Sequence[ImageFile],
-        resize: int | None,
+        size: int | None,
         mode: str,
         background: str = "white",
         workers: int = 0,
     ):
         self.files = files
-        self.options = ((resize, resize) if resize else None, mode, background)
+        self.options = ((size, size) if size else None, mode, background)
         self.workers = workers
         self.shape = (len(files), *self.decode(0).shape)
 
@@ -166,7 +166,7 @@ class ImageFiles:
         try:
             return decode(self.files[index].path, *self.options)
         except UserError as error:
-            raise UserError(f"{error}; data.skip_damaged=true leaves it out") from error
+            raise UserError(f"{error}; data.skip_corrupt=true leaves it out") from error
 
     def index_select(self, dim: int, indices: Tensor) -> Tensor:
         """Decode images[indices], as `Tensor.index_select` with `dim` 0."""
@@ -176,7 +176,7 @@ class ImageFiles:
         for index, image in zip(indices.tolist(), images, strict=True):
             if image.shape != self.shape[1:]:
                 message = f"{self.files[index].path} is not the size of {self.files[0].path}"
-                raise UserError(f"{message}; data.resize=32 makes them equal")
+                raise UserError(f"{message}; data.size=32 makes them equal")
         return torch.stack(images)
 
     def __getitem__(self, indices: Tensor) -> Tensor:

@@ -34,11 +34,11 @@ MAX_UPSCALING = 2  # from the side of decoded files to that which weights expect
 class ImageData(pl.LightningDataModule):
     """Splits a data set, and turns its uint8 images into normalised batches on the device.
 
-    Training batches are augmented images [B, C, H, W] and target probabilities [B, K], or with
-    `integer_targets` class indices [B] if they are not mixed; evaluation batches are clean images
-    and class indices. For the options see conf/data/_options.yaml. Order, augmentation, mixing and
-    label noise follow from `seed`. Raises UserError: a size or fold that the data do not have,
-    labels without a class.
+    Training batches are augmented images [B, C, H, W] and class indices [B], or target
+    probabilities [B, K] if the batch is mixed; evaluation batches are clean images and class
+    indices. For the options see conf/data/_options.yaml. Order, augmentation, mixing and label
+    noise follow from `seed`. Raises UserError: a size or fold that the data do not have, labels
+    without a class.
     """
 
     trainer: pl.Trainer
@@ -57,7 +57,6 @@ class ImageData(pl.LightningDataModule):
         seed: int = 0,
         augment: Mapping[str, Callable[[Tensor, Rand], Tensor]] = {},
         mixup: Callable[[Tensor, Tensor, torch.Generator], Mixed] = identity,
-        integer_targets: bool = False,
     ):
         super().__init__()
         check_labels(splits)
@@ -68,7 +67,6 @@ class ImageData(pl.LightningDataModule):
         self.augment = augment
         self.mixup = mixup
         self.mixup_window = WHOLE_RUN
-        self.integer_targets = integer_targets
         subsets = split_dataset(
             splits, val_size, folds, fold, train_size, split_seed, label_noise, seed
         )
@@ -142,12 +140,12 @@ class ImageData(pl.LightningDataModule):
 
     def check_upscaling(self, side: int) -> None:
         """Raise UserError if weights expect images of more than twice the side of decoded files."""
-        resize = self.splits.resize
-        if resize and side > MAX_UPSCALING * resize:
+        size = self.splits.size
+        if size and side > MAX_UPSCALING * size:
             least = math.ceil(side / MAX_UPSCALING)
             raise UserError(
-                f"data.resize={resize}: model.weights expect images of {side} pixels a side. "
-                f"Expected data.resize={side}, {least} or more, or null for images of one size"
+                f"data.size={size}: model.weights expect images of {side} pixels a side. "
+                f"Expected data.size={side}, {least} or more, or null for images of one size"
             )
 
     def match_input_spec(self, spec: InputSpec) -> None:
@@ -234,12 +232,9 @@ class ImageData(pl.LightningDataModule):
         images, labels, indices = batch  # uint8 [B, C, H, W], [B], [B]
         images = self.preprocess(self._augment(images, indices, position, rank, ranks))
         first, end = self.mixup_window
-        mixed = self.mixup is not identity and first <= position < end
-        if self.integer_targets and not mixed:
+        if self.mixup is identity or not first <= position < end:
             return images, labels
         targets = self.one_hot.index_select(0, labels)  # [B, K]
-        if not mixed:
-            return images, targets
         return self.mixup(images, targets, generator(self.seed, "mix", *position, rank))
 
     def _augment(

@@ -29,7 +29,7 @@ class Search:
     """
 
     root: Path
-    skip_damaged: bool = False
+    skip_corrupt: bool = False
     workers: int = 0
     files: int = 0
     extensions: Counter[str] = field(default_factory=Counter)
@@ -68,7 +68,7 @@ class Search:
         for label, name in enumerate(classes):
             if name in folders:
                 labeled += [(file, label) for file in self.find_images(folders[name])]
-        if self.skip_damaged:
+        if self.skip_corrupt:
             labeled = self.drop_corrupt(labeled)
         if not labeled:
             raise UserError(f"{folder} has no image in its class folders{self.parenthesis}")
@@ -80,7 +80,7 @@ class Search:
         messages = [message for message in errors if message]
         if messages and is_first_process():
             counts = f"{len(messages)} of {len(labeled)} images are left out"
-            print(f"data.skip_damaged: {counts}, the first: {messages[0]}")
+            print(f"data.skip_corrupt: {counts}, the first: {messages[0]}")
         return [image for image, message in zip(labeled, errors, strict=True) if not message]
 
     @property

@@ -117,7 +117,7 @@ class Job(list[str]):
 
 def strip_sweep_overrides(overrides: Sequence[str]) -> list[str]:
     """Return the overrides without those of the sweep itself."""
-    return [o for o in overrides if not o.startswith(("sweep=", "sweep.", "slots=", "dry="))]
+    return [o for o in overrides if not o.startswith(("sweep=", "sweep.", "slots=", "dry_run="))]
 
 
 def read_length(config: DictConfig) -> RunLength:

@@ -78,13 +78,13 @@ class Jobs:
         jobs = [self.plan(overrides, epoch_budget) for overrides in combinations]
         unique = index_by_folder(jobs)
         self.all |= unique
-        if not self.config.dry:
+        if not self.config.dry_run:
             self.acquire_lock()
         pending = [job for job in unique.values() if job.value is None]
         count = "1 job" if len(unique) == 1 else f"{len(unique)} jobs"
         done = len(unique) - len(pending)
         print(f"{label}{count}, {done} done, in {self.folder}", flush=True)
-        if self.config.dry:
+        if self.config.dry_run:
             for job in pending:
                 print(f"  python train.py {shlex.join(job.spec.arguments)}")
             raise SystemExit(0)  # further jobs may depend on the results of these

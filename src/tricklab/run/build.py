@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import math
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -30,11 +29,6 @@ from tricklab.training import ImageClassifier
 
 MAX_PROCESSES = 8  # per core: each takes half a gigabyte
 OF_NETWORK = ("compile", "channels_last")  # keys of the trainer's config that act on the network
-PLAIN = {  # a loss without smoothing and class weights
-    "_target_": "torch.nn.CrossEntropyLoss",
-    "label_smoothing": 0.0,
-    "weight": None,
-}
 
 
 def build_data_and_net(
@@ -88,17 +82,10 @@ def check_single_image(net: nn.Module, shape: tuple[int, int, int]) -> None:
 
 
 def build_data(cfg: DictConfig) -> ImageData:
-    """Build the data with their augmentation and mixing.
-
-    Unless images are mixed, plain cross-entropy gets class indices. The gradients are those of
-    one-hot targets, on a CPU bit for bit, in half the time.
-    """
+    """Build the data with their augmentation and mixing."""
     augment = build_each(cfg.augment)
     mixup = build(cfg.mixup)
-    is_plain = cfg.loss == PLAIN
-    data: ImageData = build(
-        cfg.data, seed=cfg.seed, augment=augment, mixup=mixup, integer_targets=is_plain
-    )
+    data: ImageData = build(cfg.data, seed=cfg.seed, augment=augment, mixup=mixup)
     return data
 
 
@@ -185,7 +172,7 @@ def build_optimizer(cfg: DictConfig, net: nn.Module, plan: Plan) -> functools.pa
 
     Raises UserError: the optimizer rejects its arguments, or has no momentum for the schedule.
     """
-    make_optimizer = build(omit(cfg.optimizer, "lr_per"), lr=plan.lr)
+    make_optimizer = build(omit(cfg.optimizer, "lr_base_batch_size"), lr=plan.lr)
     try:
         # Lightning makes another one, too late for a clear message
         optimizer = make_optimizer(parameter_groups(net))
@@ -199,37 +186,30 @@ def build_optimizer(cfg: DictConfig, net: nn.Module, plan: Plan) -> functools.pa
 
 
 def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
-    """Build a loss of logits and target probabilities [B, K], optionally with class weights.
+    """Build the loss, of logits [B, K] and class indices [B] or probabilities [B, K].
 
-    Raises UserError: the loss does not take probabilities, which mixing and smoothing produce; it
-    is not a mean over the images, on which accumulation rests; invalid weights or smoothing.
+    Raises UserError: the loss does not take both, as batches are mixed or not; it is not a mean
+    over the images, on which accumulation rests.
     """
-    if (smoothing := cfg.get("label_smoothing") or 0.0) >= 1:
-        message = f"loss.label_smoothing={smoothing} leaves nothing of the targets"
-        raise UserError(f"{message}; allowed: 0 or more, less than 1")
-    options: dict[str, Tensor] = {}
-    if (weight := cfg.get("weight")) is not None:
-        plain = all(isinstance(w, int | float) and 0 <= w < math.inf for w in weight)
-        if len(weight) != classes or not plain or not sum(weight):
-            raise UserError(
-                f"loss.weight={weight}; allowed: {classes} numbers of 0 or more, not all of them 0"
-            )
-        options["weight"] = torch.tensor(weight, dtype=torch.float)
-    loss: nn.Module = build(omit(cfg, "weight"), **options)
+    loss: nn.Module = build(cfg)
     try:
-        values = [
-            loss(torch.zeros(n, classes), torch.full((n, classes), 1 / classes)) for n in (2, 4)
-        ]
+        values = [try_loss(loss, images, classes) for images in (2, 4)]
+    except UserError:
+        raise
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        said = f"loss={cfg._target_} does not take target probabilities [B, K] ({error})"
-        raise UserError(
-            f"{said}; allowed: a loss of probabilities, not of class indices"
-        ) from error
-    if values[0].ndim or not torch.isclose(*values):
-        raise UserError(
-            f"loss={cfg._target_} is not a mean over the images, as loss.reduction=mean"
-        )
+        expected = "class indices [B] and probabilities [B, K]"
+        raise UserError(f"loss={cfg._target_} does not take {expected} ({error})") from error
+    if values[0].ndim or not torch.isclose(values[0], values[1]):
+        raise UserError(f"loss={cfg._target_} is not a mean over the images")
     return loss
+
+
+def try_loss(loss: nn.Module, images: int, classes: int) -> Tensor:
+    """Return the loss of equal logits, after trying class indices as targets."""
+    logits = torch.zeros(images, classes)
+    loss(logits, torch.zeros(images, dtype=torch.long))
+    uniform = torch.full((images, classes), 1 / classes)
+    return loss(logits, uniform)
 
 
 def build_penalties(cfg: DictConfig, net: nn.Module) -> dict[str, Penalty]:

@@ -28,7 +28,7 @@ NO_PROGRESS = Progress(0, 0, {})
 
 
 def read_progress(path: Path) -> Progress:
-    """Read a checkpoint to resume from. Raises UserError, which names alternatives: it is damaged."""
+    """Read a checkpoint to resume from. Raises UserError with alternatives: it is damaged."""
     try:
         content = read_checkpoint(path)
         for key, kind in REQUIRED.items():

@@ -253,7 +253,7 @@ def quiet_lightning() -> None:
 
 @rank_zero_only
 def print_run_summary(net: nn.Module, data: ImageData, plan: Plan) -> None:
-    """Print the size of the run, and warn of what is known to harm it."""
+    """Print the size of the run, and warn of settings known to harm it."""
     if layers := find_dropout(net):
         reason = "the statistics differ between training and evaluation (arXiv 1801.05134)"
         message = f"dropout in layer {', '.join(layers)} precedes a batch norm: {reason}"

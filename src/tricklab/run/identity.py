@@ -13,7 +13,8 @@ from tricklab.cli.specs import neutral_values
 
 PACKAGE = __name__.partition(".")[0]
 HASH_EXCLUDED = (  # keys that do not affect the result
-    *("hydra", "sweep", "claim", "resume", "name", "tags", "logger", "slots", "dry", "job_timeout"),
+    *("hydra", "sweep", "claim", "resume", "name", "tags", "logger"),
+    *("slots", "dry_run", "job_timeout"),
     *("data.num_workers", "data.cache", "callbacks.progress", "callbacks.last"),
     *("choices", "dataset"),  # added to config.yaml by the run itself
 )

@@ -1,4 +1,4 @@
-"""The one place where a config becomes objects: resolve, judge, then build what was judged.
+"""The one place where a config becomes objects: resolve it, check it, build the checked values.
 
 Hydra's own `instantiate` resolves the config a second time, so that a string could become a target
 after it was judged; it also takes keys such as `_args_`, which no option here needs.

@@ -58,7 +58,7 @@ def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
 
 
 def find_last_step(cfg: DictConfig, length: Length) -> int:
-    """Return the step after which training ends. Raises UserError: `stop_after` is beyond the end."""
+    """Return the step after which training ends. Raises UserError: `stop_after` is too long."""
     stop = to_steps(cfg.stop_after or 0, length) or length.steps
     if stop > length.steps:
         message = f"stop_after={cfg.stop_after} is {stop} steps; the run has {length.steps}"
@@ -68,10 +68,10 @@ def find_last_step(cfg: DictConfig, length: Length) -> int:
 
 def find_mixup_window(cfg: DictConfig, length: Length) -> Window:
     """Return the first batch that is mixed, and the first one after the last."""
-    if "end" not in cfg.mixup:
+    if "stop" not in cfg.mixup:
         return WHOLE_RUN
     accumulate = cfg.trainer.accumulate_grad_batches
-    return mixup_window(cfg.mixup.begin, cfg.mixup.end, length, accumulate)
+    return mixup_window(cfg.mixup.start, cfg.mixup.stop, length, accumulate)
 
 
 def describe_size(cfg: DictConfig, data: ImageData) -> str:
@@ -95,8 +95,8 @@ def describe_step(batching: Batching) -> str:
 
 
 def scale_lr(cfg: DictConfig, images: int) -> float:
-    """Return lr, or with `lr_per` lr * `images` / lr_per (linear scaling, arXiv 1706.02677)."""
-    lr, base = float(cfg.optimizer.lr), cfg.optimizer.get("lr_per")
+    """Return lr, or with `lr_base_batch_size` lr * `images` / it. arXiv 1706.02677."""
+    lr, base = float(cfg.optimizer.lr), cfg.optimizer.get("lr_base_batch_size")
     if base is None:
         return lr
     scaled = lr * images / base
@@ -108,7 +108,7 @@ def scale_lr(cfg: DictConfig, images: int) -> float:
 def check_decay(cfg: DictConfig, lr: float, curves: Sequence[Curve], steps: int) -> None:
     """Raise UserError if weight decay would flip the sign of weights: peak LR * decay >= 1."""
     decay = total_decay(cfg)
-    if decay * lr * max(1.0, cfg.model.get("body_lr", 1.0)) < 0.1:
+    if decay * lr * max(1.0, cfg.model.get("backbone_lr_mult", 1.0)) < 0.1:
         return  # far below 1, as no schedule rises tenfold: saves evaluating it at every step
     peak = lr * max(curve(step) for curve in curves for step in range(steps))
     if decay * peak >= 1:
@@ -143,9 +143,9 @@ def find_strength(cfg: DictConfig, penalty: str) -> float:
 
 def describe_decay(cfg: DictConfig) -> str:
     """Return the options that determine the decay of weights, as overrides."""
-    keys = [f"optimizer.{key}" for key in ("lr", "lr_per", "weight_decay", "momentum")]
+    keys = [f"optimizer.{key}" for key in ("lr", "lr_base_batch_size", "weight_decay", "momentum")]
     keys += [f"penalty.{name}.strength" for name in ("l2", "decay")]
-    keys += ["model.body_lr"] if cfg.model.get("body_lr", 1.0) > 1 else []
+    keys += ["model.backbone_lr_mult"] if cfg.model.get("backbone_lr_mult", 1.0) > 1 else []
     values = {key: OmegaConf.select(cfg, key) for key in keys}
     return " ".join(f"{key}={value}" for key, value in values.items() if value)
 
@@ -153,12 +153,12 @@ def describe_decay(cfg: DictConfig) -> str:
 def make_backbone_multiplier(
     model: DictConfig, multiplier: Multiplier, length: Length
 ) -> Curve | None:
-    """Return the LR multiplier of the backbone: 0 while frozen, then `model.body_lr` times the rest.
+    """Return the LR multiplier of the backbone: 0 while frozen, then a multiple of the head's.
 
     None if the backbone has the multiplier of the head. Raises UserError: `model.freeze` exceeds
     the run.
     """
-    frozen, factor = to_steps(model.get("freeze", 0), length), model.get("body_lr", 1.0)
+    frozen, factor = to_steps(model.get("freeze", 0), length), model.get("backbone_lr_mult", 1.0)
     if frozen > length.steps:
         message = f"model.freeze={model.freeze} is {frozen} steps"
         raise UserError(f"{message}; allowed: 0 to {length.steps}")

@@ -1,4 +1,4 @@
-"""Several processes train one run: no process waits for a failed one, and one line gives the reason.
+"""Several processes train one run: none waits for a failed one, and one line gives the reason.
 
 torchrun or srun start the processes, or Lightning starts copies of `train.py`, which end with their
 parent. They share torch's key-value store: a failing process writes its reason under "failed", rank

@@ -91,7 +91,7 @@ class Record:
 
     @rank_zero_only
     def describe(self, dataset: Mapping[str, Any]) -> None:
-        """Write `config.yaml`. With the metadata of `dataset`, a checkpoint is usable without it."""
+        """Write `config.yaml`. Its `dataset` makes a checkpoint usable without the data."""
         content = {**self.config, "choices": self.choices}
         if dataset:
             content["dataset"] = dict(dataset)

@@ -71,7 +71,7 @@ def read_weights(model: DictConfig) -> Weights | None:
 
 
 def download_weights(model: DictConfig) -> Weights:
-    """Return the published weights of a network. Raises UserError: there are none, or no network."""
+    """Return the published weights of a network. Raises UserError: none, or no connection."""
     library = model._target_.rpartition(".")[2]
     if library not in ("torchvision", "timm"):
         hint = "needs model=torchvision or model=timm; for a file: model.weights=PATH"
@@ -88,7 +88,7 @@ def download_weights(model: DictConfig) -> Weights:
 
 
 def pretrained_weights(library: str, name: str) -> Weights:
-    """Return the default weights of timm, or the best ones of torchvision, from cache or network."""
+    """Return the default weights of timm, or the best of torchvision, from cache or network."""
     if library == "timm":
         net = find_timm(name).create_model(name, pretrained=True)
         config: Any = net.pretrained_cfg
