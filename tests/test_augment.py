@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONF, configure
+from helpers.configs import configure
+from helpers.paths import CONF
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as oracle
 

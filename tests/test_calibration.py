@@ -1,4 +1,4 @@
-"""Metrics of calibration against loops, scikit-learn, SciPy and torchmetrics, and at their edges."""
+"""Calibration metrics against loops, scikit-learn, SciPy and torchmetrics, and at their edges."""
 
 import csv
 import math
@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import Run
+from helpers.runs import Run
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import brier_score_loss, log_loss
@@ -187,7 +187,7 @@ def test_weight_stats_count_zeros_and_measure_the_norm():
     assert weight_stats(weights) == {"train/zeros": 0.5, "train/weight_norm": 5.0}
 
 
-def test_run_and_evaluate_record_the_same_calibration(train, script, tmp_path):
+def test_run_and_evaluate_record_the_same_calibration(train, run_script, tmp_path):
     options = ("trainer.accelerator=cpu", "model=mlp", "trainer.max_epochs=2")
     assert train(*options, "hydra.run.dir=run").returncode == 0
     done = Run(tmp_path / "run")
@@ -205,7 +205,7 @@ def test_run_and_evaluate_record_the_same_calibration(train, script, tmp_path):
     assert correct / images == pytest.approx(metrics["test/acc"])
     ece = np.abs(bins[:, 1] - bins[:, 2]).sum() / images
     assert ece == pytest.approx(metrics["test/ece"])
-    output = script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt", "resamples=50")
+    output = run_script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt", "resamples=50")
     intervals = read_intervals(output.stdout)
     for name in ("test/acc", "test/ece", "test/ece_t", "test/aurc", "test/brier_t"):
         value, low, high = intervals[name]

@@ -11,7 +11,8 @@ import sys
 import time
 
 import pytest
-from conftest import CONF, ROOT, configure
+from helpers.configs import configure
+from helpers.paths import CONF, ROOT
 
 from tricklab.analysis import claims, results_page
 from tricklab.analysis.ablation import ablation_table, describe_power, make_arms
@@ -143,21 +144,21 @@ def test_results_page_matches_the_committed_rows(cached_compose):
 
 
 @COMPOSED
-def test_claims_script_prints_the_table_of_the_page(script, cached_compose):
-    done = script("claims.py")
+def test_claims_script_prints_the_table_of_the_page(run_script, cached_compose):
+    done = run_script("claims.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout in results_page.PAGE.read_text("utf-8")
 
 
-def test_results_page_is_rewritten_if_a_table_has_changed(script, tmp_path, monkeypatch):
+def test_results_page_is_rewritten_if_a_table_has_changed(run_script, tmp_path, monkeypatch):
     page = tmp_path / "README.md"
     page.write_text("Before\n<!-- begin x -->\nold\n<!-- end x -->\nAfter\n")
     monkeypatch.setattr(results_page, "PAGE", page)
     monkeypatch.setattr(results_page, "TABLES", {"x": lambda: "| new |"})
-    assert script("results.py").stdout.endswith("README.md is updated\n")
+    assert run_script("results.py").stdout.endswith("README.md is updated\n")
     expected = "Before\n<!-- begin x -->\n\n| new |\n\n<!-- end x -->\nAfter\n"
     assert page.read_text() == expected
-    assert script("results.py").stdout.endswith("README.md was up to date\n")
+    assert run_script("results.py").stdout.endswith("README.md was up to date\n")
 
 
 def test_results_page_without_markers_is_refused():
@@ -174,8 +175,8 @@ def test_results_page_does_not_import_torch():
     ("arguments", "message"),
     [(["decai"], "Did you mean 'decay'"), (["decay", "seeds=x"], "seeds=x: expected")],
 )
-def test_claims_script_refuses_wrong_arguments(script, arguments, message):
-    done = script("claims.py", *arguments)
+def test_claims_script_refuses_wrong_arguments(run_script, arguments, message):
+    done = run_script("claims.py", *arguments)
     assert done.returncode == 1
     assert message in done.stderr
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import CONF, ONE_BATCH, ROOT, checked, configure
+from helpers.configs import ONE_BATCH, compose_and_check, configure
+from helpers.paths import CONF, ROOT
 
 from tricklab.cli.config import list_groups, list_options
 from tricklab.cli.help import format_help
@@ -41,7 +42,8 @@ def list_imported(trace: str) -> list[str]:
         (
             ["scheduler=cosin"],
             1,
-            f"scheduler=cosin does not exist; allowed: {SCHEDULERS}. Did you mean scheduler=cosine?",
+            f"scheduler=cosin does not exist; allowed: {SCHEDULERS}. "
+            "Did you mean scheduler=cosine?",
         ),
         (["schedulr=cosine"], 1, "schedulr=cosine: no such option. Did you mean scheduler=cosine?"),
         (
@@ -97,8 +99,10 @@ def list_imported(trace: str) -> list[str]:
         (["foo=1"], 1, "foo=1: no such option; allowed: augment, callbacks, claim, data, "),
     ],
 )
-def test_command_answers_without_torch_or_a_folder(answer, tmp_path, arguments, code, message):
-    done = answer(*arguments)
+def test_command_answers_without_torch_or_a_folder(
+    train_without_torch, tmp_path, arguments, code, message
+):
+    done = train_without_torch(*arguments)
     output = done.stdout + done.stderr
     assert done.returncode == code
     assert message in output
@@ -336,7 +340,7 @@ def test_command_answers_without_torch_or_a_folder(answer, tmp_path, arguments, 
 )
 def test_check_refuses_wrong_overrides(overrides, message):
     with pytest.raises(UserError) as refused:
-        checked(*overrides)
+        compose_and_check(*overrides)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -410,7 +414,7 @@ def test_check_with_a_bug_ends_the_run(monkeypatch):
     ],
 )
 def test_check_accepts_keys_added_with_plus(override):
-    checked(override)
+    compose_and_check(override)
 
 
 @pytest.mark.parametrize(
@@ -431,8 +435,8 @@ def test_home_is_expanded_where_the_shell_leaves_it(monkeypatch, typed, override
     assert expand_home(typed) == override
 
 
-def test_home_is_expanded_before_hydra_parses(answer):
-    done = answer("data=folder", "data.root=~/pics", "--cfg", "job")
+def test_home_is_expanded_before_hydra_parses(train_without_torch):
+    done = train_without_torch("data=folder", "data.root=~/pics", "--cfg", "job")
     assert f"root: {Path.home()}/pics\n" in done.stdout
 
 
@@ -498,10 +502,10 @@ def test_read_arguments_refuses_a_second_value(arguments, message):
         read_arguments(arguments)
 
 
-def test_resume_refusal_shows_a_command_that_resumes(answer, train, trained):
+def test_resume_refusal_shows_a_command_that_resumes(train_without_torch, train, cached_run):
     overrides = ("model=mlp", "trainer.max_epochs=1", "data.val_size=300", "tags=[a b]")
-    trained(*overrides, "callbacks.progress.refresh_rate=0", folder="my run")
-    (line,) = answer("resume=my run").stderr.splitlines()
+    cached_run(*overrides, "callbacks.progress.refresh_rate=0", folder="my run")
+    (line,) = train_without_torch("resume=my run").stderr.splitlines()
     assert line.startswith("error: resume=my run: ")
     assert "model._target_=tricklab.model.convnet (was tricklab.model.mlp)" in line
     command = shlex.split(line.split("; to resume that run: ")[1])
@@ -510,28 +514,30 @@ def test_resume_refusal_shows_a_command_that_resumes(answer, train, trained):
     assert train("trainer.accelerator=cpu", *command[2:]).returncode == 0
 
 
-def test_resume_command_of_an_untrusted_run_is_escaped(answer, trained):
-    folder = trained("model=mlp", *ONE_BATCH).folder
+def test_resume_command_of_an_untrusted_run_is_escaped(train_without_torch, cached_run):
+    folder = cached_run("model=mlp", *ONE_BATCH).folder
     (folder / ".hydra").mkdir()
     (folder / ".hydra" / "overrides.yaml").write_text(
         r'- "a=\x1b[31m\nb"' + "\n- resume=x\n- stop_after=1it\n"
     )
-    done = answer("resume=run")
+    done = train_without_torch("resume=run")
     assert "\x1b" not in done.stderr
     assert done.stderr.endswith(r"python train.py 'a=\x1b[31m\nb' resume=run" + "\n")
 
 
-def test_sweep_leaves_keys_of_a_swept_group_to_the_jobs(answer):
+def test_sweep_leaves_keys_of_a_swept_group_to_the_jobs(train_without_torch):
     """Hydra applies them to the option of the default first, which does not have them."""
-    done = answer("-m", "scheduler=step,multistep", "scheduler.gamma=0.5", "dry_run=true")
+    done = train_without_torch(
+        "-m", "scheduler=step,multistep", "scheduler.gamma=0.5", "dry_run=true"
+    )
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert lines[0].endswith("sweeps/digits_convnet_scheduler.gamma-0.5_by_scheduler")
     assert ["scheduler.gamma=0.5 hydra.run.dir=" in line for line in lines] == [False, True, True]
 
 
-def test_sweep_over_a_glob_takes_options_only(answer):
-    done = answer("-m", "scheduler=glob(c*)", "dry_run=true")
+def test_sweep_over_a_glob_takes_options_only(train_without_torch):
+    done = train_without_torch("-m", "scheduler=glob(c*)", "dry_run=true")
     found = [line.split()[2] for line in done.stdout.splitlines()[1:]]
     assert found == [f"scheduler={name}" for name in ("constant", "cosine", "cosine_restarts")]
 
@@ -600,7 +606,7 @@ def test_runs_of_the_same_command_have_their_own_folders(train, tmp_path):
     ],
 )
 def test_check_accepts_right_overrides(right):
-    checked(right, "experiment=fashion_94")
+    compose_and_check(right, "experiment=fashion_94")
 
 
 def test_folder_that_is_not_writable_is_refused(train, tmp_path, monkeypatch):

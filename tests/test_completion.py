@@ -1,18 +1,18 @@
 """Completion of the command line, queried as Hydra's script for bash does."""
 
 import pytest
-from conftest import CONF
+from helpers.paths import CONF
 
 from tricklab.cli.config import list_options
 
 
 @pytest.fixture
-def complete(answer, monkeypatch):
+def complete(train_without_torch, monkeypatch):
     """Return the completions of a line, in a process that must not import torch."""
 
     def complete(line):
         monkeypatch.setenv("COMP_LINE", line)
-        done = answer("-sc", "query=bash")
+        done = train_without_torch("-sc", "query=bash")
         assert (done.returncode, done.stderr) == (0, "")
         assert "torch" not in done.modules
         return done.stdout.split()

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONF, ONE_BATCH, checked, configure, trust_cifar, write_cifar, write_mnist
+from helpers.configs import ONE_BATCH, compose_and_check, configure
+from helpers.datasets import trust_cifar, write_cifar, write_mnist
+from helpers.paths import CONF
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
@@ -33,11 +35,11 @@ OPTIONS = find_options()
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_option_passes_the_check_and_trains_one_batch(
-    group, option, run, tree, tmp_path, monkeypatch
+    group, option, run, class_folders, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    extra = find_requirements(group, option, tree, tmp_path, monkeypatch)
-    checked(f"{group}={option}")
+    extra = find_requirements(group, option, class_folders, tmp_path, monkeypatch)
+    compose_and_check(f"{group}={option}")
     done = run(*ONE_BATCH, f"{group}={option}", *extra)
     assert done.result["status"] == "done"
     assert done.result["metrics"].keys() >= {"val/acc", "val/loss", "test/acc", "test/loss"}
@@ -49,10 +51,10 @@ def test_option_passes_the_check_and_trains_one_batch(
 @pytest.mark.parametrize(
     ("group", "option"), [pair for pair in OPTIONS if pair[0] in COMPUTING_GROUPS]
 )
-def test_option_gives_the_same_bits_twice(group, option, run, tree, tmp_path, monkeypatch):
+def test_option_gives_the_same_bits_twice(group, option, run, class_folders, tmp_path, monkeypatch):
     """On a CPU with one thread; exceptions would have to be listed in NOT_REPRODUCIBLE."""
     monkeypatch.setenv("WANDB_MODE", "offline")
-    extra = find_requirements(group, option, tree, tmp_path, monkeypatch)
+    extra = find_requirements(group, option, class_folders, tmp_path, monkeypatch)
     overrides = (*ONE_BATCH[1:], "stop_after=3it", "model.dropout=0.2", f"{group}={option}", *extra)
     one, two = (read_results(run(*overrides, folder=folder)) for folder in ("one", "two"))
     is_same = one[0] == two[0] and one[1].keys() == two[1].keys()
@@ -66,7 +68,9 @@ def read_results(run) -> tuple[str, dict[str, torch.Tensor]]:
     return (run.folder / "metrics.csv").read_text(), checkpoint["state_dict"]
 
 
-def find_requirements(group: str, option: str, tree, tmp_path: Path, monkeypatch) -> list[str]:
+def find_requirements(
+    group: str, option: str, class_folders, tmp_path: Path, monkeypatch
+) -> list[str]:
     """Return the overrides that an option needs. Skips the test if this machine can't run it."""
     if option == "gpu" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
@@ -83,7 +87,7 @@ def find_requirements(group: str, option: str, tree, tmp_path: Path, monkeypatch
     write_cifar(tmp_path, classes=100)
     trust_cifar(tmp_path, monkeypatch)
     return {
-        "folder": [f"data.root='{tree({'train': 9})}'"],
+        "folder": [f"data.root='{class_folders({'train': 9})}'"],
         "mnist": [f"data.root={tmp_path}"],
         "cifar10": [f"data.root={tmp_path}"],
         "cifar100": [f"data.root={tmp_path}", "data.val_size=50"],
@@ -97,7 +101,7 @@ def find_requirements(group: str, option: str, tree, tmp_path: Path, monkeypatch
     [["penalty=[l1,l2]", "penalty.l1.strength=1"], ["augment=[light,erase]", "penalty=[]"]],
 )
 def test_check_takes_several_options_of_a_group(overrides):
-    checked(*overrides)
+    compose_and_check(*overrides)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")

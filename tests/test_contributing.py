@@ -6,7 +6,8 @@ import shutil
 from typing import NamedTuple
 
 import pytest
-from conftest import CONF, ONE_BATCH, ROOT
+from helpers.configs import ONE_BATCH
+from helpers.paths import CONF, ROOT
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 README = (ROOT / "README.md").read_text("utf-8")
@@ -61,12 +62,12 @@ def project(tmp_path):
 
 
 @pytest.fixture
-def train_in(project, fresh):
+def train_in(project, fork_script):
     """Run the copy's `train.py` with its own package."""
 
     def train_in(*overrides):
         env = os.environ | {"PYTHONPATH": str(project / "src")}
-        return fresh(str(project / "train.py"), *overrides, env=env)
+        return fork_script(str(project / "train.py"), *overrides, env=env)
 
     return train_in
 

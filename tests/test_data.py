@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import ONE_BATCH, configure, trust_cifar, write_cifar, write_mnist
+from helpers.configs import ONE_BATCH, configure
+from helpers.datasets import trust_cifar, write_cifar, write_mnist
 from PIL import Image, ImageOps
 
 from tricklab.augment import affine, crop, erase, flip
@@ -132,9 +133,9 @@ def test_split_options_that_do_not_fit_are_refused(overrides, message):
         ({"train": 9, "test": 3}, "data.test_size=4", "/test is the test set; leave test_size out"),
     ],
 )
-def test_split_options_without_an_effect_are_refused(tree, splits, override, message):
+def test_split_options_without_an_effect_are_refused(class_folders, splits, override, message):
     with pytest.raises(UserError, match=f"^{re.escape(override)}: .*{message}"):
-        build_folder(tree(splits), override)
+        build_folder(class_folders(splits), override)
 
 
 def test_split_defaults_are_those_of_the_yaml():
@@ -218,10 +219,10 @@ def test_channel_mean_std_are_those_of_the_given_images():
     assert channel_mean_std(images, torch.arange(25, 50)) == ([1.0] * 3, [1 / 255] * 3)
 
 
-def test_channel_mean_std_are_of_all_classes(tree, monkeypatch):
+def test_channel_mean_std_are_of_all_classes(class_folders, monkeypatch):
     """Also if they are computed on a part of the images, which are sorted by class."""
     monkeypatch.setattr("tricklab.data.splits.STATS_IMAGES", 10)
-    root = tree({"train": 0, "val": 1, "test": 1})
+    root = class_folders({"train": 0, "val": 1, "test": 1})
     for name, grey in (("cat", 0), ("dog", 100)):
         write_images(root / "train" / name, *(f"{i}.png" for i in range(10)), grey=grey)
     assert build_folder(root, "data.mode=L").mean == pytest.approx([50 / 255])
@@ -238,8 +239,8 @@ def test_preprocess_normalises_and_leaves_its_argument(dtype, channels):
     assert torch.equal(images, before)
 
 
-def test_check_upscaling_refuses_files_of_less_than_half_the_side(tree):
-    root = tree({"train": 9})
+def test_check_upscaling_refuses_files_of_less_than_half_the_side(class_folders):
+    root = class_folders({"train": 9})
     module = build_folder(root, "data.size=32")
     module.check_upscaling(64)
     message = r"data\.size=32: .* 65 pixels a side\. Expected data\.size=65, 33 or more, or null"
@@ -253,18 +254,18 @@ def test_check_upscaling_refuses_files_of_less_than_half_the_side(tree):
     ("library", "name", "side"), [("timm", "resnet10t", 176), ("torchvision", "squeezenet1_1", 224)]
 )
 def test_check_upscaling_of_plain_weights_asks_their_library(
-    tree, run, tmp_path, library, name, side
+    class_folders, run, tmp_path, library, name, side
 ):
     torch.save({"x": torch.zeros(1)}, tmp_path / "w.pth")
     model = (f"model={library}", f"model.name={name}", f"model.weights={tmp_path}/w.pth")
-    root = f"data.root='{tree({'train': 9})}'"
+    root = f"data.root='{class_folders({'train': 9})}'"
     message = rf"expect images of {side} pixels a side\. Expected data\.size={side}"
     with pytest.raises(UserError, match=message):
         run(*model, "data=folder", root, "data.num_workers=0")
 
 
-def test_resume_refuses_another_mean(run, trained):
-    folder = trained(*ONE_BATCH, "model=mlp").folder
+def test_resume_refuses_another_mean(run, cached_run):
+    folder = cached_run(*ONE_BATCH, "model=mlp").folder
     options = (*ONE_BATCH, "model=mlp", "resume=auto")
     text = (folder / "config.yaml").read_text()
     (mean,) = re.findall(r"  mean:\n  - (\S+)\n", text)
@@ -275,8 +276,8 @@ def test_resume_refuses_another_mean(run, trained):
     assert run(*options, folder=folder).result["status"] == "done"
 
 
-def test_summary_has_the_size_of_images_from_files(tree, run, capsys):
-    root = f"data.root='{tree({'train': 9})}'"
+def test_summary_has_the_size_of_images_from_files(class_folders, run, capsys):
+    root = f"data.root='{class_folders({'train': 9})}'"
     folder = ("data=folder", root, "data.num_workers=0", "data.batch_size=4")
     options = (*ONE_BATCH, "model=mlp", *folder)
     done = run(*options, "data.size=16")
@@ -685,8 +686,10 @@ def test_folder_finds_splits_by_any_of_their_names(tmp_path, train, val, test):
     assert len(module.train_indices) == (trained if val else trained - len(module.val_indices))
 
 
-def test_folder_takes_sizes_as_numbers_and_resizes(tree):
-    module = build_folder(tree({".": 9}), "data.val_size=4", "data.test_size=6", "data.size=32")
+def test_folder_takes_sizes_as_numbers_and_resizes(class_folders):
+    module = build_folder(
+        class_folders({".": 9}), "data.val_size=4", "data.test_size=6", "data.size=32"
+    )
     assert len(module.val_indices) == 4
     assert len(module.splits.test.labels) == 6
     assert len(module.train_indices) == 8
@@ -747,8 +750,8 @@ def test_folder_without_a_data_set_is_refused(tmp_path, files, message):
     assert message.replace("{}", str(tmp_path)) in str(refused.value)
 
 
-def test_folder_of_one_image_size_is_not_resized_and_mixed_sizes_are_named(tree):
-    root = tree({"train": 1})
+def test_folder_of_one_image_size_is_not_resized_and_mixed_sizes_are_named(class_folders):
+    root = class_folders({"train": 1})
     for name in ("cat", "dog"):
         Image.new("RGB", (12, 12)).save(root / "train" / name / "1.png")
     options = ("data.size=null", "data.val_size=1", "data.test_size=2")
@@ -885,8 +888,8 @@ def test_decode_keeps_the_grey_of_every_mode(tmp_path, mode):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_decode_error_names_the_file_and_leaves_no_worker(tree, monkeypatch, workers):
-    root = tree({"train": 3})
+def test_decode_error_names_the_file_and_leaves_no_worker(class_folders, monkeypatch, workers):
+    root = class_folders({"train": 3})
     (root / "train" / "cat" / "x.png").write_bytes(b"not an image")
     monkeypatch.setattr("tricklab.data.images.BLOCK", 2)
     with pytest.raises(UserError, match=r"^[^\n]*x\.png can't be decoded[^\n]*$"):
@@ -894,8 +897,8 @@ def test_decode_error_names_the_file_and_leaves_no_worker(tree, monkeypatch, wor
     assert not multiprocessing.active_children()
 
 
-def test_worker_that_dies_is_named(tree, monkeypatch):
-    root = tree({"": 90}, size=4)
+def test_worker_that_dies_is_named(class_folders, monkeypatch):
+    root = class_folders({"": 90}, size=4)
     monkeypatch.setattr("tricklab.data.images.BLOCK", 16)
     monkeypatch.setattr(
         "tricklab.data.images.ImageFiles.index_select", lambda *arguments: os.kill(os.getpid(), 9)
@@ -907,8 +910,8 @@ def test_worker_that_dies_is_named(tree, monkeypatch):
         build_folder(root, "data.num_workers=1")
 
 
-def test_batch_of_a_rank_without_an_image_is_empty(tree):
-    images = build_folder(tree({"train": 5}, size=8), "data.cache=none").train.images
+def test_batch_of_a_rank_without_an_image_is_empty(class_folders):
+    images = build_folder(class_folders({"train": 5}, size=8), "data.cache=none").train.images
     batch = images.index_select(0, torch.arange(0))
     assert batch.shape == (0, 3, 8, 8)
     assert batch.dtype == torch.uint8
@@ -916,9 +919,11 @@ def test_batch_of_a_rank_without_an_image_is_empty(tree):
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 @pytest.mark.parametrize("cache", ["memory", "none", "folder"])
-def test_batches_do_not_depend_on_cache_and_workers(tree, tmp_path, monkeypatch, cache, workers):
+def test_batches_do_not_depend_on_cache_and_workers(
+    class_folders, tmp_path, monkeypatch, cache, workers
+):
     monkeypatch.setattr("tricklab.data.images.BLOCK", 8)
-    root = tree({"train": 20, "test": 3})
+    root = class_folders({"train": 20, "test": 3})
     cache = f"'{tmp_path / 'cache'}'" if cache == "folder" else cache
     one = build_folder(root, "data.batch_size=8")
     options = (f"data.cache={cache}", f"data.num_workers={workers}")
@@ -932,8 +937,8 @@ def test_batches_do_not_depend_on_cache_and_workers(tree, tmp_path, monkeypatch,
     assert (one.mean, one.std) == (other.mean, other.std)
 
 
-def test_cache_is_read_until_the_files_change(tree, tmp_path, monkeypatch):
-    root = tree({"train": 4, "test": 2})
+def test_cache_is_read_until_the_files_change(class_folders, tmp_path, monkeypatch):
+    root = class_folders({"train": 4, "test": 2})
     decoded = []
 
     def record(path, *options):
@@ -1004,8 +1009,8 @@ def test_cache_that_is_misspelt_creates_no_folder(tmp_path, monkeypatch, cache, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_cache_in_memory_refuses_more_images_than_fit(tree, monkeypatch):
-    root = tree({"train": 3})
+def test_cache_in_memory_refuses_more_images_than_fit(class_folders, monkeypatch):
+    root = class_folders({"train": 3})
     monkeypatch.setattr("os.sysconf", lambda name: 1)
     message = r"data\.cache=memory: 3 images take 0\.0 GB, there are 0\.0 GB.*data\.cache=none"
     with pytest.raises(UserError, match=message):
@@ -1040,8 +1045,8 @@ def test_background_has_its_own_cache_and_fingerprint(tmp_path):
     assert white.fingerprint != black.fingerprint
 
 
-def test_background_of_prediction_is_that_of_training(tree, run, script, tmp_path):
-    folder = ("data=folder", f"data.root='{tree({'train': 9})}'", "data.num_workers=0")
+def test_background_of_prediction_is_that_of_training(class_folders, run, run_script, tmp_path):
+    folder = ("data=folder", f"data.root='{class_folders({'train': 9})}'", "data.num_workers=0")
     run(*ONE_BATCH, "model=mlp", *folder, "data.background=black", "data.batch_size=4")
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
     icon = Image.fromarray(pixels)
@@ -1050,7 +1055,7 @@ def test_background_of_prediction_is_that_of_training(tree, run, script, tmp_pat
     (tmp_path / "icons").mkdir()
     icon.save(tmp_path / "icons" / "clear.png")
     composite.convert("RGB").save(tmp_path / "icons" / "opaque.png")
-    predicted = script("predict.py", "ckpt=run/checkpoints/best.ckpt", "input=icons")
+    predicted = run_script("predict.py", "ckpt=run/checkpoints/best.ckpt", "input=icons")
     clear, opaque = (line.split(",")[1:] for line in predicted.stdout.splitlines()[1:])
     assert clear == opaque
 

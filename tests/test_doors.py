@@ -3,7 +3,7 @@
 import ast
 from collections import defaultdict
 
-from conftest import ROOT
+from helpers.paths import ROOT
 
 READERS = {"load", "loads", "safe_open", "load_file", "open", "read_text", "read_bytes", "reader"}
 READERS |= {"DictReader", "Unpickler", "from_file", "open_text", "loadtxt", "genfromtxt"}

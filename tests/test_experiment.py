@@ -14,7 +14,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from conftest import ONE_BATCH, Run, configure
+from helpers.configs import ONE_BATCH, configure
+from helpers.runs import Run
 
 from tricklab.callbacks import BestCheckpoint, score
 from tricklab.data.module import ImageData

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import ONE_BATCH
+from helpers.configs import ONE_BATCH
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.profilers import Profiler
 from torch import nn

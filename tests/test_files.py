@@ -87,10 +87,10 @@ def flip(path, content, place, rng):
 
 
 @pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt", "best.safetensors"])
-def test_a_flipped_byte_is_noticed_or_changes_nothing(trained, script, tmp_path, name):
+def test_a_flipped_byte_is_noticed_or_changes_nothing(cached_run, run_script, tmp_path, name):
     """Half of the places are within the tensors, where torch and safetensors notice nothing."""
-    run = trained("model=mlp", "model.widths=[4]", "stop_after=2it").folder
-    assert script("export.py", str(run)).returncode == 0
+    run = cached_run("model=mlp", "model.widths=[4]", "stop_after=2it").folder
+    assert run_script("export.py", str(run)).returncode == 0
     path, rng = run / "checkpoints" / name, random.Random(0)
     content, read = path.read_bytes(), (read_checkpoint, read_safetensors)["saf" in name]
     honest, noticed = read(path), 0
@@ -122,12 +122,12 @@ def same_content(one, other):
 
 
 @pytest.mark.parametrize("changed", ["mean", "std", "classes", "input"])
-def test_a_config_that_was_edited_is_refused(trained, script, changed):
-    run = trained("model=mlp", "model.widths=[4]", "stop_after=2it").folder
+def test_a_config_that_was_edited_is_refused(cached_run, run_script, changed):
+    run = cached_run("model=mlp", "model.widths=[4]", "stop_after=2it").folder
     config = read_yaml(run / "config.yaml")
     config["dataset"][changed] = [*config["dataset"][changed][::-1], "x"]
     (run / "config.yaml").write_text(OmegaConf.to_yaml(config))
-    said = script("evaluate.py", str(run))
+    said = run_script("evaluate.py", str(run))
     assert said.returncode == 1
     assert "config.yaml: dataset differs from best.ckpt" in said.stderr
 
@@ -165,8 +165,8 @@ def test_a_file_is_written_whole_and_not_through_a_link(tmp_path):
         lambda c: c["optimizer_states"][0]["state"][0].update(momentum_buffer=torch.zeros(7)) or c,
     ],
 )
-def test_a_checkpoint_of_another_shape_is_named(trained, run, tmp_path, change):
-    done = trained("model=mlp", "model.widths=[4]", "stop_after=2it")
+def test_a_checkpoint_of_another_shape_is_named(cached_run, run, tmp_path, change):
+    done = cached_run("model=mlp", "model.widths=[4]", "stop_after=2it")
     last = done.folder / "checkpoints" / "last.ckpt"
     metrics = (done.folder / "metrics.csv").read_bytes()
     torch.save(change(torch.load(last, weights_only=True)), last)

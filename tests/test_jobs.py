@@ -16,7 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, configure
+from helpers.configs import configure
+from helpers.paths import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
@@ -148,7 +149,7 @@ def test_jobs_have_group_and_name_in_wandb(train):
 
 
 @pytest.mark.slow
-def test_arms_are_lists_of_overrides(train, script, tmp_path):
+def test_arms_are_lists_of_overrides(train, run_script, tmp_path):
     arms = "sweep.arms={plain:[],both:['mixup=on','scheduler=cosine']}"
     assert train("-m", *SHORT, "sweep=arms", arms, "seed=0,1", "name=x").returncode == 0
     folder = tmp_path / "sweeps" / "x"
@@ -159,7 +160,7 @@ def test_arms_are_lists_of_overrides(train, script, tmp_path):
         ["seed=0"],
         ["seed=1"],
     ]
-    report = script("report.py", str(folder)).stdout
+    report = run_script("report.py", str(folder)).stdout
     assert "## Differences to base" in report
     assert "mixup=on scheduler=cosine" in report
     assert "Effect of" not in report  # scheduler and mixup differ together

@@ -17,7 +17,7 @@ from unittest import mock
 
 import pytest
 import torch
-from conftest import Run
+from helpers.runs import Run
 from PIL import Image
 
 from tricklab.data.datasets import digits

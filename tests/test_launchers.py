@@ -82,10 +82,10 @@ def test_launcher_that_is_not_installed_is_refused(train, override, needs):
 
 
 @pytest.mark.parametrize("sweeper", ["search", "basic"])
-def test_slurm_is_refused_on_a_machine_without_it(script, tmp_path, monkeypatch, sweeper):
+def test_slurm_is_refused_on_a_machine_without_it(run_script, tmp_path, monkeypatch, sweeper):
     monkeypatch.setattr("tricklab.cli.start.find_spec", lambda name: True)
     monkeypatch.setattr("shutil.which", lambda command: None)
-    done = script(
+    done = run_script(
         "../train.py", "-m", "seed=0,1", "hydra/launcher=slurm", f"hydra/sweeper={sweeper}"
     )
     problem = "no sbatch on this machine; start the sweep where SLURM is"

@@ -3,7 +3,7 @@
 import ast
 from graphlib import TopologicalSorter
 
-from conftest import ROOT
+from helpers.paths import ROOT
 
 import tricklab
 

@@ -8,7 +8,8 @@ import inspect
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import CONF, ONE_BATCH
+from helpers.configs import ONE_BATCH
+from helpers.paths import CONF
 from omegaconf import OmegaConf
 
 from tricklab.cli.lightning import (

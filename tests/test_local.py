@@ -4,7 +4,8 @@ import os
 import shutil
 
 import pytest
-from conftest import CONF, ROOT, configure
+from helpers.configs import configure
+from helpers.paths import CONF, ROOT
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -100,13 +101,13 @@ def test_local_file_with_a_mistake_is_one_line(compose_local, text, message):
 
 
 @pytest.mark.slow
-def test_local_file_counts_for_runs_and_for_jobs(fresh, tmp_path, compose_local):
+def test_local_file_counts_for_runs_and_for_jobs(fork_script, tmp_path, compose_local):
     """The jobs of a sweep find the config with which they were planned."""
     compose_local("trainer: {max_epochs: 1}\ndata: {root: /data}\n")
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("*.egg-info"))
     shutil.copy(ROOT / "train.py", tmp_path)
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
-    done = fresh(str(tmp_path / "train.py"), "-m", "model=mlp", "mixup=off,on", env=env)
+    done = fork_script(str(tmp_path / "train.py"), "-m", "model=mlp", "mixup=off,on", env=env)
     assert "2 of 2 jobs done" in done.stdout, done.stdout + done.stderr
     for config in tmp_path.glob("sweeps/*/*/config.yaml"):
         assert "max_epochs: 1\n" in config.read_text()

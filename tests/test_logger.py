@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from conftest import ONE_BATCH, ROOT, Run
+from helpers.configs import ONE_BATCH
+from helpers.paths import ROOT
+from helpers.runs import Run
 from pytorch_lightning.callbacks import LearningRateMonitor
 
 from tricklab.errors import UserError
@@ -308,7 +310,7 @@ def test_resumed_run_keeps_its_wandb_id(run, offline, monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("servers")
-def test_wandb_without_a_key_does_not_prompt_on_a_terminal(fresh, tmp_path):
+def test_wandb_without_a_key_does_not_prompt_on_a_terminal(fork_script, tmp_path):
     """The terminal is at its end, so reading from it would fail."""
     env = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
     env["HOME"] = str(tmp_path)
@@ -317,7 +319,7 @@ def test_wandb_without_a_key_does_not_prompt_on_a_terminal(fresh, tmp_path):
     command = [str(ROOT / "train.py"), *ONE_BATCH, "model=mlp", "logger=wandb", "hydra.run.dir=run"]
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(lambda: b"".join(iter(lambda: read(ours), b"")))
-        done = fresh(*command, env=env, terminal=os.ttyname(theirs))
+        done = fork_script(*command, env=env, terminal=os.ttyname(theirs))
         os.close(theirs)
         output = reading.result()
     assert done.returncode == 0

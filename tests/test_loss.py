@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import configure
+from helpers.configs import configure
 from omegaconf import OmegaConf
 from timm.loss import LabelSmoothingCrossEntropy
 from torch import nn
@@ -93,7 +93,7 @@ def test_weighted_loss_of_indices_equals_torch_on_one_hot_targets_bit_for_bit(sm
 
 
 def test_weighted_loss_is_a_mean_over_images_not_over_weights():
-    """Two images of class 0 with weight 2: twice the plain loss. torch's mean would be the plain."""
+    """Two images of class 0 with weight 2: twice the plain loss. torch's mean would be plain."""
     logits, labels = torch.randn(2, 3), torch.tensor([0, 0])
     plain = CrossEntropy()(logits, labels).item()
     weighted = CrossEntropy(class_weights=[2, 1, 1])(logits, labels).item()

@@ -7,7 +7,8 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from conftest import CONF, ROOT, configure
+from helpers.configs import configure
+from helpers.paths import CONF, ROOT
 
 from tricklab.analysis import recipes
 from tricklab.analysis.flops import training_flops
@@ -166,8 +167,8 @@ def test_training_flops_are_those_of_all_steps():
         (["fashion_92", "fashion_93"], "fashion_93 would change the measured config"),
     ],
 )
-def test_measure_refuses_wrong_arguments(script, arguments, message):
-    done = script("measure.py", *arguments)
+def test_measure_refuses_wrong_arguments(run_script, arguments, message):
+    done = run_script("measure.py", *arguments)
     assert done.returncode == 1
     assert message in done.stderr
 

@@ -5,7 +5,8 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import CONF, configure
+from helpers.configs import configure
+from helpers.paths import CONF
 from scipy import stats
 from torchvision.transforms import v2
 

@@ -4,7 +4,8 @@ import inspect
 
 import pytest
 import torch
-from conftest import CONF, configure
+from helpers.configs import configure
+from helpers.paths import CONF
 from torch import nn
 
 from tricklab import model

@@ -4,7 +4,8 @@ import sys
 
 import pytest
 import torch
-from conftest import ONE_BATCH, configure, write_mnist
+from helpers.configs import ONE_BATCH, configure
+from helpers.datasets import write_mnist
 from torch import nn
 
 from tricklab.errors import UserError
@@ -68,7 +69,7 @@ def test_a_body_is_frozen_then_free_at_the_planned_rates(run, body):
     assert plan.backbone_multiplier(21) == 0
 
 
-def test_images_are_made_what_the_weights_were_trained_on(run, script, tmp_path):
+def test_images_are_made_what_the_weights_were_trained_on(run, run_script, tmp_path):
     """Normalised as they were and resized from 8 to 28 pixels, by evaluate too: a dense body takes no other size."""
     write_mnist(tmp_path)
     body = run(
@@ -82,7 +83,7 @@ def test_images_are_made_what_the_weights_were_trained_on(run, script, tmp_path)
     assert ours["input"] == [1, 28, 28]
     assert (ours["mean"], ours["std"]) == (theirs["mean"], theirs["std"])
     assert (ours["height"], ours["width"]) == (8, 8)
-    said = script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt", "resamples=0")
+    said = run_script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt", "resamples=0")
     assert f"test/acc {done.result['metrics']['test/acc']}\n" in said.stdout
     assert f"test/loss {done.result['metrics']['test/loss']}\n" in said.stdout
 

@@ -4,7 +4,7 @@ import json
 
 import matplotlib
 import pytest
-from conftest import ROOT
+from helpers.paths import ROOT
 from matplotlib import pyplot
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

@@ -5,7 +5,7 @@ import socket
 import time
 
 import pytest
-from conftest import configure
+from helpers.configs import configure
 
 from tricklab.errors import UserError
 from tricklab.run.downloads import answers, brief_downloads

@@ -65,9 +65,9 @@ def test_blur_takes_images_that_are_not_square():
 
 
 @pytest.fixture
-def run(trained):
+def run(cached_run):
     options = ("model=mlp", "model.dropout=0.3", "callbacks=ema", "trainer.max_epochs=3")
-    return trained(*options).folder
+    return cached_run(*options).folder
 
 
 def read_table(run):
@@ -75,9 +75,9 @@ def read_table(run):
         return list(csv.DictReader(file))
 
 
-def test_suite_compares_networks_on_all_sets(run, script):
+def test_suite_compares_networks_on_all_sets(run, run_script):
     options = ("suite=ood", "mc=4", "tta=2", "augment=rotate", "other=fake")
-    done = script("evaluate.py", str(run), *options)
+    done = run_script("evaluate.py", str(run), *options)
     assert done.returncode == 0, done.stderr
     rows = read_table(run)
     by_key = {(row["view"], row["images"]): row for row in rows}
@@ -91,13 +91,13 @@ def test_suite_compares_networks_on_all_sets(run, script):
     assert by_key["average", "test"]["auroc"] == ""
     assert len(done.stdout.splitlines()) == len(rows) + 1
     assert (run / "ood.png").stat().st_size > 10_000
-    fewer = script("evaluate.py", str(run), "suite=ood", "other=fake").stdout
+    fewer = run_script("evaluate.py", str(run), "suite=ood", "other=fake").stdout
     assert fewer.splitlines()[:6] == done.stdout.splitlines()[:6]
 
 
-def test_suite_confidence_on_the_test_set_is_accuracy_plus_gap(run, script):
-    script("evaluate.py", str(run), "suite=ood")
-    output = script("evaluate.py", str(run), "resamples=0").stdout
+def test_suite_confidence_on_the_test_set_is_accuracy_plus_gap(run, run_script):
+    run_script("evaluate.py", str(run), "suite=ood")
+    output = run_script("evaluate.py", str(run), "resamples=0").stdout
     results = dict(line.split() for line in output.splitlines()[1:])
     confidence = float(results["test/gap"]) + float(results["test/acc"])
     assert float(read_table(run)[0]["confidence"]) == pytest.approx(confidence, abs=1e-9)
@@ -110,8 +110,8 @@ def test_suite_confidence_on_the_test_set_is_accuracy_plus_gap(run, script):
         (["suite=ood", "other=nothing"], "data=nothing does not exist; allowed: "),
     ],
 )
-def test_suite_refuses_unknown_options(options, message, run, script):
-    done = script("evaluate.py", str(run), *options)
+def test_suite_refuses_unknown_options(options, message, run, run_script):
+    done = run_script("evaluate.py", str(run), *options)
     assert done.returncode == 1
     assert message in done.stderr
     assert not (run / "ood.csv").exists()

@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from conftest import configure
+from helpers.configs import configure
 from sklearn.linear_model import ElasticNet, LogisticRegression
 from torch import nn
 

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.paths import ROOT
 
 BLOCKS = re.compile(r"```bash\n(.*?)```", re.DOTALL)
 COMMENT = re.compile(r"\s+# .*")
@@ -14,15 +14,18 @@ COMMENT = re.compile(r"\s+# .*")
 class Quickstart:
     """README's commands, which are run one after the other."""
 
-    def __init__(self, train, script):
+    def __init__(self, train, run_script):
         text = (ROOT / "README.md").read_text("utf-8")
         lines = "".join(BLOCKS.findall(text)).splitlines()
         self.commands = [COMMENT.sub("", line) for line in lines]
         self.train = train
-        self.script = script
+        self.run_script = run_script
 
     def run(self, command, *extra, **placeholders):
-        """Run the next command, which must be `command`, with `extra` overrides; return its output."""
+        """Run the next command, which must be `command`, with `extra` overrides.
+
+        Returns its output.
+        """
         self.skip(command)
         for placeholder, value in placeholders.items():
             command = command.replace(placeholder, str(value))
@@ -30,7 +33,7 @@ class Quickstart:
         if program == "train.py":
             done = self.train(*overrides, *extra)
         else:
-            done = self.script(program.removeprefix("scripts/"), *overrides, *extra)
+            done = self.run_script(program.removeprefix("scripts/"), *overrides, *extra)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -40,13 +43,13 @@ class Quickstart:
 
 
 @pytest.fixture
-def readme(train, script, tmp_path):
+def readme(train, run_script, tmp_path):
     """README's commands, in an empty folder."""
-    return Quickstart(train, script)
+    return Quickstart(train, run_script)
 
 
 @pytest.mark.xdist_group("servers")
-def test_quickstart(readme, tree):
+def test_quickstart(readme, class_folders):
     readme.skip("pip install -e .")
     output = readme.run("python train.py scheduler=cosine mixup=on", "trainer.max_epochs=3")
     assert "test accuracy" in output
@@ -62,7 +65,7 @@ def test_quickstart(readme, tree):
     assert "preview.png" in output
 
     # your own photographs
-    photographs = tree({"train": 12}).rename("photographs")
+    photographs = class_folders({"train": 12}).rename("photographs")
     output = readme.run(
         "python train.py data=folder data.root=PATH", "trainer.max_epochs=1", PATH=photographs
     )

@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, configure
+from helpers.configs import configure
+from helpers.paths import ROOT
 
 from tricklab.cli.start import count_devices
 from tricklab.devices import is_first, world_size

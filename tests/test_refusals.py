@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import CONF, ONE_BATCH, checked, write_mnist
+from helpers.configs import ONE_BATCH, compose_and_check
+from helpers.datasets import write_mnist
+from helpers.paths import CONF
 from PIL import Image
 
 import tricklab.data.published
@@ -84,8 +86,8 @@ CONFIG_ERRORS = [
     ("nesterov=false", "nesterov=false: no such option. Did you mean optimizer.nesterov=false?"),
     (
         "optimizer.weight_deacy=1",
-        "optimizer.weight_deacy=1: no such option; allowed: fused, lr, lr_base_batch_size, momentum, nesterov, "
-        "weight_decay. Did you mean optimizer.weight_decay=1?",
+        "optimizer.weight_deacy=1: no such option; allowed: fused, lr, lr_base_batch_size, "
+        "momentum, nesterov, weight_decay. Did you mean optimizer.weight_decay=1?",
     ),
     (
         "trainer.lr=1",
@@ -187,8 +189,8 @@ CONFIG_ERRORS_WITH_BLANKS = [
         *CONFIG_ERRORS_WITH_BLANKS,
     ],
 )
-def test_config_error_is_one_line_without_torch(answer, tmp_path, overrides, message):
-    done = answer(*overrides)
+def test_config_error_is_one_line_without_torch(train_without_torch, tmp_path, overrides, message):
+    done = train_without_torch(*overrides)
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -272,7 +274,8 @@ BUILD_ERRORS = [
     ),
     (
         ["trainer.max_epochs=-1"],
-        "trainer.max_epochs=-1 trainer.max_steps=-1: the run would take no optimizer step, or never stop",
+        "trainer.max_epochs=-1 trainer.max_steps=-1: "
+        "the run would take no optimizer step, or never stop",
     ),
     (["model.widths=[]"], "model.widths=[]: expected a non-empty list of int"),
     (["model=resnet", "model.depth=21"], "model.depth=21; allowed: "),
@@ -306,7 +309,7 @@ def test_build_error_is_one_line_and_leaves_no_folder(
     monkeypatch.chdir(wrong_data)
     before = sorted(wrong_data.rglob("*"))
     with pytest.raises(UserError) as error:
-        run(*overrides, compose=checked)
+        run(*overrides, compose=compose_and_check)
     assert explain(error.value).startswith(message)
     assert sorted(wrong_data.rglob("*")) == before
 
@@ -373,18 +376,20 @@ def test_damaged_image_is_named_or_left_out_and_counted(train, wrong_data):
         ("+hydra.job.env_set.WANDB_API_KEY=s3cret", "hydra.job.env_set.WANDB_API_KEY"),
     ],
 )
-def test_plain_secret_is_refused(answer, tmp_path, override, key):
-    done = answer(override)
+def test_plain_secret_is_refused(train_without_torch, tmp_path, override, key):
+    done = train_without_torch(override)
     assert done.stderr.startswith(f"error: {key}=*** would be written into the run folder; give")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["{token: hunter2}", "[{token: hunter2}]", "{a: {api_key: 'x'}}"])
-def test_plain_secret_in_a_config_file_is_refused(answer, tmp_path, tmp_path_factory, text):
+def test_plain_secret_in_a_config_file_is_refused(
+    train_without_torch, tmp_path, tmp_path_factory, text
+):
     conf = tmp_path_factory.mktemp("conf")
     (conf / "experiment").mkdir()
     (conf / "experiment" / "mine.yaml").write_text(f"# @package _global_\nclaim: {{x: {text}}}")
-    done = answer("experiment=mine", f"hydra.searchpath=[file://{conf}]")
+    done = train_without_torch("experiment=mine", f"hydra.searchpath=[file://{conf}]")
     assert done.returncode == 1
     assert "=*** would be written into the run folder" in done.stderr
     assert "hunter2" not in done.stderr

@@ -64,11 +64,11 @@ def change_json(path, change):
 
 
 @pytest.fixture
-def report(script):
+def report(run_script):
     """Report on a sweep; return the Markdown that is printed."""
 
     def run_report(folder, *options):
-        done = script("report.py", str(folder), *options)
+        done = run_script("report.py", str(folder), *options)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -232,9 +232,9 @@ def test_report_names_the_number_of_test_images(sweep, report):
         ([], "no folder. Expected"),
     ],
 )
-def test_report_refuses_wrong_options_in_one_line(sweep, script, arguments, message):
+def test_report_refuses_wrong_options_in_one_line(sweep, run_script, arguments, message):
     folder = sweep(FULL)
-    done = script("report.py", *(argument.format(s=folder) for argument in arguments))
+    done = run_script("report.py", *(argument.format(s=folder) for argument in arguments))
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
@@ -276,7 +276,7 @@ def test_reliability_diagram_sums_the_bins_of_all_seeds():
     assert [patch.get_data().values.tolist() for patch in axes.patches] == [[0.2, 0.8], []]
 
 
-def test_report_survives_damaged_files_and_odd_labels(sweep, report, script):
+def test_report_survives_damaged_files_and_odd_labels(sweep, report, run_script):
     """Labels with marks of Markdown and formulas, results that are none, garbled tables."""
     folder = sweep({r"tag=a|b": [0.9, 0.91], r"tag=$\x$": [0.92, 0.93], "tag=c": [0.94, 0.95]})
     paths = sorted(folder.glob("tag=*/result.json"))
@@ -286,11 +286,11 @@ def test_report_survives_damaged_files_and_odd_labels(sweep, report, script):
     (paths[3].parent / "calibration.csv").write_text("images,right,confidence\n5,\nx\n")
     change_json(paths[2], lambda content: {"metrics": {"test/acc": 0.9, "val/acc": None}})
     assert r"tag=a\|b" in report(folder)
-    refused = script("report.py", str(folder), "metric=test/x")
+    refused = run_script("report.py", str(folder), "metric=test/x")
     assert "metric=test/x does not exist" in refused.stderr
     for text in ("[]", '{"jobs": []}', '{"jobs": [{}]}'):
         (folder / "sweep.json").write_text(text)
-        refused = script("report.py", str(folder))
+        refused = run_script("report.py", str(folder))
         assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
 
 
@@ -333,7 +333,7 @@ def make_json_value(random, depth=0):
     return leaves[random.integers(len(leaves))]
 
 
-def test_report_survives_any_result_of_a_stranger(sweep, script):
+def test_report_survives_any_result_of_a_stranger(sweep, run_script):
     random = np.random.default_rng(0)
     folder = sweep({"mixup=off": [0.9, 0.91], "mixup=on": [0.92, 0.9]})
     honest = {path: path.read_text() for path in folder.glob("mixup*/result.json")}
@@ -350,7 +350,7 @@ def test_report_survives_any_result_of_a_stranger(sweep, script):
             key = str(random.choice(["folder", "overrides"]))
             sweep_json["jobs"][n % 4][key] = make_json_value(random)
         write_json(folder / "sweep.json", sweep_json)
-        done = script("report.py", str(folder))
+        done = run_script("report.py", str(folder))
         assert done.returncode == 0 or len(done.stderr.splitlines()) == 1, done.stderr
 
 

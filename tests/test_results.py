@@ -5,7 +5,7 @@ import json
 import math
 
 import pytest
-from conftest import ONE_BATCH
+from helpers.configs import ONE_BATCH
 
 from tricklab.analysis import load_runs, read_runs
 from tricklab.analysis.results import Run, read_sweep, to_row
@@ -158,7 +158,7 @@ def three_runs(run):
     (done.folder.parent / "c" / "result.json").unlink()
 
 
-def test_runs_are_found_by_options_and_status(three_runs, script):
+def test_runs_are_found_by_options_and_status(three_runs, run_script):
     for filters, found in [
         ([], "abc"),
         (["status=failed"], "b"),
@@ -169,23 +169,23 @@ def test_runs_are_found_by_options_and_status(three_runs, script):
         (["optimizer.lr=0.2"], ""),
         (["optimizer.lr=1e-1", "data.train_size=null", "model.widths=[256,128]"], "abc"),
     ]:
-        lines = script("runs.py", *filters).stdout.splitlines()
+        lines = run_script("runs.py", *filters).stdout.splitlines()
         assert sorted(line[-1] for line in lines[:-1]) == list(found), filters
         assert lines[-1] == f"{len(found)} runs below runs"
 
 
-def test_runs_are_deleted_unless_they_may_run(three_runs, script, tmp_path):
+def test_runs_are_deleted_unless_they_may_run(three_runs, run_script, tmp_path):
     def delete(*filters):
-        script("runs.py", *filters, "delete=true")
+        run_script("runs.py", *filters, "delete=true")
         return sorted(path.name for path in (tmp_path / "runs").iterdir())
 
     (tmp_path / "runs" / "mine").mkdir()
     (tmp_path / "runs" / "mine" / "config.yaml").write_text("something: else")
-    done = script("runs.py", "scheduler=step", "delete=true")
+    done = run_script("runs.py", "scheduler=step", "delete=true")
     assert "2 runs below runs, 1 deleted" in done.stdout  # c is unfinished
     assert delete("seed=0") == ["a", "c", "mine"]
     lock = lock_run(tmp_path / "runs" / "c")
-    assert script("runs.py", "status=running").stdout.splitlines()[-1] == "1 runs below runs"
+    assert run_script("runs.py", "status=running").stdout.splitlines()[-1] == "1 runs below runs"
     assert delete("status=running") == ["a", "c", "mine"]
     lock.close()
     assert delete("status=unfinished") == ["a", "mine"]
@@ -203,33 +203,35 @@ def test_runs_are_deleted_unless_they_may_run(three_runs, script, tmp_path):
         (["sed=1", "delete=true"], "no run below runs has this option. Did you mean 'seed'?"),
     ],
 )
-def test_runs_refuses_wrong_arguments_in_one_line(script, tmp_path, arguments, message):
+def test_runs_refuses_wrong_arguments_in_one_line(run_script, tmp_path, arguments, message):
     write_run(tmp_path / "runs" / "a")
-    done = script("runs.py", *arguments)
+    done = run_script("runs.py", *arguments)
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert (tmp_path / "runs" / "a").is_dir()
 
 
-def test_runs_lists_damaged_runs_beside_the_others(script, tmp_path):
+def test_runs_lists_damaged_runs_beside_the_others(run_script, tmp_path):
     write_run(tmp_path / "runs" / "fine")
     write_run(tmp_path / "runs" / "broken", "choices: [")
     write_run(tmp_path / "runs" / "odd", result='{"status": "\\u001b[2J", "metrics": [1]}')
-    done = script("runs.py")
+    done = run_script("runs.py")
     assert done.returncode == 0, done.stderr
     status = {line.split()[-1]: line.split()[0] for line in done.stdout.splitlines()[:-1]}
     assert status == {"runs/fine": "done", "runs/broken": "unreadable", "runs/odd": "\\x1b[2J"}
-    assert script("runs.py", "status=done", "delete=true").stdout.endswith(", 1 deleted\n")
+    assert run_script("runs.py", "status=done", "delete=true").stdout.endswith(", 1 deleted\n")
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["broken", "odd"]
-    assert script("runs.py", "status=unreadable", "delete=true").stdout.endswith(", 1 deleted\n")
+    assert run_script("runs.py", "status=unreadable", "delete=true").stdout.endswith(
+        ", 1 deleted\n"
+    )
 
 
-def test_runs_deletes_nothing_outside_of_the_root(script, tmp_path):
+def test_runs_deletes_nothing_outside_of_the_root(run_script, tmp_path):
     write_run(tmp_path / "elsewhere" / "run")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
-    done = script("runs.py", "status=done", "delete=true")
+    done = run_script("runs.py", "status=done", "delete=true")
     assert done.returncode == 1
     assert "is a link that leads out of runs" in done.stderr
     assert (tmp_path / "elsewhere" / "run" / "result.json").is_file()

@@ -10,7 +10,8 @@ import subprocess
 
 import pytest
 import torch
-from conftest import ONE_BATCH, Run, configure
+from helpers.configs import ONE_BATCH, configure
+from helpers.runs import Run
 
 from tricklab.cli.start import Check
 from tricklab.errors import UserError
@@ -288,7 +289,7 @@ def test_from_the_command_line(run, train, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["one"]
 
 
-def test_what_can_not_go_on_leaves_what_there_is(run, script, tmp_path):
+def test_what_can_not_go_on_leaves_what_there_is(run, run_script, tmp_path):
     """A body that has gone missing is not needed; an epoch cut short and a run at work are refused."""
     body = run(*ONE_BATCH, folder="body")
     done = run(
@@ -313,7 +314,7 @@ def test_what_can_not_go_on_leaves_what_there_is(run, script, tmp_path):
     with pytest.raises(UserError, match="was saved at step 16, inside an epoch shortened"):
         run(*options)
     assert again.result["status"] == "done"
-    said = script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt", "resamples=0")
+    said = run_script("evaluate.py", f"ckpt={done.folder}/checkpoints/best.ckpt", "resamples=0")
     assert f"test/acc {again.result['metrics']['test/acc']}\n" in said.stdout
 
 
@@ -358,9 +359,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(run, damage):
     assert_same(run(*words, f"resume={best}"), whole)
 
 
-def test_other_data_are_refused(run, tree):
+def test_other_data_are_refused(run, class_folders):
     """Wherever they are kept."""
-    root = tree({"": 20}, size=8)
+    root = class_folders({"": 20}, size=8)
     words = (
         "data=folder",
         f"data.root='{root}'",

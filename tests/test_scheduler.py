@@ -10,7 +10,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import CONF, configure
+from helpers.configs import configure
+from helpers.paths import CONF
 from omegaconf import OmegaConf
 from pytorch_lightning import LightningModule, Trainer
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler, StepLRScheduler

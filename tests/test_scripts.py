@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ONE_BATCH, ROOT, write_mnist
+from helpers.configs import ONE_BATCH
+from helpers.datasets import write_mnist
+from helpers.paths import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -46,9 +48,9 @@ def read_csv(text):
     ],
 )
 def test_scripts_answer_without_importing_torch(
-    servers, tmp_path, tmp_path_factory, script_name, argument, message
+    fork_servers, tmp_path, tmp_path_factory, script_name, argument, message
 ):
-    server = servers("tricklab.cli.start", "tricklab.cli.launch")
+    server = fork_servers("tricklab.cli.start", "tricklab.cli.launch")
     path = str(ROOT / "scripts" / script_name)
     files = tmp_path_factory.mktemp("output")
     done = server.run(files, tmp_path, path, argument, env={**os.environ})
@@ -60,9 +62,9 @@ def test_scripts_answer_without_importing_torch(
 # evaluate.py
 
 
-def test_evaluate_reproduces_the_test_results_of_the_run(trained, script):
-    run = trained("model=mlp", "trainer.max_epochs=2", "mixup=on", "augment=light")
-    done = script("evaluate.py", f"ckpt={run.folder}/checkpoints/best.ckpt", "resamples=0")
+def test_evaluate_reproduces_the_test_results_of_the_run(cached_run, run_script):
+    run = cached_run("model=mlp", "trainer.max_epochs=2", "mixup=on", "augment=light")
+    done = run_script("evaluate.py", f"ckpt={run.folder}/checkpoints/best.ckpt", "resamples=0")
     assert done.returncode == 0, done.stderr
     first, *lines = done.stdout.splitlines()
     assert first == "images 359"
@@ -70,21 +72,21 @@ def test_evaluate_reproduces_the_test_results_of_the_run(trained, script):
     metrics = run.result["metrics"]
     expected = {name: value for name, value in metrics.items() if name.startswith("test/")}
     assert {name: float(value) for name, value in results.items()} == expected
-    assert script("evaluate.py", str(run.folder), "resamples=0").stdout == done.stdout
+    assert run_script("evaluate.py", str(run.folder), "resamples=0").stdout == done.stdout
 
 
-def test_evaluate_prints_doubles_to_the_last_digit(run, script):
+def test_evaluate_prints_doubles_to_the_last_digit(run, run_script):
     done = run(*ONE_BATCH[1:], "stop_after=1ep", "trainer.precision=64-true")
-    output = script("evaluate.py", str(done.folder), "resamples=0").stdout
+    output = run_script("evaluate.py", str(done.folder), "resamples=0").stdout
     assert f"test/loss {done.result['metrics']['test/loss']}\n" in output
 
 
-def test_evaluate_takes_data_overrides_in_any_order(run, script, tree):
-    root = tree({"train": 6, "test": 3})
+def test_evaluate_takes_data_overrides_in_any_order(run, run_script, class_folders):
+    root = class_folders({"train": 6, "test": 3})
     done = run("data=folder", f"data.root='{root}'", "model=mlp", "stop_after=1it")
-    other = f"data.root='{tree({'other/train': 5, 'other/test': 4})}/other'"
+    other = f"data.root='{class_folders({'other/train': 5, 'other/test': 4})}/other'"
     first, second, own = (
-        script("evaluate.py", str(done.folder), "resamples=0", *overrides).stdout
+        run_script("evaluate.py", str(done.folder), "resamples=0", *overrides).stdout
         for overrides in (["data=folder", other], [other, "data=folder"], [])
     )
     assert first == second
@@ -92,30 +94,32 @@ def test_evaluate_takes_data_overrides_in_any_order(run, script, tree):
     assert first != own
 
 
-def test_evaluate_decodes_other_folders_as_in_training(run, script, tree):
+def test_evaluate_decodes_other_folders_as_in_training(run, run_script, class_folders):
     """`data=folder` alone must not reset the image size to the default of 32 pixels."""
-    root = tree({"train": 12, "test": 4}, size=40)
+    root = class_folders({"train": 12, "test": 4}, size=40)
     data = ("data=folder", f"data.root='{root}'", "data.size=40", "data.mode=L")
     run = run(*data, "model=mlp", "model.widths=[8]", "trainer.max_epochs=2")
-    done = script("evaluate.py", str(run.folder), "data=folder", f"data.root='{root}/test'")
+    done = run_script("evaluate.py", str(run.folder), "data=folder", f"data.root='{root}/test'")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("images 8\n")
     for name in ("test/acc", "test/loss"):
         assert f"{name} {run.result['metrics'][name]} " in done.stdout
 
 
-def test_evaluate_takes_all_images_of_another_folder(run, script, tree):
+def test_evaluate_takes_all_images_of_another_folder(run, run_script, class_folders):
     """Nothing is split off for training from a folder that is not the run's."""
-    root = tree({"mine": 10, "other": 7, "only/test": 3}, size=12)
+    root = class_folders({"mine": 10, "other": 7, "only/test": 3}, size=12)
     data = ("data=folder", f"data.root='{root}/mine'", "data.size=12")
     run = run(*ONE_BATCH, *data, "model=mlp", "model.widths=[8]")
     for other, images in {"mine": 4, "other": 14, "only": 6}.items():
         data = f"data.root='{root}/{other}'"
-        done = script("evaluate.py", str(run.folder), data, "resamples=0")
+        done = run_script("evaluate.py", str(run.folder), data, "resamples=0")
         assert done.stdout.splitlines()[0] == f"images {images}", done.stderr
 
 
-def test_evaluate_downloads_only_data_named_on_the_command_line(run, script, tmp_path, monkeypatch):
+def test_evaluate_downloads_only_data_named_on_the_command_line(
+    run, run_script, tmp_path, monkeypatch
+):
     write_mnist(tmp_path / "mnist")
     run = run(*ONE_BATCH, "model=mlp", "data=mnist", f"data.root={tmp_path}/mnist")
     (tmp_path / "mnist").rename(tmp_path / "elsewhere")
@@ -126,9 +130,9 @@ def test_evaluate_downloads_only_data_named_on_the_command_line(run, script, tmp
         raise RuntimeError("no network")
 
     monkeypatch.setattr("torchvision.datasets.MNIST", download)
-    assert "no MNIST there" in script("evaluate.py", str(run.folder)).stderr
+    assert "no MNIST there" in run_script("evaluate.py", str(run.folder)).stderr
     assert not downloads
-    assert "no download" in script("evaluate.py", str(run.folder), "data=mnist").stderr
+    assert "no download" in run_script("evaluate.py", str(run.folder), "data=mnist").stderr
     assert downloads
 
 
@@ -166,10 +170,10 @@ def test_evaluate_downloads_only_data_named_on_the_command_line(run, script, tmp
         (["RUN", "tta=4", "augment=flib"], "augment=flib does not exist; allowed: affine"),
     ],
 )
-def test_evaluate_refuses_in_one_line(trained, script, arguments, message):
-    run = trained("debug=batch", "model=mlp")
+def test_evaluate_refuses_in_one_line(cached_run, run_script, arguments, message):
+    run = cached_run("debug=batch", "model=mlp")
     arguments = [argument.replace("RUN", str(run.folder)) for argument in arguments]
-    done = script("evaluate.py", *arguments)
+    done = run_script("evaluate.py", *arguments)
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -179,11 +183,11 @@ def test_evaluate_refuses_in_one_line(trained, script, arguments, message):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_predict_gives_class_and_probability_of_files(run, tree, script, precision):
-    root = tree({"train": 12, "test": 4})
+def test_predict_gives_class_and_probability_of_files(run, class_folders, run_script, precision):
+    root = class_folders({"train": 12, "test": 4})
     data = ("data=folder", f"data.root='{root}'", "data.size=16")
     run = run(*data, "model=mlp", "trainer.max_epochs=2", f"trainer.precision={precision}")
-    done = script("predict.py", str(run.folder), f"input={root}/test")
+    done = run_script("predict.py", str(run.folder), f"input={root}/test")
     assert done.returncode == 0, done.stderr
     rows = read_csv(done.stdout)
     files = [root / "test" / name / f"{i}.png" for name in ("cat", "dog") for i in range(4)]
@@ -202,23 +206,23 @@ def test_predict_gives_class_and_probability_of_files(run, tree, script, precisi
 
 
 @pytest.fixture
-def tree_run(run, tree):
+def tree_run(run, class_folders):
     """A run on class folders, which are returned with it."""
 
     def train(*classes):
-        root = tree({"train": 6}, classes=classes)
+        root = class_folders({"train": 6}, classes=classes)
         data = ("data=folder", f"data.root='{root}'", "data.size=12")
         return run(*ONE_BATCH, *data, "model=mlp").folder, root / "train"
 
     return train
 
 
-def test_predict_leaves_out_damaged_files_and_names_them(tree_run, script, tmp_path):
+def test_predict_leaves_out_damaged_files_and_names_them(tree_run, run_script, tmp_path):
     run, root = tree_run("cat", "dog")
     (root / "cat" / "0.png").write_bytes(b"")
     (root / "dog" / "1.png").write_text("not an image")
     (root / "dog" / "2.png").rename(root / "dog" / os.fsdecode(b"caf\xe9.png"))
-    done = script("predict.py", str(run), f"input={root}", "output=out.csv")
+    done = run_script("predict.py", str(run), f"input={root}", "output=out.csv")
     assert done.returncode == 1
     *errors, last = done.stderr.splitlines()
     damaged = [Path(line.split(" can't be decoded")[0]).name for line in errors]
@@ -229,19 +233,19 @@ def test_predict_leaves_out_damaged_files_and_names_them(tree_run, script, tmp_p
     assert b"caf\xe9.png" in content
 
 
-def test_predict_escapes_class_names_that_are_formulas(tree_run, script):
+def test_predict_escapes_class_names_that_are_formulas(tree_run, run_script):
     run, root = tree_run("=cmd|' C'!A0\x1b[2J", "dog")
-    rows = read_csv(script("predict.py", str(run), f"input={root}").stdout)
+    rows = read_csv(run_script("predict.py", str(run), f"input={root}").stdout)
     assert len(rows) == 12
     assert {row["class"] for row in rows} <= {"'=cmd|' C'!A0\\x1b[2J", "dog"}
     assert any(row["class"] != "dog" for row in rows)
 
 
-def test_predict_refuses_an_input_without_images(trained, script, tmp_path):
-    run = trained("debug=batch", "model=mlp")
+def test_predict_refuses_an_input_without_images(cached_run, run_script, tmp_path):
+    run = cached_run("debug=batch", "model=mlp")
     (tmp_path / "empty").mkdir()
     for value in ("", "input=nowhere", "input=empty"):
-        done = script("predict.py", str(run.folder), *filter(None, [value]))
+        done = run_script("predict.py", str(run.folder), *filter(None, [value]))
         assert done.returncode == 1
         assert f"{value or 'input='}: no image there. Expected one, or a folder" in done.stderr
         assert done.stdout == ""
@@ -250,10 +254,10 @@ def test_predict_refuses_an_input_without_images(trained, script, tmp_path):
 # export.py
 
 
-def test_exported_file_has_the_logits_and_config_of_its_checkpoint(run, script, tmp_path):
+def test_exported_file_has_the_logits_and_config_of_its_checkpoint(run, run_script, tmp_path):
     options = ("model=resnet", "model.depth=8", "trainer.channels_last=true")
     run = run(*options, "trainer.max_epochs=1")
-    done = script("export.py", str(run.folder), "output=m.safetensors")
+    done = run_script("export.py", str(run.folder), "output=m.safetensors")
     assert done.returncode == 0, done.stderr
     original = load_checkpoint(run.folder)
     exported = load_checkpoint(tmp_path / "m.safetensors")
@@ -262,15 +266,15 @@ def test_exported_file_has_the_logits_and_config_of_its_checkpoint(run, script, 
         assert torch.equal(original.net()(images), exported.net()(images))
     assert load_file(tmp_path / "m.safetensors").keys() == original.net().state_dict().keys()
     assert original.config == exported.config
-    done = script("evaluate.py", "ckpt=m.safetensors", "resamples=0")
+    done = run_script("evaluate.py", "ckpt=m.safetensors", "resamples=0")
     assert f"test/acc {run.result['metrics']['test/acc']}" in done.stdout
 
 
-def test_export_writes_safetensors_beside_the_checkpoint(trained, script):
-    run = trained("debug=batch", "model=mlp")
-    assert script("export.py", str(run.folder)).returncode == 0
+def test_export_writes_safetensors_beside_the_checkpoint(cached_run, run_script):
+    run = cached_run("debug=batch", "model=mlp")
+    assert run_script("export.py", str(run.folder)).returncode == 0
     assert (run.folder / "checkpoints" / "best.safetensors").is_file()
-    done = script("export.py", str(run.folder), "output=model.onnx")
+    done = run_script("export.py", str(run.folder), "output=model.onnx")
     assert done.returncode == 1
     assert "output=model.onnx: expected a name that ends in .safetensors" in done.stderr
 
@@ -278,10 +282,10 @@ def test_export_writes_safetensors_beside_the_checkpoint(trained, script):
 # plan.py
 
 
-def test_plan_writes_the_learning_rates_of_training(run, script, tmp_path):
+def test_plan_writes_the_learning_rates_of_training(run, run_script, tmp_path):
     options = ("scheduler=cosine", "scheduler.warmup=10%", "optimizer.lr_base_batch_size=256")
     options += ("trainer.max_epochs=3",)
-    done = script("plan.py", *options, "hydra.run.dir=plan")
+    done = run_script("plan.py", *options, "hydra.run.dir=plan")
     assert done.returncode == 0, done.stderr
     assert "lr: 33 steps, first 0.01667, peak 0.05" in done.stdout
     run = run("model=mlp", *options, "trainer.log_every_n_steps=1")
@@ -292,9 +296,9 @@ def test_plan_writes_the_learning_rates_of_training(run, script, tmp_path):
     assert Image.open(tmp_path / "plan" / "plan.png").size == (1200, 675)
 
 
-def test_plan_compares_schedules_with_a_backbone_lr(script, tmp_path):
+def test_plan_compares_schedules_with_a_backbone_lr(run_script, tmp_path):
     options = ("scheduler=step,cosine", "trainer.max_epochs=2", "model.backbone_lr_mult=0.5")
-    done = script("plan.py", *options, "hydra.run.dir=p")
+    done = run_script("plan.py", *options, "hydra.run.dir=p")
     assert done.returncode == 0, done.stderr
     rows = read_csv((tmp_path / "p" / "plan.csv").read_text())
     names = ["scheduler=step", "scheduler=step_body", "scheduler=cosine", "scheduler=cosine_body"]
@@ -306,27 +310,29 @@ def test_plan_compares_schedules_with_a_backbone_lr(script, tmp_path):
         assert f"  {mark}  {name}: 22 steps" in done.stdout
 
 
-def test_plan_counts_the_steps_of_several_processes(script):
-    one = script("plan.py", "trainer.accelerator=cpu").stdout
-    two = script("plan.py", "trainer.accelerator=cpu", "trainer.devices=2").stdout
+def test_plan_counts_the_steps_of_several_processes(run_script):
+    one = run_script("plan.py", "trainer.accelerator=cpu").stdout
+    two = run_script("plan.py", "trainer.accelerator=cpu", "trainer.devices=2").stdout
     assert "165 steps" in one
     assert "90 steps" in two
 
 
-def test_plan_summarizes_lrs_and_weight_decay(script):
+def test_plan_summarizes_lrs_and_weight_decay(run_script):
     options = ("scheduler=linear", "trainer.max_steps=4", "trainer.max_epochs=1")
     adamw = ("optimizer=adamw", "optimizer.lr=0.4", "optimizer.weight_decay=0.5")
-    output = script("plan.py", *options, *adamw).stdout
+    output = run_script("plan.py", *options, *adamw).stdout
     remaining = 0.8 * 0.85 * 0.9 * 0.95
     assert "first 0.4, peak 0.4, last 0.1, sum 1" in output
     assert f"weight decay leaves {remaining:.4g}" in output
-    output = script("plan.py", "scheduler=plateau").stdout
+    output = run_script("plan.py", "scheduler=plateau").stdout
     assert "lower when val/loss no longer falls" in output
 
 
-def test_plan_weight_decay_of_sgd_is_amplified_by_momentum(script):
+def test_plan_weight_decay_of_sgd_is_amplified_by_momentum(run_script):
     """Compared with the optimizer's effect on a weight whose gradient is 0."""
-    output = script("plan.py", "data.train_size=1280", "trainer.max_epochs=100", "model=mlp").stdout
+    output = run_script(
+        "plan.py", "data.train_size=1280", "trainer.max_epochs=100", "model=mlp"
+    ).stdout
     weight = torch.ones(1, dtype=torch.double, requires_grad=True)
     sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     for _ in range(1000):
@@ -351,8 +357,8 @@ def test_plan_weight_decay_of_sgd_is_amplified_by_momentum(script):
         (["penalty=decay", "penalty.decay.strength=20"], "would multiply weights by -1"),
     ],
 )
-def test_plan_refuses_what_training_refuses(script, overrides, message):
-    done = script("plan.py", *overrides)
+def test_plan_refuses_what_training_refuses(run_script, overrides, message):
+    done = run_script("plan.py", *overrides)
     assert done.returncode == 1
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -374,8 +380,8 @@ def drawn(monkeypatch):
     return drawn
 
 
-def test_preview_draws_a_row_for_each_option(script, drawn):
-    done = script("preview.py", "augment=none,flip,crop", "hydra.run.dir=p")
+def test_preview_draws_a_row_for_each_option(run_script, drawn):
+    done = run_script("preview.py", "augment=none,flip,crop", "hydra.run.dir=p")
     assert done.returncode == 0, done.stderr
     labels = [text for text in drawn["text"] if text]
     assert labels == ["augment=\nnone", "augment=\nflip", "augment=\ncrop"]
@@ -385,9 +391,9 @@ def test_preview_draws_a_row_for_each_option(script, drawn):
         assert (plain == flipped).all() or (plain == flipped[:, ::-1]).all()
 
 
-def test_preview_shows_the_first_batch_of_training(run, script, drawn, tmp_path, monkeypatch):
+def test_preview_shows_the_first_batch_of_training(run, run_script, drawn, tmp_path, monkeypatch):
     options = ("augment=light", "mixup=on", "mixup.alpha=5.0")
-    done = script("preview.py", *options, "hydra.run.dir=p")
+    done = run_script("preview.py", *options, "hydra.run.dir=p")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "p" / "preview.png").is_file()
     batches = []
@@ -411,10 +417,10 @@ def scale_to_unit(image):
 
 
 @pytest.mark.parametrize("mixing", [["mixup='off'"], ["mixup='on'", "mixup.alpha=5.0"]])
-def test_preview_shows_smoothed_targets(script, drawn, monkeypatch, mixing):
+def test_preview_shows_smoothed_targets(run_script, drawn, monkeypatch, mixing):
     """0.9 of the target, and 0.1 spread over ten classes."""
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *arguments, **options: None)
-    done = script("preview.py", "loss=cross_entropy,smooth", *mixing, "hydra.run.dir=p")
+    done = run_script("preview.py", "loss=cross_entropy,smooth", *mixing, "hydra.run.dir=p")
     assert done.returncode == 0, done.stderr
     titles = drawn["set_title"]
     for plain, smooth in zip(titles[:8], titles[8:], strict=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ONE_BATCH, configure
+from helpers.configs import ONE_BATCH, configure
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
@@ -48,20 +48,20 @@ class Payload:
     ],
     ids=lambda command: " ".join(command[:2]),
 )
-def test_checkpoint_with_a_pickled_payload_is_refused(trained, script, tmp_path, command):
-    last = trained(*RUN).folder / "checkpoints" / "last.ckpt"
+def test_checkpoint_with_a_pickled_payload_is_refused(cached_run, run_script, tmp_path, command):
+    last = cached_run(*RUN).folder / "checkpoints" / "last.ckpt"
     torch.save({**torch.load(last, weights_only=True), "extra": Payload()}, last)
     (tmp_path / "pickle" / "checkpoints").mkdir(parents=True)
     torch.save(Payload(), tmp_path / "pickle" / "checkpoints" / "last.ckpt")
-    done = script(*command)
+    done = run_script(*command)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error: ")
     assert not list(tmp_path.rglob(MARK))
 
 
-def test_paths_in_a_checkpoint_are_not_deleted(trained, train, tmp_path):
+def test_paths_in_a_checkpoint_are_not_deleted(cached_run, train, tmp_path):
     """Lightning deletes the previous best checkpoint, whose path is in the state of a callback."""
-    run = trained(*SMALL, "trainer.max_epochs=1").folder
+    run = cached_run(*SMALL, "trainer.max_epochs=1").folder
     victim = tmp_path / "victim"
     victim.mkdir()
     last = run / "checkpoints" / "last.ckpt"
@@ -150,27 +150,27 @@ def test_validate_config_keeps_a_valid_config():
     assert validated.trainer.precision == "bf16-mixed"
 
 
-def test_config_in_an_exported_file_runs_nothing(trained, script, tmp_path):
-    run = trained(*RUN).folder
-    assert script("export.py", str(run), "output=honest.safetensors").returncode == 0
+def test_config_in_an_exported_file_runs_nothing(cached_run, run_script, tmp_path):
+    run = cached_run(*RUN).folder
+    assert run_script("export.py", str(run), "output=honest.safetensors").returncode == 0
     tensors, metadata = read_safetensors(Path("honest.safetensors"))
     config = OmegaConf.create(metadata["config"])
     config.claim = {"_target_": "os.mkdir", "_args_": [MARK]}
     config.data.batch_size = "${claim}"
     save_file(tensors, "evil.safetensors", {"config": OmegaConf.to_yaml(config)})
     for name, *options in (["evaluate.py"], ["predict.py", "input=."], ["export.py"]):
-        done = script(name, "ckpt=evil.safetensors", *options)
+        done = run_script(name, "ckpt=evil.safetensors", *options)
         assert done.returncode == 1
         assert "data.batch_size='${claim}'" in done.stderr
     assert not list(tmp_path.rglob(MARK))
 
 
 @pytest.mark.slow
-def test_random_hostile_configs_import_write_and_start_nothing(trained, script, tmp_path):
+def test_random_hostile_configs_import_write_and_start_nothing(cached_run, run_script, tmp_path):
     """Two thousand configs, watched by Python's audit hook."""
-    run = trained(*RUN, "model.widths=[4]").folder
+    run = cached_run(*RUN, "model.widths=[4]").folder
     exported = f"{tmp_path}/m.safetensors"
-    assert script("export.py", str(run), f"output={exported}").returncode == 0
+    assert run_script("export.py", str(run), f"output={exported}").returncode == 0
     done = run_audit("fuzz", exported, "0", "2000")
     assert done.returncode == 0, done.stderr
     *events, summary = done.stdout.splitlines()
@@ -199,8 +199,8 @@ def test_find_target_refuses_what_is_no_option(target):
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "checkpoints", ".hydra", ".lock"])
-def test_run_folder_with_a_link_out_of_it_is_refused(trained, train, tmp_path, name):
-    run = trained("model=mlp", "stop_after=2it").folder
+def test_run_folder_with_a_link_out_of_it_is_refused(cached_run, train, tmp_path, name):
+    run = cached_run("model=mlp", "stop_after=2it").folder
     outside = tmp_path / "outside"
     if (run / name).exists():
         (run / name).rename(outside)
@@ -220,14 +220,14 @@ def read_files(path):
     return [file.read_bytes() for file in files if file.is_file()]
 
 
-def test_results_are_not_written_through_a_link(trained, script, tmp_path):
-    run = trained("model=mlp", "stop_after=2it").folder
+def test_results_are_not_written_through_a_link(cached_run, run_script, tmp_path):
+    run = cached_run("model=mlp", "stop_after=2it").folder
     victim = tmp_path / "victim.txt"
     victim.write_text("keep")
     for name in ("ood.csv", "ood.png", "config.yaml.tmp", "checkpoints/best.safetensors"):
         (run / name).symlink_to(victim)
-    assert script("evaluate.py", str(run), "suite=ood").returncode == 0
-    assert script("export.py", str(run)).returncode == 0
+    assert run_script("evaluate.py", str(run), "suite=ood").returncode == 0
+    assert run_script("export.py", str(run)).returncode == 0
     assert victim.read_text() == "keep"
     assert not (run / "ood.csv").is_symlink()
 
@@ -240,9 +240,9 @@ def png_chunk(kind, data):
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", checksum)
 
 
-def test_image_of_2500_million_pixels_is_not_decoded(train, tree):
+def test_image_of_2500_million_pixels_is_not_decoded(train, class_folders):
     """50,000 x 50,000: a PNG of a few bytes, which would take 7.5 GB."""
-    root = tree({"": 6})
+    root = class_folders({"": 6})
     header = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     chunks = [
         png_chunk(b"IHDR", header),
@@ -256,9 +256,9 @@ def test_image_of_2500_million_pixels_is_not_decoded(train, tree):
     assert f"{root}/cat/bomb.png can't be decoded: {reason}" in done.stderr
 
 
-def test_image_starts_no_program(train, tree, tmp_path, monkeypatch):
+def test_image_starts_no_program(train, class_folders, tmp_path, monkeypatch):
     """Pillow decodes EPS with Ghostscript, whatever the extension of the file."""
-    root = tree({"": 6})
+    root = class_folders({"": 6})
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "gs").write_text(f"#!/bin/sh\nmkdir '{tmp_path}/{MARK}'\n")
     (tmp_path / "bin" / "gs").chmod(0o755)
@@ -273,17 +273,19 @@ def test_image_starts_no_program(train, tree, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("servers")
-def test_folder_named_like_a_script_is_escaped_in_the_report(train, script, tree, tmp_path):
+def test_folder_named_like_a_script_is_escaped_in_the_report(
+    train, run_script, class_folders, tmp_path
+):
     """The root of the data, which the report names, and a class."""
     name = "<script>alert(1)<"
-    tree({"": 8}, classes=("cat", name)).rename(tmp_path / name)
+    class_folders({"": 8}, classes=("cat", name)).rename(tmp_path / name)
     shutil.copytree(tmp_path / name, tmp_path / "plain")
     roots = f"data.root='{tmp_path}/plain','{tmp_path}/{name}'"
     data = ("data=folder", roots, "data.num_workers=0", "data.batch_size=4")
     done = train("-m", CPU, "model=mlp", "stop_after=1it", *data, "hydra.sweep.dir=s")
     assert done.returncode == 0, done.stdout
     assert all(name in path.read_text() for path in Path("s").glob("*/config.yaml"))
-    assert script("report.py", "s").returncode == 0
+    assert run_script("report.py", "s").returncode == 0
     page = (tmp_path / "s" / "report.html").read_text()
     assert name not in page
     assert "&lt;script&gt;alert(1)" in page

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import pytorch_lightning as pl
-from conftest import CONF
+from helpers.paths import CONF
 from hydra.utils import get_object
 
 from tricklab.cli.signatures import read_signature

@@ -5,7 +5,8 @@ import re
 from typing import Any
 
 import pytest
-from conftest import CONF, checked, configure
+from helpers.configs import compose_and_check, configure
+from helpers.paths import CONF
 from omegaconf import DictConfig, OmegaConf
 
 from tricklab.cli.config import MULTI_OPTION_GROUPS, list_options
@@ -361,7 +362,7 @@ size: null # {auto} or int [8, inf) or null
 
 
 @pytest.fixture
-def answer_fork(answer, tmp_path_factory):
+def answer_fork(train_without_torch, tmp_path_factory):
     """Answer overrides with `scheduler=mine`, which is in a folder of its own."""
     conf = tmp_path_factory.mktemp("fork") / "conf"
     (conf / "scheduler").mkdir(parents=True)
@@ -371,7 +372,9 @@ def answer_fork(answer, tmp_path_factory):
 
     def answer_fork(*overrides: str, schedule: str = OWN_SCHEDULE) -> str:
         (conf / "scheduler" / "mine.yaml").write_text(schedule)
-        done = answer("scheduler=mine", *overrides, f"hydra.searchpath=[file://{conf}]")
+        done = train_without_torch(
+            "scheduler=mine", *overrides, f"hydra.searchpath=[file://{conf}]"
+        )
         assert done.returncode == 1
         assert "torch" not in done.modules
         (line,) = done.stderr.splitlines()
@@ -421,7 +424,7 @@ def test_key_of_a_fork_has_its_own_range(answer_fork, overrides, message):
 )
 def test_added_argument_has_the_spec_of_its_class(overrides, message):
     with pytest.raises(UserError, match=re.escape(message)):
-        checked(*overrides)
+        compose_and_check(*overrides)
 
 
 def test_bad_spec_of_a_fork_is_one_line(answer_fork):

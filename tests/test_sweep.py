@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT, configure
+from helpers.configs import configure
+from helpers.paths import ROOT
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tricklab import sweep

@@ -122,31 +122,31 @@ def test_equal_views_have_no_mutual_information():
     assert (ensemble.entropy[0] < math.log(3)).all()
 
 
-def evaluate(script, run, *options):
+def evaluate(run_script, run, *options):
     """Return the results that evaluate.py prints."""
-    output = script("evaluate.py", str(run.folder), "resamples=0", *options).stdout
+    output = run_script("evaluate.py", str(run.folder), "resamples=0", *options).stdout
     pairs = [line.split() for line in output.splitlines()[1:]]
     return {name: float(value) for name, value in pairs}
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true", "bf16-true"])
-def test_evaluate_augments_views_in_full_precision(trained, script, precision):
-    run = trained("model=mlp", "augment=rotate", "trainer.max_epochs=3")
+def test_evaluate_augments_views_in_full_precision(cached_run, run_script, precision):
+    run = cached_run("model=mlp", "augment=rotate", "trainer.max_epochs=3")
     rotate = ("tta=4", "augment=rotate", "augment.rotate.degrees=30")
-    single = evaluate(script, run, *rotate, "trainer.precision=32-true")
-    other = evaluate(script, run, *rotate, f"trainer.precision={precision}")
+    single = evaluate(run_script, run, *rotate, "trainer.precision=32-true")
+    other = evaluate(run_script, run, *rotate, f"trainer.precision={precision}")
     assert other["test/loss"] == pytest.approx(single["test/loss"], rel=0.03)
-    assert evaluate(script, run, "tta=4") != single  # augmented as in training
+    assert evaluate(run_script, run, "tta=4") != single  # augmented as in training
 
 
-def test_evaluate_averages_over_views(run, script):
+def test_evaluate_averages_over_views(run, run_script):
     run = run("model=mlp", "model.dropout=0.5", "augment=crop", "trainer.max_epochs=4")
-    plain = evaluate(script, run)
-    mc = evaluate(script, run, "mc=16")
-    tta = evaluate(script, run, "tta=8")
-    rotated = evaluate(script, run, "tta=8", "augment=rotate")
+    plain = evaluate(run_script, run)
+    mc = evaluate(run_script, run, "mc=16")
+    tta = evaluate(run_script, run, "tta=8")
+    rotated = evaluate(run_script, run, "tta=8", "augment=rotate")
     assert plain == {name: run.result["metrics"][name] for name in plain}
-    assert mc == evaluate(script, run, "mc=16")
+    assert mc == evaluate(run_script, run, "mc=16")
     assert mc.keys() == plain.keys() | {"test/entropy", "test/mutual_information"}
     assert 0 < mc["test/mutual_information"] < mc["test/entropy"] < math.log(10)
     assert len({results["test/loss"] for results in (plain, mc, tta, rotated)}) == 4

@@ -7,7 +7,9 @@ import sys
 
 import pytest
 import torch
-from conftest import CONF, ROOT, Run, configure
+from helpers.configs import configure
+from helpers.paths import CONF, ROOT
+from helpers.runs import Run
 from omegaconf import OmegaConf
 from torch import nn
 
