@@ -11,10 +11,12 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.classification import MulticlassCalibrationError
+from torchmetrics.functional import accuracy
 
 from tricklab.metrics import (
     Calibration,
     calibration_metrics,
+    evaluate,
     fit_temperature,
     reliability,
     weight_stats,
@@ -237,3 +239,14 @@ def test_calibration_figure_names_the_number_of_images(monkeypatch, tmp_path):
     draw_calibration(torch.randn(1360, 3), labels, 1.5, tmp_path / "c.png")
     assert figures[0].get_suptitle() == "test set, 1,360 images"
     assert (tmp_path / "c.csv").read_bytes().startswith(b"images,right,confidence\n")
+
+
+def test_top5_accuracy_equals_torchmetrics():
+    logits = torch.randn(500, 20)
+    labels = torch.randint(20, (500,))
+    metrics = evaluate(logits, labels)
+    for name, k in (("acc", 1), ("acc_top5", 5)):
+        expected = accuracy(
+            logits, labels, task="multiclass", num_classes=20, top_k=k, average="micro"
+        )
+        assert metrics[name] == pytest.approx(float(expected))
