@@ -1,4 +1,4 @@
-"""The notebooks run, at a small size, and are committed with their outputs."""
+"""Notebooks are committed with the outputs of one run, and run at a small size."""
 
 import json
 

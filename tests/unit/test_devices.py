@@ -1,0 +1,44 @@
+"""Number of processes and first rank, as far as the environment and the config tell."""
+
+import pytest
+from helpers.configs import configure
+
+from tricklab.cli.start import count_devices
+from tricklab.devices import is_first, world_size
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "a", "LOCAL_RANK": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "size", "first"),
+    [
+        ({}, 1, True),
+        (TORCHRUN | {"RANK": "1", "WORLD_SIZE": "2"}, 2, False),
+        (TORCHRUN | {"RANK": "0", "WORLD_SIZE": "1"}, 1, True),
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "3"}, 4, False),
+        ({"SLURM_NTASKS": "4", "SLURM_JOB_NAME": "bash"}, 1, True),
+        ({"LOCAL_RANK": "1", "PROCESSES_OF_RUN": "3"}, 3, False),
+    ],
+)
+def test_world_size_and_first_rank_come_from_the_environment(monkeypatch, environment, size, first):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert world_size() == size
+    assert is_first() == first
+
+
+@pytest.mark.parametrize(
+    ("overrides", "devices"),
+    [
+        ((), 1),
+        (("trainer.devices=2", "trainer.num_nodes=3"), 6),
+        (("trainer.devices=[0,3]",), 2),
+        (("trainer.devices='0,3'",), 2),
+        (("trainer.devices='3'",), 3),
+        (("trainer=ddp", "trainer.accelerator=cpu"), 1),
+        (("trainer=ddp",), None),
+        (("trainer.devices=-1",), None),
+    ],
+)
+def test_count_devices_is_none_where_the_machine_decides(overrides, devices):
+    assert count_devices(configure(*overrides).trainer) == devices

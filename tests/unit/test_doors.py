@@ -1,0 +1,62 @@
+"""Untrusted files are opened by one module for each format, see SECURITY.md."""
+
+import ast
+
+from helpers.paths import ROOT
+
+READERS = {
+    *("open", "read_text", "read_bytes", "open_text", "from_file"),
+    *("load", "loads", "load_file", "safe_open", "Unpickler"),
+    *("reader", "DictReader", "loadtxt", "genfromtxt"),
+}
+DOORS = {  # every module that opens files, and which; the first three open untrusted ones
+    "src/tricklab/files.py": "texts, tables and tensors",
+    "src/tricklab/data/images.py": "image files",
+    "src/tricklab/data/published.py": "MNIST and CIFAR, as published",
+    "src/tricklab/data/cache.py": "decoded images, to write and to map",
+    "src/tricklab/data/datasets.py": "the digits in scikit-learn",
+    "src/tricklab/logger.py": "metrics.csv, to append to",
+    "src/tricklab/run/folder.py": "the lock of a run, to hold it",
+    "src/tricklab/jobs/process.py": "the log of a job, to write it",
+    "src/tricklab/jobs/job.py": "the log of a job, for its last line",
+    "src/tricklab/cli/config.py": "conf/",
+    "src/tricklab/cli/help.py": "conf/",
+    "src/tricklab/cli/specs.py": "conf/",
+    "src/tricklab/cli/defaults.py": "conf/",
+    "src/tricklab/cli/launch.py": "the null device",
+    "src/tricklab/cli/signatures.py": "the source of installed packages",
+    "src/tricklab/analysis/untrusted.py": "conf/",
+    "src/tricklab/analysis/results_page.py": "conf/experiment",
+    "scripts/rename.py": "the checkout itself",
+}
+ONLY_USER = {
+    "safe_open": "files.py",
+    "torch.load(": "files.py",
+    "yaml.load(": "files.py",
+    "Unpickler": "data/published.py",
+    "Image.open(": "data/images.py",
+}
+
+
+def find_readers(path):
+    """Return the names of the functions called in a file that could open another file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            names.add(getattr(node.func, "attr", getattr(node.func, "id", "")))
+    return names & READERS
+
+
+def test_files_are_opened_by_listed_modules_only():
+    paths = [*ROOT.glob("src/**/*.py"), *ROOT.glob("scripts/*.py"), ROOT / "train.py"]
+    users = {path.relative_to(ROOT).as_posix() for path in paths if find_readers(path)}
+    assert users == DOORS.keys()
+
+
+def test_tensors_images_and_pickles_are_read_by_one_module_each():
+    source = ROOT / "src" / "tricklab"
+    texts = {
+        path.relative_to(source).as_posix(): path.read_text() for path in source.glob("**/*.py")
+    }
+    for call, module in ONLY_USER.items():
+        assert {path for path, text in texts.items() if call in text} == {module}
