@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import DictConfig
+
 from helpers.commands import LIBRARIES, ForkServer, Output
 from helpers.configs import configure
 from helpers.paths import ROOT
 from helpers.runs import Run
-from omegaconf import DictConfig
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one test process a core; before torch is imported
 

@@ -5,11 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.configs import configure
-from helpers.paths import CONF
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as oracle
 
+from helpers.configs import configure
+from helpers.paths import CONF
 from tricklab.augment import (
     affine,
     alternating_flip,

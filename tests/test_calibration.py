@@ -6,13 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.runs import Run
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from sklearn.metrics import brier_score_loss, log_loss
 from torchmetrics.classification import MulticlassCalibrationError
 from torchmetrics.functional import accuracy
 
+from helpers.runs import Run
 from tricklab.metrics import (
     Calibration,
     calibration_metrics,

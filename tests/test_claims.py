@@ -11,9 +11,9 @@ import sys
 import time
 
 import pytest
+
 from helpers.configs import configure
 from helpers.paths import CONF, ROOT
-
 from tricklab.analysis import claims, results_page
 from tricklab.analysis.ablation import ablation_table, describe_power, make_arms
 from tricklab.analysis.claims import Expectation, judge, read_claim, verdict

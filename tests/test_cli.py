@@ -12,9 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+
 from helpers.configs import ONE_BATCH, compose_and_check, configure
 from helpers.paths import CONF, ROOT
-
 from tricklab.cli.config import list_groups, list_options
 from tricklab.cli.help import format_help
 from tricklab.cli.launch import check_flags

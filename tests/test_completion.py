@@ -1,8 +1,8 @@
 """Completion of the command line, queried as Hydra's script for bash does."""
 
 import pytest
-from helpers.paths import CONF
 
+from helpers.paths import CONF
 from tricklab.cli.config import list_options
 
 

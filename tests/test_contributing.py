@@ -6,6 +6,7 @@ import shutil
 from typing import NamedTuple
 
 import pytest
+
 from helpers.configs import ONE_BATCH
 from helpers.paths import CONF, ROOT
 

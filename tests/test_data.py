@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers.configs import ONE_BATCH, configure
-from helpers.datasets import trust_cifar, write_cifar, write_mnist
 from PIL import Image, ImageOps
 
+from helpers.configs import ONE_BATCH, configure
+from helpers.datasets import trust_cifar, write_cifar, write_mnist
 from tricklab.augment import affine, crop, erase, flip
 from tricklab.data.batches import InputSpec, Preprocess, channel_mean_std
 from tricklab.data.datasets import TEST_SIZE, folder_to_evaluate

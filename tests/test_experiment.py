@@ -14,9 +14,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+
 from helpers.configs import ONE_BATCH, configure
 from helpers.runs import Run
-
 from tricklab.callbacks import BestCheckpoint, score
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 import pytest
 import pytorch_lightning as pl
 import torch
-from helpers.configs import ONE_BATCH
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.profilers import Profiler
 from torch import nn
 
+from helpers.configs import ONE_BATCH
 from tricklab.fast import NullProfiler, skip_overhead
 from tricklab.run import experiment
 from tricklab.training import ImageClassifier

@@ -16,12 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from helpers.configs import configure
-from helpers.paths import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from helpers.configs import configure
+from helpers.paths import ROOT
 from tricklab.cli.config import to_plain
 from tricklab.cli.names import sweep_name
 from tricklab.cli.overrides import quote

@@ -17,9 +17,9 @@ from unittest import mock
 
 import pytest
 import torch
-from helpers.runs import Run
 from PIL import Image
 
+from helpers.runs import Run
 from tricklab.data.datasets import digits
 from tricklab.jobs.job import JobSpec
 from tricklab.jobs.process import job_main

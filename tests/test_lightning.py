@@ -8,10 +8,10 @@ import inspect
 import pytest
 import pytorch_lightning as pl
 import torch
-from helpers.configs import ONE_BATCH
-from helpers.paths import CONF
 from omegaconf import OmegaConf
 
+from helpers.configs import ONE_BATCH
+from helpers.paths import CONF
 from tricklab.cli.lightning import (
     ALLOWED_CALLBACKS,
     ARGUMENT_ALTERNATIVES,

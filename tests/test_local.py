@@ -4,13 +4,13 @@ import os
 import shutil
 
 import pytest
-from helpers.configs import configure
-from helpers.paths import CONF, ROOT
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from helpers.configs import configure
+from helpers.paths import CONF, ROOT
 from tricklab.cli.check import check
 from tricklab.cli.config import to_plain
 from tricklab.cli.help import format_help

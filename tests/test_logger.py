@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import LearningRateMonitor
+
 from helpers.configs import ONE_BATCH
 from helpers.paths import ROOT
 from helpers.runs import Run
-from pytorch_lightning.callbacks import LearningRateMonitor
-
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile, Wandb, confusion_chart
 from tricklab.run import experiment

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.configs import configure
 from omegaconf import OmegaConf
 from timm.loss import LabelSmoothingCrossEntropy
 from torch import nn
 
+from helpers.configs import configure
 from tricklab.errors import UserError
 from tricklab.loss import CrossEntropy
 from tricklab.run.build import build_loss

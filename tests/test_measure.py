@@ -7,9 +7,9 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+
 from helpers.configs import configure
 from helpers.paths import CONF, ROOT
-
 from tricklab.analysis import recipes
 from tricklab.analysis.flops import training_flops
 from tricklab.analysis.recipes import (

@@ -5,11 +5,11 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers.configs import configure
-from helpers.paths import CONF
 from scipy import stats
 from torchvision.transforms import v2
 
+from helpers.configs import configure
+from helpers.paths import CONF
 from tricklab import mixup as options_of_mixup
 from tricklab.cli.config import list_options
 from tricklab.data.batches import mixup_window

@@ -4,10 +4,10 @@ import inspect
 
 import pytest
 import torch
-from helpers.configs import configure
-from helpers.paths import CONF
 from torch import nn
 
+from helpers.configs import configure
+from helpers.paths import CONF
 from tricklab import model
 from tricklab.cli.config import list_options
 from tricklab.errors import UserError

@@ -5,10 +5,10 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from helpers.configs import configure
 from sklearn.linear_model import ElasticNet, LogisticRegression
 from torch import nn
 
+from helpers.configs import configure
 from tricklab import penalty
 from tricklab.errors import UserError
 from tricklab.optimizer import named_weights, parameter_groups

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from helpers.paths import ROOT
 
 BLOCKS = re.compile(r"```bash\n(.*?)```", re.DOTALL)

@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.configs import ONE_BATCH, compose_and_check
-from helpers.datasets import write_mnist
-from helpers.paths import CONF
 from PIL import Image
 
 import tricklab.data.published
+from helpers.configs import ONE_BATCH, compose_and_check
+from helpers.datasets import write_mnist
+from helpers.paths import CONF
 from tricklab.cli.config import list_options
 from tricklab.cli.messages import explain
 from tricklab.errors import UserError

@@ -5,8 +5,8 @@ import json
 import math
 
 import pytest
-from helpers.configs import ONE_BATCH
 
+from helpers.configs import ONE_BATCH
 from tricklab.analysis import load_runs, read_runs
 from tricklab.analysis.results import Run, read_sweep, to_row
 from tricklab.cli.overrides import split_arguments, to_bool

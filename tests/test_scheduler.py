@@ -10,13 +10,13 @@ import re
 import numpy as np
 import pytest
 import torch
-from helpers.configs import configure
-from helpers.paths import CONF
 from omegaconf import OmegaConf
 from pytorch_lightning import LightningModule, Trainer
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRScheduler, StepLRScheduler
 from torch.optim import lr_scheduler as oracle
 
+from helpers.configs import configure
+from helpers.paths import CONF
 from tricklab import scheduler
 from tricklab.cli.config import list_options
 from tricklab.duration import Length, run_length

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.configs import ONE_BATCH
-from helpers.datasets import write_mnist
-from helpers.paths import ROOT
 from PIL import Image
 from safetensors.torch import load_file
 
+from helpers.configs import ONE_BATCH
+from helpers.datasets import write_mnist
+from helpers.paths import ROOT
 from tricklab.analysis.trained import load_checkpoint
 from tricklab.data.images import decode
 from tricklab.training import ImageClassifier

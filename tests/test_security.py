@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.configs import ONE_BATCH, configure
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import save_file
 
+from helpers.configs import ONE_BATCH, configure
 from tricklab.analysis.untrusted import validate_config
 from tricklab.errors import UserError
 from tricklab.files import read_safetensors

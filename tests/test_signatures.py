@@ -5,9 +5,9 @@ import re
 
 import pytest
 import pytorch_lightning as pl
-from helpers.paths import CONF
 from hydra.utils import get_object
 
+from helpers.paths import CONF
 from tricklab.cli.signatures import read_signature
 
 IN_CONF = {

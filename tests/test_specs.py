@@ -5,10 +5,10 @@ import re
 from typing import Any
 
 import pytest
-from helpers.configs import compose_and_check, configure
-from helpers.paths import CONF
 from omegaconf import DictConfig, OmegaConf
 
+from helpers.configs import compose_and_check, configure
+from helpers.paths import CONF
 from tricklab.cli.config import MULTI_OPTION_GROUPS, list_options
 from tricklab.cli.grammar import parse_spec
 from tricklab.cli.specs import find_spec, neutral_values, read_lines, read_nodes

@@ -3,9 +3,9 @@
 from collections import Counter
 
 import pytest
+
 from helpers.configs import configure
 from helpers.paths import CONF
-
 from tricklab.cli.config import find_options, list_keys, list_options
 from tricklab.cli.suggest import KEY_ALIASES, OPTION_ALIASES, normalise, suggest_key, suggest_option
 

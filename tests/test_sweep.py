@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers.configs import configure
-from helpers.paths import ROOT
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from helpers.configs import configure
+from helpers.paths import ROOT
 from tricklab import sweep
 from tricklab.errors import UserError
 from tricklab.jobs.job import RunLength

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 import torch
+from torch import nn
+
 from helpers.configs import configure
 from helpers.paths import ROOT
 from helpers.runs import Run
-from torch import nn
-
 from tricklab.run.build import build_data, build_net
 from tricklab.run.plan import make_plan
 

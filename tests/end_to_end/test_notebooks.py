@@ -4,8 +4,9 @@ import json
 
 import matplotlib
 import pytest
-from helpers.paths import ROOT
 from matplotlib import pyplot
+
+from helpers.paths import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {"EPOCHS": 1, "SEEDS": 2, "SLOTS": 1, "IMAGES": 20}

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from helpers.paths import ROOT
 
 TORCHRUN = Path(sys.executable).with_name("torchrun")

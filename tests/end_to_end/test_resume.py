@@ -8,9 +8,9 @@ import subprocess
 
 import pytest
 import torch
+
 from helpers.configs import ONE_BATCH, configure
 from helpers.runs import Run
-
 from tricklab.cli.start import Check
 from tricklab.errors import UserError
 from tricklab.run.folder import check_folder, lock_run, run_folder

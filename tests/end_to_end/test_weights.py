@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+
 from helpers.configs import ONE_BATCH, configure
 from helpers.datasets import write_mnist
-
 from tricklab.errors import UserError
 from tricklab.model import find_head
 from tricklab.run.build import build_net

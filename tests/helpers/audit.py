@@ -1,8 +1,8 @@
-"""What Python itself reports of imports, changed files, processes and sockets (`sys.addaudithook`).
+"""Records imports, changed files, processes and sockets by Python's own hook (`sys.addaudithook`).
 
-python audit.py fuzz FILE SEED NUMBER    read fuzzed configs as a stranger's, FILE is an exported one
-python audit.py hydra FOLDER             give the payloads to Hydra's `instantiate`: what is noticed
-python audit.py run LOG SCRIPT ...       run a script, and write what is noticed to LOG
+python audit.py fuzz FILE SEED NUMBER    read fuzzed configs as untrusted; FILE is an exported run
+python audit.py hydra FOLDER             give the payloads to Hydra's `instantiate`
+python audit.py run LOG SCRIPT ...       run a script, and write its events to LOG
 """
 
 import copy
@@ -36,7 +36,7 @@ PAYLOADS: list[dict[str, Any]] = [
     {"_target_": "hydra.utils.instantiate", "_args_": [{"_target_": "os.mkdir", "_args_": [MARK]}]},
     {"_target_": "numpy.f2py.__main__.main"},
 ]
-OURS: list[dict[str, Any]] = [  # options of ours with values that reach out
+OWN_OPTIONS: list[dict[str, Any]] = [  # with values that reach out of the run
     {"_target_": "tricklab.data.datasets.mnist", "root": MARK},
     {"_target_": "tricklab.data.datasets.cifar10", "root": MARK},
     {"_target_": "tricklab.data.datasets.folder", "root": ".", "cache": MARK},
@@ -49,20 +49,12 @@ OURS: list[dict[str, Any]] = [  # options of ours with values that reach out
 TEXTS = (
     *("${claim}", "${claim.0}", "${oc.env:HOME}", "${oc.decode:${claim}}", "${oc.create:${claim}}"),
     *("${run_folder:${claim}}", "${job_name:}", "${model.widths}", "${.name}", "${..data}", "???"),
-    *(
-        "\\${claim}",
-        "${data.${seed}}",
-        "{}",
-        "[1, 2]",
-        "tricklab.model.mlp",
-        "../..",
-        "\0",
-        "\ud800",
-    ),
+    *("\\${claim}", "${data.${seed}}", "{}", "[1, 2]", "tricklab.model.mlp", "../.."),
+    *("\0", "\ud800"),
 )
 VALUES = (10**20, -1, float("nan"), float("inf"), None, True, 0, "", [], {}, [[]], [None], {"a": 1})
 KEYS = ("_args_", "_partial_", "_recursive_", "_convert_", "_target_", "defaults", "hydra", "x")
-WARM: dict[str, dict[str, Any]] = {
+WARM_UP: dict[str, dict[str, Any]] = {
     "model.mlp": {"widths": [4]},
     "model.resnet": {"depth": 8},
     "model.torchvision": {"name": "resnet18"},
@@ -70,34 +62,40 @@ WARM: dict[str, dict[str, Any]] = {
     "data.datasets.folder": {"root": "nowhere"},
     "data.datasets.fake": {"images": 20, "test_images": 10},
 }
+AUDITED = (
+    *("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.link", "os.symlink"),
+    *("os.chmod", "os.utime", "shutil."),
+    *("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess."),
+    *("socket.", "ctypes.dlopen", "pickle.find_class"),
+)
 
 
-def watch(seen: list[str]) -> None:
-    """Note in `seen` whatever changes a file, starts a process, connects or is imported."""
-    changing = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate", "os.link")
-    changing += ("os.symlink", "os.chmod", "os.utime", "shutil.", "os.system", "os.exec", "os.fork")
-    changing += ("os.posix_spawn", "subprocess.", "socket.", "ctypes.dlopen", "pickle.find_class")
+def record_events(events: list[str]) -> None:
+    """Append to `events` whatever changes a file, starts a process, connects or is imported."""
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             path, mode, flags = arguments
             writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
             if writes and path != "/dev/null":
-                seen.append(f"open {path} {mode}")
+                events.append(f"open {path} {mode}")
         elif event == "import" and arguments[0] not in sys.modules:
-            seen.append(f"import {arguments[0]}")
-        elif event.startswith(changing):
-            seen.append(f"{event} {arguments[:1]}")
+            events.append(f"import {arguments[0]}")
+        elif event.startswith(AUDITED):
+            events.append(f"{event} {arguments[:1]}")
 
     sys.addaudithook(hook)
 
 
-def nodes(config: Any) -> list[Any]:
+def find_nodes(config: Any) -> list[Any]:
     """Return all mappings and lists of a config."""
     if not isinstance(config, dict | list):
         return []
-    parts = list(config.values()) if isinstance(config, dict) else config
-    return [config, *(node for part in parts for node in nodes(part))]
+    children = list(config.values()) if isinstance(config, dict) else config
+    nodes = [config]
+    for child in children:
+        nodes += find_nodes(child)
+    return nodes
 
 
 def mutate(config: dict[str, Any], rng: random.Random) -> dict[str, Any]:
@@ -105,24 +103,39 @@ def mutate(config: dict[str, Any], rng: random.Random) -> dict[str, Any]:
     config = copy.deepcopy(config)
     config["claim"] = rng.choice([rng.choice(PAYLOADS), [rng.choice(PAYLOADS)]])
     for _ in range(rng.randint(1, 3)):
-        value = copy.deepcopy(rng.choice([*PAYLOADS, *TEXTS, *VALUES, [rng.choice(PAYLOADS)]]))
-        if rng.random() < 0.3:
-            value = rng.choice([p["_target_"] for p in PAYLOADS] + list(TEXTS))
-        node = rng.choice([n for n in nodes({k: config[k] for k in config if k != "claim"}) if n])
-        place = rng.randrange(len(node)) if isinstance(node, list) else rng.choice([*node, *KEYS])
+        value = draw_value(rng)
+        node, key = draw_key(config, rng)
         if rng.random() < 0.2 and isinstance(value, dict):
             value["_partial_"] = rng.choice([True, False, "${seed}"])
-        node[place] = value
+        node[key] = value
         if rng.random() < 0.3:
             group = rng.choice(("model", "data", "augment", "trainer"))
             config[group] = rng.choice([value, {"_target_": value}, {"y": value}, [value]])
         if rng.random() < 0.1:
-            node = copy.deepcopy(rng.choice(OURS))
-            config[node["_target_"].split(".")[1]] = node
+            option = copy.deepcopy(rng.choice(OWN_OPTIONS))
+            config[option["_target_"].split(".")[1]] = option
     return config
 
 
-def use(text: str) -> None:
+def draw_value(rng: random.Random) -> Any:
+    """Return a payload, a text or a value, or the name of a payload's target."""
+    value = copy.deepcopy(rng.choice([*PAYLOADS, *TEXTS, *VALUES, [rng.choice(PAYLOADS)]]))
+    if rng.random() < 0.3:
+        targets = [payload["_target_"] for payload in PAYLOADS]
+        value = rng.choice(targets + list(TEXTS))
+    return value
+
+
+def draw_key(config: dict[str, Any], rng: random.Random) -> tuple[Any, Any]:
+    """Return a mapping or list of a config and one of its keys, or a new one."""
+    groups = {key: config[key] for key in config if key != "claim"}
+    node = rng.choice([node for node in find_nodes(groups) if node])
+    if isinstance(node, list):
+        return node, rng.randrange(len(node))
+    return node, rng.choice([*node, *KEYS])
+
+
+def read_untrusted(text: str) -> None:
     """Do with a config what evaluate, predict and export do before the first image."""
     from tricklab.analysis.untrusted import validate_config
     from tricklab.files import parse_yaml
@@ -130,11 +143,12 @@ def use(text: str) -> None:
     from tricklab.run.instantiate import build, build_each
     from tricklab.run.weights import read_input_spec
 
-    theirs = parse_yaml(text, "x")
-    images, config = read_input_spec(theirs.get("dataset", {})), validate_config(theirs, "x")
+    untrusted = parse_yaml(text, "x")
+    spec = read_input_spec(untrusted.get("dataset", {}))
+    config = validate_config(untrusted, "x")
     build_each(config.augment)
-    if images:
-        build_net(config, images.shape, 10)
+    if spec:
+        build_net(config, spec.shape, 10)
     build(config.data, seed=config.seed, download=False)
 
 
@@ -148,54 +162,67 @@ def to_yaml(config: dict[str, Any], rng: random.Random) -> str:
     return text
 
 
-def fuzz(path: Path, seed: int, number: int) -> None:
-    """Print what is noticed after a warm-up, and how many configs were refused and taken."""
+def read_exported_config(path: Path) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from safetensors import safe_open
 
+    with safe_open(path, "pt") as file:
+        text = file.metadata()["config"]
+    config: Any = OmegaConf.to_container(OmegaConf.create(text))
+    return config
+
+
+def import_libraries(config: dict[str, Any]) -> None:
+    """Read a config with each option of WARM_UP, so that its imports are not events."""
     from tricklab.errors import UserError
 
-    with safe_open(path, "pt") as file:
-        honest: Any = OmegaConf.to_container(OmegaConf.create(file.metadata()["config"]))
-    for target, options in WARM.items():  # imports what these need
-        warm = honest | {target.split(".")[0]: {"_target_": f"tricklab.{target}", **options}}
-        with suppress(UserError):  # as a folder that does not exist
-            use(json.dumps(warm))
-    rng, taken, refused = random.Random(seed), 0, 0
-    seen: list[str] = []
-    watch(seen)
+    for target, options in WARM_UP.items():
+        node = {"_target_": f"tricklab.{target}", **options}
+        with suppress(UserError):  # the folder does not exist
+            read_untrusted(json.dumps(config | {target.split(".")[0]: node}))
+
+
+def fuzz(path: Path, seed: int, number: int) -> None:
+    """Print the events after a warm-up, and how many configs were refused and accepted."""
+    from tricklab.errors import UserError
+
+    config = read_exported_config(path)
+    import_libraries(config)
+    rng = random.Random(seed)
+    accepted = 0
+    events: list[str] = []
+    record_events(events)
     for _ in range(number):
-        try:
-            use(to_yaml(mutate(honest, rng), rng))
-            taken += 1
-        except UserError:
-            refused += 1
-    print(*seen, f"{refused} refused, {taken} taken", sep="\n")
+        with suppress(UserError):
+            read_untrusted(to_yaml(mutate(config, rng), rng))
+            accepted += 1
+    print(*events, f"{number - accepted} refused, {accepted} taken", sep="\n")
 
 
-def show_what_hydra_does() -> None:
-    """Print how much is noticed of each payload."""
+def count_events_of_hydra() -> None:
+    """Print the number of events of each payload."""
     from hydra.utils import instantiate
 
-    seen: list[str] = []
-    watch(seen)
+    events: list[str] = []
+    record_events(events)
     for payload in PAYLOADS:
-        before = len(seen)
+        before = len(events)
         with suppress(Exception, SystemExit):
             instantiate(payload)
-        print(payload["_target_"], len(seen) - before)
+        print(payload["_target_"], len(events) - before)
 
 
 def run(log: str, script: str) -> None:
-    seen: list[str] = []
+    """Run a script with the remaining arguments, and write its events to a log."""
+    events: list[str] = []
     sys.argv = sys.argv[3:]
     sys.path[0] = str(Path(script).parent)
-    file = open(log, "w")  # noqa: SIM115  # before it is watched
-    watch(seen)
+    file = open(log, "w")  # noqa: SIM115  # before the hook is added
+    record_events(events)
     try:
         runpy.run_path(script, run_name="__main__")
     finally:
-        print(*seen, sep="\n", file=file, flush=True)
+        print(*events, sep="\n", file=file, flush=True)
 
 
 if __name__ == "__main__":
@@ -206,4 +233,4 @@ if __name__ == "__main__":
     if mode == "fuzz":
         fuzz(Path(first), *map(int, others))
     elif mode == "hydra":
-        show_what_hydra_does()
+        count_events_of_hydra()

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from helpers.paths import CONF
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from helpers.paths import CONF
 from tricklab.cli.check import check
 from tricklab.jobs.queue import Composer
 

@@ -1,8 +1,8 @@
 """Number of processes and first rank, as far as the environment and the config tell."""
 
 import pytest
-from helpers.configs import configure
 
+from helpers.configs import configure
 from tricklab.cli.start import count_devices
 from tricklab.devices import is_first, world_size
 

@@ -5,8 +5,8 @@ import socket
 import time
 
 import pytest
-from helpers.configs import configure
 
+from helpers.configs import configure
 from tricklab.errors import UserError
 from tricklab.run.downloads import answers, brief_downloads
 from tricklab.run.weights import read_weights

@@ -3,8 +3,8 @@
 import errno
 
 import pytest
-from helpers.configs import configure
 
+from helpers.configs import configure
 from tricklab.errors import UserError
 from tricklab.run.folder import lock_run, status
 from tricklab.run.record import Record

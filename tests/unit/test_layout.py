@@ -3,9 +3,8 @@
 import ast
 from graphlib import TopologicalSorter
 
-from helpers.paths import ROOT
-
 import tricklab
+from helpers.paths import ROOT
 
 NAME = tricklab.__name__
 SOURCE = ROOT / "src" / NAME

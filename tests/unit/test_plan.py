@@ -3,11 +3,11 @@
 import re
 
 import pytest
-from helpers.configs import configure
-from helpers.paths import CONF
 from omegaconf import OmegaConf
 from torch import nn
 
+from helpers.configs import configure
+from helpers.paths import CONF
 from tricklab.duration import divide_epoch
 from tricklab.errors import UserError
 from tricklab.run.build import build_penalties

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 import torch
-from helpers.configs import configure
 from torch import nn
 
+from helpers.configs import configure
 from tricklab.errors import UserError
 from tricklab.model import find_head, torchvision
 from tricklab.run.build import build_net

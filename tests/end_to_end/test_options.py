@@ -1,0 +1,85 @@
+"""Every option in `conf/` trains, and gives the same bits twice."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.configs import ONE_BATCH, compose_and_check
+from helpers.datasets import trust_cifar, write_cifar, write_mnist
+from helpers.options import OPTIONS
+from helpers.paths import CONF
+from tricklab.data.published import find_mnist
+
+COMPUTING_GROUPS = ("data", "augment", "mixup", "model", "penalty", "callbacks", "optimizer")
+NOT_REPRODUCIBLE: tuple[str, ...] = ()
+
+
+@pytest.fixture
+def require(class_folders, tmp_path, monkeypatch):
+    """Return a function: the overrides an option needs; skips if this machine can't run it."""
+
+    def require(group: str, option: str) -> list[str]:
+        skip_unless_available(group, option)
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        write_mnist(tmp_path)
+        write_cifar(tmp_path)
+        write_cifar(tmp_path, classes=100)
+        trust_cifar(tmp_path, monkeypatch)
+        root = class_folders({"train": 9})
+        overrides = {
+            "folder": [f"data.root='{root}'"],
+            "mnist": [f"data.root={tmp_path}"],
+            "cifar10": [f"data.root={tmp_path}"],
+            "cifar100": [f"data.root={tmp_path}", "data.val_size=50"],
+            "gpu": ["trainer.accelerator=gpu"],
+            "ddp": ["trainer.devices=1"],
+        }
+        return overrides.get(option, [])
+
+    return require
+
+
+def skip_unless_available(group: str, option: str) -> None:
+    if option == "gpu" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    if option == "tensorboard":
+        pytest.importorskip("tensorboard", reason="needs the extra [tensorboard]")
+    text = (CONF / group / f"{option}.yaml").read_text("utf-8")
+    data = re.search(r"override /data: (\w+)", text)
+    name = data[1] if data else option
+    if name == "fashion_mnist" and not find_mnist(Path("data"), "FashionMNIST"):
+        pytest.skip("needs Fashion-MNIST: apt-get install dataset-fashion-mnist")
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_option_passes_the_check_and_trains_one_batch(group, option, run, require):
+    required = require(group, option)
+    compose_and_check(f"{group}={option}")
+    done = run(*ONE_BATCH, f"{group}={option}", *required)
+    assert done.result["status"] == "done"
+    assert done.result["metrics"].keys() >= {"val/acc", "val/loss", "test/acc", "test/loss"}
+    assert len(done.column("lr")) == 1
+    assert (done.folder / "checkpoints" / "best.ckpt").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("group", "option"), [pair for pair in OPTIONS if pair[0] in COMPUTING_GROUPS]
+)
+def test_option_gives_the_same_bits_twice(group, option, run, require):
+    """On a CPU with one thread; exceptions would have to be listed in NOT_REPRODUCIBLE."""
+    required = require(group, option)
+    overrides = ("stop_after=3it", "model.dropout=0.2", f"{group}={option}", *required)
+    one = run(*ONE_BATCH[1:], *overrides, folder="one")
+    two = run(*ONE_BATCH[1:], *overrides, folder="two")
+    assert has_same_bits(one, two) == (f"{group}={option}" not in NOT_REPRODUCIBLE)
+
+
+def has_same_bits(one, two) -> bool:
+    """Compare metrics and weights of two runs."""
+    weights, other = one.checkpoint()["state_dict"], two.checkpoint()["state_dict"]
+    if one.metrics_text != two.metrics_text or weights.keys() != other.keys():
+        return False
+    return all(torch.equal(weights[name], other[name]) for name in weights)
