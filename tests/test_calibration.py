@@ -1,4 +1,4 @@
-"""Metrics of calibration against loops, scikit-learn, SciPy and torchmetrics, and at their edges."""
+"""Metrics of calibration against loops, scikit-learn, SciPy and torchmetrics; edge cases."""
 
 import csv
 import math

@@ -443,6 +443,40 @@ def test_same_seed_gives_the_same_numbers(run):
     assert files[0] == files[1] != files[2]
 
 
+def test_class_weights_scale_the_loss_of_each_image(run, monkeypatch):
+    """The mean is over the images, not over the weights."""
+    batch = {}
+    training_step = ImageClassifier.training_step
+
+    def record_step(self, images_and_labels, index):
+        images, labels = images_and_labels
+        batch.update(labels=labels, logits=self.net(images).detach())
+        return training_step(self, images_and_labels, index)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", record_step)
+    weights = [1, 1, 1, 5, 1, 1, 1, 1, 1, 0.5]
+    done = run("debug=batch", f"loss.class_weights={weights}")
+    losses = F.cross_entropy(batch["logits"], batch["labels"], reduction="none")
+    expected = (losses * torch.tensor(weights)[batch["labels"]]).mean().item()
+    assert done.column("train/loss")[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_class_weights_of_one_change_nothing(run):
+    plain = run("debug=batch", folder="plain")
+    ones = run("debug=batch", f"loss.class_weights={[1] * 10}", folder="ones")
+    assert plain.column("train/loss") == pytest.approx(ones.column("train/loss"))
+    assert plain.result["metrics"]["test/nll"] == ones.result["metrics"]["test/nll"]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    ["[1,2]", "[]", "[a,1,1,1,1,1,1,1,1,1]", "[-1,1,1,1,1,1,1,1,1,1]", str([0] * 10)],
+)
+def test_invalid_class_weights_are_refused(run, weights):
+    with pytest.raises(UserError, match=r"loss\.class_weights=.*: expected (10 )?numbers"):
+        run("debug=batch", f"loss.class_weights={weights}")
+
+
 # The course of a run
 
 
@@ -555,30 +589,3 @@ def test_gradient_norm_is_without_the_loss_scale(run):
 def test_result_names_the_gpu(run):
     done = run(*ONE_BATCH, "trainer=gpu", "trainer.accelerator=gpu", "mixup=on", "augment=strong")
     assert done.result["devices"] == [torch.cuda.get_device_name(0)]
-
-
-def test_class_weights_weigh_the_images(run, monkeypatch):
-    seen, step = {}, ImageClassifier.training_step
-
-    def keep(self, batch, index):
-        seen.update(labels=batch[1], logits=self.net(batch[0]).detach())
-        return step(self, batch, index)
-
-    monkeypatch.setattr(ImageClassifier, "training_step", keep)
-    weights = [1, 1, 1, 5, 1, 1, 1, 1, 1, 0.5]
-    done = run("debug=batch", f"loss.class_weights={weights}", folder="weighted")
-    each = torch.nn.functional.cross_entropy(seen["logits"], seen["labels"], reduction="none")
-    expected = (
-        (each * torch.tensor(weights)[seen["labels"]]).mean().item()
-    )  # over the images, not the weights
-    assert done.column("train/loss")[0] == pytest.approx(expected, abs=1e-6)
-    monkeypatch.setattr(ImageClassifier, "training_step", step)
-    plain, ones = (
-        run("debug=batch", *more, folder=f"{len(more)}")
-        for more in ((), (f"loss.class_weights={[1] * 10}",))
-    )
-    assert plain.column("train/loss") == pytest.approx(ones.column("train/loss"))
-    assert plain.result["metrics"]["test/nll"] == ones.result["metrics"]["test/nll"]
-    for wrong in ("[1,2]", "[]", "[a,1,1,1,1,1,1,1,1,1]", "[-1,1,1,1,1,1,1,1,1,1]", str([0] * 10)):
-        with pytest.raises(UserError, match=r"loss\.class_weights=.*: expected (10 )?numbers"):
-            run("debug=batch", f"loss.class_weights={wrong}", folder="wrong")
