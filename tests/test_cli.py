@@ -41,13 +41,14 @@ def list_imported(trace: str) -> list[str]:
         (
             ["scheduler=cosin"],
             1,
-            f"scheduler=cosin does not exist; allowed: {SCHEDULERS}. Did you mean scheduler=cosine?",
+            f"scheduler=cosin does not exist; allowed: {SCHEDULERS}."
+            " Did you mean scheduler=cosine?",
         ),
         (["schedulr=cosine"], 1, "schedulr=cosine: no such option. Did you mean scheduler=cosine?"),
         (
             ["model.dropuot=0.1"],
             1,
-            "model.dropuot=0.1: no such option; allowed: body_lr, depth, dropout, freeze, "
+            "model.dropuot=0.1: no such option; allowed: backbone_lr_mult, depth, dropout, freeze, "
             "input_dropout, pool_early, spatial_dropout, weights, widths. "
             "Did you mean model.dropout=0.1?",
         ),

@@ -394,14 +394,15 @@ def test_nonfinite_loss_ends_the_run_without_a_checkpoint(run, tmp_path, log_eve
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_nonfinite_gradient_of_a_finite_loss_ends_the_run(run, monkeypatch):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_nonfinite_gradient_of_a_finite_loss_ends_the_run(run, monkeypatch, precision):
     def spoil(self):
         next(self.net.parameters()).grad.fill_(math.inf)
 
     monkeypatch.setattr(ImageClassifier, "on_after_backward", spoil)
     message = r"step 0: train/grad_norm=(inf|nan), lr 0\.1; try a lower optimizer\.lr"
     with pytest.raises(UserError, match=message):
-        run("model=mlp", *ONE_BATCH)
+        run("model=mlp", f"trainer.precision={precision}", *ONE_BATCH)
 
 
 @pytest.mark.parametrize(
