@@ -49,7 +49,7 @@ def list_imported(trace: str) -> list[str]:
         (
             ["model.dropuot=0.1"],
             1,
-            "model.dropuot=0.1: no such option; allowed: body_lr, depth, dropout, freeze, "
+            "model.dropuot=0.1: no such option; allowed: backbone_lr_mult, depth, dropout, freeze, "
             "input_dropout, pool_early, spatial_dropout, weights, widths. "
             "Did you mean model.dropout=0.1?",
         ),

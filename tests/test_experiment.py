@@ -395,14 +395,15 @@ def test_nonfinite_loss_ends_the_run_without_a_checkpoint(run, tmp_path, log_eve
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_nonfinite_gradient_of_a_finite_loss_ends_the_run(run, monkeypatch):
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_nonfinite_gradient_of_a_finite_loss_ends_the_run(run, monkeypatch, precision):
     def spoil(self):
         next(self.net.parameters()).grad.fill_(math.inf)
 
     monkeypatch.setattr(ImageClassifier, "on_after_backward", spoil)
     message = r"step 0: train/grad_norm=(inf|nan), lr 0\.1; try a lower optimizer\.lr"
     with pytest.raises(UserError, match=message):
-        run("model=mlp", *ONE_BATCH)
+        run("model=mlp", f"trainer.precision={precision}", *ONE_BATCH)
 
 
 @pytest.mark.parametrize(
@@ -442,6 +443,40 @@ def test_same_seed_gives_the_same_numbers(run):
     runs = [run(*options, f"seed={seed}", folder=str(i)) for i, seed in enumerate((5, 5, 6))]
     files = [(done.folder / "metrics.csv").read_text() for done in runs]
     assert files[0] == files[1] != files[2]
+
+
+def test_class_weights_scale_the_loss_of_each_image(run, monkeypatch):
+    """The mean is over the images, not over the weights."""
+    batch = {}
+    training_step = ImageClassifier.training_step
+
+    def record_step(self, images_and_labels, index):
+        images, labels = images_and_labels
+        batch.update(labels=labels, logits=self.net(images).detach())
+        return training_step(self, images_and_labels, index)
+
+    monkeypatch.setattr(ImageClassifier, "training_step", record_step)
+    weights = [1, 1, 1, 5, 1, 1, 1, 1, 1, 0.5]
+    done = run("debug=batch", f"loss.class_weights={weights}")
+    losses = F.cross_entropy(batch["logits"], batch["labels"], reduction="none")
+    expected = (losses * torch.tensor(weights)[batch["labels"]]).mean().item()
+    assert done.column("train/loss")[0] == pytest.approx(expected, abs=1e-6)
+
+
+def test_class_weights_of_one_change_nothing(run):
+    plain = run("debug=batch", folder="plain")
+    ones = run("debug=batch", f"loss.class_weights={[1] * 10}", folder="ones")
+    assert plain.column("train/loss") == pytest.approx(ones.column("train/loss"))
+    assert plain.result["metrics"]["test/nll"] == ones.result["metrics"]["test/nll"]
+
+
+@pytest.mark.parametrize(
+    "weights",
+    ["[1,2]", "[]", "[a,1,1,1,1,1,1,1,1,1]", "[-1,1,1,1,1,1,1,1,1,1]", str([0] * 10)],
+)
+def test_invalid_class_weights_are_refused(run, weights):
+    with pytest.raises(UserError, match=r"loss\.class_weights=.*: expected (10 )?numbers"):
+        run("debug=batch", f"loss.class_weights={weights}")
 
 
 # The course of a run
@@ -556,30 +591,3 @@ def test_gradient_norm_is_without_the_loss_scale(run):
 def test_result_names_the_gpu(run):
     done = run(*ONE_BATCH, "trainer=gpu", "trainer.accelerator=gpu", "mixup=on", "augment=strong")
     assert done.result["devices"] == [torch.cuda.get_device_name(0)]
-
-
-def test_class_weights_weigh_the_images(run, monkeypatch):
-    seen, step = {}, ImageClassifier.training_step
-
-    def keep(self, batch, index):
-        seen.update(labels=batch[1], logits=self.net(batch[0]).detach())
-        return step(self, batch, index)
-
-    monkeypatch.setattr(ImageClassifier, "training_step", keep)
-    weights = [1, 1, 1, 5, 1, 1, 1, 1, 1, 0.5]
-    done = run("debug=batch", f"loss.class_weights={weights}", folder="weighted")
-    each = torch.nn.functional.cross_entropy(seen["logits"], seen["labels"], reduction="none")
-    expected = (
-        (each * torch.tensor(weights)[seen["labels"]]).mean().item()
-    )  # over the images, not the weights
-    assert done.column("train/loss")[0] == pytest.approx(expected, abs=1e-6)
-    monkeypatch.setattr(ImageClassifier, "training_step", step)
-    plain, ones = (
-        run("debug=batch", *more, folder=f"{len(more)}")
-        for more in ((), (f"loss.class_weights={[1] * 10}",))
-    )
-    assert plain.column("train/loss") == pytest.approx(ones.column("train/loss"))
-    assert plain.result["metrics"]["test/nll"] == ones.result["metrics"]["test/nll"]
-    for wrong in ("[1,2]", "[]", "[a,1,1,1,1,1,1,1,1,1]", "[-1,1,1,1,1,1,1,1,1,1]", str([0] * 10)):
-        with pytest.raises(UserError, match=r"loss\.class_weights=.*: expected (10 )?numbers"):
-            run("debug=batch", f"loss.class_weights={wrong}", folder="wrong")

@@ -173,6 +173,8 @@ def read_safetensors(path: Path) -> tuple[dict[str, "Tensor"], dict[str, str]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise UnreadableError(f"{path} is damaged: {_reason(error)}") from error
+    if CONFIG in metadata and metadata.keys() - {CONFIG, CHECKSUM}:
+        raise UnreadableError(f"{path} is damaged: its metadata have unknown keys")
     if metadata.get(CHECKSUM, checksum(tensors, metadata)) != checksum(tensors, metadata):
         raise UnreadableError(f"{path} is damaged: its checksum does not match")
     return tensors, metadata

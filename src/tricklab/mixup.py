@@ -45,10 +45,10 @@ def mixing(
 ) -> Callable[..., Mixed]:
     """Turn `fn(images, targets, partner, lam, ...)` into `option(images, targets, generator, ...)`.
 
-    Keys of every option: lam ~ Beta(`alpha`, `alpha`); `per`: one lam for the "batch" or one for
-    each "image"; each is mixed with `probability`; between the steps `start` and `stop`, outside of
-    which training does not call it. `sample` draws what `fn` takes after the targets. The
-    keyword-only arguments of both are keys too.
+    Keys of every option: `alpha` of lam ~ Beta(alpha, alpha); `per`: one lam for the "batch" or one
+    for each "image"; `probability` that this batch or image is mixed at all; `start` and `stop`:
+    not read here, the data module calls no option outside of these steps. `sample` draws the
+    arguments of `fn` after the targets. The keyword-only arguments of both are keys too.
     """
     keys_of_sample = keyword_only(sample)
 
@@ -127,23 +127,24 @@ def alternate(
 ) -> Mixed:
     """Flip a coin between mixup with `alpha` and cutmix with `cutmix_alpha`."""
     pasted = paste(images, targets, cutmix_partner, cutmix_lam, centre)
-    heads = to_device_of(coin < 0.5, images)
+    is_cutmix = to_device_of(coin < 0.5, images)
     return (
-        torch.where(heads[:, None, None, None], pasted[0], blend(images, partner, lam)),
-        torch.where(heads[:, None], pasted[1], blend(targets, partner, lam)),
+        torch.where(is_cutmix[:, None, None, None], pasted[0], blend(images, partner, lam)),
+        torch.where(is_cutmix[:, None], pasted[1], blend(targets, partner, lam)),
     )
 
 
 def sample_lam(alpha: float, generator: Generator, number: int) -> Tensor:
     """Sample lam ~ Beta(alpha, alpha), double [number]; alpha 0 gives 1: no mixing.
 
-    lam is the ratio of gamma variates, G1 / (G1 + G2). For a small alpha these underflow to 0, so
-    their logarithms are drawn: log Gamma(a) = log Gamma(a + 1) + log(U) / a.
+    lam = G / (G + G') for variates G, G' of the distribution Gamma(alpha). For a small alpha both
+    underflow to 0, so their logarithms are drawn: log G(alpha) = log G(alpha + 1) + log(U) / alpha.
+    The softmax turns the two logarithms into the ratio.
     """
     if alpha == 0:
         return torch.ones(number, dtype=torch.double)
-    shape = torch.full((2, number), alpha + 1.0, dtype=torch.double)
-    gammas = torch._standard_gamma(shape, generator=generator)
+    concentration = torch.full((2, number), alpha + 1.0, dtype=torch.double)
+    gammas = torch._standard_gamma(concentration, generator=generator)
     uniform = torch.rand(2, number, dtype=torch.double, generator=generator)
     return (gammas.log() + uniform.log() / alpha).softmax(0)[0]
 

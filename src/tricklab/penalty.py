@@ -47,7 +47,7 @@ def projection(fn: Callable[..., None]) -> Callable[..., Penalty]:
 def _make_option(fn: Callable[..., Any], is_projection: bool) -> Callable[..., Penalty]:
     """Return `option(weights, params=None, ...) -> Penalty`, for weights by name.
 
-    `params` is a regular expression: the penalty applies to the weights whose name it is found in.
+    `params` is a regular expression: only weights with a match in their name are penalised.
     """
 
     def option(
@@ -59,7 +59,7 @@ def _make_option(fn: Callable[..., Any], is_projection: bool) -> Callable[..., P
 
 
 def select(weights: Mapping[str, nn.Parameter], params: str | None) -> list[nn.Parameter]:
-    """Return the weights whose name the pattern `params` is found in, or all. Raises UserError."""
+    """Return the weights with a match of `params` in their name, or all. Raises UserError."""
     if params is None:
         return list(weights.values())
     try:
@@ -106,8 +106,8 @@ class _SquareSum(torch.autograd.Function):
 def l1_prox(weights: Sequence[Tensor], lr: float, strength: float) -> None:
     """Soft-threshold by lr * strength: the step of ISTA for l1. SIAM J. Imaging Sci. 2 (2009).
 
-    Gives exact zeros. Its fixed points are those of the loss with `l1` under plain SGD; with
-    momentum m those with `l1` of (1 - m) * strength, as momentum sums the gradients and not the
+    Gives exact zeros. With plain SGD it converges to a minimum of the loss with `l1` of the same
+    strength; with momentum m, of (1 - m) * strength, as momentum sums the gradients and not the
     thresholds. With Adam and its variants the threshold is not scaled by coordinate, just as the
     decay of AdamW is not.
     """
@@ -116,9 +116,9 @@ def l1_prox(weights: Sequence[Tensor], lr: float, strength: float) -> None:
 
 @projection
 def max_norm(weights: Sequence[Tensor], lr: float, norm: float) -> None:
-    """Scale the weights [out, ...] into each unit to a norm of at most `norm`. JMLR 15 (2014), 5.1.
+    """Shrink each row of [out, ...], the weights into one unit, to a norm of at most `norm`.
 
-    Raises UserError: a norm of 0 or less, which would leave no weight.
+    JMLR 15 (2014), 5.1. Raises UserError: a norm of 0 or less, which would leave no weight.
     """
     if not norm > 0:
         raise UserError(f"norm={norm}; allowed: more than 0")

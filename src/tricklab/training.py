@@ -8,10 +8,11 @@ One optimizer step is, in this order:
         (Lightning)                 set the gradients to zero, backward
         on_before_optimizer_step    drop the gradients of a frozen backbone, log
         (Lightning)                 clip the gradients, optimizer.step()
-    _project                    penalties that are projections
+        _project                    penalties that are projections
     on_train_batch_end          stop after the last step
 
-Of accumulated batches, only the last one calls what is not `training_step` and backward.
+Of accumulated batches, each calls on_train_batch_start, training_step, backward and
+on_train_batch_end; the first sets the gradients to zero; the last calls the rest.
 """
 
 import math
@@ -53,7 +54,8 @@ class ImageClassifier(pl.LightningModule):
         penalties: by name; terms are added to the training loss, projections applied after each
             step, see `tricklab.penalty`.
         optimizer: makes an optimizer of parameter groups.
-        multiplier: the LR at step t as a multiple of the base LR, see `tricklab.scheduler`.
+        multiplier: the LR at step t as a multiple of the base LR; its `momentum(t)`, if any, is the
+            momentum itself, see `tricklab.scheduler`.
         backbone_multiplier: the same for the backbone, if it differs. At 0 the backbone is frozen,
             including the statistics of its norms.
         last_step: training ends after this step.
@@ -64,7 +66,7 @@ class ImageClassifier(pl.LightningModule):
     """
 
     images_seen = 0  # in training, on this rank
-    started = False  # training, after a checkpoint was restored
+    started = False  # whether training has begun; until then, a checkpoint may fail to load
     forced_validation = False  # the next one is due only because training ends at `last_step`
     temperature = 1.0  # fitted on the last validation
     logits: Tensor  # of the last evaluation, [N, K], on the CPU
@@ -140,8 +142,8 @@ class ImageClassifier(pl.LightningModule):
 
     def backbone_frozen(self) -> bool:
         """Whether the next step changes only the head."""
-        backbone = self.backbone_multiplier
-        return backbone is not None and backbone(self.global_step) == 0
+        multiplier = self.backbone_multiplier
+        return multiplier is not None and multiplier(self.global_step) == 0
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
@@ -149,8 +151,9 @@ class ImageClassifier(pl.LightningModule):
         self.set_lr(optimizer)
         scale = self._amp_scale() if self.projections else 1.0
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        # The scaler lowers its scale if it has skipped a step with non-finite gradients
-        if self.projections and self._amp_scale() >= scale:
+        # The scaler lowers its scale when it skips a step with non-finite gradients
+        was_skipped = self.projections and self._amp_scale() < scale
+        if self.projections and not was_skipped:
             self._project(optimizer.param_groups)
 
     def set_lr(self, optimizer: Optimizer) -> None:
@@ -182,7 +185,12 @@ class ImageClassifier(pl.LightningModule):
         return scale_by(total, total_weight)
 
     def _batch_weights(self, batch_idx: int, images: int) -> tuple[float, float]:
-        """Return the weights of the loss and of the total, see `Batching.weights`."""
+        """Return the weights of the loss and of the total, see `Batching.weights`.
+
+        The first corrects the loss for batches of unequal size; logs are weighted likewise. The
+        second corrects everything for a step of fewer batches, as Lightning divides by
+        `accumulate`.
+        """
         return self.batching.weights(batch_idx, images) if self.batching else (1.0, 1.0)
 
     def _log_batch(self, values: Mapping[str, Tensor]) -> None:
@@ -199,7 +207,7 @@ class ImageClassifier(pl.LightningModule):
     @torch.no_grad()
     def _project(self, groups: list[Group]) -> None:
         for group in groups:
-            if group["lr"] <= 0:  # frozen
+            if group["lr"] <= 0:  # frozen, or the schedule is at 0
                 continue
             in_group = {id(p) for p in group["params"]}
             for projection in self.projections:
@@ -213,7 +221,7 @@ class ImageClassifier(pl.LightningModule):
         every = self.trainer.check_val_every_n_epoch or 1
         is_due = self.trainer.is_last_batch and (self.current_epoch + 1) % every == 0
         self.forced_validation = not is_due
-        # Unlike max_steps, should_stop validates first, also within an epoch
+        # Before it stops for should_stop, Lightning validates, also within an epoch
         self.trainer.should_stop = True
         self.trainer.check_val_every_n_epoch = 1  # and in any epoch
 
@@ -227,8 +235,7 @@ class ImageClassifier(pl.LightningModule):
             values |= weight_stats(self.weights)
         self._log_exactly(values, self.global_step)
         self.check_losses_finite(f", gradient norm {norm:g}")
-        skips_step = hasattr(self.trainer.precision_plugin, "scaler")
-        if not math.isfinite(norm) and not skips_step:
+        if not math.isfinite(norm) and self._find_scaler() is None:
             self._raise_diverged(self.global_step, f"train/grad_norm={norm}")
 
     def _gradient_norm(self, optimizer: Optimizer) -> float:
@@ -244,8 +251,12 @@ class ImageClassifier(pl.LightningModule):
 
     def _amp_scale(self) -> float:
         """Return the factor of loss and gradients in mixed precision with float16, else 1."""
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        scaler = self._find_scaler()
         return float(scaler.get_scale()) if scaler else 1.0
+
+    def _find_scaler(self) -> Any:
+        """Return the scaler of float16, which skips steps with non-finite gradients, else None."""
+        return getattr(self.trainer.precision_plugin, "scaler", None)
 
     def _current_lrs(self, groups: list[Group]) -> dict[str, float]:
         values = {"lr": groups[0]["lr"]}

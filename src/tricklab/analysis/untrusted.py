@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tricklab.cli.config import CONF, list_options
 from tricklab.cli.messages import unknown_name
+from tricklab.cli.renamed import rename_keys
 from tricklab.cli.specs import find_spec
 from tricklab.cli.values import check_value
 from tricklab.errors import UserError
@@ -45,7 +46,7 @@ def validate_option(group: str, path: str, node: Any) -> dict[str, Any]:
 
     `path` is the node's key in the config, e.g. "augment.flip".
     """
-    node = _check_mapping(path, node)
+    node = rename_keys(path, _check_mapping(path, node))
     known = options_by_target(group)
     target = node.get("_target_")
     if not isinstance(target, str) or target not in known:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from tricklab.cli.config import find_options, list_groups, list_options
+from tricklab.cli.renamed import find_new_name
 from tricklab.errors import closest
 
 # Overrides by the names that other tools have for them; {} is the value
@@ -18,7 +19,7 @@ KEY_ALIASES = {
     "data.batch_size={}": "batch_size batch bs train_batch_size per_device_train_batch_size",
     "data.num_workers={}": "workers num_workers n_workers dataloader_num_workers j",
     "data.root={}": "data_dir data_path data_root dataset_dir dataset_path root train_dir",
-    "data.size={}": "img_size image_size imgsz im_size input_size size resolution resize",
+    "data.size={}": "img_size image_size imgsz im_size input_size size resolution",
     "data.val_size={}": "val_split val_ratio val_pct validation_split valid_size",
     "data={}": "dataset data_set ds",
     "model={}": "arch net network architecture model_name backbone",
@@ -115,39 +116,15 @@ TORCHVISION_MODELS = re.compile(
 # Common to many groups, so no hint at another group
 SWITCH_VALUES = ("none", "off", "no", "false", "true", "yes")
 
-RENAMED = {  # patterns of keys that have another name now
-    r"data\.resize": "data.size",
-    r"data\.skip_damaged": "data.skip_corrupt",
-    r"loss\.weight": "loss.class_weights",
-    r"mixup\.begin": "mixup.start",
-    r"mixup\.end": "mixup.stop",
-    r"augment\.erase\.(smallest|largest)": "augment.erase.scale=[LOW,HIGH]",
-    r"penalty\.(\w+)\.only": r"penalty.\1.params",
-    r"optimizer\.lr_per": "optimizer.lr_base_batch_size",
-    r"model\.body_lr": "model.backbone_lr_mult",
-    r"scheduler\.hold": "scheduler.update_every",
-    r"scheduler\.mult": "scheduler.period_mult",
-    r"sweep\.of": "sweep.arms",
-    r"logger\.wandb\.(mistakes|checkpoint)": r"logger.wandb.log_\1",
-    r"logger\.wandb\.confusion": "logger.wandb.log_confusion_matrix",
-    r"dry": "dry_run",
-}
-
-
-def find_new_name(key: str) -> str:
-    """Return the present name of a renamed key, "" if it was not renamed."""
-    for old, new in RENAMED.items():
-        if match := re.fullmatch(old, key):
-            return match.expand(new)
-    return ""
-
 
 def suggest_key(key: str, value: str, known: Collection[str], conf: Path) -> str:
     """Return " Did you mean optimizer.lr=0.1?" for the key most likely meant, or "".
 
-    Tried in this order: a key of an option that was not chosen, a name of other tools, a
-    misspelt sibling, the same last part elsewhere in the config, a misspelt name of anything.
+    Tried in this order: a new name, a key of an option that was not chosen, a name of other tools,
+    a misspelt sibling, the same last part elsewhere in the config, a misspelt name of anything.
     """
+    if new := find_new_name(key):
+        return f" It is called {new if '=' in new else assign(new, value)} now."
     if owners := find_options(key, conf):
         group = key.partition(".")[0]
         example = f"{group}={owners[0]} {assign(key, value)}"

@@ -66,12 +66,14 @@ class ImageData(pl.LightningDataModule):
         self.seed = seed
         self.augment = augment
         self.mixup = mixup
+        # First mixed position (epoch, batch), and the first after; run/experiment.py sets it
         self.mixup_window = WHOLE_RUN
         subsets = split_dataset(
             splits, val_size, folds, fold, train_size, split_seed, label_noise, seed
         )
         self._set_subsets(subsets)
         self.one_hot = torch.eye(len(self.classes))
+        # A number in [0, 1) for each image, the same in all epochs (augment=alternating_flip)
         self.per_image = torch.rand(len(self.train.labels), generator=generator(seed, "lasting"))
         self.digest = hash_splits(splits)
         self.warn_of_missing_classes()
@@ -82,10 +84,10 @@ class ImageData(pl.LightningDataModule):
         self.train = LabeledImages(images, subsets.labels)
         self.train_indices = subsets.train
         self.clean_indices = subsets.clean  # also evaluated without augmentation (train/acc_clean)
-        self.val = self.splits.val or self.splits.train
+        self.val = self.splits.val or self.splits.train  # labels without noise
         self.val_indices = subsets.val
         channels, height, width = images.shape[1:]
-        mean, std = channel_mean_std(images, subsets.stats)
+        mean, std = channel_mean_std(images, subsets.for_stats)
         self.match_input_spec(InputSpec((channels, height, width), mean, std))
 
     @property
@@ -145,7 +147,7 @@ class ImageData(pl.LightningDataModule):
             least = math.ceil(side / MAX_UPSCALING)
             raise UserError(
                 f"data.size={size}: model.weights expect images of {side} pixels a side. "
-                f"Expected data.size={side}, {least} or more, or null for images of one size"
+                f"Expected data.size={least} or more, best {side}, or null for images of one size"
             )
 
     def match_input_spec(self, spec: InputSpec) -> None:
@@ -195,7 +197,10 @@ class ImageData(pl.LightningDataModule):
         return [validation, self._in_order(self.train, self.clean_indices, self._clean_size())]
 
     def _clean_size(self) -> int:
-        """Batch size of the clean training images: at least one batch with `limit_val_batches`."""
+        """Batch size of the clean training images.
+
+        It is so small that a fraction `limit_val_batches` of their batches is at least one.
+        """
         images = len(self.clean_indices)
         limit = self.trainer.limit_val_batches
         if isinstance(limit, float):
@@ -219,8 +224,9 @@ class ImageData(pl.LightningDataModule):
         return tuple(part.to(device, non_blocking=device.type == "cuda") for part in batch)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """From (images, labels, indices) of the loader to (images, targets) of the network."""
         if not self.trainer.training:
-            images, labels, _ = batch
+            images, labels, _indices = batch
             return self.preprocess(images), labels
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
         return self.training_batch(batch, self._position(), rank, ranks)
@@ -245,8 +251,9 @@ class ImageData(pl.LightningDataModule):
             return images
         epoch, batch_idx = position
         n = len(self.train_indices)
-        global_size = self.batch_size * ranks
-        global_size = min(global_size, n - n % ranks - batch_idx * global_size)
+        full_size = self.batch_size * ranks
+        remaining = n - n % ranks - batch_idx * full_size  # images of this epoch
+        global_size = min(full_size, remaining)
         per_image = self.per_image.index_select(0, indices)
         for name, augment in self.augment.items():
             rng = generator(self.seed, f"augment {name}", *position, device=images.device)
@@ -255,6 +262,7 @@ class ImageData(pl.LightningDataModule):
 
     def _position(self) -> tuple[int, int]:
         """Return the epoch and the batch in it that the trainer is at."""
+        # Lightning counts a batch as ready after its transfer, so until then this is its index
         batch_progress = self.trainer.fit_loop.epoch_loop.batch_progress
         return self.trainer.current_epoch, batch_progress.current.ready
 

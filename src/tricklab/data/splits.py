@@ -18,14 +18,14 @@ STATS_IMAGES = 100_000  # at most, for mean and std
 class Subsets(NamedTuple):
     """Indices into the training images of a data set (`val`: into its own split, if it has one).
 
-    `clean`: evaluated without augmentation; `stats`: for mean and std; both stratified. `labels`
-    are those of all training images [N], with label noise in `train`.
+    `clean`: evaluated without augmentation; `for_stats`: for mean and std; both stratified.
+    `labels` are those of all training images [N], with label noise in `train`.
     """
 
     train: Tensor
     val: Tensor
     clean: Tensor
-    stats: Tensor
+    for_stats: Tensor
     labels: Tensor
 
 
@@ -55,7 +55,7 @@ def split_dataset(
         train,
         val,
         clean=stratified[:CLEAN_IMAGES],
-        stats=stratified[:STATS_IMAGES],
+        for_stats=stratified[:STATS_IMAGES],
         labels=labels.index_copy(0, train, noisy),
     )
 
