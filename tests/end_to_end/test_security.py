@@ -185,7 +185,7 @@ def test_audit_hook_reports_what_hydra_would_run(tmp_path):
 
 
 def run_audit(*arguments):
-    path = str(Path(__file__).parent / "helpers" / "audit.py")
+    path = str(ROOT / "tests/helpers/audit.py")
     return subprocess.run([sys.executable, path, *arguments], capture_output=True, text=True)
 
 
