@@ -485,9 +485,9 @@ def test_renamed_copy_passes_tests_that_rely_on_names(copied):
     metadata.write_text(f"Metadata-Version: 2.1\nName: {NEW_NAME}\nVersion: 0\n")
     names = [
         "end_to_end/test_measure.py::test_rows_beside_a_recipe_have_its_hashes",
-        "test_conf.py::test_one_word_in_three_places",
+        "unit/test_conf.py::test_option_has_the_name_of_its_function",
         "end_to_end/test_security.py::test_find_target_refuses_what_is_no_option",
-        "test_jobs.py::test_jobs_are_single_runs_and_run_once",
+        "end_to_end/test_jobs.py::test_sweep_runs_each_job_once",
     ]
     tests = [f"tests/{name}" for name in names]
     done = subprocess.run(

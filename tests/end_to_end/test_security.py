@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from helpers.configs import ONE_BATCH, configure
+from helpers.paths import ROOT
 from tricklab.analysis.untrusted import validate_config
 from tricklab.errors import UserError
 from tricklab.files import read_safetensors
