@@ -250,32 +250,6 @@ def test_check_upscaling_refuses_files_of_less_than_half_the_side(class_folders)
     build_fake().check_upscaling(224)  # arrays have no other size
 
 
-@pytest.mark.parametrize(
-    ("library", "name", "side"), [("timm", "resnet10t", 176), ("torchvision", "squeezenet1_1", 224)]
-)
-def test_check_upscaling_of_plain_weights_asks_their_library(
-    class_folders, run, tmp_path, library, name, side
-):
-    torch.save({"x": torch.zeros(1)}, tmp_path / "w.pth")
-    model = (f"model={library}", f"model.name={name}", f"model.weights={tmp_path}/w.pth")
-    root = f"data.root='{class_folders({'train': 9})}'"
-    message = rf"expect images of {side} pixels a side\. Expected .*, best {side}"
-    with pytest.raises(UserError, match=message):
-        run(*model, "data=folder", root, "data.num_workers=0")
-
-
-def test_resume_refuses_another_mean(run, cached_run):
-    folder = cached_run(*ONE_BATCH, "model=mlp").folder
-    options = (*ONE_BATCH, "model=mlp", "resume=auto")
-    text = (folder / "config.yaml").read_text()
-    (mean,) = re.findall(r"  mean:\n  - (\S+)\n", text)
-    (folder / "config.yaml").write_text(text.replace(mean, repr(float(mean) + 0.01)))
-    with pytest.raises(UserError, match=r"dataset\.mean differs from last\.ckpt"):
-        run(*options, folder=folder)
-    (folder / "config.yaml").write_text(text)
-    assert run(*options, folder=folder).result["status"] == "done"
-
-
 def test_summary_has_the_size_of_images_from_files(class_folders, run, capsys):
     root = f"data.root='{class_folders({'train': 9})}'"
     folder = ("data=folder", root, "data.num_workers=0", "data.batch_size=4")
@@ -1043,21 +1017,6 @@ def test_background_has_its_own_cache_and_fingerprint(tmp_path):
     assert white.splits.test.images.unique().tolist() == [255]
     assert black.splits.test.images.unique().tolist() == [0]
     assert white.fingerprint != black.fingerprint
-
-
-def test_background_of_prediction_is_that_of_training(class_folders, run, run_script, tmp_path):
-    folder = ("data=folder", f"data.root='{class_folders({'train': 9})}'", "data.num_workers=0")
-    run(*ONE_BATCH, "model=mlp", *folder, "data.background=black", "data.batch_size=4")
-    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
-    icon = Image.fromarray(pixels)
-    composite = Image.new("RGBA", (8, 8), "black")
-    composite.alpha_composite(icon)
-    (tmp_path / "icons").mkdir()
-    icon.save(tmp_path / "icons" / "clear.png")
-    composite.convert("RGB").save(tmp_path / "icons" / "opaque.png")
-    predicted = run_script("predict.py", "ckpt=run/checkpoints/best.ckpt", "input=icons")
-    clear, opaque = (line.split(",")[1:] for line in predicted.stdout.splitlines()[1:])
-    assert clear == opaque
 
 
 # Fingerprints

@@ -176,15 +176,3 @@ def test_mixed_targets_are_smoothed_once(run, monkeypatch):
     once, twice = (formula(seen["logits"], seen["targets"], eps) for eps in (0.1, 0.19))
     assert done.column("train/loss")[0] == pytest.approx(once, abs=1e-6)
     assert abs(once - twice) > 1e-3
-
-
-def test_evaluation_neither_smooths_nor_weights(run):
-    """At an LR of 0 the networks are the same."""
-    same_net = ("debug=batch", "model=mlp", "optimizer.lr=0")
-    plain = run(*same_net, folder="plain")
-    smooth = run(
-        *same_net, "loss=smooth", "loss.class_weights=[9,1,1,1,1,1,1,1,1,1]", folder="smooth"
-    )
-    assert smooth.column("train/loss") != plain.column("train/loss")
-    for name in ("val/loss", "test/loss"):
-        assert smooth.result["metrics"][name] == plain.result["metrics"][name]

@@ -130,16 +130,6 @@ def test_dropout_of_one_is_refused(name, key):
         make_net(f"model={name}", f"model.{key}=1.0")
 
 
-def test_dropout_of_zero_is_the_plain_network(run):
-    resnet = ("debug=batch", "model=resnet", "model.depth=8")
-    keys = ("dropout", "input_dropout", "spatial_dropout", "drop_path")
-    plain = run(*resnet, folder="plain")
-    zero = run(*resnet, *(f"model.{key}=0" for key in keys), folder="zero")
-    half = run(*resnet, "model.drop_path=0.5", folder="half")
-    assert plain.column("train/loss") == zero.column("train/loss")
-    assert plain.column("train/loss") != half.column("train/loss")
-
-
 @pytest.mark.parametrize("name", ["mlp", "convnet", "resnet"])
 def test_input_dropout_acts_on_pixels(name):
     net = make_net(f"model={name}", "model.input_dropout=0.4")
@@ -187,22 +177,3 @@ def test_drop_path_of_libraries_is_that_of_the_last_block(name, network):
     assert max(probabilities) == pytest.approx(0.3)
     with pytest.raises(UserError, match="model"):
         make_net(f"model={name}", "model.name=vgg11", "model.drop_path=0.3")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "layers"),
-    [
-        (["model=mlp", "model.dropout=0.5"], "5"),
-        (["model=mlp", "model.dropout=0.5", "model.batch_norm=false"], None),
-        (["model=convnet", "model.dropout=0.5"], None),
-        (["model=convnet", "model.spatial_dropout=0.5"], "8, 16"),
-        (["model=resnet", "model.drop_path=0.5"], None),
-    ],
-)
-def test_dropout_before_batch_norm_is_warned_of(run, capsys, overrides, layers):
-    run("debug=batch", *overrides)
-    output = capsys.readouterr().err
-    if layers:
-        assert f"warning: dropout in layer {layers} precedes a batch norm" in output
-    else:
-        assert "warning" not in output
