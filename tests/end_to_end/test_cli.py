@@ -209,7 +209,7 @@ def test_command_answers_without_torch_or_a_folder(
         (
             ["experiment=fashion_92", "model=mlp"],
             "experiment=fashion_92 with these options: model.pool_early: no such option; "
-            "allowed: batch_norm, ",
+            "allowed: backbone_lr_mult, ",
         ),
         (["seed=-1"], "seed=-1; allowed: 0 or more"),
         (["seed=a"], "seed=a: expected int, got str"),

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from omegaconf import OmegaConf
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
 
 from helpers.configs import configure
 from helpers.paths import CONF
