@@ -35,7 +35,7 @@ def test_repeats_start_new_processes(monkeypatch):
     assert groups[0] == groups[1] >= {"plain loop", *OURS}
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_rounds_time_all_variants(monkeypatch):
     """In processes that are forked, as new ones take ten seconds each."""
     context = rounds.multiprocessing.get_context

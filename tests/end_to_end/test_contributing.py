@@ -19,14 +19,14 @@ YAML = re.compile(r"`(conf/[\w/]+\.yaml)`[^`]*?:\n\n```yaml\n(.*?)```", re.DOTAL
 TRY_IT = re.compile(r"Try it: `python train.py (.*?)`. Out of range: `(.*?)=(.*?)`")
 SECTIONS = [
     "A schedule",
+    "An augmentation",
+    "A mixing",
     "A term of the loss",
-    pytest.param("An augmentation", marks=pytest.mark.slow),
-    pytest.param("A mixing", marks=pytest.mark.slow),
-    pytest.param("A projection after the step", marks=pytest.mark.slow),
-    pytest.param("A network", marks=pytest.mark.slow),
-    pytest.param("A data set", marks=pytest.mark.slow),
-    pytest.param("A callback", marks=pytest.mark.slow),
-    pytest.param("An optimizer", marks=pytest.mark.slow),
+    "A projection after the step",
+    "A network",
+    "A data set",
+    "A callback",
+    "An optimizer",
 ]
 
 
@@ -73,22 +73,33 @@ def train_in(project, fork_script):
     return train_in
 
 
-@pytest.mark.xdist_group("servers")
-@pytest.mark.parametrize("title", SECTIONS)
-def test_contributing_example_trains_and_checks_its_range(title, project, train_in):
-    example = read_example(title)
+def add(example, project):
+    """Add a definition and a YAML to a copy of the project: no other file changes."""
     if example.module:
         with (project / example.module).open("a", encoding="utf-8") as file:
             file.write("\n\n" + example.code)
+    assert not (project / example.yaml_path).exists()
     (project / example.yaml_path).write_text(example.yaml, "utf-8")
 
-    done = train_in(*example.overrides, *ONE_BATCH[1:], "trainer.max_epochs=2")
+
+@pytest.mark.xdist_group("servers")
+def test_contributing_examples_train_together_and_check_their_ranges(project, train_in):
+    examples = [read_example(title) for title in SECTIONS]
+    for example in examples:
+        add(example, project)
+
+    overrides = [override for example in examples for override in example.overrides]
+    penalties = [o.removeprefix("penalty=") for o in overrides if o.startswith("penalty=")]
+    others = [o for o in overrides if not o.startswith("penalty=")]
+    together = [*others, f"penalty=[{','.join(penalties)}]"]
+    done = train_in(*together, *ONE_BATCH[1:], "trainer.max_epochs=2")
     assert done.returncode == 0, done.stderr
     assert "test accuracy" in done.stdout
 
-    refused = train_in(*example.overrides, f"{example.key}={example.out_of_range}")
-    assert refused.returncode == 1
-    assert f"{example.key}={example.out_of_range}" in refused.stderr
+    for example in examples:
+        refused = train_in(*example.overrides, f"{example.key}={example.out_of_range}")
+        assert refused.returncode == 1
+        assert f"{example.key}={example.out_of_range}" in refused.stderr
 
 
 @pytest.mark.xdist_group("servers")

@@ -535,25 +535,6 @@ def test_best_checkpoint_prefers_the_lower_loss_at_equal_accuracy():
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_twice_the_batch(train, tmp_path):
-    options = (
-        "model=mlp",
-        "model.batch_norm=false",
-        "trainer.max_epochs=2",
-        "penalty=l2",
-        "trainer.accelerator=cpu",
-    )
-    ddp = ("trainer=ddp", "trainer.devices=2")
-    one = train(*options, "data.batch_size=64", "hydra.run.dir=one")
-    two = train(*options, "data.batch_size=32", "hydra.run.dir=two", *ddp)
-    assert one.returncode == two.returncode == 0, one.stderr + two.stderr
-    results = [Run(tmp_path / name).result for name in ("one", "two")]
-    assert results[0]["metrics"] == pytest.approx(results[1]["metrics"], abs=1e-6)
-    assert results[1]["devices"] == ["cpu", "cpu"]
-    assert two.stdout.count("test accuracy") == 1
-
-
-@pytest.mark.slow
 def test_compiled_network_trains_to_the_same_weights(run):
     compiled = run(*ONE_BATCH, "model=mlp", "trainer.compile=true", folder="compiled")
     plain = run(*ONE_BATCH, "model=mlp", folder="plain")

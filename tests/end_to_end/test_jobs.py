@@ -172,6 +172,7 @@ def test_arms_without_a_list_are_refused(train):
     assert "sweep=arms without sweep.arms. Expected lists of overrides by name" in refused.stderr
 
 
+@pytest.mark.slow
 @SERVERS
 def test_sweep_with_a_failed_job_finishes_the_others_and_fails(train, tmp_path):
     done = train("-m", *SHORT, "data.train_size=1,50", "name=part")
@@ -492,7 +493,7 @@ def test_ctrl_c_while_the_first_jobs_start_ends_the_sweep(tmp_path):
     assert "0 of 3 jobs done" in out
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_sweep_closes_files_after_each_job(train, tmp_path):
     """A sweep may have more jobs than a process may open files."""
     with_few = ("bash", "-c", 'ulimit -n 40; exec "$@"', "-")
@@ -657,7 +658,7 @@ def test_edit_of_an_option_changes_the_hash_of_its_jobs_only(tmp_path):
     assert not set(planned()) & {*before, *after}
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_sweep_of_twelve_finishes_the_six_sound_jobs(copy, tmp_path):
     names = ",".join([*FAULTS, *(f"fine{n}" for n in range(6))])
     twelve = (f"experiment={names}", "name=twelve", "slots=2", "job_timeout=30")

@@ -166,7 +166,7 @@ def kill_at_random(start, folder, case, whole, rng):
     return last_step(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 @pytest.mark.parametrize(("number", "case"), [(3, CASES[0]), (2, CASES[3]), (1, CASES[4])])
 def test_run_killed_six_times_equals_an_uninterrupted_one(start, whole, tmp_path, number, case):
     """The cases without workers, which take long to start."""

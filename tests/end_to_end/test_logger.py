@@ -285,6 +285,7 @@ def test_wandb_has_config_curves_and_results(wandb_run):
     assert read_exit_codes(folder) == [0]
 
 
+@pytest.mark.slow
 def test_wandb_gets_the_exit_code_of_a_failure(run, offline, tmp_path):
     with pytest.raises(UserError):
         run("model=mlp", "logger=wandb", "optimizer.lr=1e20", "optimizer.weight_decay=0")
@@ -292,6 +293,7 @@ def test_wandb_gets_the_exit_code_of_a_failure(run, offline, tmp_path):
     assert read_merged(tmp_path / "run", "config")["optimizer"]["lr"] == 1e20
 
 
+@pytest.mark.slow
 def test_resumed_run_keeps_its_wandb_id(run, offline, monkeypatch, tmp_path):
     def stop(self, outputs, batch, batch_idx):
         if self.global_step == 15:

@@ -75,6 +75,7 @@ def read_table(run):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_suite_compares_networks_on_all_sets(run, run_script):
     options = ("suite=ood", "mc=4", "tta=2", "augment=rotate", "other=fake")
     done = run_script("evaluate.py", str(run), *options)

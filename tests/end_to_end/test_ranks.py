@@ -144,6 +144,7 @@ def test_sweep_under_torchrun_is_refused(train, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_torchrun_with_two_ranks_trains_one_run(tmp_path):
     ranks = Ranks(tmp_path, 1, *SHORT)
     assert ranks.wait() == [0]
@@ -201,8 +202,7 @@ def test_folder_of_another_run_is_refused_once_for_all_ranks(tmp_path, agents):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agents", [0, 1, 2])
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(("agents", "victim"), [(0, 1), (1, 0), (2, 1)])
 def test_killed_rank_stops_the_others(tmp_path, agents, victim):
     ranks = Ranks(tmp_path, agents, *LONG)
     ranks.kill(victim)
@@ -218,8 +218,7 @@ def test_killed_rank_stops_the_others(tmp_path, agents, victim):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agents", [0, 1, 2])
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(("agents", "victim"), [(0, 0), (1, 1), (2, 0)])
 def test_failing_rank_stops_the_others(tmp_path, agents, victim, monkeypatch):
     """While results are recorded: rank 0 alone does that, the others wait for it."""
     script = tmp_path / "fails.py"

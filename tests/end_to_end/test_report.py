@@ -333,6 +333,7 @@ def make_json_value(random, depth=0):
     return leaves[random.integers(len(leaves))]
 
 
+@pytest.mark.slow
 def test_report_survives_any_result_of_a_stranger(sweep, run_script):
     random = np.random.default_rng(0)
     folder = sweep({"mixup=off": [0.9, 0.91], "mixup=on": [0.92, 0.9]})

@@ -168,6 +168,7 @@ class StepCounter(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1.0)
 
 
+@pytest.mark.slow
 def test_run_length_equals_the_steps_of_200_fits():
     draw = random.Random(0)
     off = dict.fromkeys(
