@@ -385,7 +385,7 @@ def is_alive(process: int) -> bool:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 @pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs /proc")
 def test_sweep_survives_kills_of_job_and_driver(train, tmp_path):
     """A killed job leaves the other alone; Ctrl-C and a killed driver end all.
