@@ -194,7 +194,7 @@ def kill_each(start, whole, tmp_path, cases):
     return steps
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 @pytest.mark.parametrize(
     ("moment", "number", "at"),
     [

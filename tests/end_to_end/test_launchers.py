@@ -94,7 +94,7 @@ def test_slurm_is_refused_on_a_machine_without_it(run_script, tmp_path, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_ray_runs_two_jobs_on_a_device(train, tmp_path):
     overrides = (
         *OVERRIDES,
@@ -131,7 +131,7 @@ def test_submitit_runs_the_same_jobs(train, tmp_path):
     assert [path.read_text() for path in ours] == [path.read_text() for path in theirs]
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_slurm_runs_jobs_as_an_array(train, tmp_path, monkeypatch):
     for name, text in {
         "sbatch": SBATCH.format(python=sys.executable),

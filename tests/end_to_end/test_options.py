@@ -64,7 +64,7 @@ def test_option_passes_the_check_and_trains_one_batch(group, option, run, requir
     assert (done.folder / "checkpoints" / "best.ckpt").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 @pytest.mark.parametrize(
     ("group", "option"), [pair for pair in OPTIONS if pair[0] in COMPUTING_GROUPS]
 )
