@@ -6,12 +6,10 @@ import random
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from pytorch_lightning import LightningModule, Trainer
 
 from helpers.configs import configure
-from helpers.paths import CONF
-from tricklab.cli.config import list_options
+from helpers.schedules import EXACT, NAMES, multiplier
 from tricklab.duration import Length, run_length
 from tricklab.errors import UserError
 from tricklab.run.instantiate import build
@@ -39,9 +37,6 @@ def test_unknown_shape_is_refused_with_the_nearest_one(train, option):
     assert "Did you mean 'linear'" in done.stderr
 
 
-EXACT = {"rel": 0, "abs": 1e-12}
-
-
 PLATEAU = (
     "scheduler=plateau",
     "scheduler.patience=0",
@@ -51,16 +46,6 @@ PLATEAU = (
 )
 
 
-def multiplier(*overrides, length):
-    """Build a schedule from overrides; read without Hydra, which takes 50 ms."""
-    name, *values = (override.removeprefix("scheduler").lstrip("=.") for override in overrides)
-    files = [OmegaConf.load(CONF / "scheduler" / f"{file}.yaml") for file in ("_options", name)]
-    config = OmegaConf.merge(*files, OmegaConf.from_dotlist(values))
-    del config["defaults"]
-    return build(config)(length)
-
-
-NAMES = list_options(CONF / "scheduler")
 LOG_EACH_STEP = "trainer.log_every_n_steps=1"
 
 

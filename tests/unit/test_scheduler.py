@@ -14,25 +14,13 @@ from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler, PolyLRSchedu
 from torch.optim import lr_scheduler as oracle
 
 from helpers.paths import CONF
+from helpers.schedules import EXACT, NAMES, multiplier
 from tricklab import scheduler
-from tricklab.cli.config import list_options
 from tricklab.duration import Length
 from tricklab.errors import UserError
-from tricklab.run.instantiate import build
 
-NAMES = list_options(CONF / "scheduler")
 LENGTHS = [Length(1, 1), Length(2, 1), Length(7, 3), Length(100, 10), Length(12_345, 823)]
-EXACT = {"rel": 0, "abs": 1e-12}
 LOG_EACH_STEP = "trainer.log_every_n_steps=1"
-
-
-def multiplier(*overrides, length):
-    """Build a schedule from overrides; read without Hydra, which takes 50 ms."""
-    name, *values = (override.removeprefix("scheduler").lstrip("=.") for override in overrides)
-    files = [OmegaConf.load(CONF / "scheduler" / f"{file}.yaml") for file in ("_options", name)]
-    config = OmegaConf.merge(*files, OmegaConf.from_dotlist(values))
-    del config["defaults"]
-    return build(config)(length)
 
 
 def make_optimizer(momentum=0.95):
