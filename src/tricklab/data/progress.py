@@ -1,10 +1,11 @@
 """Progress of reading images, and warnings about it: on stderr, from the first process only."""
 
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
+
+from tricklab.devices import is_first
 
 DELAY = 3.0  # seconds before anything is shown
 BAR_INTERVAL = 0.2  # seconds between updates of the bar on a terminal
@@ -13,21 +14,16 @@ BAR_WIDTH = 30
 Block = TypeVar("Block", bound=Sized)
 
 
-def is_first_process() -> bool:
-    ranks = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-    return all(os.environ.get(name, "0") == "0" for name in ranks)
-
-
 def warn(message: str) -> None:
     """Print one line on stderr."""
-    if is_first_process():
+    if is_first():
         print(f"warning: {message}", file=sys.stderr)
 
 
 def with_progress(blocks: Iterable[Block], total: int, task: str) -> Iterator[Block]:
     """Yield blocks of `total` images in all; after 3 s show a bar, without a terminal lines."""
     on_terminal = sys.stderr.isatty()
-    silent = not is_first_process()
+    silent = not is_first()
     start = shown = time.monotonic()
     done = 0
     try:

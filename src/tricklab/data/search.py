@@ -9,7 +9,8 @@ from pathlib import Path
 
 from tricklab.data.folders import read_classes, walk
 from tricklab.data.images import EXTENSIONS, ImageFile, decode_errors
-from tricklab.data.progress import is_first_process, warn
+from tricklab.data.progress import warn
+from tricklab.devices import is_first
 from tricklab.errors import UserError
 
 NOTES = {  # extensions of files that lie beside images, and are skipped without a warning
@@ -78,7 +79,7 @@ class Search:
         """Return the images that can be decoded, and print the number of the others."""
         errors = decode_errors([file for file, _ in labeled], self.workers)
         messages = [message for message in errors if message]
-        if messages and is_first_process():
+        if messages and is_first():
             counts = f"{len(messages)} of {len(labeled)} images are left out"
             print(f"data.skip_corrupt: {counts}, the first: {messages[0]}")
         return [image for image, message in zip(labeled, errors, strict=True) if not message]
