@@ -62,7 +62,8 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     try:
         if len(text) > TEXT_LIMIT:
             raise ValueError(f"larger than {TEXT_LIMIT:,} bytes")
-        content = yaml.load(text, Loader=_PlainLoader)
+        refuse_aliases_and_tags(text)
+        content = yaml.load(text, Loader=get_yaml_loader())  # reads 1e-3 as a number
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise ValueError("not a mapping of names to values")
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
@@ -71,14 +72,11 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
     return content
 
 
-class _PlainLoader(get_yaml_loader()):  # type: ignore[misc]  # reads 1e-3 as a number
-    """The YAML that this project writes: neither aliases nor tags."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+def refuse_aliases_and_tags(text: str) -> None:
+    """Raise YAMLError for what the YAML that this project writes never has."""
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
             raise yaml.YAMLError("aliases and tags are not allowed")
-        return super().compose_node(parent, index)
 
 
 def read_json(path: Path) -> dict[str, Any]:
