@@ -37,11 +37,11 @@ def make_alias_bomb():
         ),
         ("- a\n- b", "not a mapping"),
         ("1: a", "not a mapping of names"),
-        ("a: [" + "[" * 5000, "RecursionError|expected|recursion"),
+        ("a: [" + "[" * 5000, "RecursionError|expected|recursion|nesting depth"),
         ("a: 1\na: 2", "duplicate key"),
         ("a: " + "9" * 5000, "damaged"),
         ("a: x" * 2**19, "larger than"),
-        ("a: \x00", "special characters"),
+        ("a: \x00", "special characters|control characters"),
     ],
 )
 def test_parse_yaml_refuses_hostile_text(text, reason):

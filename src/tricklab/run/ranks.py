@@ -128,6 +128,7 @@ class Watch:
         self.fail = fail
         self.over = threading.Event()
         self.children: list[Any] = []
+        self.threads: list[threading.Thread] = []
         if os.environ.get(PARENT) == str(os.getppid()):
             end = (os.getppid(), lambda: os._exit(1))
             threading.Thread(target=call_after_exit, args=end, daemon=True).start()
@@ -135,7 +136,8 @@ class Watch:
             self.start()
 
     def start(self) -> None:
-        threading.Thread(target=self._run, daemon=True).start()
+        self.threads.append(threading.Thread(target=self._run, daemon=True))
+        self.threads[-1].start()
 
     def guard(self, trainer: pl.Trainer) -> None:
         """Watch the copies of this process that Lightning may start."""
@@ -158,8 +160,13 @@ class Watch:
         return read_failure()
 
     def stop(self) -> None:
-        """Stop watching: this process no longer depends on others."""
+        """Stop watching: this process no longer depends on others.
+
+        A thread that still asks the store when Python ends would abort the process.
+        """
         self.over.set()
+        for thread in self.threads:
+            thread.join(GRACE)
 
     def wait_for_children(self) -> None:
         """Wait for the copies to end. Raises SystemExit if one of them fails."""
