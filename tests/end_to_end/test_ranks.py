@@ -157,8 +157,15 @@ def test_torchrun_with_two_ranks_trains_one_run(tmp_path):
     assert " on 359 images (validation " in ranks.stdout()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("agents", "per_agent"), [(0, 2), (0, 3), (1, 3), (2, 1)])
+@pytest.mark.parametrize(
+    ("agents", "per_agent"),
+    [
+        pytest.param(0, 3, marks=pytest.mark.slow),
+        pytest.param(2, 1, marks=pytest.mark.slow),
+        pytest.param(0, 2, marks=pytest.mark.kills),
+        pytest.param(1, 3, marks=pytest.mark.kills),
+    ],
+)
 def test_ranks_of_any_number_split_odd_sizes(tmp_path, agents, per_agent):
     """In the last batch of the validation set some ranks have no image."""
     sizes = ("data.train_size=301", "data.val_size=41", "data.batch_size=20")
@@ -173,25 +180,38 @@ def test_ranks_of_any_number_split_odd_sizes(tmp_path, agents, per_agent):
     assert not list(ranks.pids())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("agents", [0, 1, 2])
+ERRORS = {
+    "mixup=of": "mixup=of does not exist",  # before torch is imported
+    "model.weights=nowhere": "model.weights=nowhere is not a file",  # before they meet
+    "optimizer.lr=1e20": "step 1: train/loss=nan",  # in training
+}
+
+
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("agents", "override"),
     [
-        ("mixup=of", "mixup=of does not exist"),  # before torch is imported
-        ("model.weights=nowhere", "model.weights=nowhere is not a file"),  # before they meet
-        ("optimizer.lr=1e20", "step 1: train/loss=nan"),  # in training
+        pytest.param(1, "mixup=of", marks=pytest.mark.slow),
+        pytest.param(2, "model.weights=nowhere", marks=pytest.mark.slow),
+        pytest.param(0, "optimizer.lr=1e20", marks=pytest.mark.slow),
+        pytest.param(0, "mixup=of", marks=pytest.mark.kills),
+        pytest.param(2, "mixup=of", marks=pytest.mark.kills),
+        pytest.param(0, "model.weights=nowhere", marks=pytest.mark.kills),
+        pytest.param(1, "model.weights=nowhere", marks=pytest.mark.kills),
+        pytest.param(1, "optimizer.lr=1e20", marks=pytest.mark.kills),
+        pytest.param(2, "optimizer.lr=1e20", marks=pytest.mark.kills),
     ],
 )
-def test_error_is_printed_once_for_all_ranks(tmp_path, agents, override, message):
+def test_error_is_printed_once_for_all_ranks(tmp_path, agents, override):
     ranks = Ranks(tmp_path, agents, *SHORT, override, "optimizer.weight_decay=0")
     assert all(code > 0 for code in ranks.wait())
     (line,) = "".join(ranks.stderr()).splitlines()
-    assert line.startswith(f"error: {message}")
+    assert line.startswith(f"error: {ERRORS[override]}")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("agents", [1, 2])
+@pytest.mark.parametrize(
+    "agents",
+    [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.kills)],
+)
 def test_folder_of_another_run_is_refused_once_for_all_ranks(tmp_path, agents):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("choices: {}")
@@ -201,8 +221,14 @@ def test_folder_of_another_run_is_refused_once_for_all_ranks(tmp_path, agents):
     assert line.startswith("error: hydra.run.dir=run holds a run already")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("agents", "victim"), [(0, 1), (1, 0), (2, 1)])
+@pytest.mark.parametrize(
+    ("agents", "victim"),
+    [
+        pytest.param(0, 1, marks=pytest.mark.slow),
+        pytest.param(2, 1, marks=pytest.mark.slow),
+        pytest.param(1, 0, marks=pytest.mark.kills),
+    ],
+)
 def test_killed_rank_stops_the_others(tmp_path, agents, victim):
     ranks = Ranks(tmp_path, agents, *LONG)
     ranks.kill(victim)
@@ -217,8 +243,14 @@ def test_killed_rank_stops_the_others(tmp_path, agents, victim):
         assert "".join(ranks.stderr()).startswith("error: another process of this run is gone")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("agents", "victim"), [(0, 0), (1, 1), (2, 0)])
+@pytest.mark.parametrize(
+    ("agents", "victim"),
+    [
+        pytest.param(0, 0, marks=pytest.mark.slow),
+        pytest.param(1, 1, marks=pytest.mark.slow),
+        pytest.param(2, 0, marks=pytest.mark.kills),
+    ],
+)
 def test_failing_rank_stops_the_others(tmp_path, agents, victim, monkeypatch):
     """While results are recorded: rank 0 alone does that, the others wait for it."""
     script = tmp_path / "fails.py"

@@ -16,9 +16,10 @@ LIBRARIES = (
     "matplotlib.figure",
 )
 FORK_FOR_EACH_LINE = """
-import atexit, importlib, json, os, runpy, sys
+import atexit, gc, importlib, json, os, runpy, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
+gc.freeze()  # otherwise the end of each child copies all pages with objects
 for line in sys.stdin:
     folder, environment, files, *sys.argv = json.loads(line)
     if (child := os.fork()) == 0:
