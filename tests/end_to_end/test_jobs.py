@@ -200,6 +200,7 @@ def test_job_of_another_sweeper_is_checked(train, tmp_path):
     assert "error: model.dropout=1.5; allowed: 0 or more, less than 1" in log.read_text()
 
 
+@pytest.mark.slow
 @SERVERS
 def test_pool_gives_each_slot_a_device(train, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
