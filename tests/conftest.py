@@ -20,8 +20,10 @@ from helpers.commands import LIBRARIES, ForkServer, Output
 from helpers.configs import configure
 from helpers.paths import ROOT
 from helpers.runs import Run
+from tricklab.files import use_libyaml
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one test process a core; before torch is imported
+use_libyaml()  # as each command does
 
 OWN_PROCESS = re.compile("hydra/launcher=|trainer=ddp")  # they start processes themselves
 

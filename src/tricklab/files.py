@@ -49,6 +49,14 @@ def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
         raise UnreadableError(f"{path}: {error}") from error
 
 
+def use_libyaml() -> None:
+    """Read YAML by libyaml: the same values in a tenth of the time.
+
+    OmegaConf derives its loader from `yaml.SafeLoader` each time it reads a file.
+    """
+    yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file, see `parse_yaml`."""
     return parse_yaml(read_text(path), str(path))

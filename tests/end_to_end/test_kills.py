@@ -231,7 +231,7 @@ def test_run_killed_twice_equals_an_uninterrupted_one(start, whole, tmp_path):
     assert_same(tmp_path / "run", wanted)
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_comparison_notices_another_order(start, whole, tmp_path):
     """Otherwise the comparisons above would show nothing."""
     wanted, folder = whole(CASES[0])[0], tmp_path / "run"

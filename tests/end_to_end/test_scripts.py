@@ -476,7 +476,7 @@ def test_renamed_copy_has_no_trace_of_the_old_name(copied):
     assert (copied / "src" / NEW_NAME / "scheduler.py").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_renamed_copy_passes_tests_that_rely_on_names(copied):
     """On `_target_`s, hashes, imports in other processes, and files."""
     assert rename(copied, NEW_NAME).returncode == 0

@@ -1,7 +1,10 @@
 """Reading files that may be hostile or damaged, and writing them whole."""
 
 import pytest
+import yaml
+from omegaconf._utils import get_yaml_loader
 
+from helpers.paths import CONF
 from tricklab.errors import UserError
 from tricklab.files import (
     UnreadableError,
@@ -11,6 +14,7 @@ from tricklab.files import (
     read_json,
     read_table,
     read_yaml,
+    use_libyaml,
     write_text,
 )
 from tricklab.run.folder import refuse_links
@@ -53,6 +57,15 @@ def test_parse_yaml_refuses_hostile_text(text, reason):
 def test_parse_yaml_resolves_nothing():
     text = "a: ${oc.env:HOME}\nb: 1e-3\nc: 2020-01-01"
     assert parse_yaml(text, "x") == {"a": "${oc.env:HOME}", "b": 0.001, "c": "2020-01-01"}
+
+
+def test_libyaml_reads_the_same_values(monkeypatch):
+    texts = [path.read_text("utf-8") for path in CONF.rglob("*.yaml")]
+    use_libyaml()
+    fast = [yaml.load(text, Loader=get_yaml_loader()) for text in texts]
+    assert yaml.SafeLoader is yaml.CSafeLoader
+    monkeypatch.setattr(yaml, "SafeLoader", yaml.loader.SafeLoader)
+    assert fast == [yaml.load(text, Loader=get_yaml_loader()) for text in texts]
 
 
 @pytest.mark.parametrize("read", [read_yaml, read_json, read_table, read_checkpoint])

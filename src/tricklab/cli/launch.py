@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 import tricklab.cli.names  # registers resolvers of conf/train.yaml
 import tricklab.run.folder  # noqa: F401  # likewise
@@ -24,6 +24,7 @@ from tricklab.cli.overrides import defer_to_jobs, expand_home
 from tricklab.cli.suggest import suggest_key
 from tricklab.devices import world_size
 from tricklab.errors import UserError
+from tricklab.files import use_libyaml
 
 
 def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
@@ -60,8 +61,7 @@ def configure_process() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Otherwise torch prints a page for each lost connection
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # OmegaConf's loader derives from it; libyaml reads the same values in a tenth of the time
-    yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    use_libyaml()
     # The plugin has an option of that name, too
     warnings.filterwarnings("ignore", "\n'hydra/launcher/ray' is validated")
 
@@ -115,7 +115,7 @@ def exit_with_message() -> Iterator[None]:
         OmegaConfBaseException,
         UserError,
         OSError,
-        yaml.YAMLError,
+        YAMLError,
         UnicodeDecodeError,
     ) as error:
         sys.exit(f"error: {explain(error)}")
