@@ -82,6 +82,7 @@ def add(example, project):
     (project / example.yaml_path).write_text(example.yaml, "utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("servers")
 def test_contributing_examples_train_together_and_check_their_ranges(project, train_in):
     examples = [read_example(title) for title in SECTIONS]
