@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # importing torch takes seconds
 
 TEXT_LIMIT = 2**20  # bytes of YAML, which is parsed at some 100 kB/s
 TABLE_LIMIT = 2**30  # bytes of JSON and CSV
+MAX_DEPTH = 100  # nested levels of YAML
 CONFIG, CHECKSUM = "config", "sha256"  # metadata keys of an exported file
 
 
@@ -65,26 +66,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def parse_yaml(text: str, source: str) -> dict[str, Any]:
     """Return the mapping in a YAML text as plain values; `${...}` stays text.
 
-    Refuses aliases, of which 300 bytes unfold to millions of nodes, and tags of Python.
+    Refuses aliases, of which 300 bytes unfold to millions of nodes, tags of Python, and what is
+    nested too deeply for functions that call themselves.
     """
     try:
         if len(text) > TEXT_LIMIT:
             raise ValueError(f"larger than {TEXT_LIMIT:,} bytes")
-        refuse_aliases_and_tags(text)
+        check_structure(text)
         content = yaml.load(text, Loader=get_yaml_loader())  # reads 1e-3 as a number
         if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
             raise ValueError("not a mapping of names to values")
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UnreadableError(f"{source} is damaged: {reason}") from error
     return content
 
 
-def refuse_aliases_and_tags(text: str) -> None:
+def check_structure(text: str) -> None:
     """Raise YAMLError for what the YAML that this project writes never has."""
+    depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
             raise yaml.YAMLError("aliases and tags are not allowed")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(f"more than {MAX_DEPTH} nested levels")
 
 
 def read_json(path: Path) -> dict[str, Any]:
