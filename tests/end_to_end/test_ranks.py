@@ -161,7 +161,7 @@ def test_torchrun_with_two_ranks_trains_one_run(tmp_path):
     ("agents", "per_agent"),
     [
         pytest.param(0, 3, marks=pytest.mark.slow),
-        pytest.param(2, 1, marks=pytest.mark.slow),
+        pytest.param(2, 1, marks=pytest.mark.kills),
         pytest.param(0, 2, marks=pytest.mark.kills),
         pytest.param(1, 3, marks=pytest.mark.kills),
     ],
@@ -225,7 +225,7 @@ def test_folder_of_another_run_is_refused_once_for_all_ranks(tmp_path, agents):
     ("agents", "victim"),
     [
         pytest.param(0, 1, marks=pytest.mark.slow),
-        pytest.param(2, 1, marks=pytest.mark.slow),
+        pytest.param(2, 1, marks=pytest.mark.kills),
         pytest.param(1, 0, marks=pytest.mark.kills),
     ],
 )
@@ -247,7 +247,7 @@ def test_killed_rank_stops_the_others(tmp_path, agents, victim):
     ("agents", "victim"),
     [
         pytest.param(0, 0, marks=pytest.mark.slow),
-        pytest.param(1, 1, marks=pytest.mark.slow),
+        pytest.param(1, 1, marks=pytest.mark.kills),
         pytest.param(2, 0, marks=pytest.mark.kills),
     ],
 )

@@ -344,7 +344,7 @@ def test_halving_finds_the_best_of_the_grid_in_a_third_of_the_epochs(train, tmp_
     )  # they are in the grid
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_optuna_killed_and_repeated_finds_the_same_best(train, tmp_path):
     overrides = (
         "-m",
