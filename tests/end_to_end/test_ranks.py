@@ -21,6 +21,14 @@ ONE_NODE = {"TORCHELASTIC_RUN_ID": "a", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
 TWO_NODES = ONE_NODE | {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
+def stress(*values):
+    return pytest.param(*values, marks=pytest.mark.kills)
+
+
 class Ranks:
     """Processes of one or two agents of torchrun, or started by Lightning (no agent).
 
@@ -159,12 +167,7 @@ def test_torchrun_with_two_ranks_trains_one_run(tmp_path):
 
 @pytest.mark.parametrize(
     ("agents", "per_agent"),
-    [
-        pytest.param(0, 3, marks=pytest.mark.slow),
-        pytest.param(2, 1, marks=pytest.mark.kills),
-        pytest.param(0, 2, marks=pytest.mark.kills),
-        pytest.param(1, 3, marks=pytest.mark.kills),
-    ],
+    [slow(0, 3), stress(2, 1), stress(0, 2), stress(1, 3)],
 )
 def test_ranks_of_any_number_split_odd_sizes(tmp_path, agents, per_agent):
     """In the last batch of the validation set some ranks have no image."""
@@ -190,15 +193,15 @@ ERRORS = {
 @pytest.mark.parametrize(
     ("agents", "override"),
     [
-        pytest.param(1, "mixup=of", marks=pytest.mark.slow),
-        pytest.param(2, "model.weights=nowhere", marks=pytest.mark.slow),
-        pytest.param(0, "optimizer.lr=1e20", marks=pytest.mark.slow),
-        pytest.param(0, "mixup=of", marks=pytest.mark.kills),
-        pytest.param(2, "mixup=of", marks=pytest.mark.kills),
-        pytest.param(0, "model.weights=nowhere", marks=pytest.mark.kills),
-        pytest.param(1, "model.weights=nowhere", marks=pytest.mark.kills),
-        pytest.param(1, "optimizer.lr=1e20", marks=pytest.mark.kills),
-        pytest.param(2, "optimizer.lr=1e20", marks=pytest.mark.kills),
+        slow(1, "mixup=of"),
+        slow(2, "model.weights=nowhere"),
+        slow(0, "optimizer.lr=1e20"),
+        stress(0, "mixup=of"),
+        stress(2, "mixup=of"),
+        stress(0, "model.weights=nowhere"),
+        stress(1, "model.weights=nowhere"),
+        stress(1, "optimizer.lr=1e20"),
+        stress(2, "optimizer.lr=1e20"),
     ],
 )
 def test_error_is_printed_once_for_all_ranks(tmp_path, agents, override):
@@ -210,7 +213,7 @@ def test_error_is_printed_once_for_all_ranks(tmp_path, agents, override):
 
 @pytest.mark.parametrize(
     "agents",
-    [pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.kills)],
+    [slow(1), stress(2)],
 )
 def test_folder_of_another_run_is_refused_once_for_all_ranks(tmp_path, agents):
     (tmp_path / "run").mkdir()
@@ -223,11 +226,7 @@ def test_folder_of_another_run_is_refused_once_for_all_ranks(tmp_path, agents):
 
 @pytest.mark.parametrize(
     ("agents", "victim"),
-    [
-        pytest.param(0, 1, marks=pytest.mark.slow),
-        pytest.param(2, 1, marks=pytest.mark.kills),
-        pytest.param(1, 0, marks=pytest.mark.kills),
-    ],
+    [slow(0, 1), stress(2, 1), stress(1, 0)],
 )
 def test_killed_rank_stops_the_others(tmp_path, agents, victim):
     ranks = Ranks(tmp_path, agents, *LONG)
@@ -245,11 +244,7 @@ def test_killed_rank_stops_the_others(tmp_path, agents, victim):
 
 @pytest.mark.parametrize(
     ("agents", "victim"),
-    [
-        pytest.param(0, 0, marks=pytest.mark.slow),
-        pytest.param(1, 1, marks=pytest.mark.kills),
-        pytest.param(2, 0, marks=pytest.mark.kills),
-    ],
+    [slow(0, 0), stress(1, 1), stress(2, 0)],
 )
 def test_failing_rank_stops_the_others(tmp_path, agents, victim, monkeypatch):
     """While results are recorded: rank 0 alone does that, the others wait for it."""

@@ -74,8 +74,8 @@ def run(
             record.start()
             objective = _run(cfg, folder, record, watch)
         except BaseException as error:
-            watch.stop()
             ignore_signals()
+            watch.stop()
             shown = as_user_error(error, cfg)
             record_failure(shown, record)
             if shown is not error:
