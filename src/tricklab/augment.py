@@ -4,8 +4,9 @@ Each option takes images [B, C, H, W] in 0 .. 255 (uint8 or float) and `rand`, t
 random numbers, and returns images of the same shape and range. Several are applied in sequence.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,105 @@ from torch import Tensor
 
 from tricklab.errors import UserError
 from tricklab.randomness import Rand
+
+Step = TypeVar("Step", bound=Callable[..., Tensor])
+CROP_ATTEMPTS = 10  # as many as torchvision makes to draw a box that lies within the image
+
+
+def of_originals(step: Step) -> Step:
+    """Mark an augmentation of images as they were before they got the size of the network.
+
+    It takes images [C, h, w] of any sizes, [B, C, H, W] or a list, and `size`, the height and width
+    to return. It runs first, where images are loaded.
+    """
+    step.of_originals = True  # type: ignore[attr-defined]
+    return step
+
+
+def image_by_image(step: Step) -> Step:
+    """Mark an augmentation that does not work on a whole batch: processes that load files do it."""
+    step.image_by_image = True  # type: ignore[attr-defined]
+    return step
+
+
+def takes_originals(step: Any) -> bool:
+    return hasattr(getattr(step, "func", step), "of_originals")
+
+
+def works_on_each(step: Any) -> bool:
+    return hasattr(getattr(step, "func", step), "image_by_image")
+
+
+def resize(images: Tensor, size: Sequence[int], interpolation: str) -> Tensor:
+    """Resize images [B, C, H, W] of 0 .. 255 with antialiasing, as torchvision does."""
+    is_bytes = images.dtype == torch.uint8
+    source = images.float() if is_bytes and images.device.type != "cpu" else images
+    resized = F.interpolate(source, list(size), mode=interpolation, antialias=True)
+    if resized.is_floating_point() and interpolation == "bicubic":
+        resized = resized.clamp(0, 255)
+    return resized.round().to(images.dtype) if is_bytes else resized
+
+
+@of_originals
+def resized_crop(
+    images: Tensor | Sequence[Tensor],
+    rand: Rand,
+    scale: Sequence[float] = (0.08, 1.0),
+    ratio: Sequence[float] = (3 / 4, 4 / 3),
+    interpolation: str = "bilinear",
+    size: Sequence[int] | None = None,
+) -> Tensor:
+    """Random resized crop: cut out a box and resize it to `size`. arXiv 1409.4842.
+
+    The box has `scale` = [low, high] of the area, and an aspect ratio (width / height) within
+    `ratio`, log-uniform. Distribution and pixels are those of torchvision's RandomResizedCrop.
+    """
+    size = size or images[0].shape[1:]
+    heights_widths = torch.tensor([image.shape[1:] for image in images])
+    boxes = draw_boxes(rand(2 * CROP_ATTEMPTS + 2).cpu(), heights_widths, scale, ratio)
+    cropped = []
+    for image, (top, left, height, width) in zip(images, boxes.tolist(), strict=True):
+        box = image[None, :, top : top + height, left : left + width]
+        cropped.append(resize(box, size, interpolation))
+    return torch.cat(cropped).contiguous()
+
+
+def draw_boxes(
+    numbers: Tensor, heights_widths: Tensor, scale: Sequence[float], ratio: Sequence[float]
+) -> Tensor:
+    """Return top, left, height and width [B, 4] of boxes in images of these sizes [B, 2].
+
+    As torchvision's `RandomResizedCrop.get_params`: the first of ten boxes that lies within the
+    image, at a random place; if none does, the largest box in the centre with a ratio in `ratio`.
+    `numbers` [B, 22] are uniform in [0, 1).
+    """
+    numbers = numbers.double()
+    image_height, image_width = heights_widths.long().T[:, :, None]  # [B, 1] each
+    area, log_ratio = numbers[:, :-2].split(CROP_ATTEMPTS, 1)  # [B, 10] each
+    area = (scale[0] + (scale[1] - scale[0]) * area) * image_height * image_width
+    low, high = map(math.log, ratio)
+    aspect = (low + (high - low) * log_ratio).exp()
+    width = (area * aspect).sqrt().round().long()
+    height = (area / aspect).sqrt().round().long()
+    fits = (width > 0) & (width <= image_width) & (height > 0) & (height <= image_height)
+    first = fits.int().argmax(1, keepdim=True)
+    any_fits = fits.any(1, keepdim=True)
+    central_height, central_width = central_box(image_height, image_width, ratio)
+    height = torch.where(any_fits, height.gather(1, first), central_height)
+    width = torch.where(any_fits, width.gather(1, first), central_width)
+    free = torch.cat([image_height - height, image_width - width], 1)  # [B, 2]
+    random_place = (numbers[:, -2:] * (free + 1)).long()
+    place = torch.where(any_fits, random_place, free // 2)
+    return torch.cat([place, height, width], 1)
+
+
+def central_box(height: Tensor, width: Tensor, ratio: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return height and width of the largest boxes in images [B, 1] with a ratio in `ratio`."""
+    low, high = ratio
+    aspect = width / height
+    box_height = torch.where(aspect < low, (width / low).round().long(), height)
+    box_width = torch.where(aspect > high, (height * high).round().long(), width)
+    return box_height, box_width
 
 
 def crop(images: Tensor, rand: Rand, padding: float = 0.125) -> Tensor:
@@ -159,11 +259,13 @@ def jitter(images: Tensor, rand: Rand, brightness: float = 0.2, contrast: float 
     return bright.clamp(0, 255)
 
 
+@image_by_image
 def randaugment(images: Tensor, rand: Rand, operations: int = 2, magnitude: int = 9) -> Tensor:
     """RandAugment: `operations` random ops of one magnitude (0-30) per image. arXiv 1909.13719."""
     return _apply_torchvision("RandAugment", images, rand, num_ops=operations, magnitude=magnitude)
 
 
+@image_by_image
 def trivialaugment(images: Tensor, rand: Rand) -> Tensor:
     """TrivialAugment: one random op of a random magnitude per image. arXiv 2103.10158."""
     return _apply_torchvision("TrivialAugmentWide", images, rand)

@@ -14,7 +14,7 @@ from pytorch_lightning.loggers import Logger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from tricklab.data.images import ImageFiles
+from tricklab.data.batches import Images
 from tricklab.errors import UserError
 from tricklab.files import UnreadableError, read_table, write_text
 
@@ -165,7 +165,7 @@ class Wandb(WandbLogger):
 
     @rank_zero_only
     def log_predictions(
-        self, logits: Tensor, labels: Tensor, images: Tensor | ImageFiles, classes: Sequence[str]
+        self, logits: Tensor, labels: Tensor, images: Images, classes: Sequence[str]
     ) -> None:
         """Log confusion matrix and mistakes of the test, if asked for.
 
@@ -182,7 +182,7 @@ class Wandb(WandbLogger):
         for i in indices:
             prediction = f"{classes[int(predicted[i])]} ({confidence[i]:.2f})"
             captions.append(f"{prediction}, true: {classes[int(labels[i])]}")
-        selected = images.index_select(0, torch.tensor(indices, device=images.device))
+        selected: Any = images.index_select(0, torch.tensor(indices, device=images.device))
         pixels = selected.permute(0, 2, 3, 1).cpu()  # [n, H, W, C]
         arrays = [image.squeeze(2).numpy() for image in pixels]
         self.log_image("test/mistakes", arrays, caption=captions)

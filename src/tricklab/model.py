@@ -7,7 +7,6 @@ network is its last layer with weights, the classifier; the rest is the backbone
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from tricklab.errors import UserError, nearest
@@ -225,18 +224,6 @@ def find_timm(name: str) -> Any:
         hint = nearest(name, timm.list_models())
         raise UserError(f"model.name={name}; allowed: timm.list_models().{hint}")
     return timm
-
-
-def pretrained_side(model: DictConfig) -> int:
-    """Return the image side in pixels of a library's pretrained weights; 0 for our own networks."""
-    library = model._target_.rpartition(".")[2]
-    name = model.get("name")
-    if library == "torchvision":
-        weights = find_torchvision(name).get_model_weights(name)["DEFAULT"]
-        return int(weights.transforms().crop_size[0])
-    if library == "timm" and (config := find_timm(name).get_pretrained_cfg(name)):
-        return int(config.input_size[-1])
-    return 0
 
 
 class Residual(nn.Module):

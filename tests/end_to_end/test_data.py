@@ -7,22 +7,21 @@ import pytest
 import torch
 from PIL import Image
 
-from helpers.configs import ONE_BATCH
+from helpers.configs import ONE_BATCH, configure
 from tricklab.errors import UserError
+from tricklab.run.build import build_data
 
 
 @pytest.mark.parametrize(
     ("library", "name", "side"), [("timm", "resnet10t", 176), ("torchvision", "squeezenet1_1", 224)]
 )
-def test_check_upscaling_of_plain_weights_asks_their_library(
-    class_folders, run, tmp_path, library, name, side
-):
-    torch.save({"x": torch.zeros(1)}, tmp_path / "w.pth")
-    model = (f"model={library}", f"model.name={name}", f"model.weights={tmp_path}/w.pth")
+def test_files_get_the_usual_size_of_a_network(class_folders, library, name, side):
+    """Also without weights; data.size is another one."""
     root = f"data.root='{class_folders({'train': 9})}'"
-    message = rf"expect images of {side} pixels a side\. Expected .*, best {side}"
-    with pytest.raises(UserError, match=message):
-        run(*model, "data=folder", root, "data.num_workers=0")
+    options = (f"model={library}", f"model.name={name}", "data=folder", root, "data.num_workers=0")
+    assert build_data(configure(*options)).shape == (3, side, side)
+    assert build_data(configure(*options, "data.size=24")).shape == (3, 24, 24)
+    assert build_data(configure(*options, "model=convnet")).shape == (3, 32, 32)
 
 
 def test_resume_refuses_another_mean(run, cached_run):

@@ -75,7 +75,7 @@ CONFIG_ERRORS = [
     ("amp=true", "amp=true: no such option. Did you mean trainer.precision=16-mixed?"),
     ("warmup_epochs=5", "warmup_epochs=5: no such option. Did you mean scheduler.warmup=5ep?"),
     ("mixup_alpha=0.2", "mixup_alpha=0.2: no such option. Did you mean mixup=on mixup.alpha=0.2?"),
-    ("img_size=64", "img_size=64: no such option. Did you mean data=folder data.size=64?"),
+    ("img_size=64", "img_size=64: no such option. Did you mean data.size=64?"),
     ("output_dir=x", "output_dir=x: no such option. Did you mean hydra.run.dir=x?"),
     ("opt=adam", "opt=adam: no such option. Did you mean optimizer=adamw?"),
     (
@@ -214,8 +214,8 @@ BUILD_ERRORS = [
         "data.root=one: need at least 2 classes with images; there is cat",
     ),
     (
-        ["data=folder", "data.root=mixed", "data.size=null", "data.num_workers=0"],
-        "mixed/dog/1.png is not the size of mixed/cat/0.png; data.size=32 makes them equal",
+        ["data=folder", "data.root=mixed", "data.fit=none", "data.num_workers=0"],
+        "data.fit=none: mixed/dog/1.png is not the size of mixed/cat/0.png; data.fit=crop makes",
     ),
     (
         ["data=folder", "data.root=images", "data.test_size=0"],

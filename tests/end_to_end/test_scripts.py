@@ -18,6 +18,7 @@ from helpers.configs import ONE_BATCH
 from helpers.datasets import write_mnist
 from helpers.paths import ROOT
 from tricklab.analysis.trained import load_checkpoint
+from tricklab.data.fit import Fit
 from tricklab.data.images import decode
 from tricklab.training import ImageClassifier
 
@@ -143,7 +144,7 @@ def test_evaluate_downloads_only_data_named_on_the_command_line(
         (["RUN", "data.batchsize=3"], "data.batchsize does not exist"),
         (["RUN", "data.batch_size=abc"], "data.batch_size=abc: expected int, got str"),
         (
-            ["RUN", "data=fake", "data.classes=3"],
+            ["RUN", "data=fake", "data.channels=1", "data.classes=3"],
             "the data have the classes ['0', '1', '2'], the checkpoint",
         ),
         (
@@ -194,7 +195,7 @@ def test_predict_gives_class_and_probability_of_files(run, class_folders, run_sc
     assert [row["file"] for row in rows] == [str(file) for file in files]
     checkpoint = load_checkpoint(run.folder)
     net = checkpoint.net()
-    images = torch.stack([decode(file, (16, 16), "RGB") for file in files])
+    images = torch.stack([decode(file, Fit((16, 16)), "RGB") for file in files])
     is_mixed = precision == "bf16-mixed"
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
         logits = net(checkpoint.preprocess()(images))

@@ -186,7 +186,7 @@ def test_model_mistake_is_one_line(run, overrides, message):
 
 
 def test_weights_of_grey_images_are_refused_for_colour(run, backbone):
-    with pytest.raises(UserError, match=r"model\.weights take 1 channels, the images have 3"):
+    with pytest.raises(UserError, match=r"the network takes 1 channels, the images have 3"):
         run("data=fake", f"model.weights={backbone}")
 
 

@@ -14,15 +14,18 @@ from PIL import Image, ImageOps
 from helpers.configs import ONE_BATCH, configure
 from helpers.datasets import trust_cifar, write_cifar, write_mnist
 from tricklab.augment import affine, crop, erase, flip
-from tricklab.data.batches import InputSpec, Preprocess, channel_mean_std
+from tricklab.data.batches import channel_mean_std
 from tricklab.data.datasets import TEST_SIZE, folder_to_evaluate
-from tricklab.data.images import decode
+from tricklab.data.fit import Fit
+from tricklab.data.images import decode, decode_with_size
+from tricklab.data.inputs import InputSpec, Preprocess
 from tricklab.data.module import ImageData, fits_in_memory, to_device
 from tricklab.data.progress import with_progress
 from tricklab.data.published import MD5
 from tricklab.data.splits import VAL_SIZE, add_label_noise, split_off, stratified_order
 from tricklab.errors import UserError
 from tricklab.mixup import cutmix, mixup
+from tricklab.run.build import build_data
 from tricklab.run.instantiate import build
 
 FAKE = ("data=fake", "data.images=100", "data.test_images=20")
@@ -34,7 +37,7 @@ def build_fake(*overrides, **options):
 
 def build_folder(root, *overrides):
     options = ("data=folder", f"data.root='{root}'", "data.size=8", "data.num_workers=0")
-    return build(configure(*options, *overrides).data)
+    return build_data(configure(*options, *overrides))
 
 
 def at_position(module, epoch=0, batch=0, rank=0, ranks=1, device="cpu"):
@@ -239,27 +242,15 @@ def test_preprocess_normalises_and_leaves_its_argument(dtype, channels):
     assert torch.equal(images, before)
 
 
-def test_check_upscaling_refuses_files_of_less_than_half_the_side(class_folders):
-    root = class_folders({"train": 9})
-    module = build_folder(root, "data.size=32")
-    module.check_upscaling(64)
-    message = r"data\.size=32: .* 65 pixels a side\. Expected data\.size=33 or more, best 65, or"
-    with pytest.raises(UserError, match=message):
-        module.check_upscaling(65)
-    build_folder(root, "data.size=112").check_upscaling(224)
-    build_fake().check_upscaling(224)  # arrays have no other size
-
-
 def test_summary_has_the_size_of_images_from_files(class_folders, run, capsys):
     root = f"data.root='{class_folders({'train': 9})}'"
     folder = ("data=folder", root, "data.num_workers=0", "data.batch_size=4")
     options = (*ONE_BATCH, "model=mlp", *folder)
     done = run(*options, "data.size=16")
-    assert "images 16 x 16 x 3 from 18 files\n" in capsys.readouterr().out
+    assert "images: 18 files, 16 x 16 x 3 for the network\n" in capsys.readouterr().out
     weights = f"model.weights={done.folder}/checkpoints/best.ckpt"
-    run(*options, "data.size=12", weights, folder="other")
-    expected = "images 12 x 12 x 3 from 18 files, 16 x 16 x 3 for the network\n"
-    assert expected in capsys.readouterr().out
+    run(*options, weights, folder="other")
+    assert "images: 18 files, 16 x 16 x 3 for the network\n" in capsys.readouterr().out
     assert build_fake().summary == ""
 
 
@@ -349,8 +340,8 @@ def test_per_image_number_is_the_same_in_all_epochs():
             assert torch.equal(images, module.train.images[indices])
             assert torch.equal(labels, module.train.labels[indices])
             module.training_batch((images, labels, indices), (epoch, 0))
-            assert torch.equal(received.pop(), module.per_image[indices])
-    assert len(module.per_image.unique()) > 50
+            assert torch.equal(received.pop(), module.augment_on_device.per_image[indices])
+    assert len(module.augment_on_device.per_image.unique()) > 50
 
 
 def test_mixing_moves_no_other_random_stream():
@@ -728,10 +719,10 @@ def test_folder_of_one_image_size_is_not_resized_and_mixed_sizes_are_named(class
     root = class_folders({"train": 1})
     for name in ("cat", "dog"):
         Image.new("RGB", (12, 12)).save(root / "train" / name / "1.png")
-    options = ("data.size=null", "data.val_size=1", "data.test_size=2")
+    options = ("data.size=null", "data.fit=none", "data.val_size=1", "data.test_size=2")
     assert build_folder(root, *options).shape == (3, 12, 12)
     Image.new("RGB", (13, 12)).save(root / "train" / "dog" / "2.png")
-    with pytest.raises(UserError, match=r"2\.png is not the size of .*data\.size=32 makes them"):
+    with pytest.raises(UserError, match=r"2\.png is not the size of .*data\.fit=crop makes them"):
         build_folder(root, *options)
 
 
@@ -815,7 +806,7 @@ def test_folder_that_can_not_be_read_is_named(tmp_path, monkeypatch):
 
 
 def test_folder_to_evaluate_is_a_test_split_or_all_images(tmp_path):
-    options = {"size": 8, "mode": "RGB", "cache": "memory", "num_workers": 0, "val_size": 0.3}
+    options = {"size": [8, 8], "mode": "RGB", "cache": "memory", "num_workers": 0, "val_size": 0.3}
 
     def count_labels(root, classes=("a", "b")):
         module = folder_to_evaluate(str(root), classes, skip_corrupt=False, **options)
@@ -856,7 +847,7 @@ def test_decode_keeps_the_grey_of_every_mode(tmp_path, mode):
         image = image.convert("RGB" if mode == "CMYK" else mode).convert(mode)
     path = tmp_path / ("x.tif" if mode in ("F", "I", "CMYK") else "x.png")
     image.save(path)
-    pixels = decode(path, size=(4, 4), mode="RGB")
+    pixels = decode(path, Fit((4, 4)), mode="RGB")
     assert pixels.shape == (3, 4, 4)
     assert pixels.float().mean() == pytest.approx(grey, abs=3)
 
@@ -865,7 +856,7 @@ def test_decode_keeps_the_grey_of_every_mode(tmp_path, mode):
 def test_decode_error_names_the_file_and_leaves_no_worker(class_folders, monkeypatch, workers):
     root = class_folders({"train": 3})
     (root / "train" / "cat" / "x.png").write_bytes(b"not an image")
-    monkeypatch.setattr("tricklab.data.images.BLOCK", 2)
+    monkeypatch.setattr("tricklab.data.image_files.BLOCK", 2)
     with pytest.raises(UserError, match=r"^[^\n]*x\.png can't be decoded[^\n]*$"):
         build_folder(root, f"data.num_workers={workers}")
     assert not multiprocessing.active_children()
@@ -873,9 +864,10 @@ def test_decode_error_names_the_file_and_leaves_no_worker(class_folders, monkeyp
 
 def test_worker_that_dies_is_named(class_folders, monkeypatch):
     root = class_folders({"": 90}, size=4)
-    monkeypatch.setattr("tricklab.data.images.BLOCK", 16)
+    monkeypatch.setattr("tricklab.data.image_files.BLOCK", 16)
     monkeypatch.setattr(
-        "tricklab.data.images.ImageFiles.index_select", lambda *arguments: os.kill(os.getpid(), 9)
+        "tricklab.data.image_files.ImageFiles._decode_block",
+        lambda *arguments: os.kill(os.getpid(), 9),
     )
     message = (
         r"data\.num_workers=1: a worker died \(DataLoader worker .*\); fewer workers take less"
@@ -896,7 +888,7 @@ def test_batch_of_a_rank_without_an_image_is_empty(class_folders):
 def test_batches_do_not_depend_on_cache_and_workers(
     class_folders, tmp_path, monkeypatch, cache, workers
 ):
-    monkeypatch.setattr("tricklab.data.images.BLOCK", 8)
+    monkeypatch.setattr("tricklab.data.image_files.BLOCK", 8)
     root = class_folders({"train": 20, "test": 3})
     cache = f"'{tmp_path / 'cache'}'" if cache == "folder" else cache
     one = build_folder(root, "data.batch_size=8")
@@ -917,9 +909,9 @@ def test_cache_is_read_until_the_files_change(class_folders, tmp_path, monkeypat
 
     def record(path, *options):
         decoded.append(path)
-        return decode(path, *options)
+        return decode_with_size(path, *options)
 
-    monkeypatch.setattr("tricklab.data.images.decode", record)
+    monkeypatch.setattr("tricklab.data.image_files.decode_with_size", record)
     cache = f"data.cache='{tmp_path / 'cache'}'"
     build_folder(root, cache)
     assert set(decoded) == set(root.rglob("*.png"))
@@ -1057,17 +1049,11 @@ def test_fingerprint_of_arrays_changes_with_any_pixel_label_or_input_spec():
     seen += [change(split, lambda images: images.flip(3)) for split in ("train", "test")]
     seen.append(change("test", lambda images: images.index_fill(0, torch.tensor([7]), 3)))
     seen.append(build_fake("data.label_noise=0.1").fingerprint)
-    own = InputSpec(module.shape, module.mean, module.std)
-    for other in (
-        own._replace(shape=(3, 16, 16)),
-        own._replace(mean=[own.mean[0] + 1e-9, *own.mean[1:]]),
-        own._replace(std=[0.5] * 3),
-    ):
-        module.match_input_spec(other)
-        seen.append(module.fingerprint)
+    seen.append(build_fake(size=[16, 16]).fingerprint)
+    seen.append(build_fake(mean=[module.mean[0] + 1e-9, *module.mean[1:]]).fingerprint)
+    seen.append(build_fake(std=[0.5]).fingerprint)
     assert len(set(seen)) == 8
-    module.match_input_spec(own)
-    assert module.fingerprint == first
+    assert build_fake(mean=module.mean, std=module.std).fingerprint == first
 
 
 # Progress

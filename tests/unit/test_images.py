@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
+from tricklab.data.fit import Fit
 from tricklab.data.images import FORMATS, decode
 from tricklab.errors import UserError
 
@@ -91,7 +92,7 @@ def test_decode_reads_every_format(tmp_path):
         (tmp_path / name).write_bytes(content)
         kinds.add(Image.open(tmp_path / name).format.replace("MPO", "JPEG"))
         for mode, channels in (("RGB", 3), ("L", 1)):
-            assert decode(tmp_path / name, (8, 9), mode).shape == (channels, 8, 9), name
+            assert decode(tmp_path / name, Fit((8, 9)), mode).shape == (channels, 8, 9), name
     assert kinds == set(FORMATS)
 
 
@@ -115,7 +116,7 @@ def test_decode_of_a_thousand_damaged_files_succeeds_or_names_them(tmp_path):
         path.write_bytes(mutate(content, rng))
         before = time.process_time()
         try:
-            image = decode(path, (8, 8), "RGB")
+            image = decode(path, Fit((8, 8)), "RGB")
             assert image.shape == (3, 8, 8)
             assert image.dtype == torch.uint8
             decoded += 1
@@ -288,7 +289,7 @@ def test_decode_ignores_opaque_alpha(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "x.png")
     Image.fromarray(pixels).convert("RGB").save(tmp_path / "y.png")
     for mode in ("RGB", "L"):
-        one, other = (decode(tmp_path / name, (9, 9), mode) for name in ("x.png", "y.png"))
+        one, other = (decode(tmp_path / name, Fit((9, 9)), mode) for name in ("x.png", "y.png"))
         assert torch.equal(one, other)
 
 

@@ -19,6 +19,7 @@ from tricklab.data.module import ImageData
 from tricklab.files import save_figure, write_text
 from tricklab.metrics import BINS, confidence_and_correctness
 from tricklab.randomness import generator
+from tricklab.run.inputs import resolve_input
 from tricklab.run.instantiate import build
 
 COLUMNS = ["view", "images", "confidence", "auroc", "fpr95", "n"]
@@ -162,7 +163,10 @@ def evaluation_sets(
 def load_other(checkpoint: LoadedCheckpoint, name: str) -> ImageData:
     """Build an option of `conf/data`, preprocessed for the network, with all labels 0."""
     config = compose_one([f"data={name}"]).data
-    data: ImageData = build(config, seed=checkpoint.config.seed)
+    inputs = resolve_input(config, checkpoint.config.model, checkpoint.input_spec)
+    for option in ("input_channels", "mean", "std"):  # `preprocess` below has them
+        del inputs[option]
+    data: ImageData = build(config, seed=checkpoint.config.seed, **inputs)
     data.preprocess = checkpoint.preprocess()
     # its labels may exceed the network's classes
     test = data.splits.test._replace(labels=data.splits.test.labels * 0)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tricklab.analysis.trained import LoadedCheckpoint
 from tricklab.cli.escape import for_csv, for_terminal
+from tricklab.data.fit import Fit
 from tricklab.data.images import decode
 from tricklab.data.search import image_files
 from tricklab.errors import UserError
@@ -67,13 +68,16 @@ def decode_files(
 ) -> dict[Path, Tensor]:
     """Decode images [C, H, W] as in training; errors are appended to `errors`."""
     dataset = checkpoint.dataset
+    spec = checkpoint.input_spec
     size = (dataset["height"], dataset["width"])
+    method = "crop" if spec.fit == "none" else spec.fit
+    resize = Fit(size, method, spec.crop_fraction, spec.interpolation)
     mode = "L" if dataset["channels"] == 1 else "RGB"
     background = checkpoint.config.data.get("background", "white")
     decoded = {}
     for file in files:
         try:
-            decoded[file] = decode(file, size, mode, background)
+            decoded[file] = decode(file, resize, mode, background)
         except UserError as error:
             errors.append(str(error))
     return decoded

@@ -8,7 +8,7 @@ from numpy import ndarray
 from omegaconf import DictConfig
 from torch import Tensor
 
-from tricklab.data.batches import Preprocess
+from tricklab.data.inputs import Preprocess
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.run.build import build_data
@@ -21,11 +21,9 @@ Example = tuple[ndarray, str]  # an image [H, W, C] of 0 .. 1, and its caption
 
 def first_examples(config: DictConfig) -> list[Example]:
     """Return the first training batch. Raises UserError: there is none."""
-    data = build_data(config)
-    data.mixup_window = make_plan(config, data, ranks=1).mixup_window
     weights = read_weights(config.model)
-    if weights and weights.input_spec:
-        data.match_input_spec(weights.input_spec)
+    data = build_data(config, weights and weights.input_spec)
+    data.mixup_window = make_plan(config, data, ranks=1).mixup_window
     batch = next(iter(data.training_batches(lambda: (0, 0))), None)
     if batch is None:
         size = f"data.batch_size={data.batch_size}"

@@ -14,16 +14,17 @@ from tricklab.analysis.untrusted import validate_config
 from tricklab.cli.messages import unknown_name
 from tricklab.cli.specs import find_spec, find_target
 from tricklab.cli.values import check_value
-from tricklab.data.batches import InputSpec, Preprocess
 from tricklab.data.datasets import folder_to_evaluate
+from tricklab.data.inputs import InputSpec, Preprocess
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.files import CHECKSUM, CONFIG, checksum, read_checkpoint, to_yaml
 from tricklab.run.build import build_net
+from tricklab.run.inputs import resolve_input
 from tricklab.run.instantiate import build
 from tricklab.run.weights import State, read_input_spec, read_state
 
-DECODING_KEYS = ("size", "mode", "background")  # of `data`: how image files are decoded
+DECODING_KEYS = ("mode", "background")  # of `data`: how image files are decoded
 MAX_SIDE = 2**16  # pixels
 
 
@@ -76,15 +77,16 @@ class LoadedCheckpoint(NamedTuple):
         data that an override names are downloaded.
         """
         config = self.config.data
+        seed = self.config.seed
+        inputs = resolve_input(config, self.config.model, self.input_spec)
         if config._target_.endswith(".folder") and not self.own_data:
-            options = {key: value for key, value in config.items() if key != "_target_"}
-            data = folder_to_evaluate(**options, classes=self.classes, seed=self.config.seed)
+            options: Any = {key: value for key, value in config.items() if key != "_target_"}
+            data = folder_to_evaluate(**options | inputs, classes=self.classes, seed=seed)
         else:
-            data = build(config, seed=self.config.seed, download=self.data_overridden)
+            data = build(config, seed=seed, download=self.data_overridden, **inputs)
         if data.classes != self.classes:
             reason = f"the data have the classes {data.classes}, the checkpoint {self.classes}"
             raise UserError(reason)
-        data.match_input_spec(self.input_spec)
         return data
 
     def preprocess(self) -> Preprocess:
@@ -178,11 +180,7 @@ def decode_alike(
     data: DictConfig, data_of_run: DictConfig, dataset: Mapping[str, Any], arguments: Sequence[str]
 ) -> DictConfig:
     """Return a config of other data, decoded as in the run except where `arguments` differ."""
-    is_square = dataset["height"] == dataset["width"]
-    decoding = {
-        "size": dataset["height"] if is_square else None,
-        "mode": "L" if dataset["channels"] == 1 else "RGB",
-    }
+    decoding = {"mode": "L" if dataset["channels"] == 1 else "RGB"}
     decoding |= {key: data_of_run[key] for key in DECODING_KEYS if key in data_of_run}
     overridden = {argument.partition("=")[0].removeprefix("data.") for argument in arguments}
     inherited = {

@@ -102,8 +102,7 @@ def options_by_target(group: str) -> dict[str, dict[str, Any]]:
     """Return the options of a group of `conf/` with their defaults, by `_target_`."""
     by_target: dict[str, dict[str, Any]] = {}
     for option in list_options(CONF / group):
-        content = _load(group, option)
-        base = _load(group, "_options") if "_options" in content.pop("defaults", []) else {}
+        content, base = _load(group, option)
         nodes = [content] if "_target_" in content else list(content.values())
         for node in nodes:
             if isinstance(node, dict) and "_target_" in node:
@@ -111,6 +110,12 @@ def options_by_target(group: str) -> dict[str, dict[str, Any]]:
     return by_target
 
 
-def _load(group: str, option: str) -> dict[str, Any]:
+def _load(group: str, option: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the keys of an option's YAML, and those of the `_` files in its defaults list."""
     content: Any = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{option}.yaml"))
-    return dict(content)
+    inherited: dict[str, Any] = {}
+    for name in content.pop("defaults", []):
+        if name.startswith("_") and name != "_self_":
+            own, base = _load(group, name)
+            inherited |= base | own
+    return dict(content), inherited

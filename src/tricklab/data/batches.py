@@ -1,47 +1,44 @@
-"""Labeled images, the batches that are gathered from them, and the input that a network expects."""
+"""Labeled images, and the batches that are gathered from them."""
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from tricklab.data.images import ImageFiles
+from tricklab.data.image_files import ImageFiles
+from tricklab.data.kept import KeptImages
 from tricklab.data.prefetch import prefetch
 from tricklab.data.progress import with_progress
 from tricklab.duration import Length, to_steps
 from tricklab.errors import UserError
+from tricklab.randomness import Rand, generator
 
 Batch = tuple[Tensor, ...]
 Position = tuple[float, int]  # an epoch and a batch in it, both counted from 0
 Window = tuple[Position, Position]  # the first batch, and the first one after the last
 WHOLE_RUN: Window = ((0, 0), (math.inf, 0))
 
+Images = Tensor | ImageFiles | KeptImages
+Augmentations = Mapping[str, Callable[[Any, Rand], Tensor]]
+
 
 class LabeledImages(NamedTuple):
-    """Images, uint8 [N, C, H, W], and their labels, int64 [N]."""
+    """Images, uint8 [N, C, H, W] or of several sizes, and their labels, int64 [N]."""
 
-    images: Tensor | ImageFiles
+    images: Images
     labels: Tensor
-
-
-class InputSpec(NamedTuple):
-    """Input of a network: shape (C, H, W); mean and std of each channel, for pixels in 0 .. 1."""
-
-    shape: tuple[int, int, int]
-    mean: list[float]
-    std: list[float]
 
 
 class DatasetSplits(NamedTuple):
     """The splits that a data set comes with. Without `val`, validation is split off from training.
 
-    Of images that are read from files, `files` is their number, `digest` a hash of names, sizes and
-    times, and `size` the side in pixels at which they were decoded, if that was an option.
+    Of images that are read from files, `files` is their number, and `digest` a hash of names, sizes
+    and times. If training images keep their aspect ratio, `fitted(indices)` returns some of them
+    as evaluation sees them, all of one size.
     """
 
     train: LabeledImages
@@ -50,18 +47,63 @@ class DatasetSplits(NamedTuple):
     val: LabeledImages | None = None
     files: int = 0
     digest: str = ""
-    size: int | None = None
+    fitted: Callable[[Tensor], Tensor | ImageFiles] | None = None
+    groups: Tensor | None = None
 
     @property
     def parts(self) -> list[LabeledImages]:
         return [part for part in (self.train, self.test, self.val) if part]
 
 
-def gather(data: LabeledImages, indices: Tensor) -> Batch:
-    """Return images, labels and `indices`, each [B, ...]."""
+@dataclass(eq=False)
+class Augmenter:
+    """Augments the images of a batch, with random numbers that follow from its position.
+
+    Args:
+        steps: augmentations by name, in order.
+        seed: of the run.
+        batch_size: of each rank.
+        images: number of images of an epoch.
+        per_image: a number for each image that is the same in all epochs [N].
+    """
+
+    steps: Augmentations
+    seed: int
+    batch_size: int
+    images: int
+    per_image: Tensor
+
+    def __call__(
+        self, images: Any, indices: Tensor, position: tuple[int, int], rank: int, ranks: int
+    ) -> Tensor:
+        """Return the images [B, C, H, W] of `rank`, with random numbers of the global batch."""
+        epoch, batch_idx = position
+        full_size = self.batch_size * ranks
+        remaining = self.images - self.images % ranks - batch_idx * full_size
+        global_size = min(full_size, remaining)
+        per_image = self.per_image.index_select(0, indices)
+        for name, step in self.steps.items():
+            rng = generator(self.seed, f"augment {name}", *position, device=indices.device)
+            images = step(images, Rand(rng, global_size, rank, ranks, epoch, per_image))
+        return images
+
+
+class Task(NamedTuple):
+    """Indices [B] of the images of a batch, and its position."""
+
+    indices: Tensor
+    position: tuple[int, int]
+
+
+def load_batch(
+    data: LabeledImages, augment: Augmenter | None, rank: int, ranks: int, task: Task
+) -> Batch:
+    """Return augmented images, labels and indices, each [B, ...]."""
     # index_select takes a tenth of the time of images[indices]
-    images = data.images.index_select(0, indices)
-    return images, data.labels.index_select(0, indices), indices
+    images: Any = data.images.index_select(0, task.indices)
+    if augment and augment.steps:
+        images = augment(images, task.indices, task.position, rank, ranks)
+    return images, data.labels.index_select(0, task.indices), task.indices
 
 
 @dataclass(eq=False)
@@ -70,7 +112,8 @@ class Batches:
 
     Stateless, so that training resumes at any batch of any epoch: `order(epoch)` returns the
     indices [N] of an epoch, `start()` the epoch and the batch to begin with. A global batch holds
-    `batch_size * ranks` images, which are dealt to the ranks in turn.
+    `batch_size * ranks` images, which are dealt to the ranks in turn. `augment` is applied where
+    images are loaded.
     """
 
     data: LabeledImages
@@ -80,6 +123,7 @@ class Batches:
     length: int
     rank: int = 0
     ranks: int = 1
+    augment: Augmenter | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -89,30 +133,17 @@ class Batches:
         epoch, first = self.start()
         images = self.data.images
         indices = self.order(epoch).to(images.device)
-        global_batches = indices.split(self.batch_size * self.ranks)[first : self.length]
-        batches = [batch[self.rank :: self.ranks] for batch in global_batches]
-        workers = images.workers if isinstance(images, ImageFiles) else 0
-        yield from prefetch(functools.partial(gather, self.data), batches, workers)
+        global_batches = indices.split(self.batch_size * self.ranks)[: self.length]
+        tasks = []
+        for batch_idx, batch in enumerate(global_batches):
+            tasks.append(Task(batch[self.rank :: self.ranks], (epoch, batch_idx)))
+        load = functools.partial(load_batch, self.data, self.augment, self.rank, self.ranks)
+        yield from prefetch(load, tasks[first:], count_workers(images))
 
 
-class Preprocess(nn.Module):
-    """Resizes and normalises images [B, C, H, W] of 0 .. 255; repeats grey as each channel."""
-
-    def __init__(self, spec: InputSpec):
-        super().__init__()
-        scale = 1 / (255 * torch.tensor(spec.std, dtype=torch.double))
-        shift = -torch.tensor(spec.mean, dtype=torch.double) * 255 * scale
-        self.size = list(spec.shape[1:])
-        self.scale = nn.Buffer(scale.float().view(1, -1, 1, 1))
-        self.shift = nn.Buffer(shift.float().view(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        if list(images.shape[2:]) != self.size:
-            images = F.interpolate(images.float(), self.size, mode="bilinear", antialias=True)
-        images = images.expand(-1, self.scale.shape[1], -1, -1)
-        # one copy, changed in place: another tensor would take 0.5 ms for 512 images
-        images = images.to(torch.float, copy=True)
-        return images.mul_(self.scale).add_(self.shift)
+def count_workers(images: Images) -> int:
+    """Return the number of processes that load images; 0 for a tensor."""
+    return 0 if isinstance(images, Tensor) else images.workers
 
 
 def channel_mean_std(
@@ -125,9 +156,8 @@ def channel_mean_std(
     total = torch.zeros(images.shape[1], dtype=torch.long)
     squares = torch.zeros_like(total)
     images_per_block = max(1, 2**22 // math.prod(images.shape[1:]))
-    workers = images.workers if isinstance(images, ImageFiles) else 0
-    read = functools.partial(images.index_select, 0)
-    blocks = prefetch(read, indices.split(images_per_block), workers)
+    read: Any = functools.partial(images.index_select, 0)
+    blocks = prefetch(read, indices.split(images_per_block), count_workers(images))
     for block in with_progress(blocks, len(indices), "mean and std"):
         pixels = block.int()
         total += pixels.sum((0, 2, 3))

@@ -1,50 +1,95 @@
 """Cache of decoded images: in memory, or in a file that later runs map into memory."""
 
+import fcntl
 import hashlib
 import math
 import os
 import secrets
+import warnings
 import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tricklab.data.folders import expand_home
-from tricklab.data.images import ImageFiles
+from tricklab.data.image_files import ImageFile, ImageFiles
+from tricklab.data.images import read_size
+from tricklab.data.kept import KeptImages
 from tricklab.data.progress import warn, with_progress
 from tricklab.errors import UserError, nearest
 
 CRC_BYTES = 4
+SIZE_BYTES = 8  # height and width of an image
+CHUNK = 2**26  # bytes
+TOKEN_BYTES = 4  # of the name of a cache file that is being written
+SAMPLE = 1000  # files whose size is looked at without a cache
 
 
-def decode_all(files: ImageFiles, cache: str) -> Tensor | ImageFiles:
-    """Decode all images, uint8 [N, C, H, W], to `cache`: "memory" or a folder; "none" leaves them.
+class Decoded(NamedTuple):
+    """Images, and the heights and widths [M, 2] of files before their images were resized.
+
+    These are all files, or without a cache a sample.
+    """
+
+    images: Tensor | KeptImages | ImageFiles
+    files: Sequence[ImageFile]
+    original_sizes: Tensor
+
+
+def decode_all(files: ImageFiles, cache: str) -> Decoded:
+    """Decode all images to `cache`: "memory" or a folder; "none" leaves them.
 
     Raises UserError: too many images for the memory, a folder that can't be written.
     """
     if cache == "none":
-        return files
+        return sample_sizes(files)
     if cache == "memory":
         return decode_to_memory(files)
     return open_or_write_cache(files, cache_folder(cache))
 
 
-def decode_to_memory(files: ImageFiles) -> Tensor:
-    size = math.prod(files.shape)
+def sample_sizes(files: ImageFiles) -> Decoded:
+    """Read the sizes of at most SAMPLE files, evenly spaced, from their headers."""
+    sample = files.files[:: math.ceil(len(files) / SAMPLE)]
+    sizes = [read_size(file.path) for file in sample]
+    known = [file for file, size in zip(sample, sizes, strict=True) if size]
+    return Decoded(files, known, torch.tensor(list(filter(None, sizes))).view(-1, 2))
+
+
+def decode_to_memory(files: ImageFiles) -> Decoded:
+    """Decode all images. Raises UserError: they don't fit into memory."""
+    check_memory(files, math.prod(files.shape))  # an estimate, if they differ in size
+    flat = torch.empty(0 if files.keeps_aspect else math.prod(files.shape), dtype=torch.uint8)
+    pixels, sizes, original_sizes = [], [], []
+    done = 0
+    for block in files.blocks():
+        if files.keeps_aspect:
+            pixels.append(block.pixels.clone())  # those of a worker lie in shared memory
+        else:
+            flat[done : done + len(block.pixels)] = block.pixels
+        done += len(block.pixels)
+        check_memory(files, done)
+        sizes.append(block.sizes)
+        original_sizes.append(block.original_sizes)
+    if not files.keeps_aspect:
+        return Decoded(flat.view(files.shape), files.files, torch.cat(original_sizes))
+    images = KeptImages(pixels, torch.cat(sizes), files.channels, files.workers)
+    return Decoded(images, files.files, torch.cat(original_sizes))
+
+
+def check_memory(files: ImageFiles, size: int) -> None:
+    """Raise UserError if images of `size` bytes don't fit into memory."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if size > memory:
-        message = (
-            f"{files.shape[0]} images take {size / 1e9:.1f} GB, there are {memory / 1e9:.1f} GB"
-        )
-        hint = "Expected a smaller data.size, data.cache=FOLDER or data.cache=none"
+        message = f"{len(files)} images take {size / 1e9:.1f} GB, there are {memory / 1e9:.1f} GB"
+        smaller = "data.keep" if files.keeps_aspect else "data.size"
+        hint = f"Expected a smaller {smaller}, data.cache=FOLDER or data.cache=none"
         raise UserError(f"data.cache=memory: {message}. {hint}")
-    images = torch.empty(files.shape, dtype=torch.uint8)
-    done = 0
-    for pixels in files.blocks():
-        images[done : done + len(pixels)] = pixels
-        done += len(pixels)
-    return images
 
 
 def cache_folder(cache: str) -> Path:
@@ -56,57 +101,97 @@ def cache_folder(cache: str) -> Path:
     return path
 
 
-def open_or_write_cache(files: ImageFiles, folder: Path) -> Tensor:
+def open_or_write_cache(files: ImageFiles, folder: Path) -> Decoded:
     """Map the decoded images; decode and write them first if their cache is missing or damaged.
 
-    A cache file is named by a hash of the image files, their location and the decoding options. It
-    holds the pixels of all images in order, and their CRC-32.
+    A cache file is named by a hash of the image files, their location and how they are decoded. One
+    process writes it, others that need it wait.
     """
     location = files.files[0].path.absolute()
     name = hashlib.sha256(f"{files.digest}{location!r}".encode()).hexdigest()[:16]
     path = folder / f"{name}.uint8"
     try:
-        if path.is_file():
-            if (images := read_cache(path, files.shape)) is not None:
-                return images
-            warn(f"data.cache: {path} is damaged; its images are decoded again")
-        write_cache(files, path)
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock(folder) as is_locked:
+            if is_locked:
+                remove_unfinished(path)
+            if path.is_file():
+                if decoded := read_cache(path, files):
+                    return decoded
+                warn(f"data.cache: {path} is damaged; its images are decoded again")
+            write_cache(files, path)
+            return map_cache(path, files)
     except OSError as error:
         raise UserError(f"data.cache={folder}: {error}") from error
-    return map_cache(path, files.shape)
 
 
-def read_cache(path: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """Map the images [N, C, H, W] of a cache file; None if its size or checksum is wrong."""
-    size = math.prod(shape)
-    if path.stat().st_size != size + CRC_BYTES:
+@contextmanager
+def lock(folder: Path) -> Iterator[bool]:
+    """Wait until no other process holds the lock; yield False where the file system has none."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield _wait_for_lock(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what processes left that were killed while they wrote a cache file."""
+    for temporary in path.parent.glob(f"{path.stem}.{'[0-9a-f]' * 2 * TOKEN_BYTES}"):
+        temporary.unlink()
+
+
+def read_cache(path: Path, files: ImageFiles) -> Decoded | None:
+    """Map the images of a cache file; None if its size or checksum is wrong."""
+    end = path.stat().st_size - CRC_BYTES
+    if end < 2 * SIZE_BYTES * len(files):
         return None
-    images = map_cache(path, shape)
-    images_per_block = max(1, 2**22 // math.prod(shape[1:]))
+    content = np.memmap(path, np.uint8, "r")
     crc = 0
-    for block in with_progress(images.split(images_per_block), shape[0], f"checking {path}"):
-        crc = zlib.crc32(block.numpy().data, crc)
-    with path.open("rb") as file:
-        file.seek(size)
-        return images if file.read() == crc.to_bytes(CRC_BYTES) else None
+    chunks = [content[start : min(start + CHUNK, end)] for start in range(0, end, CHUNK)]
+    for chunk in with_progress(chunks, end, f"checking {path}", "bytes"):
+        crc = zlib.crc32(chunk.data, crc)
+    if content[end:].tobytes() != crc.to_bytes(CRC_BYTES):
+        return None
+    return map_cache(path, files)
 
 
-def map_cache(path: Path, shape: tuple[int, ...]) -> Tensor:
-    size = math.prod(shape)
-    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8).view(shape)
+def map_cache(path: Path, files: ImageFiles) -> Decoded:
+    """Map the images of a cache file: their pixels, sizes [N, 2], original sizes [N, 2], CRC-32."""
+    content = np.memmap(path, np.uint8, "r")
+    end = len(content) - CRC_BYTES - 2 * SIZE_BYTES * len(files)
+    sizes = torch.from_numpy(content[end:-CRC_BYTES].copy()).view(torch.int32).view(2, -1, 2)
+    with warnings.catch_warnings(action="ignore"):  # nothing writes to the tensor
+        pixels = torch.from_numpy(content[:end])
+    if not files.keeps_aspect:
+        return Decoded(pixels.view(files.shape), files.files, sizes[1])
+    images = KeptImages([pixels], sizes[0], files.channels, files.workers)
+    return Decoded(images, files.files, sizes[1])
 
 
 def write_cache(files: ImageFiles, path: Path) -> None:
-    """Write the pixels of all images and their checksum, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{secrets.token_hex(4)}")
+    """Write a cache file, atomically."""
+    temporary = path.with_suffix(f".{secrets.token_hex(TOKEN_BYTES)}")
+    sizes, original_sizes = [], []
     crc = 0
     try:
         with temporary.open("xb") as file:
-            for pixels in files.blocks():
-                file.write(pixels.numpy().data)
-                crc = zlib.crc32(pixels.numpy().data, crc)
-            file.write(crc.to_bytes(CRC_BYTES))
+            for block in files.blocks():
+                file.write(block.pixels.numpy().data)
+                crc = zlib.crc32(block.pixels.numpy().data, crc)
+                sizes.append(block.sizes)
+                original_sizes.append(block.original_sizes)
+            footer = torch.cat([*sizes, *original_sizes]).int().numpy().tobytes()
+            file.write(footer)
+            file.write(zlib.crc32(footer, crc).to_bytes(CRC_BYTES))
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -5,42 +5,55 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.datasets import FashionMNIST
 
+from tricklab.augment import takes_originals
 from tricklab.data.batches import DatasetSplits, LabeledImages
-from tricklab.data.cache import decode_all
+from tricklab.data.decoding import Decoding, read_splits
 from tricklab.data.folders import expand_home, find_splits, training_classes, warn_of_unused
-from tricklab.data.images import ImageFiles
 from tricklab.data.module import ImageData
 from tricklab.data.published import read_cifar, read_mnist
 from tricklab.data.search import LabeledFiles, Search
 from tricklab.data.splits import split_off_test
-from tricklab.devices import count_cores
+from tricklab.devices import is_first
 from tricklab.errors import UserError
 from tricklab.randomness import generator
 
+# Arguments of ImageData that say how images become the input of a network
+INPUT_OPTIONS = ("input_channels", "size", "mean", "std", "fit", "crop_fraction", "interpolation")
 TEST_SIZE = 0.2  # the default in conf/data/folder.yaml: an explicit 0.2 looks the same
 
 
 def dataset(read: Callable[..., DatasetSplits]) -> Callable[..., ImageData]:
-    """Turn `read(...) -> DatasetSplits` into a builder of `ImageData`, with the options of both."""
+    """Turn `read(...) -> DatasetSplits` into a builder of `ImageData`, with the options of both.
+
+    Options of image files reach `read` as its argument `decoding`.
+    """
 
     @functools.wraps(read)
     def build(**options: Any) -> ImageData:
-        own_names = [name for name in inspect.signature(read).parameters if name in options]
-        own = {name: options.pop(name) for name in own_names}
-        options.pop("num_workers", None)  # arrays need no workers
-        options.pop("download", None)  # evaluation passes it to every data set
+        parameters = inspect.signature(read).parameters
+        own = {name: options.pop(name) for name in [*options] if name in parameters}
         if "root" in own:
             own["root"] = expand_home(own["root"], "data.root")
-        return ImageData(read(**own), **options)
+        if "decoding" in parameters:
+            own["decoding"] = make_decoding(options)
+        common = inspect.signature(ImageData).parameters
+        return ImageData(read(**own), **{k: v for k, v in options.items() if k in common})
 
     return build
+
+
+def make_decoding(options: Mapping[str, Any]) -> Decoding:
+    """Return how files are decoded, from the options of a data set."""
+    own = {name: value for name, value in options.items() if name in Decoding._fields}
+    originals = any(map(takes_originals, options.get("augment", {}).values()))
+    return Decoding(**own, originals=originals)
 
 
 @dataset
@@ -88,28 +101,18 @@ def cifar100(root: Path, download: bool = True) -> DatasetSplits:
 
 
 @dataset
-def folder(
-    root: Path,
-    size: int | None,
-    mode: str,
-    test_size: int | float,
-    cache: str,
-    num_workers: int | None,
-    skip_corrupt: bool,
-    background: str = "white",
-) -> DatasetSplits:
+def folder(root: Path, test_size: int | float, decoding: Decoding, test: str) -> DatasetSplits:
     """Class folders: `root/train/CLASS/...`, maybe with `val` and `test`; or `root/CLASS/...`.
 
     Without a test folder, a fixed stratified part of training is the test set. For the options see
     conf/data/folder.yaml. Raises UserError: classes or images that are missing, corrupt images, or
-    images of several sizes without `size`.
+    images of several sizes with `fit=none`.
     """
     folders = find_splits(root) or {"train": root}
     warn_of_unused(root, folders)
-    check_split_folders(root, folders, test_size)
+    folders = choose_test_folder(root, folders, test, test_size)
     classes = training_classes(root, folders["train"])
-    decoding = Decoding(size, mode, background, cache, resolve_workers(num_workers))
-    search = Search(root, skip_corrupt, decoding.workers)
+    search = Search(root, decoding.skip_corrupt, decoding.workers)
     files = {split: search.find_classes(path, classes) for split, path in folders.items()}
     check_no_class_is_empty(root, classes, files["train"], search)
     if "test" not in files:
@@ -121,68 +124,48 @@ def folder(
 def folder_to_evaluate(
     root: str,
     classes: Sequence[str],
-    size: int | None,
-    mode: str,
-    cache: str,
-    num_workers: int | None,
-    skip_corrupt: bool,
-    background: str = "white",
     batch_size: int = 128,
     seed: int = 0,
-    **training_options: Any,
+    test: str = "test",
+    **options: Any,
 ) -> ImageData:
     """Data to evaluate on: the folder `test` in `root`, or all images of `root/CLASS/...`.
 
-    The test set stands for training and validation too; `training_options` are ignored. Raises
-    UserError: other splits without `test`, a class that is not in `classes`, a missing or corrupt
-    image.
+    The test set stands for training and validation too; `options` are those of
+    conf/data/_files.yaml, others are ignored. Raises UserError: other splits without `test`, a
+    class that is not in `classes`, a missing or corrupt image.
     """
     path = expand_home(root, "data.root")
-    folders = find_splits(path) or {"test": path}
-    if "test" not in folders:
+    folders = find_splits(path) or {test: path}
+    if test not in folders:
         expected = " or ".join(f"data.root={folder}" for folder in folders.values())
-        raise UserError(f"data.root={path} has no test folder. Expected {expected}")
-    decoding = Decoding(size, mode, background, cache, resolve_workers(num_workers))
-    search = Search(path, skip_corrupt, decoding.workers)
-    files = search.find_classes(folders["test"], classes, owner="the checkpoint")
+        raise UserError(f"data.root={path} has no {test} folder. Expected {expected}")
+    decoding = make_decoding(options)
+    search = Search(path, decoding.skip_corrupt, decoding.workers)
+    files = search.find_classes(folders[test], classes, owner="the checkpoint")
     search.warn()
     splits = read_splits({"test": files}, list(classes), decoding)
-    return ImageData(splits, batch_size, seed=seed)
+    input_options = {name: options[name] for name in INPUT_OPTIONS if name in options}
+    return ImageData(splits, batch_size, seed=seed, **input_options)
 
 
-class Decoding(NamedTuple):
-    """How the images of a folder are decoded and cached, see conf/data/folder.yaml."""
-
-    size: int | None
-    mode: str
-    background: str
-    cache: str
-    workers: int
-
-    def image_files(self, files: LabeledFiles) -> ImageFiles:
-        paths = [file for file, _ in files]
-        return ImageFiles(paths, self.size, self.mode, self.background, self.workers)
-
-
-def read_splits(
-    files: Mapping[str, LabeledFiles], classes: list[str], decoding: Decoding
-) -> DatasetSplits:
-    """Decode the images of each split; a test split alone stands for all of them."""
-    images = {split: decoding.image_files(labeled) for split, labeled in files.items()}
-    data = {}
-    for split, labeled in files.items():
-        labels = torch.tensor([label for _, label in labeled])
-        data[split] = LabeledImages(decode_all(images[split], decoding.cache), labels)
-    test = data["test"]
-    return DatasetSplits(
-        train=data.get("train", test),
-        test=test,
-        classes=classes,
-        val=data.get("val") if "train" in data else test,
-        files=sum(map(len, files.values())),
-        digest=" ".join(images[split].digest for split in sorted(images)),
-        size=decoding.size,
-    )
+def choose_test_folder(
+    root: Path, folders: Mapping[str, Path], test: str, test_size: int | float
+) -> dict[str, Path]:
+    """Return the folders of the splits, with `test=val` that of validation as the test set."""
+    chosen = dict(folders)
+    if test == "val":
+        if "test" in folders or "val" not in folders:
+            names = ", ".join(path.name for path in folders.values())
+            expected = "train and val, but no test"
+            raise UserError(f"data.test=val: data.root={root} has {names}. Expected {expected}")
+        chosen["test"] = chosen.pop("val")
+    elif "val" in folders and "test" not in folders and is_first():
+        part = f"a part of {folders['train'].name} (data.test_size={test_size})"
+        hint = f"data.test=val makes {folders['val'].name} the test set"
+        print(f"test set: {part}, as there is no folder for it; {hint}")
+    check_split_folders(root, chosen, test_size)
+    return chosen
 
 
 def split_off_test_files(files: LabeledFiles, test_size: int | float) -> dict[str, LabeledFiles]:
@@ -207,10 +190,6 @@ def check_no_class_is_empty(
     if empty:
         message = f"need at least 2 classes with images; empty: {', '.join(empty)}"
         raise UserError(f"data.root={root}: {message}{search.parenthesis}")
-
-
-def resolve_workers(num_workers: int | None) -> int:
-    return count_cores() if num_workers is None else num_workers
 
 
 @dataset

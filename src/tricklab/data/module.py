@@ -1,34 +1,35 @@
 """The data module: from labeled images to batches that are ready for the network."""
 
+import dataclasses
 import hashlib
 import math
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from tricklab.augment import takes_originals, works_on_each
 from tricklab.data.batches import (
     WHOLE_RUN,
+    Augmentations,
+    Augmenter,
     Batch,
     Batches,
     DatasetSplits,
-    ImageFiles,
-    InputSpec,
     LabeledImages,
-    Preprocess,
     channel_mean_std,
 )
+from tricklab.data.inputs import InputSpec, Preprocess
 from tricklab.data.progress import warn
 from tricklab.data.splits import VAL_SIZE, Subsets, check_labels, hash_splits, split_dataset
 from tricklab.duration import count_batches
 from tricklab.errors import UserError
 from tricklab.mixup import Mixed, identity
-from tricklab.randomness import Rand, generator
-
-MAX_UPSCALING = 2  # from the side of decoded files to that which weights expect
+from tricklab.randomness import generator
 
 
 class ImageData(pl.LightningDataModule):
@@ -54,8 +55,15 @@ class ImageData(pl.LightningDataModule):
         split_seed: int = 0,
         label_noise: float = 0.0,
         drop_last: bool = False,
+        input_channels: int | None = None,
+        size: Sequence[int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        fit: str = "crop",
+        crop_fraction: float = 1.0,
+        interpolation: str | None = None,
         seed: int = 0,
-        augment: Mapping[str, Callable[[Tensor, Rand], Tensor]] = {},
+        augment: Augmentations = MappingProxyType({}),
         mixup: Callable[[Tensor, Tensor, torch.Generator], Mixed] = identity,
     ):
         super().__init__()
@@ -64,7 +72,6 @@ class ImageData(pl.LightningDataModule):
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.seed = seed
-        self.augment = augment
         self.mixup = mixup
         # First mixed position (epoch, batch), and the first after; run/experiment.py sets it
         self.mixup_window = WHOLE_RUN
@@ -72,27 +79,97 @@ class ImageData(pl.LightningDataModule):
             splits, val_size, folds, fold, train_size, split_seed, label_noise, seed
         )
         self._set_subsets(subsets)
+        own_channels, *own_size = self.image_shape
+        height, width = size or own_size
+        shape = (input_channels or own_channels, height, width)
+        mean, std = self._resolve_mean_std(subsets, mean, std, shape[0])
+        self._set_input(
+            InputSpec(shape, mean, std, fit, crop_fraction, interpolation or "bilinear")
+        )
+        self._set_augmentation(augment)
         self.one_hot = torch.eye(len(self.classes))
-        # A number in [0, 1) for each image, the same in all epochs (augment=alternating_flip)
-        self.per_image = torch.rand(len(self.train.labels), generator=generator(seed, "lasting"))
         self.digest = hash_splits(splits)
         self.warn_of_missing_classes()
 
     def _set_subsets(self, subsets: Subsets) -> None:
-        """Set images and indices of training and validation, and the input spec that follows."""
-        images = self.splits.train.images
-        self.train = LabeledImages(images, subsets.labels)
+        """Set images and indices of training, of its clean part, and of validation."""
+        self.train = LabeledImages(self.splits.train.images, subsets.labels)
         self.train_indices = subsets.train
-        self.clean_indices = subsets.clean  # also evaluated without augmentation (train/acc_clean)
         self.val = self.splits.val or self.splits.train  # labels without noise
         self.val_indices = subsets.val
-        channels, height, width = images.shape[1:]
-        mean, std = channel_mean_std(images, subsets.for_stats)
-        self.match_input_spec(InputSpec((channels, height, width), mean, std))
+        self.clean = self.train  # also evaluated without augmentation (train/acc_clean)
+        self.clean_indices = subsets.clean
+        if self.splits.fitted is None:
+            return
+        # Training images keep their aspect ratio: decode those that are evaluated once more
+        if not self.splits.val:
+            images = self.splits.fitted(subsets.val)
+            self.val = LabeledImages(images, self.splits.train.labels[subsets.val])
+            self.val_indices = torch.arange(len(subsets.val))
+        images = self.splits.fitted(subsets.clean)
+        self.clean = LabeledImages(images, subsets.labels[subsets.clean])
+        self.clean_indices = torch.arange(len(subsets.clean))
+
+    def _resolve_mean_std(
+        self,
+        subsets: Subsets,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+        channels: int,
+    ) -> tuple[list[float], list[float]]:
+        """Return mean and std of each channel: those given, or else of the training images."""
+        if mean is None or std is None:
+            indices = self.clean_indices if self.splits.files else subsets.for_stats
+            images: Any = self.clean.images
+            own_mean, own_std = channel_mean_std(images, indices)
+            mean = own_mean if mean is None else mean
+            std = own_std if std is None else std
+        for name, values in {"mean": mean, "std": std}.items():
+            if len(values) not in (1, channels):
+                numbers = f"one number, or one for each of the {channels} channels"
+                raise UserError(f"data.{name}={list(values)}: expected {numbers}")
+        return _repeat(mean, channels), _repeat(std, channels)
+
+    def _set_augmentation(self, augment: Augmentations) -> None:
+        """Divide the augmentations into those in the loader and those on the device.
+
+        Those of original images come first. Whatever works image by image is left to the processes
+        that load files, with all that precedes it.
+        """
+        originals = {name: step for name, step in augment.items() if takes_originals(step)}
+        self.augment = originals | dict(augment)
+        loaded = len(originals)
+        for number, step in enumerate(self.augment.values(), start=1):
+            if works_on_each(step) and self.splits.files:
+                loaded = max(loaded, number)
+        steps = list(self.augment.items())
+        # A number in [0, 1) for each image, the same in all epochs (augment=alternating_flip)
+        per_image = torch.rand(len(self.train.labels), generator=generator(self.seed, "lasting"))
+        options = (self.seed, self.batch_size, len(self.train_indices), per_image)
+        self.augment_in_loader = Augmenter(dict(steps[:loaded]), *options)
+        self.augment_on_device = Augmenter(dict(steps[loaded:]), *options)
+
+    def _set_input(self, spec: InputSpec) -> None:
+        """Preprocess images to a spec. Raises UserError: the images can't have its channels."""
+        channels = self.image_shape[0]
+        expected = spec.shape[0]
+        if channels not in (1, expected):
+            message = f"the network takes {expected} channels, the images have {channels}"
+            raise UserError(f"{message}; data.mode may help")
+        self.spec = spec
+        self.shape, self.mean, self.std = spec[:3]
+        self.preprocess = Preprocess(spec)
 
     @property
     def classes(self) -> list[str]:
         return self.splits.classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape [C, H, W] of the images that are evaluated, before they are preprocessed."""
+        images: Any = self.clean.images
+        channels, height, width = images.shape[1:]
+        return channels, height, width
 
     @property
     def fingerprint(self) -> str:
@@ -103,23 +180,20 @@ class ImageData(pl.LightningDataModule):
 
     @property
     def summary(self) -> str:
-        """Size of the images and of the network's input; empty for arrays that are not resized."""
-        channels, height, width = self.train.images.shape[1:]
-        summary = f"images {height} x {width} x {channels}"
-        resized = tuple(self.shape) != (channels, height, width)
-        if not self.splits.files and not resized:
-            return ""
+        """Number and size of images from files, and the network's input; else only if resized."""
+        channels, height, width = self.shape
+        size = f"{height} x {width} x {channels}"
         if self.splits.files:
-            summary += f" from {self.splits.files:,} files"
-        if resized:
-            channels, height, width = self.shape
-            summary += f", {height} x {width} x {channels} for the network"
-        return summary
+            return f"images: {self.splits.files:,} files, {size} for the network"
+        if self.shape != self.image_shape:
+            own = " x ".join(map(str, (*self.image_shape[1:], self.image_shape[0])))
+            return f"images {own}, {size} for the network"
+        return ""
 
     @property
     def metadata(self) -> dict[str, Any]:
         """Metadata for checkpoints and config.yaml; `input` is the input shape of the network."""
-        channels, height, width = self.train.images.shape[1:]
+        channels, height, width = self.image_shape
         return {
             "classes": self.classes,
             "channels": channels,
@@ -128,6 +202,9 @@ class ImageData(pl.LightningDataModule):
             "input": list(self.shape),
             "mean": self.mean,
             "std": self.std,
+            "fit": self.spec.fit,
+            "crop_fraction": self.spec.crop_fraction,
+            "interpolation": self.spec.interpolation,
             "fingerprint": self.fingerprint,
         }
 
@@ -140,39 +217,24 @@ class ImageData(pl.LightningDataModule):
             count = f"{len(missing)} of {len(self.classes)}"
             warn(f"{count} classes have no training image: {names}")
 
-    def check_upscaling(self, side: int) -> None:
-        """Raise UserError if weights expect images of more than twice the side of decoded files."""
-        size = self.splits.size
-        if size and side > MAX_UPSCALING * size:
-            least = math.ceil(side / MAX_UPSCALING)
-            raise UserError(
-                f"data.size={size}: model.weights expect images of {side} pixels a side. "
-                f"Expected data.size={least} or more, best {side}, or null for images of one size"
-            )
-
-    def match_input_spec(self, spec: InputSpec) -> None:
-        """Preprocess images to a spec. Raises UserError: the images can't have its channels."""
-        channels = self.train.images.shape[1]
-        expected = spec.shape[0]
-        if channels not in (1, expected):
-            message = f"model.weights take {expected} channels, the images have {channels}"
-            raise UserError(f"{message}; data.mode may help")
-        self.shape, self.mean, self.std = spec
-        self.preprocess = Preprocess(spec)
-
     def setup(self, stage: str) -> None:
         """Move constants to the device, and all images if they fit into half of its free memory."""
         device = self.trainer.strategy.root_device
         self.preprocess = self.preprocess.to(device)
         self.one_hot = self.one_hot.to(device)
-        self.per_image = self.per_image.to(device)
+        on_device = self.augment_on_device
+        per_image = on_device.per_image.to(device)
+        self.augment_on_device = dataclasses.replace(on_device, per_image=per_image)
         if device.type != "cuda":
             return
-        data = [self.train, self.val, self.splits.test]
+        data = [self.train, self.clean, self.val, self.splits.test]
         free_bytes, _ = torch.cuda.mem_get_info(device)
         if fits_in_memory(data, free_bytes / 2):
-            self.train, self.val, test = to_device(data, device)
+            self.train, self.clean, self.val, test = to_device(data, device)
             self.splits = self.splits._replace(test=test)
+            self.augment_in_loader = dataclasses.replace(
+                self.augment_in_loader, per_image=per_image
+            )
 
     def train_dataloader(self) -> Batches:
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
@@ -189,12 +251,13 @@ class ImageData(pl.LightningDataModule):
             return self.train_indices[permutation[: n - n % ranks]]  # the same number on each rank
 
         length = count_batches(n, self.batch_size, ranks, self.drop_last)
-        return Batches(self.train, order, start, self.batch_size, length, rank, ranks)
+        augment = self.augment_in_loader
+        return Batches(self.train, order, start, self.batch_size, length, rank, ranks, augment)
 
     def val_dataloader(self) -> list[Batches]:
         """Validation, and a fixed part of training without augmentation, with its noisy labels."""
         validation = self._in_order(self.val, self.val_indices, self.batch_size)
-        return [validation, self._in_order(self.train, self.clean_indices, self._clean_size())]
+        return [validation, self._in_order(self.clean, self.clean_indices, self._clean_size())]
 
     def _clean_size(self) -> int:
         """Batch size of the clean training images.
@@ -236,29 +299,13 @@ class ImageData(pl.LightningDataModule):
     ) -> Batch:
         """Augment, normalise and mix the part of `rank` of the batch at (epoch, batch)."""
         images, labels, indices = batch  # uint8 [B, C, H, W], [B], [B]
-        images = self.preprocess(self._augment(images, indices, position, rank, ranks))
+        images = self.augment_on_device(images, indices, position, rank, ranks)
+        images = self.preprocess(images)
         first, end = self.mixup_window
         if self.mixup is identity or not first <= position < end:
             return images, labels
         targets = self.one_hot.index_select(0, labels)  # [B, K]
         return self.mixup(images, targets, generator(self.seed, "mix", *position, rank))
-
-    def _augment(
-        self, images: Tensor, indices: Tensor, position: tuple[int, int], rank: int, ranks: int
-    ) -> Tensor:
-        """Augment uint8 images [B, C, H, W], with random numbers of the whole global batch."""
-        if not self.augment:
-            return images
-        epoch, batch_idx = position
-        n = len(self.train_indices)
-        full_size = self.batch_size * ranks
-        remaining = n - n % ranks - batch_idx * full_size  # images of this epoch
-        global_size = min(full_size, remaining)
-        per_image = self.per_image.index_select(0, indices)
-        for name, augment in self.augment.items():
-            rng = generator(self.seed, f"augment {name}", *position, device=images.device)
-            images = augment(images, Rand(rng, global_size, rank, ranks, epoch, per_image))
-        return images
 
     def _position(self) -> tuple[int, int]:
         """Return the epoch and the batch in it that the trainer is at."""
@@ -269,10 +316,12 @@ class ImageData(pl.LightningDataModule):
 
 def fits_in_memory(data: Sequence[LabeledImages], memory: float) -> bool:
     """Whether all images are tensors, of at most `memory` bytes in all; shared ones count once."""
-    images = {id(part.images): part.images for part in data}.values()
-    if any(isinstance(part, ImageFiles) for part in images):
-        return False
-    return sum(math.prod(part.shape) for part in images) <= memory
+    size = 0
+    for images in {id(part.images): part.images for part in data}.values():
+        if not isinstance(images, Tensor):
+            return False
+        size += images.numel()
+    return size <= memory
 
 
 def to_device(data: Sequence[LabeledImages], device: torch.device) -> list[LabeledImages]:
@@ -283,3 +332,7 @@ def to_device(data: Sequence[LabeledImages], device: torch.device) -> list[Label
             if isinstance(tensor, Tensor) and id(tensor) not in moved:
                 moved[id(tensor)] = tensor.to(device)
     return [LabeledImages(moved[id(part.images)], moved[id(part.labels)]) for part in data]
+
+
+def _repeat(values: Sequence[float], channels: int) -> list[float]:
+    return list(values) if len(values) == channels else [float(values[0])] * channels

@@ -6,28 +6,28 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from tricklab.errors import UserError
 
+Task = TypeVar("Task")
 Loaded = TypeVar("Loaded")
 DEAD_WORKER = re.compile("exited unexpectedly|killed by signal")
 
 
 def prefetch(
-    load: Callable[[Tensor], Loaded], batches: Sequence[Tensor], workers: int
+    load: Callable[[Task], Loaded], tasks: Sequence[Task], workers: int
 ) -> Iterator[Loaded]:
-    """Yield `load(indices)` for the indices [B] of each batch, some batches ahead with `workers`.
+    """Yield `load(task)` for each task in order, some tasks ahead with `workers`.
 
     Raises UserError: the one that `load` raised, or a worker died.
     """
-    workers = min(workers, len(batches)) if len(batches) > 1 else 0
+    workers = min(workers, len(tasks)) if len(tasks) > 1 else 0
     if not workers:
-        yield from map(load, batches)
+        yield from map(load, tasks)
         return
     try:
-        yield from _load_in_workers(load, batches, workers)
+        yield from _load_in_workers(load, tasks, workers)
     except UserError as error:
         # without its frames the loader is freed at once; else it waits 5 s for each worker
         traceback.clear_frames(error.__traceback__)
@@ -41,11 +41,11 @@ def prefetch(
 
 
 def _load_in_workers(
-    load: Callable[[Tensor], Loaded], batches: Sequence[Tensor], workers: int
+    load: Callable[[Task], Loaded], tasks: Sequence[Task], workers: int
 ) -> Iterator[Loaded]:
-    """Let a DataLoader over the indices load the data as it collates them."""
+    """Let a DataLoader over the tasks load the data as it collates them."""
     loader: DataLoader[Loaded] = DataLoader(
-        batches,  # type: ignore[arg-type]
+        tasks,  # type: ignore[arg-type]
         batch_size=None,
         collate_fn=load,  # type: ignore[arg-type]
         num_workers=workers,

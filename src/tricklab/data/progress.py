@@ -20,8 +20,10 @@ def warn(message: str) -> None:
         print(f"warning: {message}", file=sys.stderr)
 
 
-def with_progress(blocks: Iterable[Block], total: int, task: str) -> Iterator[Block]:
-    """Yield blocks of `total` images in all; after 3 s show a bar, without a terminal lines."""
+def with_progress(
+    blocks: Iterable[Block], total: int, task: str, unit: str = "images"
+) -> Iterator[Block]:
+    """Yield blocks of `total` units in all; after 3 s show a bar, without a terminal lines."""
     on_terminal = sys.stderr.isatty()
     silent = not is_first()
     start = shown = time.monotonic()
@@ -35,17 +37,17 @@ def with_progress(blocks: Iterable[Block], total: int, task: str) -> Iterator[Bl
             if silent or now - shown <= (interval if shown > start else DELAY):
                 continue
             shown = now
-            _show(task, done, total, (now - start) / max(1, done), on_terminal)
+            seconds = (total - done) * (now - start) / max(1, done)
+            state = f"{done:,} of {total:,} {unit}, {seconds:.0f} s left"
+            _show(task, done / max(1, total), state, on_terminal)
     finally:
         if on_terminal and shown > start:
             print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
-def _show(task: str, done: int, total: int, seconds_per_image: float, on_terminal: bool) -> None:
-    remaining = (total - done) * seconds_per_image
-    state = f"{done:,} of {total:,} images, {remaining:.0f} s left"
+def _show(task: str, fraction: float, state: str, on_terminal: bool) -> None:
     if on_terminal:
-        bar = "#" * (BAR_WIDTH * done // max(1, total))
+        bar = "#" * int(BAR_WIDTH * fraction)
         print(f"\r{task} [{bar:.<{BAR_WIDTH}}] {state}\033[K", end="", file=sys.stderr, flush=True)
     else:
         print(f"{task}: {state}", file=sys.stderr, flush=True)

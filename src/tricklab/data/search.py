@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tricklab.data.folders import read_classes, walk
-from tricklab.data.images import EXTENSIONS, ImageFile, decode_errors
+from tricklab.data.image_files import ImageFile, decode_errors
+from tricklab.data.images import EXTENSIONS
 from tricklab.data.progress import warn
 from tricklab.devices import is_first
 from tricklab.errors import UserError

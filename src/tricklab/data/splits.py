@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from tricklab.data.batches import DatasetSplits, ImageFiles
+from tricklab.data.batches import DatasetSplits, Images
+from tricklab.data.image_files import ImageFiles
 from tricklab.errors import UserError
 from tricklab.randomness import generator
 
@@ -181,9 +182,10 @@ def hash_splits(splits: DatasetSplits) -> str:
     return repr((splits.digest, labels, images))
 
 
-def hash_images(images: Tensor | ImageFiles) -> str:
+def hash_images(images: Images) -> str:
     if isinstance(images, ImageFiles):
         return images.digest
+    assert isinstance(images, Tensor)  # decoded files have a digest
     return f"{zlib.crc32(images.contiguous().numpy().data):08x}"
 
 

@@ -3,6 +3,7 @@
 import copy
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -12,19 +13,20 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tricklab.callbacks import CheckpointFiles
+from tricklab.data.inputs import InputSpec
 from tricklab.data.module import ImageData
 from tricklab.devices import count_cores, world_size
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile
 from tricklab.mixup import identity
-from tricklab.model import pretrained_side
 from tricklab.optimizer import named_weights, parameter_groups
 from tricklab.penalty import Penalty
 from tricklab.randomness import Rand, generator, seed_default
+from tricklab.run.inputs import resolve_input
 from tricklab.run.instantiate import build, build_each, omit
 from tricklab.run.plan import Plan
 from tricklab.run.record import Record
-from tricklab.run.weights import Weights, load_backbone, read_input_spec, read_weights
+from tricklab.run.weights import load_backbone, read_input_spec, read_weights
 from tricklab.training import ImageClassifier
 
 MAX_PROCESSES = 8  # per core: each takes half a gigabyte
@@ -40,36 +42,46 @@ def build_data_and_net(
     run.
     """
     weights = None if resumed else read_weights(cfg.model)
-    data = build_data(cfg)
-    try_augmentation(data)
-    if weights:
-        data.check_upscaling(expected_side(cfg.model, weights))
     spec = read_input_spec(record.dataset) if resumed else weights and weights.input_spec
-    if spec:
-        data.match_input_spec(spec)
-    if data.summary:
-        rank_zero_only(print)(data.summary)
+    data = build_data(cfg, spec)
+    try_augmentation(data)
+    show(data.summary)
+    if spec and not resumed:
+        show(compare_input(spec, data))
     net = build_net(cfg, data.shape, len(data.classes))
     if weights:
         load_backbone(net, weights.state)
-        message = f"weights: the backbone starts from {cfg.model.weights}, the head is new"
-        rank_zero_only(print)(message)
+        show(f"weights: the backbone starts from {cfg.model.weights}, the head is new")
     if data.batch_size == 1:
         check_single_image(net, data.shape)
     return data, net
 
 
+@rank_zero_only
+def show(text: str) -> None:
+    """Print a text that is not empty."""
+    if text:
+        print(text)
+
+
+def compare_input(spec: InputSpec, data: ImageData) -> str:
+    """Return in which way the network's input is not what its weights expect; else ""."""
+    size = " x ".join(map(str, spec.shape[1:]))
+    different = []
+    if data.shape[1:] != spec.shape[1:]:
+        different.append(f"{size} pixels")
+    if (data.mean, data.std) != (spec.mean, spec.std):
+        different.append(f"mean {spec.mean} and std {spec.std}")
+    if not different:
+        return ""
+    return f"warning: the weights were trained with {' and '.join(different)}; data options differ"
+
+
 def try_augmentation(data: ImageData) -> None:
     """Augment two images, so that invalid options are refused before training."""
-    images = data.train.images.index_select(0, torch.arange(2))
+    images: Any = data.train.images.index_select(0, torch.arange(2))
     for augment in data.augment.values():
-        augment(images, Rand(generator(0, "try"), 2))
-
-
-def expected_side(model: DictConfig, weights: Weights) -> int:
-    """Return the larger side of the images that weights expect, 0 if it is not known."""
-    spec = weights.input_spec
-    return max(spec.shape[1:]) if spec else pretrained_side(model)
+        images = augment(images, Rand(generator(0, "try"), 2))
 
 
 def check_single_image(net: nn.Module, shape: tuple[int, int, int]) -> None:
@@ -81,11 +93,12 @@ def check_single_image(net: nn.Module, shape: tuple[int, int, int]) -> None:
         raise UserError(f"data.batch_size=1: {error}; {hint}") from error
 
 
-def build_data(cfg: DictConfig) -> ImageData:
-    """Build the data with their augmentation and mixing."""
+def build_data(cfg: DictConfig, spec: InputSpec | None = None) -> ImageData:
+    """Build the data with their augmentation and mixing, for a network that expects `spec`."""
+    input_options = resolve_input(cfg.data, cfg.model, spec)
     augment = build_each(cfg.augment)
     mixup = build(cfg.mixup)
-    data: ImageData = build(cfg.data, seed=cfg.seed, augment=augment, mixup=mixup)
+    data: ImageData = build(cfg.data, seed=cfg.seed, augment=augment, mixup=mixup, **input_options)
     return data
 
 

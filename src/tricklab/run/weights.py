@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 from torch import Size, Tensor, nn
 
 from tricklab.cli.escape import for_terminal
-from tricklab.data.batches import InputSpec
+from tricklab.data.fit import INTERPOLATIONS, METHODS
+from tricklab.data.inputs import InputSpec
 from tricklab.errors import UserError
 from tricklab.files import CONFIG, parse_yaml, read_checkpoint, read_safetensors, read_yaml
 from tricklab.model import AUXILIARY, find_head, find_timm, find_torchvision
@@ -17,6 +18,7 @@ from tricklab.run.downloads import brief_downloads
 
 State = dict[str, Tensor]
 MAX_SIDE = 2**16  # pixels
+TIMM_FITS = {"center": "crop", "squash": "stretch", "border": "pad"}  # by crop mode
 
 
 class Weights(NamedTuple):
@@ -56,7 +58,8 @@ def _show(shape: Size | None) -> str:
 def read_weights(model: DictConfig) -> Weights | None:
     """Read the weights of `model.weights`: None, published weights or those of a file.
 
-    Raises UserError: they are not available.
+    A file that does not say what input it expects is taken for a copy of the published weights of
+    that network. Raises UserError: they are not available.
     """
     if model.get("weights") is None:
         return None
@@ -67,7 +70,8 @@ def read_weights(model: DictConfig) -> Weights | None:
         allowed = "null, pretrained, or a file with weights"
         raise UserError(f"model.weights={model.weights} is not a file; allowed: {allowed}")
     state, config = read_state(path)
-    return Weights(state, read_input_spec(config.get("dataset", {})))
+    spec = read_input_spec(config.get("dataset", {}))
+    return Weights(state, spec or published_input(model))
 
 
 def download_weights(model: DictConfig) -> Weights:
@@ -91,23 +95,52 @@ def pretrained_weights(library: str, name: str) -> Weights:
     """Return the default weights of timm, or the best of torchvision, from cache or network."""
     if library == "timm":
         net = find_timm(name).create_model(name, pretrained=True)
-        config: Any = net.pretrained_cfg
-        shape = tuple(config["input_size"])
-        return Weights(
-            net.state_dict(), InputSpec(shape, list(config["mean"]), list(config["std"]))
-        )
+        return Weights(net.state_dict(), timm_input(net.pretrained_cfg))
     best: Any = find_torchvision(name).get_model_weights(name)["DEFAULT"]
-    transforms = best.transforms()
-    mean, std = list(transforms.mean), list(transforms.std)
-    if name in AUXILIARY:  # trained before the mean and std of ImageNet became usual
-        mean, std = [0.5] * 3, [0.5] * 3
     state = {
         key: tensor
         for key, tensor in best.get_state_dict(weights_only=True).items()
         if not key.lower().startswith("aux")
     }
+    return Weights(state, torchvision_input(name))
+
+
+def published_input(model: DictConfig) -> InputSpec | None:
+    """Return the input that the published weights of a network expect; None for our own networks.
+
+    Nothing is downloaded.
+    """
+    library = model._target_.rpartition(".")[2]
+    if library == "torchvision":
+        return torchvision_input(model.name)
+    if library == "timm" and (config := find_timm(model.name).get_pretrained_cfg(model.name)):
+        return timm_input(config.to_dict())
+    return None
+
+
+def torchvision_input(name: str) -> InputSpec:
+    """Return the input of torchvision's best weights, from their `transforms`."""
+    transforms: Any = find_torchvision(name).get_model_weights(name)["DEFAULT"].transforms()
+    mean, std = list(transforms.mean), list(transforms.std)
+    if name in AUXILIARY:  # trained before the mean and std of ImageNet became usual
+        mean, std = [0.5] * 3, [0.5] * 3
     side = transforms.crop_size[0]
-    return Weights(state, InputSpec((3, side, side), mean, std))
+    fraction = side / transforms.resize_size[0]
+    interpolation = transforms.interpolation.value
+    return InputSpec((3, side, side), mean, std, "crop", fraction, interpolation)
+
+
+def timm_input(config: Mapping[str, Any]) -> InputSpec:
+    """Return the input of timm's weights, from their `pretrained_cfg`."""
+    channels, height, width = config["input_size"]
+    return InputSpec(
+        (channels, height, width),
+        list(config["mean"]),
+        list(config["std"]),
+        TIMM_FITS[config.get("crop_mode", "center")],
+        config.get("crop_pct", 1.0),
+        config.get("interpolation", "bilinear"),
+    )
 
 
 def read_input_spec(dataset: Mapping[str, Any]) -> InputSpec | None:
@@ -126,9 +159,22 @@ def read_input_spec(dataset: Mapping[str, Any]) -> InputSpec | None:
             raise ValueError(f"std={std}")
         if not all(math.isfinite(number) for number in mean):
             raise ValueError(f"mean={mean}")
+        fit, crop_fraction, interpolation = _read_fit(dataset)
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(f"dataset in config.yaml: {error}; expected input, mean and std") from error
-    return InputSpec((channels, height, width), mean, std)
+    return InputSpec((channels, height, width), mean, std, fit, crop_fraction, interpolation)
+
+
+def _read_fit(dataset: Mapping[str, Any]) -> tuple[str, float, str]:
+    """Return fit, crop fraction and interpolation. Raises an error: invalid values."""
+    fit = dataset.get("fit", "crop")
+    crop_fraction = dataset.get("crop_fraction", 1.0)
+    interpolation = dataset.get("interpolation", "bilinear")
+    if fit not in (*METHODS, "none") or interpolation not in INTERPOLATIONS:
+        raise ValueError(f"fit={fit} interpolation={interpolation}")
+    if not 0 < crop_fraction <= 1:
+        raise ValueError(f"crop_fraction={crop_fraction}")
+    return fit, crop_fraction, interpolation
 
 
 def _is_side(value: Any) -> bool:

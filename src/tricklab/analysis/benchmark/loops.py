@@ -90,7 +90,8 @@ def time_plain_loop(overrides: Overrides, batches: Batches, steps: int) -> float
 
 def gather_batches(data: ImageData, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield normalised random batches, with one gather each."""
-    images, labels = data.splits.train
+    labels = data.splits.train.labels
+    images: Any = data.splits.train.images
     scale = 1 / (255 * data.std[0])
     shift = -data.mean[0] / data.std[0]
     for _ in range(steps):

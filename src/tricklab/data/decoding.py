@@ -1,0 +1,151 @@
+"""From labeled image files to the splits of a data set."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tricklab.data.batches import DatasetSplits, LabeledImages
+from tricklab.data.cache import Decoded, decode_all
+from tricklab.data.fit import Fit, Keep
+from tricklab.data.image_files import ImageFiles
+from tricklab.data.images import Resize
+from tricklab.data.kept import KeptImages
+from tricklab.data.progress import warn
+from tricklab.data.search import LabeledFiles
+from tricklab.devices import count_cores
+
+KEEP = 2  # times the size: the short side that training images keep at most by default
+MAX_ENLARGEMENT = 2  # by which an image is enlarged without a warning
+
+
+class Decoding(NamedTuple):
+    """How image files are decoded and cached, see conf/data/_files.yaml.
+
+    `size` is the height and width for the network; with `originals`, training images keep their
+    aspect ratio, as an augmentation crops them.
+    """
+
+    size: Sequence[int] | None
+    fit: str = "crop"
+    crop_fraction: float = 1.0
+    interpolation: str = "bilinear"
+    mode: str = "RGB"
+    background: str = "white"
+    keep: int | None = None
+    jpeg_scaling: bool = False
+    cache: str = "memory"
+    num_workers: int | None = None
+    skip_corrupt: bool = False
+    originals: bool = False
+
+    @property
+    def workers(self) -> int:
+        return count_cores() if self.num_workers is None else self.num_workers
+
+    @property
+    def evaluation(self) -> Resize:
+        """How images are resized that are not augmented."""
+        if self.fit == "none" or self.size is None:
+            return None
+        height, width = self.size
+        return Fit((height, width), self.fit, self.crop_fraction, self.interpolation)
+
+    @property
+    def training(self) -> Resize:
+        """How training images are resized."""
+        if not self.originals:
+            return self.evaluation
+        assert self.size is not None  # `originals` with fit=none is refused
+        short_side = self.keep or KEEP * min(self.size)
+        return Keep(short_side, self.interpolation, self.jpeg_scaling)
+
+    def image_files(self, files: LabeledFiles, resize: Resize) -> ImageFiles:
+        paths = [file for file, _ in files]
+        return ImageFiles(paths, resize, self.mode, self.background, self.workers)
+
+
+def read_splits(
+    files: Mapping[str, LabeledFiles],
+    classes: list[str],
+    decoding: Decoding,
+    groups: Tensor | None = None,
+) -> DatasetSplits:
+    """Decode the images of each split; a test split alone stands for all of them.
+
+    `groups` are those of the training images [N].
+    """
+    data = {}
+    digests = {}
+    enlargements: list[Enlargement] = []
+    for split, labeled in files.items():
+        resize = decoding.training if split == "train" else decoding.evaluation
+        image_files = decoding.image_files(labeled, resize)
+        decoded = decode_all(image_files, decoding.cache)
+        labels = torch.tensor([label for _, label in labeled])
+        data[split] = LabeledImages(decoded.images, labels)
+        digests[split] = image_files.digest
+        enlargements += measure_enlargements(decoded, decoding.evaluation)
+    warn_of_enlargement(enlargements, decoding)
+    test = data["test"]
+    return DatasetSplits(
+        train=data.get("train", test),
+        test=test,
+        classes=classes,
+        val=data.get("val") if "train" in data else test,
+        files=sum(map(len, files.values())),
+        digest=" ".join(digests[split] for split in sorted(digests)),
+        fitted=find_fitted(files, decoding),
+        groups=groups,
+    )
+
+
+def find_fitted(
+    files: Mapping[str, LabeledFiles], decoding: Decoding
+) -> Callable[[Tensor], Tensor | ImageFiles] | None:
+    """Return `DatasetSplits.fitted`."""
+    if not decoding.originals or "train" not in files:
+        return None
+    originals = decoding.image_files(files["train"], decoding.training)
+
+    def fitted(indices: Tensor) -> Tensor | ImageFiles:
+        images = decode_all(originals.subset(indices, decoding.evaluation), decoding.cache).images
+        assert not isinstance(images, KeptImages)
+        return images
+
+    return fitted
+
+
+class Enlargement(NamedTuple):
+    """The factor by which an image is enlarged for evaluation, its name, height and width."""
+
+    factor: float
+    name: str
+    height: int
+    width: int
+
+
+def measure_enlargements(decoded: Decoded, resize: Resize) -> list[Enlargement]:
+    """Return the enlargement of each image whose size is known."""
+    if not isinstance(resize, Fit):
+        return []
+    enlargements = []
+    for file, (height, width) in zip(decoded.files, decoded.original_sizes.tolist(), strict=True):
+        factor = resize.enlargement(width, height)
+        enlargements.append(Enlargement(factor, file.name, height, width))
+    return enlargements
+
+
+def warn_of_enlargement(enlargements: Sequence[Enlargement], decoding: Decoding) -> None:
+    """Warn of images of whose pixels most are interpolated."""
+    enlarged = [image for image in enlargements if image.factor > MAX_ENLARGEMENT]
+    if not enlarged:
+        return
+    most = max(enlarged)
+    assert decoding.size is not None
+    warn(
+        f"data.size={decoding.size[0]}: {len(enlarged):,} of {len(enlargements):,} images are "
+        f"enlarged by more than {MAX_ENLARGEMENT}, most of all {most.name} "
+        f"({most.height} x {most.width} pixels) by {most.factor:.3g}; a smaller data.size may help"
+    )
