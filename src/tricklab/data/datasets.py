@@ -14,12 +14,13 @@ from torchvision.datasets import FashionMNIST
 
 from tricklab.augment import takes_originals
 from tricklab.data.batches import DatasetSplits, LabeledImages
-from tricklab.data.decoding import Decoding, read_splits
+from tricklab.data.decoding import Decoding, find_groups, read_splits
 from tricklab.data.folders import expand_home, find_splits, training_classes, warn_of_unused
 from tricklab.data.module import ImageData
 from tricklab.data.published import read_cifar, read_mnist
-from tricklab.data.search import LabeledFiles, Search
+from tricklab.data.search import LabeledFiles, Search, group_by_pattern
 from tricklab.data.splits import split_off_test
+from tricklab.data.tables import Columns, find_files, read_rows, sorted_classes, split_rows
 from tricklab.devices import is_first
 from tricklab.errors import UserError
 from tricklab.randomness import generator
@@ -101,7 +102,13 @@ def cifar100(root: Path, download: bool = True) -> DatasetSplits:
 
 
 @dataset
-def folder(root: Path, test_size: int | float, decoding: Decoding, test: str) -> DatasetSplits:
+def folder(
+    root: Path,
+    test_size: int | float,
+    decoding: Decoding,
+    test: str = "test",
+    group: str | None = None,
+) -> DatasetSplits:
     """Class folders: `root/train/CLASS/...`, maybe with `val` and `test`; or `root/CLASS/...`.
 
     Without a test folder, a fixed stratified part of training is the test set. For the options see
@@ -113,11 +120,46 @@ def folder(root: Path, test_size: int | float, decoding: Decoding, test: str) ->
     folders = choose_test_folder(root, folders, test, test_size)
     classes = training_classes(root, folders["train"])
     search = Search(root, decoding.skip_corrupt, decoding.workers)
-    files = {split: search.find_classes(path, classes) for split, path in folders.items()}
+    files = {}
+    for split, path in folders.items():
+        files[split] = group_by_pattern(search.find_classes(path, classes), group)
     check_no_class_is_empty(root, classes, files["train"], search)
     if "test" not in files:
         files |= split_off_test_files(files["train"], test_size)
     search.warn()
+    return read_splits(files, classes, decoding)
+
+
+@dataset
+def table(
+    table: str,
+    root: str | None,
+    path: str,
+    label: str,
+    split: str | None,
+    group: str | None,
+    test_size: int | float,
+    decoding: Decoding,
+) -> DatasetSplits:
+    """Images listed in a table with their labels, for the options see conf/data/table.yaml.
+
+    Without test rows, a fixed stratified part of the training rows is the test set. Raises
+    UserError: a table that can't be read, several labels for an image, missing or corrupt images.
+    """
+    file = expand_home(table, "data.table")
+    folder = expand_home(root, "data.root") if root else file.parent
+    rows = split_rows(file, read_rows(file, Columns(path, label, split, group)))
+    if "train" not in rows:
+        raise UserError(f"data.table={table} has no training row")
+    if "test" in rows and test_size != TEST_SIZE:
+        raise UserError(f"data.test_size={test_size}: the table has test rows; leave test_size out")
+    classes = sorted_classes(rows["train"])
+    files = {}
+    for name, part in rows.items():
+        labeled = find_files(file, folder, part, classes, "the training part")
+        files[name] = decoding.drop_corrupt(labeled, folder)
+    if "test" not in files:
+        files |= split_off_test_files(files["train"], test_size)
     return read_splits(files, classes, decoding)
 
 
@@ -169,7 +211,8 @@ def choose_test_folder(
 
 
 def split_off_test_files(files: LabeledFiles, test_size: int | float) -> dict[str, LabeledFiles]:
-    train, test = split_off_test(torch.tensor([label for _, label in files]), test_size)
+    labels = torch.tensor([label for _, label in files])
+    train, test = split_off_test(labels, test_size, find_groups(files))
     return {"train": [files[i] for i in train], "test": [files[i] for i in test]}
 
 

@@ -1,8 +1,10 @@
 """From labeled image files to the splits of a data set."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ from tricklab.data.image_files import ImageFiles
 from tricklab.data.images import Resize
 from tricklab.data.kept import KeptImages
 from tricklab.data.progress import warn
-from tricklab.data.search import LabeledFiles
+from tricklab.data.search import LabeledFiles, Search
 from tricklab.devices import count_cores
 
 KEEP = 2  # times the size: the short side that training images keep at most by default
@@ -61,21 +63,31 @@ class Decoding(NamedTuple):
         short_side = self.keep or KEEP * min(self.size)
         return Keep(short_side, self.interpolation, self.jpeg_scaling)
 
+    def drop_corrupt(self, files: LabeledFiles, root: Path) -> LabeledFiles:
+        """Return the images that can be decoded, with `skip_corrupt`, else all of them."""
+        return Search(root, workers=self.workers).drop_corrupt(files) if self.skip_corrupt else files
+
     def image_files(self, files: LabeledFiles, resize: Resize) -> ImageFiles:
         paths = [file for file, _ in files]
         return ImageFiles(paths, resize, self.mode, self.background, self.workers)
 
 
+def find_groups(files: LabeledFiles) -> Tensor | None:
+    """Return the number of each file's group [N], None without groups."""
+    names = [file.group for file, _ in files]
+    if not any(names):
+        return None
+    return torch.from_numpy(np.unique(names, return_inverse=True)[1]).long()
+
+
 def read_splits(
-    files: Mapping[str, LabeledFiles],
-    classes: list[str],
-    decoding: Decoding,
-    groups: Tensor | None = None,
+    files: Mapping[str, LabeledFiles], classes: list[str], decoding: Decoding
 ) -> DatasetSplits:
     """Decode the images of each split; a test split alone stands for all of them.
 
-    `groups` are those of the training images [N].
+    Raises UserError: a group is in two splits.
     """
+    check_groups_apart({name: [file.group for file, _ in part] for name, part in files.items()})
     data = {}
     digests = {}
     enlargements: list[Enlargement] = []
@@ -97,7 +109,7 @@ def read_splits(
         files=sum(map(len, files.values())),
         digest=" ".join(digests[split] for split in sorted(digests)),
         fitted=find_fitted(files, decoding),
-        groups=groups,
+        groups=find_groups(files.get("train", [])),
     )
 
 

@@ -20,12 +20,16 @@ BLOCK = 64  # images that a worker decodes at once
 
 
 class ImageFile(NamedTuple):
-    """A file as it was found: path, name below the root, size in bytes, modification time in ns."""
+    """A file as it was found: path, name below the root, size in bytes, modification time in ns.
+
+    Files of the same `group` are kept in the same split; "" is no group.
+    """
 
     path: Path
     name: str
     size: int
     time: int
+    group: str = ""
 
 
 @dataclass
@@ -80,7 +84,7 @@ class ImageFiles:
     @property
     def digest(self) -> str:
         """A hash of the files' names, sizes and times, and of how they are decoded."""
-        files = [(file.name, file.size, file.time) for file in self.files]
+        files = [(*file[1:4], *filter(None, file[4:])) for file in self.files]
         options = (self.resize, self.mode, self.background, VERSION)
         return hashlib.sha256(repr((files, options)).encode()).hexdigest()[:16]
 

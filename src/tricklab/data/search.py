@@ -1,6 +1,7 @@
 """Search for image files in folders, with counts of the files that it skips."""
 
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Sequence
@@ -129,3 +130,25 @@ def image_files(root: Path) -> list[Path]:
     paths = [file.path for file in search.find_images(root)]
     search.warn()
     return paths
+
+
+def group_by_pattern(labeled: LabeledFiles, pattern: str | None) -> LabeledFiles:
+    """Give each file the group that a regular expression finds in its name below the root.
+
+    The group is the match, or what the first parentheses in the pattern match. Raises UserError: an
+    invalid pattern, or a name in which it is not found.
+    """
+    if pattern is None:
+        return labeled
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"data.group={pattern}: no regular expression ({error})") from error
+    grouped = []
+    for file, label in labeled:
+        match = compiled.search(file.name)
+        group = match and match[1 if compiled.groups else 0]
+        if not group:
+            raise UserError(f"data.group={pattern} is not found in {file.name}")
+        grouped.append((file._replace(group=group), label))
+    return grouped
