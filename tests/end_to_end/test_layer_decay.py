@@ -95,7 +95,7 @@ def test_run_of_timm_tells_its_layers(run, capsys):
     assert len(set(names)) == 20
 
 
-def test_layer_decay_of_one_is_no_option_of_the_hash_and_changes_no_bit(run):
+def test_layer_decay_of_one_leaves_hash_and_optimizer_state_as_they_were(run):
     config = configure()
     without = configure()
     del without.optimizer.layer_decay
