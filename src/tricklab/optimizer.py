@@ -1,30 +1,40 @@
-"""Parameter groups by name, and the weights that decay and penalties act on."""
+"""Parameter groups by name, part and layer, and the weights that decay and penalties act on."""
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tricklab.errors import UserError
 from tricklab.model import find_head
 
-# timm's networks have this method, which returns names of parameters, or patterns
+# Methods of timm's networks: the first returns names of parameters, or patterns
 NO_DECAY_METHOD = "no_weight_decay"
+LAYERS_METHOD = "group_matcher"
 EMBEDDINGS = re.compile(r"\w*(tokens?|embed(ding)?s?)(_?\d+)?|(\w*_)?bias(es)?(_\w+)?")
 POSITIONS = re.compile(r"(\w+_)?pos(_\w+)?|\w*position\w*")
 BACKBONE = "backbone"
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # of blocks, not blocks themselves
+OWN_KEYS = ("name", "layer", "lr_scale")  # of a group, besides the options of the optimizer
 
 Group = dict[str, Any]  # parameters, a name, and options such as lr
 
 
-def parameter_groups(net: nn.Module, separate_backbone: bool = False) -> list[Group]:
+def parameter_groups(
+    net: nn.Module, separate_backbone: bool = False, layer_decay: float = 1.0
+) -> list[Group]:
     """Group the trainable parameters for an optimizer, which keeps the "name" of each group.
 
     The groups are "decayed" (see `named_weights`) and "no_decay" (biases, norms, embeddings), with
     `separate_backbone` "head decayed", "head no_decay", "backbone decayed", "backbone no_decay".
+    With a `layer_decay` below 1 they are those of each layer, see `_groups_by_layer`.
     """
+    if layer_decay != 1:
+        return _groups_by_layer(net, separate_backbone, layer_decay)
     decayed = set(named_weights(net).values())
     trainable = [p for p in net.parameters() if p.requires_grad]
     if not separate_backbone:
@@ -51,20 +61,99 @@ def _split_by_decay(
     ]
 
 
+def _groups_by_layer(net: nn.Module, separate_backbone: bool, layer_decay: float) -> list[Group]:
+    """Return groups for layers i = L, ..., 0 with `lr_scale` = `layer_decay` ** (L - i).
+
+    arXiv 2003.10555; as `timm.optim.param_groups_layer_decay`. They are "head decayed", "head
+    no_decay", "layer 3 decayed", ..., without empty ones; with `separate_backbone` all but those of
+    the head are "backbone layer 3 decayed", .... Raises UserError: the head is the only layer.
+    """
+    decayed = set(named_weights(net).values())
+    layers = find_layers(net)
+    last = max(layers.values())
+    if last == 0:
+        reason = "the network has a single layer, the head, whose LR stays the same"
+        raise UserError(f"optimizer.layer_decay={layer_decay}: {reason}. Expected 1")
+    in_head = set(find_head(net)[1].parameters()) if separate_backbone else set(layers)
+    groups = []
+    for layer in range(last, -1, -1):
+        trainable = [p for p, i in layers.items() if i == layer and p.requires_grad]
+        head = [p for p in trainable if p in in_head]
+        backbone = [p for p in trainable if p not in in_head]
+        split = [
+            *_split_by_decay(head, decayed, "head " if layer == last else f"layer {layer} "),
+            *_split_by_decay(backbone, decayed, f"{BACKBONE} layer {layer} "),
+        ]
+        scale = {"layer": layer, "lr_scale": layer_decay ** (last - layer)}
+        groups += [group | scale for group in split if group["params"]]
+    return groups
+
+
+def find_layers(net: nn.Module) -> dict[nn.Parameter, int]:
+    """Return the layer of each parameter, from 0 for the stem to L for the head.
+
+    A network of timm numbers them itself, with its `group_matcher`. In any other they are the
+    blocks in definition order (see `_blocks`), then the head; what has no weights that decay
+    (norms, tokens, position embeddings) belongs to the block before, or else to the first.
+    """
+    if hasattr(net, LAYERS_METHOD):
+        return _find_layers_of_timm(net)
+    weights = set(_named_matrices(net).values())
+    in_head = set(find_head(net)[1].parameters())
+    layers: list[set[nn.Parameter]] = [set()]
+    kinds = Counter(type(module) for module in net.modules())
+    for block in _blocks(net, kinds):
+        backbone = block - in_head
+        if weights & backbone and weights & layers[-1]:
+            layers.append(set())
+        layers[-1] |= backbone
+    numbered = enumerate(filter(None, [*layers, in_head]))
+    numbers = {parameter: i for i, layer in numbered for parameter in layer}
+    return {parameter: numbers[parameter] for parameter in net.parameters()}  # in their order
+
+
+def _find_layers_of_timm(net: Any) -> dict[nn.Parameter, int]:
+    from timm.models import group_parameters
+
+    matcher = getattr(net, LAYERS_METHOD)(coarse=False)
+    layers: Mapping[str, int] = group_parameters(net, matcher, reverse=True)
+    return {parameter: layers[name] for name, parameter in net.named_parameters()}
+
+
+def _blocks(module: nn.Module, kinds: Counter[type]) -> Iterator[set[nn.Parameter]]:
+    """Yield the parameters of each block within a module, in definition order.
+
+    A block is a module that is none of `CONTAINERS`, nor one with containers whose class occurs
+    once in the network, as the encoder of a ViT. `kinds` counts the classes.
+    """
+    yield set(module.parameters(recurse=False))
+    for child in module.children():
+        has_containers = any(isinstance(m, CONTAINERS) for m in child.modules())
+        if isinstance(child, CONTAINERS) or (has_containers and kinds[type(child)] == 1):
+            yield from _blocks(child, kinds)
+        else:
+            yield set(child.parameters())
+
+
 def is_backbone(group: Group) -> bool:
     """Whether a group is one of a separate backbone."""
     return str(group["name"]).startswith(BACKBONE)
 
 
 def keep_group_names(optimizer: torch.optim.Optimizer) -> None:
-    """Let the groups keep their names when a state without names is loaded (older checkpoints)."""
-    names = [group["name"] for group in optimizer.param_groups]
+    """Let the groups keep their names when a state without names is loaded (older checkpoints).
 
-    def restore_names(loaded: torch.optim.Optimizer) -> None:
-        for group, name in zip(loaded.param_groups, names, strict=True):
-            group["name"] = name
+    They keep their layers and LR scales, too, which are those of the config.
+    """
+    kept = [
+        {key: group[key] for key in OWN_KEYS if key in group} for group in optimizer.param_groups
+    ]
 
-    optimizer.register_load_state_dict_post_hook(restore_names)
+    def restore(loaded: torch.optim.Optimizer) -> None:
+        for group, values in zip(loaded.param_groups, kept, strict=True):
+            group.update(values)
+
+    optimizer.register_load_state_dict_post_hook(restore)
 
 
 def named_weights(net: nn.Module) -> dict[str, nn.Parameter]:
@@ -73,13 +162,17 @@ def named_weights(net: nn.Module) -> dict[str, nn.Parameter]:
     These are the trainable tensors of two or more dimensions, each once, without biases and
     `no_decay_names`.
     """
+    return {name: p for name, p in _named_matrices(net).items() if p.requires_grad}
+
+
+def _named_matrices(net: nn.Module) -> dict[str, nn.Parameter]:
     excluded = no_decay_names(net)
-    weights = {}
+    matrices = {}
     for name, parameter in net.named_parameters():
         is_matrix = parameter.ndim >= 2 and not name.endswith("bias")
-        if is_matrix and parameter.requires_grad and name not in excluded:
-            weights[name] = parameter
-    return weights
+        if is_matrix and name not in excluded:
+            matrices[name] = parameter
+    return matrices
 
 
 def no_decay_names(net: nn.Module) -> set[str]:

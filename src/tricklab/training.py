@@ -58,6 +58,7 @@ class ImageClassifier(pl.LightningModule):
             momentum itself, see `tricklab.scheduler`.
         backbone_multiplier: the same for the backbone, if it differs. At 0 the backbone is frozen,
             including the statistics of its norms.
+        layer_decay: the LR of layer i of L is multiplied by this to the power L - i; 1 for none.
         last_step: training ends after this step.
         seed: of the run; dropout is seeded from it.
         accuracy: name of the training accuracy: `acc`, or `acc_mixed` if images are mixed.
@@ -80,6 +81,7 @@ class ImageClassifier(pl.LightningModule):
         optimizer: Callable[..., Optimizer] = torch.optim.SGD,
         multiplier: Multiplier | None = None,
         backbone_multiplier: Curve | None = None,
+        layer_decay: float = 1.0,
         last_step: int = 0,
         seed: int = 0,
         accuracy: str = "acc",
@@ -94,6 +96,7 @@ class ImageClassifier(pl.LightningModule):
         self.make_optimizer = optimizer
         self.multiplier = multiplier or Multiplier(lambda step: 1.0)
         self.backbone_multiplier = backbone_multiplier
+        self.layer_decay = layer_decay
         self.last_step = last_step
         self.seed = seed
         self.accuracy = accuracy
@@ -110,7 +113,7 @@ class ImageClassifier(pl.LightningModule):
         return logits.float()
 
     def configure_optimizers(self) -> Optimizer:
-        groups = parameter_groups(self.net, separate_backbone=bool(self.backbone_multiplier))
+        groups = parameter_groups(self.net, bool(self.backbone_multiplier), self.layer_decay)
         optimizer = self.make_optimizer(groups)
         keep_group_names(optimizer)
         return optimizer
@@ -162,7 +165,8 @@ class ImageClassifier(pl.LightningModule):
         head = self.multiplier(step)
         backbone = self.backbone_multiplier(step) if self.backbone_multiplier else head
         for group in optimizer.param_groups:
-            group["lr"] = optimizer.defaults["lr"] * (backbone if is_backbone(group) else head)
+            lr = optimizer.defaults["lr"] * (backbone if is_backbone(group) else head)
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         if self.multiplier.momentum:
             momentum = self.multiplier.momentum(step)
             for group in optimizer.param_groups:
@@ -229,7 +233,7 @@ class ImageClassifier(pl.LightningModule):
 
     def _log_step(self, optimizer: Optimizer) -> None:
         norm = self._gradient_norm(optimizer)
-        values = self._current_lrs(optimizer.param_groups)
+        values = self._current_lrs(optimizer)
         values |= {"train/grad_norm": norm} | self._mean_logs()
         if self.terms or self.projections:
             values |= weight_stats(self.weights)
@@ -258,10 +262,14 @@ class ImageClassifier(pl.LightningModule):
         """Return the scaler of float16, which skips steps with non-finite gradients, else None."""
         return getattr(self.trainer.precision_plugin, "scaler", None)
 
-    def _current_lrs(self, groups: list[Group]) -> dict[str, float]:
+    def _current_lrs(self, optimizer: Optimizer) -> dict[str, float]:
+        """Return the LR of the head, of the backbone (before `layer_decay`) and of each layer."""
+        groups = optimizer.param_groups
         values = {"lr": groups[0]["lr"]}
         if self.backbone_multiplier:
-            values["lr_body"] = next(filter(is_backbone, groups))["lr"]
+            multiplier = self.backbone_multiplier(self.global_step)
+            values["lr_body"] = optimizer.defaults["lr"] * multiplier
+        values |= {f"lr_layer{g['layer']}": g["lr"] for g in reversed(groups) if "layer" in g}
         if self.multiplier.momentum:
             values["momentum"] = get_momentum(groups[0])
         return values

@@ -10,7 +10,7 @@ from helpers.configs import configure
 from helpers.paths import CONF
 from tricklab.duration import divide_epoch
 from tricklab.errors import UserError
-from tricklab.run.build import build_penalties
+from tricklab.run.build import OF_TRAINING, build_penalties
 from tricklab.run.instantiate import build, omit
 from tricklab.run.plan import make_plan, scale_lr, total_decay
 
@@ -118,7 +118,7 @@ def test_total_decay_is_that_of_the_optimizer(overrides):
     net = nn.Linear(1, 1, bias=False).double()
     weight = net.weight
     nn.init.ones_(weight)
-    optimizer = build(omit(config.optimizer, "lr_base_batch_size", "fused"), lr=0.01)([weight])
+    optimizer = build(omit(config.optimizer, *OF_TRAINING, "fused"), lr=0.01)([weight])
     penalties = build_penalties(config.penalty, net)
     for _ in range(2000):
         loss = penalties["l2"].fn([weight]) if "l2" in penalties else 0 * weight.sum()

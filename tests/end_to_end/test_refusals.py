@@ -86,8 +86,9 @@ CONFIG_ERRORS = [
     ("nesterov=false", "nesterov=false: no such option. Did you mean optimizer.nesterov=false?"),
     (
         "optimizer.weight_deacy=1",
-        "optimizer.weight_deacy=1: no such option; allowed: fused, lr, lr_base_batch_size, "
-        "momentum, nesterov, weight_decay. Did you mean optimizer.weight_decay=1?",
+        "optimizer.weight_deacy=1: no such option; allowed: fused, layer_decay, lr, "
+        "lr_base_batch_size, momentum, nesterov, weight_decay. "
+        "Did you mean optimizer.weight_decay=1?",
     ),
     (
         "trainer.lr=1",

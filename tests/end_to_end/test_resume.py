@@ -109,6 +109,16 @@ def test_resume_gives_the_same_run(run, monkeypatch, step, capsys):
     assert messages == expected
 
 
+def test_resume_with_layer_decay_gives_the_same_run(run):
+    """Whose optimizer has a group for each layer, and moments for each parameter."""
+    options = ("model=resnet", "model.depth=8", "model.width=4", "optimizer=adamw")
+    options += ("optimizer.layer_decay=0.7", "trainer.max_epochs=3", "scheduler=cosine")
+    whole = run(*options, folder="whole")
+    run(*options, "stop_after=1ep", folder="parts")
+    assert_same_run(run(*options, "resume=auto", folder="parts"), whole)
+    assert "lr_layer4" in whole.metrics_text
+
+
 @pytest.mark.parametrize("scheduler", ["cosine", "plateau"])
 @pytest.mark.parametrize(("batch", "from_step"), [(5, 0), (7, 2), (16, 4), (20, 6), (32, 10)])
 def test_resume_after_a_crash_within_an_epoch_gives_the_same_bits(

@@ -51,8 +51,8 @@ def summarize(config: DictConfig, lrs: Sequence[float]) -> str:
     """Return the number of steps, some LRs and their sum, and the effect of weight decay.
 
     That is the fraction of a weight that is left if its gradient is 0: the product over all steps
-    of 1 - lr * decay. It is exact for decoupled decay (AdamW, penalty=decay); the momentum m of
-    SGD makes the decay about 1 / (1 - m) times as strong.
+    of 1 - lr * decay, in the head with `layer_decay`. It is exact for decoupled decay (AdamW,
+    penalty=decay); the momentum m of SGD makes the decay about 1 / (1 - m) times as strong.
     """
     decay = total_decay(config)
     remaining = math.prod(1 - lr * decay for lr in lrs)
@@ -67,7 +67,9 @@ def summarize(config: DictConfig, lrs: Sequence[float]) -> str:
     ]
     is_plateau = config.scheduler._target_.endswith(".plateau")
     plateau_note = "; lower when val/loss no longer falls" if is_plateau else ""
-    return ", ".join(parts) + plateau_note
+    layer_decay = config.optimizer.get("layer_decay", 1.0)
+    layer_note = f"; in layer i of L times {layer_decay} ** (L - i)" if layer_decay < 1 else ""
+    return ", ".join(parts) + plateau_note + layer_note
 
 
 def format_csv(lrs: LearningRates) -> str:

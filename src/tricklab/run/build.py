@@ -30,6 +30,7 @@ from tricklab.run.weights import load_backbone, read_input_spec, read_weights
 from tricklab.training import ImageClassifier
 
 MAX_PROCESSES = 8  # per core: each takes half a gigabyte
+OF_TRAINING = ("lr_base_batch_size", "layer_decay")  # keys of the optimizer's config, not its own
 OF_NETWORK = ("compile", "channels_last")  # keys of the trainer's config that act on the network
 
 
@@ -172,6 +173,7 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
         optimizer=build_optimizer(cfg, net, plan),
         multiplier=plan.multiplier,
         backbone_multiplier=plan.backbone_multiplier,
+        layer_decay=cfg.optimizer.get("layer_decay", 1.0),
         last_step=plan.last_step,
         seed=cfg.seed,
         accuracy="acc" if data.mixup is identity else "acc_mixed",
@@ -183,12 +185,19 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
 def build_optimizer(cfg: DictConfig, net: nn.Module, plan: Plan) -> functools.partial[Optimizer]:
     """Return a function that makes an optimizer of parameter groups.
 
-    Raises UserError: the optimizer rejects its arguments, or has no momentum for the schedule.
+    Raises UserError: the optimizer rejects its arguments, or has no momentum for the schedule; the
+    network has no layers for `layer_decay`.
     """
-    make_optimizer = build(omit(cfg.optimizer, "lr_base_batch_size"), lr=plan.lr)
+    make_optimizer = build(omit(cfg.optimizer, *OF_TRAINING), lr=plan.lr)
+    groups = parameter_groups(net, layer_decay=cfg.optimizer.get("layer_decay", 1.0))
+    if scale := groups[-1].get("lr_scale"):
+        layers = (
+            f"{groups[0]['layer'] + 1} layers, the LR of the first is {scale:.3g} of the head's"
+        )
+        rank_zero_only(print)(f"optimizer.layer_decay={cfg.optimizer.layer_decay}: {layers}")
     try:
         # Lightning makes another one, too late for a clear message
-        optimizer = make_optimizer(parameter_groups(net))
+        optimizer = make_optimizer(groups)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"optimizer: {error}") from error
     defaults = optimizer.defaults

@@ -38,8 +38,8 @@ class Plan(NamedTuple):
 def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
     """Plan the whole run on `ranks` processes.
 
-    Raises UserError: a run without steps, durations outside of the run, or a weight decay that
-    would flip the sign of weights.
+    Raises UserError: a run without steps, durations outside of the run, a weight decay that would
+    flip the sign of weights, or a decay of the LR over layers that are all frozen.
     """
     trainer, images = cfg.trainer, len(data.train_indices)
     limits = (trainer.limit_train_batches, trainer.accumulate_grad_batches, ranks, data.drop_last)
@@ -52,6 +52,7 @@ def make_plan(cfg: DictConfig, data: ImageData, ranks: int) -> Plan:
     batching = divide_epoch(images, data.batch_size, *limits)
     lr = scale_lr(cfg, batching.images_per_step)
     backbone = make_backbone_multiplier(cfg.model, multiplier, length)
+    check_layer_decay(cfg, backbone, length)
     check_decay(cfg, lr, [multiplier, backbone] if backbone else [multiplier], last_step)
     description = describe_step(batching)
     return Plan(length, lr, multiplier, backbone, last_step, description, batching, window)
@@ -103,6 +104,17 @@ def scale_lr(cfg: DictConfig, images: int) -> float:
     message = f"optimizer.lr={lr} per {base} images is {scaled:g} for the {images} of a step"
     rank_zero_only(print)(message)
     return scaled
+
+
+def check_layer_decay(cfg: DictConfig, backbone: Curve | None, length: Length) -> None:
+    """Raise UserError if `layer_decay` has no effect, as the backbone is never trained."""
+    decay = cfg.optimizer.get("layer_decay", 1.0)
+    if decay == 1 or backbone is None or any(map(backbone, range(length.steps))):
+        return
+    values = {key: cfg.model.get(key) for key in ("freeze", "backbone_lr_mult")}
+    options = " ".join(f"model.{key}={value}" for key, value in values.items())
+    problem = "no effect, as only the head is trained"
+    raise UserError(f"optimizer.layer_decay={decay} with {options}: {problem}. Expected 1")
 
 
 def check_decay(cfg: DictConfig, lr: float, curves: Sequence[Curve], steps: int) -> None:
