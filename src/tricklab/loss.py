@@ -56,4 +56,14 @@ def _to_tensor(class_weights: Sequence[float]) -> Tensor:
     return torch.tensor(class_weights, dtype=torch.float)
 
 
+def balanced_weights(labels: Tensor, classes: int) -> list[float]:
+    """Return n / (K n_k) for each class with n_k of the n labels [N]; 0 for a class without any.
+
+    These are scikit-learn's `compute_class_weight("balanced")` if each class occurs.
+    """
+    counts = labels.bincount(minlength=classes).double()
+    weights = len(labels) / (int((counts > 0).sum()) * counts)
+    return weights.masked_fill(counts == 0, 0.0).tolist()
+
+
 cross_entropy = CrossEntropy  # the name of its option

@@ -4,7 +4,6 @@ import re
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from helpers.configs import ONE_BATCH, configure

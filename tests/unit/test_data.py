@@ -15,7 +15,8 @@ from helpers.configs import ONE_BATCH, configure
 from helpers.datasets import trust_cifar, write_cifar, write_mnist
 from tricklab.augment import affine, crop, erase, flip
 from tricklab.data.batches import channel_mean_std
-from tricklab.data.datasets import TEST_SIZE, folder_to_evaluate
+from tricklab.data.datasets import TEST_SIZE
+from tricklab.data.evaluation import build_test_data
 from tricklab.data.fit import Fit
 from tricklab.data.images import decode, decode_with_size
 from tricklab.data.inputs import InputSpec, Preprocess
@@ -175,7 +176,7 @@ def test_split_trains_on_a_class_of_one_image(tmp_path, capsys):
         assert len(module.splits.train.labels[module.train_indices].unique()) == 22
         assert (len(module.train_indices), len(module.val_indices)) == (43, 5)
         assert len(module.splits.test.labels) == 12
-    assert capsys.readouterr().err == ""
+    assert "no training image" not in capsys.readouterr().err
 
 
 def test_split_warns_of_classes_without_a_training_image(tmp_path, capsys):
@@ -183,8 +184,10 @@ def test_split_warns_of_classes_without_a_training_image(tmp_path, capsys):
     write_images(tmp_path, "train/rare/0.png", "test/a/0.png")
     folds = [build_folder(tmp_path, "data.folds=5", f"data.fold={k}") for k in range(5)]
     assert sorted(len(fold.val_indices) for fold in folds) == [8, 8, 8, 8, 9]
-    (line,) = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in lines if "no training image" in line]
     assert line == "warning: 1 of 3 classes have no training image: rare"
+    assert lines[-1].startswith("warning: rare has 1 training images, a 16")
     build_fake("data.train_size=4")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: 6 of 10 classes have no training image: ")
@@ -806,10 +809,10 @@ def test_folder_that_can_not_be_read_is_named(tmp_path, monkeypatch):
 
 
 def test_folder_to_evaluate_is_a_test_split_or_all_images(tmp_path):
-    options = {"size": [8, 8], "mode": "RGB", "cache": "memory", "num_workers": 0, "val_size": 0.3}
+    options = {"size": [8, 8], "num_workers": 0, "val_size": 0.3, "batch_size": 2, "seed": 0}
 
     def count_labels(root, classes=("a", "b")):
-        module = folder_to_evaluate(str(root), classes, skip_corrupt=False, **options)
+        module = build_test_data("folder", classes, root=str(root), **options)
         return module.splits.test.labels.bincount(minlength=len(classes)).tolist()
 
     write_classes(tmp_path / "plain", 9)

@@ -194,7 +194,10 @@ TYPES = [
     ("logger.wandb.group", "wandb", "seeds", 3, "expected str or null, got int"),
     ("logger.wandb.notes", "wandb", "", 3, "expected str or null, got int"),
     ("logger.wandb.name", "wandb", None, 3, "expected str or null, got int"),
-    ("loss.class_weights", "smooth", [1, 2.5], 3, "expected list or null, got int"),
+    (
+        *("loss.class_weights", "smooth", [1, 2.5], 3),
+        "3; allowed: a list of 0 or more, or balanced, or null",
+    ),
     ("model.weights", "mlp", None, True, "expected str or null, got bool"),
     ("model.name", "timm", "resnet50", None, "expected str, got null"),
     ("model.widths", "mlp", [], 64, "expected list, got int"),

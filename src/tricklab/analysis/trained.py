@@ -14,7 +14,7 @@ from tricklab.analysis.untrusted import validate_config
 from tricklab.cli.messages import unknown_name
 from tricklab.cli.specs import find_spec, find_target
 from tricklab.cli.values import check_value
-from tricklab.data.datasets import folder_to_evaluate
+from tricklab.data.evaluation import FINDERS, build_test_data
 from tricklab.data.inputs import InputSpec, Preprocess
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
@@ -79,9 +79,11 @@ class LoadedCheckpoint(NamedTuple):
         config = self.config.data
         seed = self.config.seed
         inputs = resolve_input(config, self.config.model, self.input_spec)
-        if config._target_.endswith(".folder") and not self.own_data:
+        target = config._target_.rpartition(".")[2]
+        if target in FINDERS and not self.own_data:
             options: Any = {key: value for key, value in config.items() if key != "_target_"}
-            data = folder_to_evaluate(**options | inputs, classes=self.classes, seed=seed)
+            options |= inputs | {"seed": seed}
+            data = build_test_data(target, self.classes, **options)
         else:
             data = build(config, seed=seed, download=self.data_overridden, **inputs)
         if data.classes != self.classes:
@@ -191,5 +193,8 @@ def decode_alike(
 
 def same_files(one: DictConfig, other: DictConfig) -> bool:
     """Whether two configs of data read the same files."""
-    roots = [Path(data.get("root", "")).expanduser().resolve() for data in (one, other)]
-    return bool(one._target_ == other._target_ and roots[0] == roots[1])
+    places = []
+    for data in (one, other):
+        paths = [Path(data.get(key) or "").expanduser().resolve() for key in ("root", "table")]
+        places.append((data._target_, *paths))
+    return places[0] == places[1]

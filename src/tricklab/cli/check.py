@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from tricklab.cli.config import MULTI_OPTION_GROUPS, flatten, to_plain
 from tricklab.cli.defaults import drop_unused_local_values, load_defaults
@@ -179,7 +179,7 @@ def check_monitor(name: str, node: Mapping[str, Any]) -> None:
 def check_combinations(config: DictConfig) -> None:
     """Raise UserError for options that contradict each other."""
     check_stop(config)
-    check_erase(config)
+    check_pairs(config)
     check_prox(config)
     check_fused(config)
     freeze = config.model.get("freeze")
@@ -190,6 +190,29 @@ def check_combinations(config: DictConfig) -> None:
     if weight and config.mixup._target_ != "tricklab.mixup.identity":
         problem = "a mixed image has two classes, but would get the weight of neither"
         raise UserError(f"loss.class_weights={weight} with mixing: {problem}. Expected mixup=off")
+    if weight == "balanced" and config.data.get("sampler") == "balanced":
+        options = "data.sampler=balanced loss.class_weights=balanced"
+        raise UserError(f"{options} would correct twice. Expected one of the two")
+    check_files(config)
+
+
+def check_files(config: DictConfig) -> None:
+    """Raise UserError for options of image files without an effect."""
+    data = config.data
+    if "fit" not in data:
+        return
+    crops = "resized_crop" in config.augment
+    if data.fit == "none" and crops:
+        problem = "images that keep their size are not cropped to another"
+        raise UserError(
+            f"data.fit=none with augment=resized_crop: {problem}. Expected data.fit=crop"
+        )
+    if data.fit == "none" and data.crop_fraction is not None:
+        raise UserError("data.fit=none with data.crop_fraction: nothing is cropped. Leave one out")
+    for key in ("keep", "jpeg_scaling"):
+        if data[key] and not crops:
+            problem = "only augment=resized_crop keeps more than the network takes"
+            raise UserError(f"data.{key}={data[key]} has no effect: {problem}")
 
 
 def check_prox(config: DictConfig) -> None:
@@ -211,11 +234,12 @@ def check_fused(config: DictConfig) -> None:
         raise UserError(f"{options}: {problem}. Expected optimizer.fused=false")
 
 
-def check_erase(config: DictConfig) -> None:
-    low, high = (config.augment.get("erase") or {}).get("scale", [0, 1])
-    if low > high:
-        message = f"augment.erase.scale=[{low}, {high}]: low is above high"
-        raise UserError(f"{message}; swap them")
+def check_pairs(config: DictConfig) -> None:
+    for key in ("erase.scale", "resized_crop.scale", "resized_crop.ratio"):
+        low, high = OmegaConf.select(config.augment, key) or (0, 1)
+        if low > high:
+            message = f"augment.{key}=[{low}, {high}]: low is above high"
+            raise UserError(f"{message}; swap them")
 
 
 def check_stop(config: DictConfig) -> None:

@@ -38,7 +38,8 @@ class DatasetSplits(NamedTuple):
 
     Of images that are read from files, `files` is their number, and `digest` a hash of names, sizes
     and times. If training images keep their aspect ratio, `fitted(indices)` returns some of them
-    as evaluation sees them, all of one size.
+    as evaluation sees them, all of one size. `groups` [N] are those of the training images, which
+    are not divided between training and validation.
     """
 
     train: LabeledImages

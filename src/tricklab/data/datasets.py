@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torchvision.datasets import FashionMNIST
 
-from tricklab.augment import takes_originals
 from tricklab.data.batches import DatasetSplits, LabeledImages
-from tricklab.data.decoding import Decoding, find_groups, read_splits
+from tricklab.data.decoding import Decoding, find_groups, make_decoding, read_splits
 from tricklab.data.folders import expand_home, find_splits, training_classes, warn_of_unused
 from tricklab.data.module import ImageData
 from tricklab.data.published import read_cifar, read_mnist
@@ -25,8 +24,6 @@ from tricklab.devices import is_first
 from tricklab.errors import UserError
 from tricklab.randomness import generator
 
-# Arguments of ImageData that say how images become the input of a network
-INPUT_OPTIONS = ("input_channels", "size", "mean", "std", "fit", "crop_fraction", "interpolation")
 TEST_SIZE = 0.2  # the default in conf/data/folder.yaml: an explicit 0.2 looks the same
 
 
@@ -48,13 +45,6 @@ def dataset(read: Callable[..., DatasetSplits]) -> Callable[..., ImageData]:
         return ImageData(read(**own), **{k: v for k, v in options.items() if k in common})
 
     return build
-
-
-def make_decoding(options: Mapping[str, Any]) -> Decoding:
-    """Return how files are decoded, from the options of a data set."""
-    own = {name: value for name, value in options.items() if name in Decoding._fields}
-    originals = any(map(takes_originals, options.get("augment", {}).values()))
-    return Decoding(**own, originals=originals)
 
 
 @dataset
@@ -161,34 +151,6 @@ def table(
     if "test" not in files:
         files |= split_off_test_files(files["train"], test_size)
     return read_splits(files, classes, decoding)
-
-
-def folder_to_evaluate(
-    root: str,
-    classes: Sequence[str],
-    batch_size: int = 128,
-    seed: int = 0,
-    test: str = "test",
-    **options: Any,
-) -> ImageData:
-    """Data to evaluate on: the folder `test` in `root`, or all images of `root/CLASS/...`.
-
-    The test set stands for training and validation too; `options` are those of
-    conf/data/_files.yaml, others are ignored. Raises UserError: other splits without `test`, a
-    class that is not in `classes`, a missing or corrupt image.
-    """
-    path = expand_home(root, "data.root")
-    folders = find_splits(path) or {test: path}
-    if test not in folders:
-        expected = " or ".join(f"data.root={folder}" for folder in folders.values())
-        raise UserError(f"data.root={path} has no {test} folder. Expected {expected}")
-    decoding = make_decoding(options)
-    search = Search(path, decoding.skip_corrupt, decoding.workers)
-    files = search.find_classes(folders[test], classes, owner="the checkpoint")
-    search.warn()
-    splits = read_splits({"test": files}, list(classes), decoding)
-    input_options = {name: options[name] for name in INPUT_OPTIONS if name in options}
-    return ImageData(splits, batch_size, seed=seed, **input_options)
 
 
 def choose_test_folder(

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tricklab.augment import takes_originals
 from tricklab.data.batches import DatasetSplits, LabeledImages
 from tricklab.data.cache import Decoded, decode_all
 from tricklab.data.fit import Fit, Keep
+from tricklab.data.groups import check_groups_apart
 from tricklab.data.image_files import ImageFiles
 from tricklab.data.images import Resize
 from tricklab.data.kept import KeptImages
@@ -65,11 +67,20 @@ class Decoding(NamedTuple):
 
     def drop_corrupt(self, files: LabeledFiles, root: Path) -> LabeledFiles:
         """Return the images that can be decoded, with `skip_corrupt`, else all of them."""
-        return Search(root, workers=self.workers).drop_corrupt(files) if self.skip_corrupt else files
+        return (
+            Search(root, workers=self.workers).drop_corrupt(files) if self.skip_corrupt else files
+        )
 
     def image_files(self, files: LabeledFiles, resize: Resize) -> ImageFiles:
         paths = [file for file, _ in files]
         return ImageFiles(paths, resize, self.mode, self.background, self.workers)
+
+
+def make_decoding(options: Mapping[str, Any]) -> Decoding:
+    """Return how files are decoded, from the options of a data set."""
+    own = {name: value for name, value in options.items() if name in Decoding._fields}
+    originals = any(map(takes_originals, options.get("augment", {}).values()))
+    return Decoding(**own, originals=originals)
 
 
 def find_groups(files: LabeledFiles) -> Tensor | None:

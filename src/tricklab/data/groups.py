@@ -10,13 +10,19 @@ from tricklab.randomness import generator
 
 
 def split_groups(
-    labels: Tensor, groups: Tensor, fractions: Sequence[float], seed: int, purpose: str
+    labels: Tensor,
+    groups: Tensor,
+    fractions: Sequence[float],
+    seed: int,
+    purpose: str,
+    option: str = "",
 ) -> Tensor:
     """Return the part of each image [N]: whole groups, stratified as well as they allow.
 
     Part p gets about `fractions[p]` of the images of each class. Greedy, as scikit-learn's
     StratifiedGroupKFold, which has only equal parts: groups come in the order of their size, each
-    goes to the part where it brings the class counts closest to their targets.
+    goes to the part where it brings the class counts closest to their targets. Raises UserError,
+    which begins with `option`: fewer groups than parts.
     """
     counts = count_classes(labels, groups)  # [G, K]
     relative = counts / counts.sum(0).clamp(min=1)  # of the images of each class
@@ -31,7 +37,20 @@ def split_groups(
         part = int(change.argmin())
         filled[part] += relative[group]
         part_of[group] = part
+    if len(counts) < len(fractions):
+        raise UserError(f"{option}: there are {len(counts)} groups for {len(fractions)} parts")
+    fill_empty_parts(part_of, counts.sum(1), len(fractions))
     return part_of[groups]
+
+
+def fill_empty_parts(part_of: Tensor, sizes: Tensor, parts: int) -> None:
+    """Move the smallest group of those that are not alone in their part to each empty part."""
+    for part in range(parts):
+        groups_of_part = part_of.bincount(minlength=parts)
+        if groups_of_part[part]:
+            continue
+        movable = groups_of_part[part_of] > 1
+        part_of[sizes.masked_fill(~movable, torch.inf).argmin()] = part
 
 
 def count_classes(labels: Tensor, groups: Tensor) -> Tensor:
@@ -46,13 +65,6 @@ def order_groups(relative: Tensor, seed: int, purpose: str) -> Tensor:
     shuffled = torch.randperm(len(relative), generator=generator(seed, purpose))
     sizes = relative[shuffled].square().sum(1)
     return shuffled[sizes.argsort(descending=True, stable=True)]
-
-
-def check_groups(groups: Tensor, parts: int, option: str) -> None:
-    """Raise UserError, which begins with `option`: fewer groups than parts."""
-    found = len(groups.unique())
-    if found < parts:
-        raise UserError(f"{option}: {found} groups can't be in {parts} parts")
 
 
 def check_groups_apart(groups: Mapping[str, Sequence[str]]) -> None:

@@ -31,6 +31,8 @@ from tricklab.errors import UserError
 from tricklab.mixup import Mixed, identity
 from tricklab.randomness import generator
 
+MAX_IMBALANCE = 10  # of the commonest and the rarest class, without a warning
+
 
 class ImageData(pl.LightningDataModule):
     """Splits a data set, and turns its uint8 images into normalised batches on the device.
@@ -54,6 +56,8 @@ class ImageData(pl.LightningDataModule):
         train_size: int | float | None = None,
         split_seed: int = 0,
         label_noise: float = 0.0,
+        imbalance: float = 1.0,
+        sampler: str = "shuffle",
         drop_last: bool = False,
         input_channels: int | None = None,
         size: Sequence[int] | None = None,
@@ -71,12 +75,21 @@ class ImageData(pl.LightningDataModule):
         self.splits = splits
         self.batch_size = batch_size
         self.drop_last = drop_last
+        self.sampler = sampler
         self.seed = seed
         self.mixup = mixup
         # First mixed position (epoch, batch), and the first after; run/experiment.py sets it
         self.mixup_window = WHOLE_RUN
         subsets = split_dataset(
-            splits, val_size, folds, fold, train_size, split_seed, label_noise, seed
+            splits,
+            val_size,
+            folds,
+            fold,
+            train_size,
+            split_seed,
+            label_noise,
+            imbalance,
+            seed,
         )
         self._set_subsets(subsets)
         own_channels, *own_size = self.image_shape
@@ -90,6 +103,8 @@ class ImageData(pl.LightningDataModule):
         self.one_hot = torch.eye(len(self.classes))
         self.digest = hash_splits(splits)
         self.warn_of_missing_classes()
+        if sampler == "shuffle" and imbalance == 1:
+            self.warn_of_imbalance()
 
     def _set_subsets(self, subsets: Subsets) -> None:
         """Set images and indices of training, of its clean part, and of validation."""
@@ -208,6 +223,17 @@ class ImageData(pl.LightningDataModule):
             "fingerprint": self.fingerprint,
         }
 
+    def warn_of_imbalance(self) -> None:
+        """Warn if the commonest class has more than ten times the images of the rarest."""
+        counts = self.train.labels[self.train_indices].bincount(minlength=len(self.classes))
+        present = counts.masked_fill(counts == 0, int(counts.max()))
+        rarest, commonest = int(present.argmin()), int(counts.argmax())
+        if counts[commonest] > MAX_IMBALANCE * counts[rarest]:
+            few = f"{self.classes[rarest]} has {counts[rarest]:,} training images"
+            many = f"{self.classes[commonest]} {counts[commonest]:,}"
+            hint = "data.sampler=balanced or loss.class_weights=balanced may help"
+            warn(f"{few}, {many}: {hint}, and test/balanced_acc counts classes equally")
+
     def warn_of_missing_classes(self) -> None:
         """Warn of classes without a training image, as in a fold or with a small `train_size`."""
         present = set(self.splits.train.labels[self.train_indices].tolist())
@@ -247,8 +273,12 @@ class ImageData(pl.LightningDataModule):
         n = len(self.train_indices)
 
         def order(epoch: int) -> Tensor:
-            permutation = torch.randperm(n, generator=generator(self.seed, "order", epoch))
-            return self.train_indices[permutation[: n - n % ranks]]  # the same number on each rank
+            rng = generator(self.seed, "order", epoch)
+            if self.sampler == "balanced":
+                drawn = draw_balanced(self.train.labels[self.train_indices].cpu(), n, rng)
+            else:
+                drawn = torch.randperm(n, generator=rng)
+            return self.train_indices[drawn[: n - n % ranks]]  # the same number on each rank
 
         length = count_batches(n, self.batch_size, ranks, self.drop_last)
         augment = self.augment_in_loader
@@ -336,3 +366,14 @@ def to_device(data: Sequence[LabeledImages], device: torch.device) -> list[Label
 
 def _repeat(values: Sequence[float], channels: int) -> list[float]:
     return list(values) if len(values) == channels else [float(values[0])] * channels
+
+
+def draw_balanced(labels: Tensor, n: int, rng: torch.Generator) -> Tensor:
+    """Return n indices into the labels [N]: a class at random, then an image of it."""
+    order = labels.argsort(stable=True)
+    counts = labels.bincount()
+    first = counts.cumsum(0) - counts  # of each class, in `order`
+    present = counts.nonzero()[:, 0]
+    classes = present[torch.randint(len(present), (n,), generator=rng)]
+    numbers = torch.rand(n, generator=rng, dtype=torch.double) * counts[classes]
+    return order[first[classes] + numbers.long()]

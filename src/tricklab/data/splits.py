@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from tricklab.data.batches import DatasetSplits, Images
+from tricklab.data.groups import split_groups
 from tricklab.data.image_files import ImageFiles
 from tricklab.errors import UserError
 from tricklab.randomness import generator
@@ -38,6 +39,7 @@ def split_dataset(
     train_size: int | float | None = None,
     split_seed: int = 0,
     label_noise: float = 0.0,
+    imbalance: float = 1.0,
     seed: int = 0,
 ) -> Subsets:
     """Choose the images of training and validation, see conf/data/_options.yaml for the options.
@@ -47,6 +49,8 @@ def split_dataset(
     """
     labels = splits.train.labels
     train, val = split_train_val(splits, val_size, folds, fold, split_seed)
+    if imbalance > 1:
+        train = make_long_tail(train, labels, imbalance, split_seed)
     if train_size is not None:
         images = resolve_size(train_size, len(train), "data.train_size")
         train = train[stratified_order(labels[train], split_seed, "train")[:images]]
@@ -69,10 +73,38 @@ def split_train_val(
     labels = splits.train.labels
     if splits.val:
         return torch.arange(len(labels)), torch.arange(len(splits.val.labels))
+    if splits.groups is not None:
+        return split_val_groups(splits, val_size, folds, fold, seed)
     order = stratified_order(labels, seed, "val")
     if folds:
         return split_fold(order, folds, fold)
     return split_off(order, labels, resolve_size(val_size, len(labels) - 1, "data.val_size"))
+
+
+def split_val_groups(
+    splits: DatasetSplits, val_size: int | float, folds: int | None, fold: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Return the indices of training and of validation, which have no group in common."""
+    assert splits.groups is not None
+    labels = splits.train.labels
+    if folds:
+        if fold >= folds:
+            raise UserError(f"data.fold={fold} data.folds={folds}: folds are counted from 0")
+        options = f"data.folds={folds}"
+        part = split_groups(labels, splits.groups, [1 / folds] * folds, seed, "val", options)
+        return (part != fold).nonzero()[:, 0], (part == fold).nonzero()[:, 0]
+    size = resolve_size(val_size, len(labels) - 1, "data.val_size")
+    return split_off_groups(labels, splits.groups, size, seed, "val")
+
+
+def split_off_groups(
+    labels: Tensor, groups: Tensor, size: int, seed: int, purpose: str
+) -> tuple[Tensor, Tensor]:
+    """Return the indices of the rest, and of a part of about `size` images of whole groups."""
+    fraction = size / len(labels)
+    option = f"data.{purpose}_size={size} of {len(labels)} images"
+    part = split_groups(labels, groups, [1 - fraction, fraction], seed, purpose, option)
+    return (part == 0).nonzero()[:, 0], (part == 1).nonzero()[:, 0]
 
 
 def check_val_options(
@@ -138,15 +170,38 @@ def split_off(order: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]
     return rest, part
 
 
-def split_off_test(labels: Tensor, test_size: int | float) -> tuple[Tensor, Tensor]:
+def split_off_test(
+    labels: Tensor, test_size: int | float, groups: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the indices of training and of a stratified test set, the same for every seed.
 
-    A class of one image stays in training.
+    A class of one image stays in training. With `groups` [N], both consist of whole groups.
     """
+    size = resolve_size(test_size, len(labels) - 1, "data.test_size")
+    if groups is not None:
+        return split_off_groups(labels, groups, size, 0, "test")
     order = stratified_order(labels, 0, "test")
-    size = resolve_size(test_size, len(order) - 1, "data.test_size")
     train, test = split_off(order, labels, size)
     return train.sort().values, test.sort().values
+
+
+def make_long_tail(train: Tensor, labels: Tensor, imbalance: float, seed: int) -> Tensor:
+    """Return those of the indices `train` that form an exponential long tail. arXiv 1901.05555.
+
+    Class c of K keeps n imbalance^(-c / (K - 1)) of its images, n those of the smallest class, so
+    that the first class has `imbalance` times the images of the last. Raises UserError: the last
+    class would keep none.
+    """
+    counts = labels[train].bincount(minlength=int(labels.max()) + 1)
+    classes = len(counts)
+    smallest = int(counts.min())
+    kept = [round(smallest * imbalance ** (-c / (classes - 1))) for c in range(classes)]
+    if kept[-1] < 1:
+        message = f"data.imbalance={imbalance}: the smallest class has {smallest} training images"
+        raise UserError(f"{message}; allowed: 1 to {2 * smallest}")
+    order = train[stratified_order(labels[train], seed, "imbalance")]
+    of_class = [order[labels[order] == c][:n] for c, n in enumerate(kept)]
+    return torch.cat(of_class).sort().values
 
 
 def resolve_size(size: int | float, most: int, option: str) -> int:

@@ -4,14 +4,15 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tricklab.data.folders import SPLIT_NAMES
 from tricklab.data.image_files import ImageFile
 from tricklab.data.search import LabeledFiles, stat_file
 from tricklab.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from pandas import DataFrame  # type: ignore[import-untyped]
 
 SEPARATORS = ",;\t|"  # of columns in a CSV
 LABEL_SEPARATORS = re.compile(r"[|;,/]")
@@ -60,8 +61,10 @@ def read_rows(table: Path, columns: Columns) -> list[Row]:
     return rows
 
 
-def read_frame(table: Path) -> pd.DataFrame:
+def read_frame(table: Path) -> "DataFrame":
     """Read a table; the values of a CSV are strings. Raises UserError: it can't be read."""
+    import pandas as pd  # half a second
+
     if not table.is_file():
         raise UserError(f"data.table={table} is not a file. Expected a CSV or Parquet file")
     if table.suffix.lower() not in EXTENSIONS:
@@ -88,7 +91,7 @@ def find_separator(table: Path) -> str:
     return max(SEPARATORS, key=header.count)
 
 
-def read_column(table: Path, frame: pd.DataFrame, key: str, name: str) -> list[str]:
+def read_column(table: Path, frame: "DataFrame", key: str, name: str) -> list[str]:
     """Return the values of a column. Raises UserError: no such column, or a value is missing."""
     names = [str(column) for column in frame.columns]
     if name not in names:
@@ -113,7 +116,7 @@ def to_text(value: Any) -> str:
         return unicodedata.normalize("NFC", value.strip())
     if hasattr(value, "__len__"):
         return "|".join(map(to_text, value))
-    if pd.isna(value):
+    if value is None or value != value:  # NaN
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 

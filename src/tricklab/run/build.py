@@ -7,7 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,6 +18,7 @@ from tricklab.data.module import ImageData
 from tricklab.devices import count_cores, world_size
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile
+from tricklab.loss import balanced_weights
 from tricklab.mixup import identity
 from tricklab.optimizer import named_weights, parameter_groups
 from tricklab.penalty import Penalty
@@ -29,6 +30,7 @@ from tricklab.run.record import Record
 from tricklab.run.weights import load_backbone, read_input_spec, read_weights
 from tricklab.training import ImageClassifier
 
+MAX_SHOWN_WEIGHTS = 20  # classes whose weights are printed
 MAX_PROCESSES = 8  # per core: each takes half a gigabyte
 OF_TRAINING = ("lr_base_batch_size", "layer_decay")  # keys of the optimizer's config, not its own
 OF_NETWORK = ("compile", "channels_last")  # keys of the trainer's config that act on the network
@@ -168,7 +170,7 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
     several_batches = batching.accumulate * batching.ranks > 1
     return ImageClassifier(
         net,
-        loss=build_loss(cfg.loss, len(data.classes)),
+        loss=build_loss(resolve_class_weights(cfg.loss, data), len(data.classes)),
         penalties=build_penalties(cfg.penalty, net),
         optimizer=build_optimizer(cfg, net, plan),
         multiplier=plan.multiplier,
@@ -205,6 +207,17 @@ def build_optimizer(cfg: DictConfig, net: nn.Module, plan: Plan) -> functools.pa
         message = f"scheduler={cfg.scheduler._target_}: {cfg.optimizer._target_} has no momentum"
         raise UserError(f"{message} to schedule; set optimizer.momentum above 0, or use betas")
     return make_optimizer
+
+
+def resolve_class_weights(cfg: DictConfig, data: ImageData) -> DictConfig:
+    """Return the config of the loss with numbers in place of `class_weights=balanced`."""
+    if cfg.get("class_weights") != "balanced":
+        return cfg
+    weights = balanced_weights(data.train.labels[data.train_indices].cpu(), len(data.classes))
+    if len(weights) <= MAX_SHOWN_WEIGHTS:
+        numbers = ", ".join(f"{weight:.4g}" for weight in weights)
+        show(f"loss.class_weights=balanced: [{numbers}]")
+    return OmegaConf.merge(cfg, {"class_weights": weights})  # type: ignore[return-value]
 
 
 def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
