@@ -226,8 +226,8 @@ class ImageData(pl.LightningDataModule):
     def warn_of_imbalance(self) -> None:
         """Warn if the commonest class has more than ten times the images of the rarest."""
         counts = self.train.labels[self.train_indices].bincount(minlength=len(self.classes))
-        present = counts.masked_fill(counts == 0, int(counts.max()))
-        rarest, commonest = int(present.argmin()), int(counts.argmax())
+        commonest = int(counts.argmax())
+        rarest = int(counts.masked_fill(counts == 0, len(self.train_indices) + 1).argmin())
         if counts[commonest] > MAX_IMBALANCE * counts[rarest]:
             few = f"{self.classes[rarest]} has {counts[rarest]:,} training images"
             many = f"{self.classes[commonest]} {counts[commonest]:,}"
