@@ -36,21 +36,24 @@ def image_by_image(step: Step) -> Step:
 
 
 def takes_originals(step: Any) -> bool:
+    """Whether an augmentation, or a partial of it, is marked `of_originals`."""
     return hasattr(getattr(step, "func", step), "of_originals")
 
 
 def works_on_each(step: Any) -> bool:
+    """Whether an augmentation, or a partial of it, is marked `image_by_image`."""
     return hasattr(getattr(step, "func", step), "image_by_image")
 
 
 def resize(images: Tensor, size: Sequence[int], interpolation: str) -> Tensor:
     """Resize images [B, C, H, W] of 0 .. 255 with antialiasing, as torchvision does."""
-    is_bytes = images.dtype == torch.uint8
-    source = images.float() if is_bytes and images.device.type != "cpu" else images
-    resized = F.interpolate(source, list(size), mode=interpolation, antialias=True)
-    if resized.is_floating_point() and interpolation == "bicubic":
+    options: Any = {"size": list(size), "mode": interpolation, "antialias": True}
+    if images.dtype == torch.uint8 and images.device.type == "cpu":
+        return F.interpolate(images, **options)
+    resized = F.interpolate(images.float(), **options)
+    if interpolation == "bicubic":
         resized = resized.clamp(0, 255)
-    return resized.round().to(images.dtype) if is_bytes else resized
+    return resized.round().byte() if images.dtype == torch.uint8 else resized
 
 
 @of_originals
@@ -70,11 +73,11 @@ def resized_crop(
     size = size or images[0].shape[1:]
     heights_widths = torch.tensor([image.shape[1:] for image in images])
     boxes = draw_boxes(rand(2 * CROP_ATTEMPTS + 2).cpu(), heights_widths, scale, ratio)
-    cropped = []
-    for image, (top, left, height, width) in zip(images, boxes.tolist(), strict=True):
-        box = image[None, :, top : top + height, left : left + width]
-        cropped.append(resize(box, size, interpolation))
-    return torch.cat(cropped).contiguous()
+    cropped = images[0].new_empty(len(images), len(images[0]), *size)
+    for i, (top, left, height, width) in enumerate(boxes.tolist()):
+        box = images[i][None, :, top : top + height, left : left + width]
+        cropped[i] = resize(box, size, interpolation)[0]
+    return cropped
 
 
 def draw_boxes(

@@ -75,6 +75,34 @@ CONFIG_ERRORS = [
     ("amp=true", "amp=true: no such option. Did you mean trainer.precision=16-mixed?"),
     ("warmup_epochs=5", "warmup_epochs=5: no such option. Did you mean scheduler.warmup=5ep?"),
     ("mixup_alpha=0.2", "mixup_alpha=0.2: no such option. Did you mean mixup=on mixup.alpha=0.2?"),
+    (
+        "data=folder data.keep=64",
+        "data.keep=64 has no effect: only augment=resized_crop keeps more than the network takes",
+    ),
+    (
+        "data=folder data.jpeg_scaling=true",
+        "data.jpeg_scaling=True has no effect: only augment=resized_crop keeps more",
+    ),
+    (
+        "data=folder data.fit=none augment=resized_crop",
+        "data.fit=none with augment=resized_crop: images that keep their size are not cropped",
+    ),
+    (
+        "data=folder data.fit=none data.crop_fraction=0.5",
+        "data.fit=none with data.crop_fraction: nothing is cropped. Leave one out",
+    ),
+    (
+        "augment=resized_crop augment.resized_crop.scale=[1,0.5]",
+        "augment.resized_crop.scale=[1, 0.5]: low is above high; swap them",
+    ),
+    (
+        "data.sampler=balanced loss.class_weights=balanced",
+        "data.sampler=balanced loss.class_weights=balanced would correct twice. Expected one",
+    ),
+    (
+        "loss.class_weights=balanced mixup=on",
+        "loss.class_weights=balanced with mixing: a mixed image has two classes",
+    ),
     ("img_size=64", "img_size=64: no such option. Did you mean data.size=64?"),
     ("output_dir=x", "output_dir=x: no such option. Did you mean hydra.run.dir=x?"),
     ("opt=adam", "opt=adam: no such option. Did you mean optimizer=adamw?"),

@@ -118,3 +118,21 @@ def write_class_folders(
             for i in range(n):
                 pixels = random.integers(0, 256, (size, size + i, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
+
+
+def write_photographs(
+    root: Path, images: int, classes: tuple[str, ...] = ("cat", "dog"), smallest: int = 20
+) -> None:
+    """Write smooth pictures into `root/CLASS`, JPEG and PNG in turn.
+
+    Their sides are `smallest` pixels to three times that; classes differ in colour.
+    """
+    random = np.random.default_rng(0)
+    for number, name in enumerate(classes):
+        (root / name).mkdir(parents=True, exist_ok=True)
+        for i in range(images):
+            height, width = random.integers(smallest, 3 * smallest, 2)
+            noise = random.integers(0, 120, (4, 4, 3), dtype=np.uint8)
+            noise[..., number % 3] += 100
+            image = Image.fromarray(noise).resize((int(width), int(height)))
+            image.save(root / name / f"{i}.{('jpg', 'png')[i % 2]}")

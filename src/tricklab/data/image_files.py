@@ -115,6 +115,9 @@ class ImageFiles:
             self._check_size(index, image)
         return torch.stack(images) if images else torch.empty(0, *self.shape[1:], dtype=torch.uint8)
 
+    def __getitem__(self, indices: Tensor) -> Tensor | list[Tensor]:
+        return self.index_select(0, indices)
+
     def _check_size(self, index: int, image: Tensor) -> None:
         if image.shape != self.shape[1:]:
             message = f"{self.files[index].path} is not the size of {self.files[0].path}"

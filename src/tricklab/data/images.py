@@ -81,10 +81,10 @@ def load(path: Path, mode: str, background: str, resize: Resize = None) -> Image
 
 
 def read_size(path: Path) -> tuple[int, int] | None:
-    """Return the two sides of an image from its header, in any order; None without one."""
+    """Return height and width of an image from its header, before EXIF rotates it; None without."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=[*FORMATS]) as file:
-            return file.size
+            return file.height, file.width
     except Exception:  # a decoder may fail on a corrupt file in any way
         return None
 

@@ -1,12 +1,13 @@
 """The data module: from labeled images to batches that are ready for the network."""
 
 import dataclasses
+import functools
 import hashlib
 import math
 import zlib
 from collections.abc import Callable, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -151,8 +152,13 @@ class ImageData(pl.LightningDataModule):
         Those of original images come first. Whatever works image by image is left to the processes
         that load files, with all that precedes it.
         """
-        originals = {name: step for name, step in augment.items() if takes_originals(step)}
-        self.augment = originals | dict(augment)
+        size = self.shape[1:]
+        originals = {}
+        for name, step in augment.items():
+            if takes_originals(step):
+                originals[name] = functools.partial(cast(Any, step), size=size)
+        others = {name: step for name, step in augment.items() if name not in originals}
+        self.augment: Augmentations = originals | others
         loaded = len(originals)
         for number, step in enumerate(self.augment.values(), start=1):
             if works_on_each(step) and self.splits.files:
