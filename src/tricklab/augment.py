@@ -4,7 +4,6 @@ Each option takes images [B, C, H, W] in 0 .. 255 (uint8 or float) and `rand`, t
 random numbers, and returns images of the same shape and range. Several are applied in sequence.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -12,11 +11,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tricklab.boxes import NUMBERS_PER_BOX, draw_boxes, resize
+from tricklab.color import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation
 from tricklab.errors import UserError
-from tricklab.randomness import Rand
+from tricklab.randomness import Rand, to_normal
+
+RGB_EIGENVALUES = (0.2175, 0.0188, 0.0045)  # of the covariance of ImageNet's pixels in 0 .. 1
+RGB_EIGENVECTORS = (  # its columns
+    (-0.5675, 0.7192, 0.4009),
+    (-0.5808, -0.0045, -0.8140),
+    (-0.5836, -0.6948, 0.4203),
+)
 
 Step = TypeVar("Step", bound=Callable[..., Tensor])
-CROP_ATTEMPTS = 10  # as many as torchvision makes to draw a box that lies within the image
 
 
 def of_originals(step: Step) -> Step:
@@ -45,17 +52,6 @@ def works_on_each(step: Any) -> bool:
     return hasattr(getattr(step, "func", step), "image_by_image")
 
 
-def resize(images: Tensor, size: Sequence[int], interpolation: str) -> Tensor:
-    """Resize images [B, C, H, W] of 0 .. 255 with antialiasing, as torchvision does."""
-    options: Any = {"size": list(size), "mode": interpolation, "antialias": True}
-    if images.dtype == torch.uint8 and images.device.type == "cpu":
-        return F.interpolate(images, **options)
-    resized = F.interpolate(images.float(), **options)
-    if interpolation == "bicubic":
-        resized = resized.clamp(0, 255)
-    return resized.round().byte() if images.dtype == torch.uint8 else resized
-
-
 @of_originals
 def resized_crop(
     images: Tensor | Sequence[Tensor],
@@ -72,50 +68,12 @@ def resized_crop(
     """
     size = size or images[0].shape[1:]
     heights_widths = torch.tensor([image.shape[1:] for image in images])
-    boxes = draw_boxes(rand(2 * CROP_ATTEMPTS + 2).cpu(), heights_widths, scale, ratio)
+    boxes = draw_boxes(rand(NUMBERS_PER_BOX).cpu(), heights_widths, scale, ratio)
     cropped = images[0].new_empty(len(images), len(images[0]), *size)
     for i, (top, left, height, width) in enumerate(boxes.tolist()):
         box = images[i][None, :, top : top + height, left : left + width]
         cropped[i] = resize(box, size, interpolation)[0]
     return cropped
-
-
-def draw_boxes(
-    numbers: Tensor, heights_widths: Tensor, scale: Sequence[float], ratio: Sequence[float]
-) -> Tensor:
-    """Return top, left, height and width [B, 4] of boxes in images of these sizes [B, 2].
-
-    As torchvision's `RandomResizedCrop.get_params`: the first of ten boxes that lies within the
-    image, at a random place; if none does, the largest box in the centre with a ratio in `ratio`.
-    `numbers` [B, 22] are uniform in [0, 1).
-    """
-    numbers = numbers.double()
-    image_height, image_width = heights_widths.long().T[:, :, None]  # [B, 1] each
-    area, log_ratio = numbers[:, :-2].split(CROP_ATTEMPTS, 1)  # [B, 10] each
-    area = (scale[0] + (scale[1] - scale[0]) * area) * image_height * image_width
-    low, high = map(math.log, ratio)
-    aspect = (low + (high - low) * log_ratio).exp()
-    width = (area * aspect).sqrt().round().long()
-    height = (area / aspect).sqrt().round().long()
-    fits = (width > 0) & (width <= image_width) & (height > 0) & (height <= image_height)
-    first = fits.int().argmax(1, keepdim=True)
-    any_fits = fits.any(1, keepdim=True)
-    central_height, central_width = central_box(image_height, image_width, ratio)
-    height = torch.where(any_fits, height.gather(1, first), central_height)
-    width = torch.where(any_fits, width.gather(1, first), central_width)
-    free = torch.cat([image_height - height, image_width - width], 1)  # [B, 2]
-    random_place = (numbers[:, -2:] * (free + 1)).long()
-    place = torch.where(any_fits, random_place, free // 2)
-    return torch.cat([place, height, width], 1)
-
-
-def central_box(height: Tensor, width: Tensor, ratio: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Return height and width of the largest boxes in images [B, 1] with a ratio in `ratio`."""
-    low, high = ratio
-    aspect = width / height
-    box_height = torch.where(aspect < low, (width / low).round().long(), height)
-    box_width = torch.where(aspect > high, (height * high).round().long(), width)
-    return box_height, box_width
 
 
 def crop(images: Tensor, rand: Rand, padding: float = 0.125) -> Tensor:
@@ -255,11 +213,82 @@ def box(
 
 
 def jitter(images: Tensor, rand: Rand, brightness: float = 0.2, contrast: float = 0.2) -> Tensor:
-    """Color jitter: scale pixels by 1 +- `brightness`, then contrast by 1 +- `contrast` at most."""
+    """Scale pixels by 1 +- `brightness`, then contrast by 1 +- `contrast` at most."""
     lighter, steeper = (rand(2, 1, 1, 1) * 2 - 1).unbind(1)  # [B, 1, 1, 1] each
     bright = images * (1 + lighter * brightness)
     bright = bright + (bright - bright.mean((1, 2, 3), keepdim=True)) * (steeper * contrast)
     return bright.clamp(0, 255)
+
+
+def color(
+    images: Tensor,
+    rand: Rand,
+    brightness: float = 0.4,
+    contrast: float = 0.4,
+    saturation: float = 0.4,
+    hue: float = 0.1,
+) -> Tensor:
+    """Color jitter: four adjustments in a random order, as torchvision's ColorJitter.
+
+    Brightness, contrast and saturation are multiplied by factors from max(0, 1 - strength) to
+    1 + strength; the hue is shifted by up to +-`hue` turns of the color circle. Amounts and order
+    are drawn for each image. A strength of 0 takes no time and leaves the other numbers as they
+    are. Raises UserError: saturation or hue of grey images, other images than grey and RGB.
+    """
+    _check_color(images.shape[1], saturation, hue)
+    first, second, third, fourth, *ranks = rand(8, 1, 1, 1).unbind(1)  # [B, 1, 1, 1] each
+    order = torch.cat(ranks, 1).flatten(1).argsort(1)  # [B, 4]
+    adjustments = (
+        (brightness, adjust_brightness, _around_one(brightness, first)),
+        (contrast, adjust_contrast, _around_one(contrast, second)),
+        (saturation, adjust_saturation, _around_one(saturation, third)),
+        (hue, adjust_hue, hue * (2 * fourth - 1)),
+    )
+    adjusted = images.to(torch.float32, copy=True)
+    for turn in order.T:  # [B]: the adjustment that is each image's turn
+        for n, (strength, adjust, amounts) in enumerate(adjustments):
+            if strength:
+                rows = (turn == n).nonzero().flatten()
+                adjusted[rows] = adjust(adjusted[rows], amounts[rows])
+    return adjusted
+
+
+def _check_color(channels: int, saturation: float, hue: float) -> None:
+    if channels not in (1, 3):
+        message = f"augment=color: takes grey or RGB images, the data have {channels} channels"
+        raise UserError(f"{message}. Expected 1 or 3")
+    if channels == 1 and (saturation or hue):
+        message = f"augment.color.saturation={saturation} augment.color.hue={hue}"
+        expected = "augment.color.saturation=0 augment.color.hue=0"
+        raise UserError(f"{message}: no effect on grey images. Expected {expected}")
+
+
+def _around_one(strength: float, number: Tensor) -> Tensor:
+    """Turn numbers in [0, 1) into factors from max(0, 1 - strength) to 1 + strength."""
+    low = max(0, 1 - strength)
+    return low + (1 + strength - low) * number
+
+
+def pca_noise(images: Tensor, rand: Rand, std: float = 0.1) -> Tensor:
+    """AlexNet's PCA noise: shift the color of each image along ImageNet's principal components.
+
+    The shift is 255 * sum_i alpha_i lambda_i p_i, alpha_i ~ N(0, std^2), with the eigenvalues
+    lambda and eigenvectors p of ImageNet's RGB covariance: "ImageNet Classification with Deep
+    Convolutional Neural Networks" (NeurIPS 2012), 4.1; with std 0.1 in arXiv 1812.01187, 2.1.
+    fb.resnet.torch, the source of lambda and p, does not clamp to the range of the pixels; this
+    does, as all augmentations here return 0 .. 255. Raises UserError: the images are not RGB.
+    """
+    channels = images.shape[1]
+    if channels != 3:
+        count = f"{channels} channel{'s' * (channels > 1)}"
+        message = f"augment=pca_noise: takes RGB images, the data have {count}"
+        raise UserError(f"{message}. Expected 3")
+    u, v = rand(2, 3).unbind(1)  # [B, 3] each
+    alpha = std * to_normal(u, v)
+    eigenvalues = alpha.new_tensor(RGB_EIGENVALUES)
+    eigenvectors = alpha.new_tensor(RGB_EIGENVECTORS)
+    shift = 255 * (alpha * eigenvalues) @ eigenvectors.T  # [B, 3]
+    return (images + shift[:, :, None, None]).clamp_(0, 255)
 
 
 @image_by_image

@@ -5,6 +5,7 @@ on changes no other's numbers, and a run can resume from any step.
 """
 
 import hashlib
+import math
 
 import torch
 from torch import Generator, Tensor
@@ -31,6 +32,11 @@ def seed_default(seed: int, purpose: str, *counters: int) -> None:
         torch.cuda.manual_seed(value)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(value)
+
+
+def to_normal(u: Tensor, v: Tensor) -> Tensor:
+    """Turn uniform numbers in [0, 1) into standard normal ones, always finite (Box-Muller)."""
+    return (-2 * (1 - u).log()).sqrt() * (2 * math.pi * v).cos()
 
 
 class Rand:

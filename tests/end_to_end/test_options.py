@@ -8,7 +8,7 @@ import torch
 
 from helpers.configs import ONE_BATCH, compose_and_check
 from helpers.datasets import trust_cifar, write_cifar, write_mnist
-from helpers.options import OPTIONS
+from helpers.options import OPTIONS, RGB_ONLY
 from helpers.paths import CONF
 from tricklab.data.published import find_mnist
 
@@ -35,6 +35,7 @@ def require(class_folders, tmp_path, monkeypatch):
             "cifar100": [f"data.root={tmp_path}", "data.val_size=50"],
             "gpu": ["trainer.accelerator=gpu"],
             "ddp": ["trainer.devices=1"],
+            **{name: ["data=fake", "data.height=8", "data.width=8"] for name in RGB_ONLY},
         }
         return overrides.get(option, [])
 

@@ -14,3 +14,4 @@ def find_options() -> list[tuple[str, str]]:
 
 
 OPTIONS = find_options()
+RGB_ONLY = ("color", "pca_noise")  # options of `augment` that refuse grey images, such as digits

@@ -1,5 +1,6 @@
 """Augmentations against their definitions and torchvision, and all options, found by globbing."""
 
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -9,25 +10,32 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as oracle
 
 from helpers.configs import configure
+from helpers.options import RGB_ONLY
 from helpers.paths import CONF
 from tricklab.augment import (
     affine,
     alternating_flip,
+    color,
     crop,
     erase,
     flip,
     jitter,
+    pca_noise,
     randaugment,
     rotate,
     trivialaugment,
     warp,
 )
 from tricklab.cli.config import list_options
+from tricklab.color import adjust_hue
 from tricklab.errors import UserError
 from tricklab.randomness import Rand, generator
 from tricklab.run.instantiate import build_each
 
 IMAGES = torch.randint(256, (64, 3, 9, 7), dtype=torch.uint8, generator=generator(0, "images"))
+PCA_VALUES = (0.2175, 0.0188, 0.0045)  # as in fb.resnet.torch; the vectors are columns
+PCA_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203))
+ADJUSTMENTS = ("adjust_brightness", "adjust_contrast", "adjust_saturation", "adjust_hue")
 
 
 def rand(images, seed=0, **options):
@@ -195,6 +203,134 @@ def test_jitter_equals_torchvision():
         assert torch.allclose(after, oracle.adjust_contrast(bright, 1 + 0.4 * y), atol=1e-4)
 
 
+def color_by_torchvision(image, numbers, strengths):
+    """Adjust an image in 0 .. 1 by the amounts and in the order of its eight random numbers."""
+    lows = [max(0, 1 - strength) for strength in strengths[:3]] + [-strengths[3]]
+    highs = [1 + strength for strength in strengths[:3]] + [strengths[3]]
+    for n in sorted(range(4), key=lambda n: numbers[4 + n]):
+        amount = lows[n] + (highs[n] - lows[n]) * numbers[n]
+        image = getattr(oracle, ADJUSTMENTS[n])(image, amount)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("channels", "strengths"),
+    [
+        (3, (0.4, 0.4, 0.4, 0.1)),
+        (3, (0.8, 1.5, 1.2, 0.5)),  # factors down to 0, all hues
+        (3, (0, 0.4, 0, 0.1)),
+        (3, (0.4, 0, 0.4, 0)),
+        (1, (0.4, 0.4, 0, 0)),
+        (1, (0, 1.5, 0, 0)),
+    ],
+)
+def test_color_equals_torchvision(channels, strengths):
+    """Within 0.001 of a pixel's 255 levels: floats in 0 .. 1 are rounded otherwise."""
+    images = torch.cat([IMAGES, IMAGES // 64 * 85, IMAGES[:, :1].expand(-1, 3, -1, -1)])
+    images = images[:, :channels]  # noise, few colors with equal channels, grey
+    adjusted = color(images, rand(images), *strengths)
+    assert adjusted.dtype == torch.float32
+    assert torch.equal(color(images.float(), rand(images), *strengths), adjusted)
+    for before, after, numbers in zip(images, adjusted, rand(images)(8).tolist()):
+        expected = color_by_torchvision(before / 255, numbers, strengths) * 255
+        assert torch.allclose(after, expected, rtol=0, atol=0.001)
+
+
+@pytest.fixture
+def adjusted_images(monkeypatch):
+    """Let the adjustments return their images, and record amounts and images of each call."""
+    calls = []
+
+    def record(name):
+        def adjust(images, amounts):
+            calls.append((name, images.flatten().tolist(), amounts.flatten().tolist()))
+            return images
+
+        monkeypatch.setattr(f"tricklab.augment.{name}", adjust)
+
+    for name in ADJUSTMENTS:
+        record(name)
+    return calls
+
+
+def test_color_is_uniform_within_its_ranges_and_orders(adjusted_images):
+    numbered = torch.arange(4800.0).view(-1, 1, 1, 1).expand(-1, 3, 1, 1)
+    color(numbered, rand(numbered), brightness=0.4, contrast=1.0, saturation=2.5, hue=0.2)
+    ranges = ((0.6, 1.4), (0.0, 2.0), (0.0, 3.5), (-0.2, 0.2))
+    for name, (low, high) in zip(ADJUSTMENTS, ranges):
+        values = torch.tensor(
+            [x for called, _, xs in adjusted_images if called == name for x in xs]
+        )
+        assert len(values) == 4800
+        uniform = (values.double() - low) / (high - low)
+        expected = torch.linspace(0, 1, 4800, dtype=torch.double)
+        assert (uniform.sort()[0] - expected).abs().max() < 0.03  # Kolmogorov-Smirnov: p < 0.001
+    orders = {}
+    for name, images, _ in adjusted_images:
+        for image in images[::3]:
+            orders[image] = (*orders.get(image, ()), name)
+    counts = Counter(orders.values())
+    assert all(set(order) == set(ADJUSTMENTS) for order in counts)
+    assert len(counts) == 24
+    assert all(130 < count < 270 for count in counts.values())  # 200 +- 5 standard deviations
+
+
+@pytest.mark.parametrize("off", range(4))
+def test_color_of_strength_zero_takes_no_time(adjusted_images, off):
+    strengths = [0.4, 0.4, 0.4, 0.1]
+    strengths[off] = 0
+    color(IMAGES, rand(IMAGES), *strengths)
+    assert {name for name, _, _ in adjusted_images} == {*ADJUSTMENTS} - {ADJUSTMENTS[off]}
+
+
+def test_adjust_hue_turns_the_color_circle():
+    cases = [  # shift, color before, after
+        (1 / 3, (200, 0, 0), (0, 200, 0)),
+        (1 / 3, (0, 200, 0), (0, 0, 200)),
+        (-1 / 3, (200, 0, 0), (0, 0, 200)),
+        (0.5, (255, 100, 0), (0, 155, 255)),
+        (-0.5, (255, 100, 0), (0, 155, 255)),
+        (1 / 6, (240, 120, 120), (240, 240, 120)),
+        (1 / 12, (240, 120, 120), (240, 180, 120)),
+        (0.3, (77, 77, 77), (77, 77, 77)),
+        (0.3, (0, 0, 0), (0, 0, 0)),
+    ]
+    shifts, before, after = (torch.tensor(column).float() for column in zip(*cases))
+    adjusted = adjust_hue(before[:, :, None, None], shifts[:, None, None, None])
+    assert torch.allclose(adjusted[:, :, 0, 0], after, atol=1e-3)
+
+
+def test_pca_noise_has_the_covariance_of_imagenet():
+    grey = torch.full((20_000, 3, 2, 3), 127, dtype=torch.uint8)
+    noise = pca_noise(grey, rand(grey), std=0.2) - 127
+    assert torch.equal(noise, noise[:, :, :1, :1].expand_as(noise))  # one shift for all pixels
+    shifts = noise[:, :, 0, 0].double()
+    eigenvectors = torch.tensor(PCA_VECTORS).double()
+    variances = (255 * 0.2 * torch.tensor(PCA_VALUES).double()) ** 2
+    expected = eigenvectors @ variances.diag() @ eigenvectors.T
+    error = (shifts.T.cov() - expected).abs().max()
+    assert error < 0.04 * expected.max()  # 4 standard errors, sqrt(2 / n) of a variance
+    along = (shifts @ eigenvectors) / variances.sqrt()  # of each component apart, in its own std
+    assert torch.allclose(along.T.cov(), torch.eye(3).double(), atol=0.04)
+    assert along.mean(0).abs().max() < 4 / 20_000**0.5
+    assert (along**4).mean(0).tolist() == pytest.approx([3, 3, 3], abs=0.3)  # normal
+
+
+def test_pca_noise_equals_the_formula_and_is_clamped():
+    images = IMAGES // 128 * 255
+    shifted = pca_noise(images, rand(images), std=0.5)
+    assert shifted.min() == 0
+    assert shifted.max() == 255
+    u, v = rand(images)(2, 3).double().unbind(1)
+    alpha = 0.5 * (-2 * (1 - u).log()).sqrt() * (2 * torch.pi * v).cos()
+    for before, after, coefficients in zip(images, shifted, alpha.tolist()):
+        for channel, vectors in enumerate(PCA_VECTORS):
+            terms = zip(coefficients, PCA_VALUES, vectors, strict=True)
+            shift = 255 * sum(a * value * component for a, value, component in terms)
+            expected = (before[channel] + shift).clamp(0, 255)
+            assert torch.allclose(after[channel], expected.float(), atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("ours", "transform"),
     [
@@ -226,6 +362,8 @@ def test_random_ops_equal_torchvision_and_restore_the_generator(ours, transform,
         lambda x, r: affine(x, r, degrees=0, translate=0, scale=0, shear=0),
         lambda x, r: erase(x, r, probability=0.0),
         lambda x, r: jitter(x, r, brightness=0.0, contrast=0.0),
+        lambda x, r: color(x, r, brightness=0, contrast=0, saturation=0, hue=0),
+        lambda x, r: pca_noise(x, r, std=0.0),
     ],
 )
 def test_option_of_strength_zero_is_the_identity(option):
@@ -235,6 +373,8 @@ def test_option_of_strength_zero_is_the_identity(option):
 @pytest.mark.parametrize("name", [o for o in list_options(CONF / "augment") if o != "none"])
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 7)])
 def test_option_changes_images_of_any_shape_independently_of_ranks(name, shape):
+    if name in RGB_ONLY:
+        shape = (3, *shape[1:])
     images = torch.randint(256, (32, *shape), dtype=torch.uint8, generator=generator(0, "images"))
     per_image = torch.rand(32, generator=generator(0, "per_image"))
     for augment in build_each(configure(f"augment={name}").augment).values():
@@ -265,6 +405,31 @@ def test_options_are_applied_in_the_given_order():
         (
             ("augment=randaugment", "data=fake", "data.channels=4"),
             "do not take 4 channels; allowed: 1, 3",
+        ),
+        (
+            ("augment=color",),
+            r"augment\.color\.saturation=0\.4 augment\.color\.hue=0\.1: no effect on grey images\. "
+            r"Expected augment\.color\.saturation=0 augment\.color\.hue=0$",
+        ),
+        (
+            ("augment=color", "augment.color.saturation=0"),
+            r"augment\.color\.hue=0\.1: no effect on grey images",
+        ),
+        (
+            ("augment=color", "augment.color.hue=0"),
+            r"augment\.color\.saturation=0\.4 .*: no effect on grey images",
+        ),
+        (
+            ("augment=color", "data=fake", "data.channels=2"),
+            r"augment=color: takes grey or RGB images, the data have 2 channels\. Expected 1 or 3$",
+        ),
+        (
+            ("augment=pca_noise",),
+            r"augment=pca_noise: takes RGB images, the data have 1 channel\. Expected 3$",
+        ),
+        (
+            ("augment=pca_noise", "data=fake", "data.channels=4"),
+            r"takes RGB images, the data have 4 channels\. Expected 3$",
         ),
         (
             ("augment=crop", "augment.crop.padding=9"),

@@ -10,7 +10,8 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as v2
 
-from tricklab.augment import draw_boxes, resized_crop
+from tricklab.augment import resized_crop
+from tricklab.boxes import draw_boxes
 from tricklab.data.fit import MAX_ASPECT, Fit, Keep
 from tricklab.data.images import decode
 from tricklab.randomness import Rand, generator

@@ -9,7 +9,14 @@ from helpers.paths import ROOT
 NAME = tricklab.__name__
 SOURCE = ROOT / "src" / NAME
 LEVELS = [  # the lowest first; a folder stands for its modules that are not listed
-    {"errors", "files", "devices", "option"},
+    {
+        "errors",
+        "files",
+        "devices",
+        "option",
+        "color",
+        "boxes",
+    },  # ground: of the project, only errors
     {"metrics", "randomness", "penalty", "loss", "fast"},
     {"augment", "model", "callbacks", "duration"},
     {"scheduler", "mixup", "optimizer"},

@@ -1,6 +1,6 @@
 import torch
 
-from tricklab.randomness import Rand, derive, generator, seed_default
+from tricklab.randomness import Rand, derive, generator, seed_default, to_normal
 
 
 def test_derive_separates_streams_and_repeats():
@@ -38,3 +38,11 @@ def test_rand_is_float32_in_any_default_dtype():
         assert torch.equal(Rand(generator(0, "augment"), 8)(2), plain)
     finally:
         torch.set_default_dtype(torch.float)
+
+
+def test_to_normal_is_finite_and_normal():
+    edges = torch.tensor([0, 2**-24, 0.5, 1 - 2**-24])  # the lowest and highest of torch.rand
+    assert to_normal(*torch.cartesian_prod(edges, edges).T).isfinite().all()
+    u, v = Rand(generator(0, "normal"), 20_000)(2).T
+    uniform = torch.special.ndtr(to_normal(u, v).double()).sort()[0]
+    assert (uniform - torch.linspace(0, 1, 20_000)).abs().max() < 0.014  # p < 0.001

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tricklab.augment import resize
+from tricklab.boxes import resize
 
 
 class InputSpec(NamedTuple):
