@@ -91,7 +91,7 @@ def run(
 ) -> Callable[..., Run]:
     """Run a config in this process, in a folder of its own.
 
-    Without the two things that take as long as the rest: progress bar and calibration figure.
+    Without what takes as long as the rest: the progress bar and both figures of the test.
     """
 
     def run(
@@ -102,6 +102,7 @@ def run(
     ) -> Run:
         from tricklab.run import experiment
 
+        monkeypatch.setattr(experiment, "draw_confusion", lambda *arguments: None)
         if "logger=wandb" not in overrides:  # W&B logs the figure
             monkeypatch.setattr(experiment, "draw_calibration", lambda *arguments: None)
         quiet = ("trainer.accelerator=cpu", "callbacks.progress.refresh_rate=0")

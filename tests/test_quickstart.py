@@ -57,6 +57,7 @@ def test_quickstart(readme, class_folders):
     (run,) = Path("runs").iterdir()
     left = {path.relative_to(run).as_posix() for path in run.rglob("*")}
     assert left > {"result.json", "metrics.csv", "config.yaml", "calibration.png"}
+    assert left > {"classes.csv", "confusion.csv", "confusion.png"}
     assert left > {"checkpoints/best.ckpt", "checkpoints/last.ckpt"}
 
     # look before you train

@@ -1,4 +1,4 @@
-"""Accuracy, calibration metrics, temperature scaling and weight statistics.
+"""Accuracy, per-class results, calibration, temperature scaling and weight statistics.
 
 Metrics of an evaluation are computed in double precision from logits [N, K], of any floating type,
 and class indices [N].
@@ -22,15 +22,18 @@ MIN_TOP5_CLASSES = 20
 def evaluate(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[str, float]:
     """Return all metrics of an evaluation by name.
 
-    These are `loss`, `acc`, with 20 or more classes `acc_top5`, and the `calibration_metrics`; then
-    `temperature`, and with the suffix `_t` the calibration metrics of logits / temperature.
+    These are `loss`, `acc`, with 20 or more classes `acc_top5`, the `class_metrics`, and the
+    `calibration_metrics`; then `temperature`, and with the suffix `_t` the calibration metrics of
+    logits / temperature.
     """
+    predicted = logits.argmax(1)
     metrics = {
         "loss": mean(F.cross_entropy(logits, labels, reduction="none")),
-        "acc": mean(logits.argmax(1) == labels),
+        "acc": mean(predicted == labels),
     }
     if logits.shape[1] >= MIN_TOP5_CLASSES:
         metrics["acc_top5"] = mean((logits.topk(5).indices == labels[:, None]).any(1))
+    metrics |= class_metrics(confusion_matrix(predicted, labels, logits.shape[1]))
     metrics |= calibration_metrics(logits, labels)
     metrics["temperature"] = temperature
     tempered = calibration_metrics(logits.double() / temperature, labels)
@@ -39,6 +42,47 @@ def evaluate(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> dict[s
 
 def mean(values: Tensor) -> float:
     return float(values.double().mean())
+
+
+def confusion_matrix(predictions: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Return the number of images of each class (row) predicted as each (column), [K, K]; int64.
+
+    `predictions` are logits [N, K] or class indices [N].
+    """
+    if predictions.ndim == 2:
+        predictions = predictions.argmax(1)
+    pairs = labels * classes + predictions
+    return pairs.bincount(minlength=classes**2).view(classes, classes)
+
+
+def class_scores(confusion: Tensor) -> dict[str, Tensor]:
+    """Return `precision`, `recall` and `f1` of each class, [K] each, from a matrix [K, K].
+
+    0 / 0 is NaN: the precision of a class that is never predicted, the recall of one without
+    images, and the F1 score, the harmonic mean of both, of one with neither.
+    """
+    hits = confusion.diagonal().double()
+    images, predicted = confusion.sum(1), confusion.sum(0)
+    return {
+        "precision": hits / predicted,
+        "recall": hits / images,
+        "f1": 2 * hits / (images + predicted),
+    }
+
+
+def class_metrics(confusion: Tensor) -> dict[str, float]:
+    """Return means over the classes by name, of a confusion matrix [K, K].
+
+    - `balanced_acc`: balanced accuracy, the mean recall of the classes with images (Brodersen et
+      al., ICPR 2010).
+    - `f1_macro`: mean F1 score of the classes with images or predictions; each class counts the
+      same.
+    """
+    scores = class_scores(confusion)
+    return {
+        "balanced_acc": float(scores["recall"].nanmean()),
+        "f1_macro": float(scores["f1"].nanmean()),
+    }
 
 
 def soft_accuracy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ COLUMNS = [
     "train/acc",
     "val/loss",
     "val/acc",
+    "val/balanced_acc",
+    "val/f1_macro",
     *(f"val/{name}" for name in CALIBRATION),
     "val/temperature",
     *(f"val/{name}_t" for name in CALIBRATION),

@@ -30,8 +30,11 @@ CURVES = {
     "train/l1",
     "val/loss",
     "val/acc",
+    "val/balanced_acc",
     "test/loss",
     "test/acc",
+    "test/balanced_acc",
+    "test/f1_macro",
 }
 
 
@@ -151,6 +154,23 @@ def test_resume_warns_of_missing_rows(tmp_path, capsys, rows, end, missing):
     assert warning.startswith(f"warning: {path} lacks the rows of {missing}")
     file.log_metrics({"epoch": 2, "lr": 0.1}, 30)
     assert path.read_text().splitlines()[-1].startswith("2,30,")
+
+
+def test_resume_with_metrics_that_the_file_lacks_keeps_its_rows(tmp_path):
+    """Rows of an earlier version, or from before a callback was added."""
+    write_rows(tmp_path / "metrics.csv", ROWS[:6])
+    file = MetricsFile(str(tmp_path))
+    file.resume(11, 1, 10, 1)
+    file.log_metrics({"epoch": 1, "lr": 0.1, "train/loss": 2.0}, 20)
+    file.log_metrics({"epoch": 1, "val/loss": 1.9, "val/balanced_acc": 0.7}, 22)
+    file.log_metrics({"epoch": 2, "lr": 0.1}, 30)
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == [
+        f"{ROWS[0]},val/balanced_acc",
+        *(f"{row}," for row in ROWS[1:6]),
+        "1,20,0.1,2.0,,,",
+        "1,22,,,1.9,,0.7",
+        "2,30,0.1,,,,",
+    ]
 
 
 @pytest.fixture

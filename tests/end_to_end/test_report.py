@@ -111,6 +111,31 @@ def test_report_matches_a_calculation_by_hand(sweep, report):
     assert tables["Left out"][1:] == [STALE]
 
 
+def test_report_shows_per_class_means_that_differ_from_the_accuracy(sweep, report):
+    folder = sweep({"mixup=off": [0.90, 0.92], "mixup=on": [0.94, 0.96]})
+
+    def add_class_metrics(content):
+        acc = content["metrics"]["test/acc"]
+        means = {"test/balanced_acc": acc - 0.3, "test/f1_macro": acc - 0.001}
+        return {"metrics": content["metrics"] | means}
+
+    assert "balanced" not in report(folder)
+    for path in folder.glob("mixup=on_*/result.json"):  # the others are of an earlier version
+        change_json(path, add_class_metrics)
+    header, *rows = parse_tables(report(folder))["test/acc"]
+    assert header[6:] == ["test/balanced_acc"]
+    assert [row[6:] for row in rows] == [[""], ["0.6500"]]
+    assert "<th>test/balanced_acc</th>" in (folder / "report.html").read_text("utf-8")
+    with (folder / "report.csv").open() as file:
+        off, on = csv.DictReader(file)
+    assert (off["test/balanced_acc"], off["test/f1_macro"]) == ("", "")
+    assert float(on["test/balanced_acc"]) == pytest.approx(0.65, abs=1e-12)
+    assert float(on["test/f1_macro"]) == pytest.approx(0.949, abs=1e-12)
+    table = parse_tables(report(folder, "metric=test/balanced_acc"))["test/balanced_acc"]
+    assert table[0][6:] == []
+    assert table[2][4] == "0.5229 to 0.7771"
+
+
 def test_report_of_another_metric_and_baseline(sweep, report):
     folder = sweep(FULL)
     output = report(folder, "metric=test/loss", "baseline=mixup=on scheduler=step")

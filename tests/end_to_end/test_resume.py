@@ -13,6 +13,7 @@ from helpers.configs import ONE_BATCH, configure
 from helpers.runs import Run
 from tricklab.cli.start import Check
 from tricklab.errors import UserError
+from tricklab.metrics import evaluate
 from tricklab.run.folder import check_folder, lock_run, run_folder
 from tricklab.training import ImageClassifier
 
@@ -26,6 +27,7 @@ TRICKS = (
     "scheduler.warmup=1ep",
 )
 OPTIONS = (*TRICKS, "trainer.max_epochs=4", "trainer.log_every_n_steps=1")
+LATER_METRICS = ("balanced_acc", "f1_macro")  # added after the first recorded runs
 STEPS_PER_EPOCH = 11
 ACCUMULATED = (  # 11 batches, 4 steps an epoch
     *TRICKS,
@@ -117,6 +119,23 @@ def test_resume_with_layer_decay_gives_the_same_run(run):
     run(*options, "stop_after=1ep", folder="parts")
     assert_same_run(run(*options, "resume=auto", folder="parts"), whole)
     assert "lr_layer4" in whole.metrics_text
+
+
+def test_resume_of_an_earlier_version_adds_the_columns_of_later_metrics(run, monkeypatch):
+    def evaluate_as_before(*arguments):
+        results = evaluate(*arguments)
+        return {name: results[name] for name in results if name not in LATER_METRICS}
+
+    whole = run(*OPTIONS, folder="whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("tricklab.training.evaluate", evaluate_as_before)
+        interrupt(run, monkeypatch, 30, "parts")
+    parts = run(*OPTIONS, "resume=auto", folder="parts")
+    for name in ("epoch", "step", "lr", "train/loss", "val/acc", "val/aurc_t", "train/ece_clean"):
+        assert parts.column(name) == whole.column(name)
+    for name in LATER_METRICS:
+        assert parts.column(f"val/{name}") == whole.column(f"val/{name}")[2:]
+        assert parts.result["metrics"][f"test/{name}"] == whole.result["metrics"][f"test/{name}"]
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "plateau"])

@@ -272,6 +272,18 @@ def test_optuna_refuses_top5_accuracy_of_few_classes():
         search(Jobs(quadratic), *SPACE, objectives=("val/acc_top5",))
 
 
+def test_optuna_maximises_per_class_means_and_minimises_losses():
+    names = ["val/balanced_acc", "val/f1_macro", "val/acc", "val/loss", "val/ece"]
+    sweep.check_objectives(names)
+    directions = [direction.name for direction in sweep.create_study(names, 0).directions]
+    assert directions == ["MAXIMIZE"] * 3 + ["MINIMIZE"] * 2
+
+
+def test_optuna_refuses_objectives_that_runs_of_an_earlier_version_lack():
+    with pytest.raises(UserError, match="val/f1_macro is missing in runs of an earlier version"):
+        search(Jobs(quadratic), *SPACE, objectives=("val/f1_macro",))
+
+
 def test_optuna_checks_choices_and_ends_of_intervals_first():
     jobs = Jobs(quadratic)
     lr = "lr=tag(log,interval(0.01,1))"

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from tricklab.analysis.configurations import (
     Configurations,
     Effects,
+    Replicates,
     find_varied,
     group_runs,
     main_effects,
@@ -41,6 +42,8 @@ SIGNIFICANCE = 0.05
 MAIN_HEADER = ("configuration", "n", "mean", "sd", "95 % interval", "seconds")
 DIFFERENCE_HEADER = ("configuration", "pairs", "difference", "95 % interval", "p (Holm)", "verdict")
 CSV_HEADER = ("configuration", "n", "of", "mean", "sd", "low", "high", "seconds")
+CLASS_METRICS = ("test/balanced_acc", "test/f1_macro")  # shown beside the metric
+NOTICEABLE = 0.01  # difference to the accuracy from which the page shows them
 
 
 class Report(NamedTuple):
@@ -118,8 +121,12 @@ def describe_images(runs: Sequence[Run]) -> str:
 
 
 def main_table(configurations: Configurations, metric: str) -> Table:
-    """Return a row for each configuration: runs, mean, std, interval, seconds."""
-    rows = [list(MAIN_HEADER)]
+    """Return a row for each configuration: runs, mean, std, interval, seconds.
+
+    Where accuracy hides rare classes, the means of `CLASS_METRICS` follow.
+    """
+    added = [name for name in CLASS_METRICS if name != metric and differs(configurations, name)]
+    rows = [[*MAIN_HEADER, *added]]
     for label, replicates in configurations.items():
         summary = summarise(metric_by_seed(replicates, metric).values())
         seconds = mean_seconds(replicates)
@@ -131,20 +138,33 @@ def main_table(configurations: Configurations, metric: str) -> Table:
                 format_number(summary.std),
                 format_interval(summary, metric_bounds(metric)),
                 "" if math.isnan(seconds) else f"{seconds:.1f}",
+                *(format_number(mean_metric(replicates, name)) for name in added),
             ]
         )
     return rows
 
 
+def mean_metric(replicates: Replicates, metric: str) -> float:
+    """Return the mean over seeds, NaN without any."""
+    return summarise(metric_by_seed(replicates, metric).values()).mean
+
+
+def differs(configurations: Configurations, name: str) -> bool:
+    """Whether a metric differs noticeably from the test accuracy in any configuration."""
+    gaps = [mean_metric(r, name) - mean_metric(r, "test/acc") for r in configurations.values()]
+    return any(abs(gap) >= NOTICEABLE for gap in gaps)
+
+
 def to_csv(configurations: Configurations, metric: str) -> str:
-    """Return the main table as CSV, in full precision."""
+    """Return the main table as CSV, in full precision, always with the `CLASS_METRICS`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_HEADER)
+    writer.writerow([*CSV_HEADER, *CLASS_METRICS])
     for label, replicates in configurations.items():
         summary = summarise(metric_by_seed(replicates, metric).values())
         low, high = summary.interval(metric_bounds(metric))
         numbers = [summary.mean, summary.std, low, high, mean_seconds(replicates)]
+        numbers += [mean_metric(replicates, name) for name in CLASS_METRICS]
         cells = ["" if math.isnan(number) else number for number in numbers]
         writer.writerow([for_csv(label), summary.n, len(replicates), *cells])
     return text.getvalue()

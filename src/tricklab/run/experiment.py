@@ -27,7 +27,7 @@ from tricklab.errors import UserError
 from tricklab.fast import skip_overhead
 from tricklab.files import read_checkpoint
 from tricklab.logger import MetricsFile, Wandb, close_wandb
-from tricklab.metrics import MIN_TEMPERATURE_IMAGES
+from tricklab.metrics import MIN_TEMPERATURE_IMAGES, confusion_matrix
 from tricklab.model import find_dropout
 from tricklab.run.build import build_data_and_net, build_module, build_trainer
 from tricklab.run.checkpoint import (
@@ -37,6 +37,7 @@ from tricklab.run.checkpoint import (
     check_fits,
     read_progress,
 )
+from tricklab.run.confusion import draw_confusion, write_classes
 from tricklab.run.figures import draw_calibration
 from tricklab.run.folder import find_checkpoint
 from tricklab.run.plan import Plan, make_plan
@@ -166,8 +167,7 @@ def test_and_record(
         "images_per_second": speed,
     }
     trainer.strategy.barrier()  # from here on only rank 0 can fail
-    figure_path = record.folder / "calibration.png"
-    rank_zero_only(draw_calibration)(module.logits, module.labels, module.temperature, figure_path)
+    write_test_files(module, data.classes, record.folder)
     record.finish("done", None, **results)
     for logger in trainer.loggers:
         if isinstance(logger, Wandb):
@@ -176,6 +176,16 @@ def test_and_record(
             logger.log_predictions(module.logits, module.labels, images, data.classes)
     print_results(record)
     return metrics["val/acc"]
+
+
+@rank_zero_only
+def write_test_files(module: ImageClassifier, classes: Sequence[str], folder: Path) -> None:
+    """Write the calibration of the test, its results per class and its confusion matrix."""
+    logits, labels = module.logits, module.labels
+    draw_calibration(logits, labels, module.temperature, folder / "calibration.png")
+    confusion = confusion_matrix(logits, labels, len(classes))
+    write_classes(confusion, classes, folder)
+    draw_confusion(confusion, classes, folder / "confusion.png")
 
 
 def name_device(trainer: pl.Trainer) -> str:
