@@ -47,6 +47,18 @@ class CrossEntropy(nn.Module):
             raise UserError(f"{message}: expected {classes} numbers, one for each class")
 
 
+def balanced_weights(labels: Tensor, classes: int) -> list[float]:
+    """Return n / (k n_c) for each class c, 0 for one without images, from the labels [N].
+
+    n_c of the n images are of class c, k classes have images, so the mean over the images is 1; as
+    scikit-learn's compute_class_weight("balanced").
+    """
+    counts = labels.bincount(minlength=classes)
+    present = counts > 0
+    weights = len(labels) / (present.sum() * counts.clamp(min=1)).double()
+    return (weights * present).tolist()
+
+
 def _to_tensor(class_weights: Sequence[float]) -> Tensor:
     """Return the weights in float32. Raises UserError: not finite, negative, or all 0."""
     valid = all(isinstance(w, int | float) and 0 <= w < math.inf for w in class_weights)

@@ -133,7 +133,18 @@ def test_command_answers_without_torch_or_a_folder(
             ["loss.class_weights=[1,2]", "mixup=on"],
             "loss.class_weights=[1, 2] with mixing: a mixed image has two classes",
         ),
-        (["loss.class_weights=3"], "loss.class_weights=3: expected list or null, got int"),
+        (
+            ["loss.class_weights=balanced", "mixup=on"],
+            "loss.class_weights=balanced with mixing: a mixed image has two classes",
+        ),
+        (
+            ["loss.class_weights=balanced", "data.sampler=balanced"],
+            "data.sampler=balanced loss.class_weights=balanced: rare classes would count twice",
+        ),
+        (
+            ["loss.class_weights=3"],
+            "loss.class_weights=3; allowed: balanced, or a list of numbers, each 0 or more, or nu",
+        ),
         (["mixup=on", "mixup.alpha=inf"], "mixup.alpha=inf: expected a finite number"),
         (
             ["scheduler=multistep", "scheduler.milestones=50%"],

@@ -129,6 +129,8 @@ def list_allowed(value: Any, alternatives: list[Alternative]) -> str:
 
 
 def describe_values(alternative: Alternative) -> str:
+    if alternative.kind == "list" and alternative.range:
+        return f"a list of numbers, each {alternative.range}"
     if alternative.range:
         return str(alternative.range)
     return ", ".join(alternative.choices) or describe_type(alternative)

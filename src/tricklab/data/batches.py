@@ -42,6 +42,8 @@ class DatasetSplits(NamedTuple):
 
     Of images that are read from files, `files` is their number, `digest` a hash of names, sizes and
     times, and `size` the side in pixels at which they were decoded, if that was an option.
+    `groups`, int64 [N], is the group of each training image, such as its patient: validation that
+    is split off from training consists of whole groups. None: each image stands for itself.
     """
 
     train: LabeledImages
@@ -51,6 +53,7 @@ class DatasetSplits(NamedTuple):
     files: int = 0
     digest: str = ""
     size: int | None = None
+    groups: Tensor | None = None
 
     @property
     def parts(self) -> list[LabeledImages]:

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from tricklab.data.balance import SAMPLERS
 from tricklab.data.batches import (
     WHOLE_RUN,
     Batch,
@@ -57,6 +58,8 @@ class ImageData(pl.LightningDataModule):
         seed: int = 0,
         augment: Mapping[str, Callable[[Tensor, Rand], Tensor]] = {},
         mixup: Callable[[Tensor, Tensor, torch.Generator], Mixed] = identity,
+        imbalance: float = 1,
+        sampler: str = "shuffle",
     ):
         super().__init__()
         check_labels(splits)
@@ -64,12 +67,13 @@ class ImageData(pl.LightningDataModule):
         self.batch_size = batch_size
         self.drop_last = drop_last
         self.seed = seed
+        self.sample = SAMPLERS[sampler]
         self.augment = augment
         self.mixup = mixup
         # First mixed position (epoch, batch), and the first after; run/experiment.py sets it
         self.mixup_window = WHOLE_RUN
         subsets = split_dataset(
-            splits, val_size, folds, fold, train_size, split_seed, label_noise, seed
+            splits, val_size, folds, fold, train_size, split_seed, label_noise, seed, imbalance
         )
         self._set_subsets(subsets)
         self.one_hot = torch.eye(len(self.classes))
@@ -83,6 +87,7 @@ class ImageData(pl.LightningDataModule):
         images = self.splits.train.images
         self.train = LabeledImages(images, subsets.labels)
         self.train_indices = subsets.train
+        self.train_labels = subsets.labels[subsets.train]  # in use, with noise; stay on the CPU
         self.clean_indices = subsets.clean  # also evaluated without augmentation (train/acc_clean)
         self.val = self.splits.val or self.splits.train  # labels without noise
         self.val_indices = subsets.val
@@ -185,8 +190,8 @@ class ImageData(pl.LightningDataModule):
         n = len(self.train_indices)
 
         def order(epoch: int) -> Tensor:
-            permutation = torch.randperm(n, generator=generator(self.seed, "order", epoch))
-            return self.train_indices[permutation[: n - n % ranks]]  # the same number on each rank
+            positions = self.sample(self.train_labels, generator(self.seed, "order", epoch))
+            return self.train_indices[positions[: n - n % ranks]]  # the same number on each rank
 
         length = count_batches(n, self.batch_size, ranks, self.drop_last)
         return Batches(self.train, order, start, self.batch_size, length, rank, ranks)

@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tricklab.callbacks import CheckpointFiles
+from tricklab.data.balance import find_rarest
 from tricklab.data.module import ImageData
+from tricklab.data.progress import warn
 from tricklab.devices import count_cores, world_size
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile
+from tricklab.loss import balanced_weights
 from tricklab.mixup import identity
 from tricklab.model import pretrained_side
 from tricklab.optimizer import named_weights, parameter_groups
@@ -27,6 +30,7 @@ from tricklab.run.record import Record
 from tricklab.run.weights import Weights, load_backbone, read_input_spec, read_weights
 from tricklab.training import ImageClassifier
 
+MAX_SHOWN_CLASSES = 20  # with more, balanced class weights are not printed
 MAX_PROCESSES = 8  # per core: each takes half a gigabyte
 OF_NETWORK = ("compile", "channels_last")  # keys of the trainer's config that act on the network
 
@@ -41,6 +45,7 @@ def build_data_and_net(
     """
     weights = None if resumed else read_weights(cfg.model)
     data = build_data(cfg)
+    warn_of_rare_class(cfg, data)
     try_augmentation(data)
     if weights:
         data.check_upscaling(expected_side(cfg.model, weights))
@@ -64,6 +69,15 @@ def try_augmentation(data: ImageData) -> None:
     images = data.train.images.index_select(0, torch.arange(2))
     for augment in data.augment.values():
         augment(images, Rand(generator(0, "try"), 2))
+
+
+def warn_of_rare_class(cfg: DictConfig, data: ImageData) -> None:
+    """Warn of a class with few images, unless that is asked for or corrected."""
+    corrected = cfg.data.get("sampler") == "balanced" or cfg.loss.get("class_weights")
+    if corrected or cfg.data.get("imbalance", 1) > 1:
+        return
+    if line := find_rarest(data.train_labels, data.classes):
+        warn(f"{line}; data.sampler=balanced or loss.class_weights=balanced helps")
 
 
 def expected_side(model: DictConfig, weights: Weights) -> int:
@@ -154,7 +168,7 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
     several_batches = batching.accumulate * batching.ranks > 1
     return ImageClassifier(
         net,
-        loss=build_loss(cfg.loss, len(data.classes)),
+        loss=build_loss(cfg.loss, len(data.classes), data.train_labels),
         penalties=build_penalties(cfg.penalty, net),
         optimizer=build_optimizer(cfg, net, plan),
         multiplier=plan.multiplier,
@@ -185,13 +199,18 @@ def build_optimizer(cfg: DictConfig, net: nn.Module, plan: Plan) -> functools.pa
     return make_optimizer
 
 
-def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
+def build_loss(cfg: DictConfig, classes: int, labels: Tensor) -> nn.Module:
     """Build the loss, of logits [B, K] and class indices [B] or probabilities [B, K].
 
+    `labels` [N] are those of the training images, for `class_weights=balanced`.
     Raises UserError: the loss does not take both, as batches are mixed or not; it is not a mean
     over the images, on which accumulation rests.
     """
-    loss: nn.Module = build(cfg)
+    options = {}
+    if cfg.get("class_weights") == "balanced":
+        options["class_weights"] = balanced_weights(labels, classes)
+        print_class_weights(options["class_weights"])
+    loss: nn.Module = build(cfg, **options)
     try:
         values = [try_loss(loss, images, classes) for images in (2, 4)]
     except UserError:
@@ -202,6 +221,13 @@ def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
     if values[0].ndim or not torch.isclose(values[0], values[1]):
         raise UserError(f"loss={cfg._target_} is not a mean over the images")
     return loss
+
+
+@rank_zero_only
+def print_class_weights(weights: list[float]) -> None:
+    """Print the weights as they would be typed, unless there are many."""
+    if len(weights) <= MAX_SHOWN_CLASSES:
+        print(f"loss.class_weights=[{','.join(f'{weight:.4g}' for weight in weights)}]")
 
 
 def try_loss(loss: nn.Module, images: int, classes: int) -> Tensor:
