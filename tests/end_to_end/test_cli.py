@@ -227,7 +227,7 @@ def test_command_answers_without_torch_or_a_folder(
         (["tags=x"], "tags=x: expected list, got str"),
         (["slots=0"], "slots=0; allowed: 1 or more"),
         (["data=fake", "data.classes=1"], "data.classes=1; allowed: 2 or more"),
-        (["+data.sampler=x"], "+data.sampler: tricklab.data.datasets.digits takes no sampler; "),
+        (["+data.colours=x"], "+data.colours: tricklab.data.datasets.digits takes no colours; "),
         (["+scheduler.total=3"], "+scheduler.total: tricklab.scheduler.constant takes no total; "),
         (
             ["+callbacks.best.save_top_k=3"],
