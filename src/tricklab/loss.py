@@ -47,6 +47,18 @@ class CrossEntropy(nn.Module):
             raise UserError(f"{message}: expected {classes} numbers, one for each class")
 
 
+def balanced_weights(labels: Tensor, classes: int) -> list[float]:
+    """Return n / (k n_c) for each class c, 0 for one without images, from the labels [N].
+
+    n_c of the n images are of class c, k classes have images, so the mean over the images is 1; as
+    scikit-learn's compute_class_weight("balanced").
+    """
+    counts = labels.bincount(minlength=classes)
+    present = counts > 0
+    weights = len(labels) / (present.sum() * counts.clamp(min=1)).double()
+    return (weights * present).tolist()
+
+
 def _to_tensor(class_weights: Sequence[float]) -> Tensor:
     """Return the weights in float32. Raises UserError: not finite, negative, or all 0."""
     valid = all(isinstance(w, int | float) and 0 <= w < math.inf for w in class_weights)
@@ -54,16 +66,6 @@ def _to_tensor(class_weights: Sequence[float]) -> Tensor:
         message = f"loss.class_weights={class_weights}"
         raise UserError(f"{message}: expected numbers of 0 or more, one for each class, not all 0")
     return torch.tensor(class_weights, dtype=torch.float)
-
-
-def balanced_weights(labels: Tensor, classes: int) -> list[float]:
-    """Return n / (K n_k) for each class with n_k of the n labels [N]; 0 for a class without any.
-
-    These are scikit-learn's `compute_class_weight("balanced")` if each class occurs.
-    """
-    counts = labels.bincount(minlength=classes).double()
-    weights = len(labels) / (int((counts > 0).sum()) * counts)
-    return weights.masked_fill(counts == 0, 0.0).tolist()
 
 
 cross_entropy = CrossEntropy  # the name of its option

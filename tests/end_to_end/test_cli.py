@@ -133,7 +133,18 @@ def test_command_answers_without_torch_or_a_folder(
             ["loss.class_weights=[1,2]", "mixup=on"],
             "loss.class_weights=[1, 2] with mixing: a mixed image has two classes",
         ),
-        (["loss.class_weights=3"], "loss.class_weights=3: expected list or null, got int"),
+        (
+            ["loss.class_weights=balanced", "mixup=on"],
+            "loss.class_weights=balanced with mixing: a mixed image has two classes",
+        ),
+        (
+            ["loss.class_weights=balanced", "data.sampler=balanced"],
+            "data.sampler=balanced loss.class_weights=balanced: rare classes would count twice",
+        ),
+        (
+            ["loss.class_weights=3"],
+            "loss.class_weights=3; allowed: balanced, or a list of numbers, each 0 or more, or nu",
+        ),
         (["mixup=on", "mixup.alpha=inf"], "mixup.alpha=inf: expected a finite number"),
         (
             ["scheduler=multistep", "scheduler.milestones=50%"],
@@ -216,7 +227,7 @@ def test_command_answers_without_torch_or_a_folder(
         (["tags=x"], "tags=x: expected list, got str"),
         (["slots=0"], "slots=0; allowed: 1 or more"),
         (["data=fake", "data.classes=1"], "data.classes=1; allowed: 2 or more"),
-        (["+data.sampler=x"], "+data.sampler: tricklab.data.datasets.digits takes no sampler; "),
+        (["+data.colours=x"], "+data.colours: tricklab.data.datasets.digits takes no colours; "),
         (["+scheduler.total=3"], "+scheduler.total: tricklab.scheduler.constant takes no total; "),
         (
             ["+callbacks.best.save_top_k=3"],

@@ -97,7 +97,7 @@ CONFIG_ERRORS = [
     ),
     (
         "data.sampler=balanced loss.class_weights=balanced",
-        "data.sampler=balanced loss.class_weights=balanced would correct twice. Expected one",
+        "data.sampler=balanced loss.class_weights=balanced: rare classes would count twice.",
     ),
     (
         "loss.class_weights=balanced mixup=on",

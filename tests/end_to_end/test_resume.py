@@ -344,6 +344,14 @@ def test_resume_from_a_damaged_checkpoint_suggests_the_one_before(run, content):
     assert_same_run(run(*overrides, f"resume={best}"), whole)
 
 
+@pytest.mark.parametrize("option", ["data.sampler=balanced", "loss.class_weights=balanced"])
+def test_resume_of_a_balanced_run_gives_the_same_run(run, option):
+    overrides = ("model=mlp", "data.imbalance=5", option, "trainer.max_epochs=3", "resume=auto")
+    whole = run(*overrides, folder="whole")
+    run(*overrides, "stop_after=1ep")
+    assert_same_run(run(*overrides), whole)
+
+
 def test_resume_with_other_data_is_refused(run, class_folders):
     """Whatever the cache: the fingerprint is of the images."""
     root = class_folders({"": 20}, size=8)

@@ -187,7 +187,7 @@ def test_split_warns_of_classes_without_a_training_image(tmp_path, capsys):
     lines = capsys.readouterr().err.splitlines()
     (line,) = [line for line in lines if "no training image" in line]
     assert line == "warning: 1 of 3 classes have no training image: rare"
-    assert lines[-1].startswith("warning: rare has 1 training images, a 16")
+    assert len(lines) == 1
     build_fake("data.train_size=4")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: 6 of 10 classes have no training image: ")

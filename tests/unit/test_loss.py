@@ -6,17 +6,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from omegaconf import OmegaConf
+from sklearn.utils.class_weight import compute_class_weight
 from timm.loss import LabelSmoothingCrossEntropy
 from torch import nn
 
 from helpers.configs import configure
 from tricklab.errors import UserError
-from tricklab.loss import CrossEntropy
+from tricklab.loss import CrossEntropy, balanced_weights
 from tricklab.run.build import build_loss
 from tricklab.run.instantiate import build
 from tricklab.training import ImageClassifier
 
 WEIGHTS = [1.0, 0.0, 2.5, 1.0, 0.1]
+LABELS = torch.tensor([0, 3, 3, 1, 3])  # of training images
 
 
 def make_batch(seed=0, images=64, classes=5):
@@ -120,6 +122,41 @@ def test_class_weights_move_with_the_loss():
     assert CrossEntropy().class_weights is None
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_balanced_weights_are_those_of_scikit_learn(seed):
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.rand(500, generator=rng).pow(3).mul(7).long()
+    labels[labels == 5] = 6  # a class without images
+    weights = torch.tensor(balanced_weights(labels, 9), dtype=torch.double)
+    present = labels.unique()
+    expected = compute_class_weight("balanced", classes=present.numpy(), y=labels.numpy())
+    assert weights[present].tolist() == pytest.approx(expected.tolist(), rel=1e-12)
+    assert weights[[5, 7, 8]].tolist() == [0, 0, 0]
+    assert weights[labels].mean().item() == pytest.approx(1)
+
+
+def test_balanced_weights_give_each_class_the_same_part_of_the_loss():
+    labels = torch.tensor([0] * 90 + [1] * 9 + [2])
+    loss = CrossEntropy(class_weights=balanced_weights(labels, 3))
+    logits = torch.zeros(100, 3)
+    parts = [loss(logits[labels == c], labels[labels == c]) * (labels == c).sum() for c in range(3)]
+    assert torch.stack(parts).tolist() == pytest.approx([100 / 3 * math.log(3)] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize(("classes", "line"), [(4, "[1.667,1.667,0,0.5556]"), (20, None), (21, "")])
+def test_balanced_weights_are_resolved_and_printed_if_they_are_few(classes, line, capsys):
+    loss = build_loss(configure("loss.class_weights=balanced").loss, classes, LABELS)
+    expected = torch.tensor(balanced_weights(LABELS, classes))
+    assert torch.equal(loss.state_dict()["class_weights"], expected)
+    lines = capsys.readouterr().out.splitlines()
+    if classes > 20:
+        assert lines == []
+    elif line:
+        assert lines == [f"loss.class_weights={line}"]
+    else:
+        assert len(lines) == 1
+
+
 @pytest.mark.parametrize("smoothing", [1.0, 1.5, -0.1, math.nan])
 def test_smoothing_outside_of_its_range_is_refused(smoothing):
     with pytest.raises(UserError, match=r"label_smoothing=.* leaves nothing of the targets"):
@@ -142,8 +179,8 @@ def test_class_weights_of_another_number_of_classes_are_refused(targets):
 
 def test_smoothing_leaves_something_of_the_targets():
     with pytest.raises(UserError, match=r"loss\.label_smoothing=1\.0 leaves nothing"):
-        build_loss(configure("loss.label_smoothing=1.0").loss, 10)
-    assert build_loss(configure("loss.label_smoothing=0.99").loss, 10)
+        build_loss(configure("loss.label_smoothing=1.0").loss, 10, LABELS)
+    assert build_loss(configure("loss.label_smoothing=0.99").loss, 10, LABELS)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +195,7 @@ def test_smoothing_leaves_something_of_the_targets():
 def test_loss_of_other_targets_or_no_mean_is_refused(loss, message):
     config = OmegaConf.create({**loss, "_target_": f"torch.nn.{loss['_target_']}"})
     with pytest.raises(UserError, match=message):
-        build_loss(config, 10)
+        build_loss(config, 10, LABELS)
 
 
 def test_mixed_targets_are_smoothed_once(run, monkeypatch):

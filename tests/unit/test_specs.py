@@ -27,6 +27,7 @@ FRACTION = "0 to 1"
 BELOW_ONE = "0 or more, less than 1"
 ZERO_OR_MORE = "0 or more"
 ONE_OR_MORE = "1 or more"
+WEIGHTS = "balanced, or a list of numbers, each 0 or more, or null"
 LR_FRACTION = "1e-06 to 1"
 NO_DURATION = "is not a duration"
 
@@ -70,6 +71,7 @@ RANGES = [
     ("data.train_size", "digits", 0.5, -0.5, ZERO_OR_MORE),
     ("data.split_seed", "digits", 2**63 - 1, -1, "0 or more, less than 9223372036854775808"),
     ("data.label_noise", "digits", 1.0, 1.1, FRACTION),
+    ("data.imbalance", "digits", 1.0, 0.5, ONE_OR_MORE),
     ("data.num_workers", "digits", 0, -1, ZERO_OR_MORE),
     ("data.size", "folder", 1, 0, ONE_OR_MORE),
     ("data.test_size", "folder", 0, -0.1, ZERO_OR_MORE),
@@ -80,6 +82,7 @@ RANGES = [
     ("data.width", "fake", 1, 0, ONE_OR_MORE),
     ("data.classes", "fake", 2, 1, "2 or more"),
     ("logger.wandb.log_mistakes", "wandb", 0, -1, ZERO_OR_MORE),
+    ("loss.class_weights", "smooth", [0, 2.5], [1, -1], WEIGHTS),
     ("loss.label_smoothing", "cross_entropy", 0.0, 1.0, BELOW_ONE),
     ("loss.label_smoothing", "smooth", 0.0, 1.0, BELOW_ONE),
     ("mixup.probability", "on", 1.0, 1.1, FRACTION),
@@ -167,6 +170,10 @@ RANGES = [
 CHOICES = [
     ("callbacks.early_stopping.mode", "early_stopping", "max", "mx", "min, max. Did you mean"),
     ("data.mode", "folder", "L", "rgb", "RGB, L. Did you mean 'RGB'?"),
+    ("data.sampler", "digits", "balanced", "balance", "shuffle, balanced. Did you mean 'balanced'"),
+    ("loss.class_weights", "smooth", "balanced", "balance", f"{WEIGHTS}. Did you mean 'balanced'?"),
+    ("loss.class_weights", "cross_entropy", [1], 3, WEIGHTS),
+    ("loss.class_weights", "cross_entropy", None, ["balanced"], WEIGHTS),
     ("data.background", "folder", "black", "grey", "white, black"),
     ("mixup.per", "on", "image", "images", "batch, image. Did you mean 'image'?"),
     ("scheduler.warmup_shape", "cosine", "constant", "lin", "linear, cosine, constant. Did you"),
@@ -199,10 +206,6 @@ TYPES = [
     ("logger.wandb.group", "wandb", "seeds", 3, "expected str or null, got int"),
     ("logger.wandb.notes", "wandb", "", 3, "expected str or null, got int"),
     ("logger.wandb.name", "wandb", None, 3, "expected str or null, got int"),
-    (
-        *("loss.class_weights", "smooth", [1, 2.5], 3),
-        "3; allowed: a list of 0 or more, or balanced, or null",
-    ),
     ("model.weights", "mlp", None, True, "expected str or null, got bool"),
     ("model.name", "timm", "resnet50", None, "expected str, got null"),
     ("model.widths", "mlp", [], 64, "expected list, got int"),

@@ -60,7 +60,7 @@ def test_key_alias_stands_for_one_key():
         (
             "data.root",
             "x",
-            " It belongs to data=cifar10, cifar100, fashion_mnist, folder, mnist: "
+            " It belongs to data=cifar10, cifar100, fashion_mnist, folder, mnist, table: "
             "data=cifar10 data.root=x",
         ),
         (

@@ -190,9 +190,9 @@ def check_combinations(config: DictConfig) -> None:
     if weight and config.mixup._target_ != "tricklab.mixup.identity":
         problem = "a mixed image has two classes, but would get the weight of neither"
         raise UserError(f"loss.class_weights={weight} with mixing: {problem}. Expected mixup=off")
-    if weight == "balanced" and config.data.get("sampler") == "balanced":
+    if weight == config.data.get("sampler") == "balanced":
         options = "data.sampler=balanced loss.class_weights=balanced"
-        raise UserError(f"{options} would correct twice. Expected one of the two")
+        raise UserError(f"{options}: rare classes would count twice. Expected one of the two")
     check_files(config)
 
 

@@ -4,6 +4,7 @@
     widths: [16, 32] # int [1, inf) or []; one convolution block each
     resize: 32 # int [1, inf) or null; null keeps the size of the images
     shape: linear # {linear, cosine, 1-sqrt}
+    class_weights: null # {balanced} or list [0, inf) or null; a word, or a number for each class
     warmup: 0 # duration; 5ep, 300it or 10%
     background: white # {white, black}, neutral white; of transparent pixels
 

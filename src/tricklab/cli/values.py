@@ -123,14 +123,14 @@ def list_allowed(value: Any, alternatives: list[Alternative]) -> str:
         allowed.append(describe_values(alternative))
         if has_several_types and alternative.kind == "int" and alternative.range:
             allowed[-1] = f"an int of {allowed[-1]}"
-        if has_several_types and alternative.kind == "list" and alternative.range:
-            allowed[-1] = f"a list of {allowed[-1]}"
     choices = [choice for alternative in alternatives for choice in alternative.choices]
     hint = f".{nearest(str(value), choices)}" if choices else ""
     return ", or ".join(allowed) + hint
 
 
 def describe_values(alternative: Alternative) -> str:
+    if alternative.kind == "list" and alternative.range:
+        return f"a list of numbers, each {alternative.range}"
     if alternative.range:
         return str(alternative.range)
     return ", ".join(alternative.choices) or describe_type(alternative)

@@ -98,7 +98,8 @@ def read_splits(
 
     Raises UserError: a group is in two splits.
     """
-    check_groups_apart({name: [file.group for file, _ in part] for name, part in files.items()})
+    if any(file.group for part in files.values() for file, _ in part):
+        check_groups_apart({name: [f.group for f, _ in part] for name, part in files.items()})
     data = {}
     digests = {}
     enlargements: list[Enlargement] = []

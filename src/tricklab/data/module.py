@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from tricklab.augment import takes_originals, works_on_each
+from tricklab.data.balance import SAMPLERS
 from tricklab.data.batches import (
     WHOLE_RUN,
     Augmentations,
@@ -31,8 +32,6 @@ from tricklab.duration import count_batches
 from tricklab.errors import UserError
 from tricklab.mixup import Mixed, identity
 from tricklab.randomness import generator
-
-MAX_IMBALANCE = 10  # of the commonest and the rarest class, without a warning
 
 
 class ImageData(pl.LightningDataModule):
@@ -57,8 +56,6 @@ class ImageData(pl.LightningDataModule):
         train_size: int | float | None = None,
         split_seed: int = 0,
         label_noise: float = 0.0,
-        imbalance: float = 1.0,
-        sampler: str = "shuffle",
         drop_last: bool = False,
         input_channels: int | None = None,
         size: Sequence[int] | None = None,
@@ -70,27 +67,21 @@ class ImageData(pl.LightningDataModule):
         seed: int = 0,
         augment: Augmentations = MappingProxyType({}),
         mixup: Callable[[Tensor, Tensor, torch.Generator], Mixed] = identity,
+        imbalance: float = 1,
+        sampler: str = "shuffle",
     ):
         super().__init__()
         check_labels(splits)
         self.splits = splits
         self.batch_size = batch_size
         self.drop_last = drop_last
-        self.sampler = sampler
         self.seed = seed
+        self.sample = SAMPLERS[sampler]
         self.mixup = mixup
         # First mixed position (epoch, batch), and the first after; run/experiment.py sets it
         self.mixup_window = WHOLE_RUN
         subsets = split_dataset(
-            splits,
-            val_size,
-            folds,
-            fold,
-            train_size,
-            split_seed,
-            label_noise,
-            imbalance,
-            seed,
+            splits, val_size, folds, fold, train_size, split_seed, label_noise, seed, imbalance
         )
         self._set_subsets(subsets)
         own_channels, *own_size = self.image_shape
@@ -104,13 +95,12 @@ class ImageData(pl.LightningDataModule):
         self.one_hot = torch.eye(len(self.classes))
         self.digest = hash_splits(splits)
         self.warn_of_missing_classes()
-        if sampler == "shuffle" and imbalance == 1:
-            self.warn_of_imbalance()
 
     def _set_subsets(self, subsets: Subsets) -> None:
         """Set images and indices of training, of its clean part, and of validation."""
         self.train = LabeledImages(self.splits.train.images, subsets.labels)
         self.train_indices = subsets.train
+        self.train_labels = subsets.labels[subsets.train]  # in use, with noise; stay on the CPU
         self.val = self.splits.val or self.splits.train  # labels without noise
         self.val_indices = subsets.val
         self.clean = self.train  # also evaluated without augmentation (train/acc_clean)
@@ -229,17 +219,6 @@ class ImageData(pl.LightningDataModule):
             "fingerprint": self.fingerprint,
         }
 
-    def warn_of_imbalance(self) -> None:
-        """Warn if the commonest class has more than ten times the images of the rarest."""
-        counts = self.train.labels[self.train_indices].bincount(minlength=len(self.classes))
-        commonest = int(counts.argmax())
-        rarest = int(counts.masked_fill(counts == 0, len(self.train_indices) + 1).argmin())
-        if counts[commonest] > MAX_IMBALANCE * counts[rarest]:
-            few = f"{self.classes[rarest]} has {counts[rarest]:,} training images"
-            many = f"{self.classes[commonest]} {counts[commonest]:,}"
-            hint = "data.sampler=balanced or loss.class_weights=balanced may help"
-            warn(f"{few}, {many}: {hint}, and test/balanced_acc counts classes equally")
-
     def warn_of_missing_classes(self) -> None:
         """Warn of classes without a training image, as in a fold or with a small `train_size`."""
         present = set(self.splits.train.labels[self.train_indices].tolist())
@@ -279,12 +258,8 @@ class ImageData(pl.LightningDataModule):
         n = len(self.train_indices)
 
         def order(epoch: int) -> Tensor:
-            rng = generator(self.seed, "order", epoch)
-            if self.sampler == "balanced":
-                drawn = draw_balanced(self.train.labels[self.train_indices].cpu(), n, rng)
-            else:
-                drawn = torch.randperm(n, generator=rng)
-            return self.train_indices[drawn[: n - n % ranks]]  # the same number on each rank
+            positions = self.sample(self.train_labels, generator(self.seed, "order", epoch))
+            return self.train_indices[positions[: n - n % ranks]]  # the same number on each rank
 
         length = count_batches(n, self.batch_size, ranks, self.drop_last)
         augment = self.augment_in_loader
@@ -372,14 +347,3 @@ def to_device(data: Sequence[LabeledImages], device: torch.device) -> list[Label
 
 def _repeat(values: Sequence[float], channels: int) -> list[float]:
     return list(values) if len(values) == channels else [float(values[0])] * channels
-
-
-def draw_balanced(labels: Tensor, n: int, rng: torch.Generator) -> Tensor:
-    """Return n indices into the labels [N]: a class at random, then an image of it."""
-    order = labels.argsort(stable=True)
-    counts = labels.bincount()
-    first = counts.cumsum(0) - counts  # of each class, in `order`
-    present = counts.nonzero()[:, 0]
-    classes = present[torch.randint(len(present), (n,), generator=rng)]
-    numbers = torch.rand(n, generator=rng, dtype=torch.double) * counts[classes]
-    return order[first[classes] + numbers.long()]

@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tricklab.data.balance import long_tail
 from tricklab.data.batches import DatasetSplits, Images
-from tricklab.data.groups import split_groups
+from tricklab.data.groups import assign_folds, hold_out
 from tricklab.data.image_files import ImageFiles
 from tricklab.errors import UserError
 from tricklab.randomness import generator
@@ -39,18 +40,22 @@ def split_dataset(
     train_size: int | float | None = None,
     split_seed: int = 0,
     label_noise: float = 0.0,
-    imbalance: float = 1.0,
     seed: int = 0,
+    imbalance: float = 1,
 ) -> Subsets:
     """Choose the images of training and validation, see conf/data/_options.yaml for the options.
 
     The choice follows from `split_seed`, label noise from `seed`. Raises UserError: a size or fold
     that the data do not have.
     """
+    if train_size is not None and imbalance != 1:
+        message = f"data.train_size={train_size} data.imbalance={imbalance}"
+        raise UserError(f"{message}: both set the size of training. Expected one of the two")
     labels = splits.train.labels
     train, val = split_train_val(splits, val_size, folds, fold, split_seed)
-    if imbalance > 1:
-        train = make_long_tail(train, labels, imbalance, split_seed)
+    if imbalance != 1:
+        order = train[stratified_order(labels[train], split_seed, "imbalance")]
+        train = order[long_tail(labels[order], imbalance, len(splits.classes))]
     if train_size is not None:
         images = resolve_size(train_size, len(train), "data.train_size")
         train = train[stratified_order(labels[train], split_seed, "train")[:images]]
@@ -70,41 +75,16 @@ def split_train_val(
 ) -> tuple[Tensor, Tensor]:
     """Return the indices of training and of validation. Raises UserError: options that conflict."""
     check_val_options(splits, val_size, folds, fold)
-    labels = splits.train.labels
+    labels, groups = splits.train.labels, splits.groups
     if splits.val:
         return torch.arange(len(labels)), torch.arange(len(splits.val.labels))
-    if splits.groups is not None:
-        return split_val_groups(splits, val_size, folds, fold, seed)
-    order = stratified_order(labels, seed, "val")
     if folds:
-        return split_fold(order, folds, fold)
-    return split_off(order, labels, resolve_size(val_size, len(labels) - 1, "data.val_size"))
-
-
-def split_val_groups(
-    splits: DatasetSplits, val_size: int | float, folds: int | None, fold: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """Return the indices of training and of validation, which have no group in common."""
-    assert splits.groups is not None
-    labels = splits.train.labels
-    if folds:
-        if fold >= folds:
-            raise UserError(f"data.fold={fold} data.folds={folds}: folds are counted from 0")
-        options = f"data.folds={folds}"
-        part = split_groups(labels, splits.groups, [1 / folds] * folds, seed, "val", options)
-        return (part != fold).nonzero()[:, 0], (part == fold).nonzero()[:, 0]
-    size = resolve_size(val_size, len(labels) - 1, "data.val_size")
-    return split_off_groups(labels, splits.groups, size, seed, "val")
-
-
-def split_off_groups(
-    labels: Tensor, groups: Tensor, size: int, seed: int, purpose: str
-) -> tuple[Tensor, Tensor]:
-    """Return the indices of the rest, and of a part of about `size` images of whole groups."""
-    fraction = size / len(labels)
-    option = f"data.{purpose}_size={size} of {len(labels)} images"
-    part = split_groups(labels, groups, [1 - fraction, fraction], seed, purpose, option)
-    return (part == 0).nonzero()[:, 0], (part == 1).nonzero()[:, 0]
+        check_fold(folds, fold, len(labels))
+        if groups is None:
+            return split_fold(stratified_order(labels, seed, "val"), folds, fold)
+        fold_of = assign_folds(labels, groups, folds, generator(seed, "groups val"))
+        return separate(labels, fold_of == fold, seed)
+    return split_off_size(labels, groups, val_size, "val", seed)
 
 
 def check_val_options(
@@ -124,11 +104,14 @@ def check_val_options(
         raise UserError(f"data.folds={folds}: {message}. Expected data.folds=null")
 
 
+def check_fold(folds: int, fold: int, most: int) -> None:
+    if not (2 <= folds <= most and 0 <= fold < folds):
+        allowed = f"2 to {most} folds, counted from 0"
+        raise UserError(f"data.fold={fold} data.folds={folds}; allowed: {allowed}")
+
+
 def split_fold(order: Tensor, folds: int, fold: int) -> tuple[Tensor, Tensor]:
     """Return an order [N] without its `fold`-th of `folds` equal parts, and that part."""
-    if not (2 <= folds <= len(order) and 0 <= fold < folds):
-        allowed = f"2 to {len(order)} folds, counted from 0"
-        raise UserError(f"data.fold={fold} data.folds={folds}; allowed: {allowed}")
     parts = order.tensor_split(folds)
     return torch.cat([*parts[:fold], *parts[fold + 1 :]]), parts[fold]
 
@@ -147,6 +130,24 @@ def stratified_order(labels: Tensor, seed: int, purpose: str) -> Tensor:
         u = torch.rand((), generator=rng, dtype=torch.double)
         position[members] = (torch.arange(len(members), dtype=torch.double) + u) / len(members)
     return position.argsort()
+
+
+def separate(labels: Tensor, held_out: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the indices outside of the mask `held_out` [N], and those inside, stratified."""
+    rest, part = (mask.nonzero().squeeze(1) for mask in (~held_out, held_out))
+    return rest, part[stratified_order(labels[part], seed, "groups order")]
+
+
+def split_off_size(
+    labels: Tensor, groups: Tensor | None, size: int | float, part: str, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Return indices of the rest and of `part`, "val" or "test"; groups make `size` approximate."""
+    option = f"data.{part}_size"
+    images = resolve_size(size, len(labels) - 1, option)
+    if groups is None:
+        return split_off(stratified_order(labels, seed, part), labels, images)
+    rng = generator(seed, f"groups {part}")
+    return separate(labels, hold_out(labels, groups, images, f"{option}={size}", rng), seed)
 
 
 def split_off(order: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -175,33 +176,11 @@ def split_off_test(
 ) -> tuple[Tensor, Tensor]:
     """Return the indices of training and of a stratified test set, the same for every seed.
 
-    A class of one image stays in training. With `groups` [N], both consist of whole groups.
+    A class of one image stays in training, and so does one of a single group. With `groups` [N]
+    the test set consists of whole groups.
     """
-    size = resolve_size(test_size, len(labels) - 1, "data.test_size")
-    if groups is not None:
-        return split_off_groups(labels, groups, size, 0, "test")
-    order = stratified_order(labels, 0, "test")
-    train, test = split_off(order, labels, size)
+    train, test = split_off_size(labels, groups, test_size, "test", seed=0)
     return train.sort().values, test.sort().values
-
-
-def make_long_tail(train: Tensor, labels: Tensor, imbalance: float, seed: int) -> Tensor:
-    """Return those of the indices `train` that form an exponential long tail. arXiv 1901.05555.
-
-    Class c of K keeps n imbalance^(-c / (K - 1)) of its images, n those of the smallest class, so
-    that the first class has `imbalance` times the images of the last. Raises UserError: the last
-    class would keep none.
-    """
-    counts = labels[train].bincount(minlength=int(labels.max()) + 1)
-    classes = len(counts)
-    smallest = int(counts.min())
-    kept = [round(smallest * imbalance ** (-c / (classes - 1))) for c in range(classes)]
-    if kept[-1] < 1:
-        message = f"data.imbalance={imbalance}: the smallest class has {smallest} training images"
-        raise UserError(f"{message}; allowed: 1 to {2 * smallest}")
-    order = train[stratified_order(labels[train], seed, "imbalance")]
-    of_class = [order[labels[order] == c][:n] for c, n in enumerate(kept)]
-    return torch.cat(of_class).sort().values
 
 
 def resolve_size(size: int | float, most: int, option: str) -> int:
@@ -229,11 +208,16 @@ def add_label_noise(labels: Tensor, fraction: float, classes: int, seed: int) ->
 
 
 def hash_splits(splits: DatasetSplits) -> str:
-    """Return a hash of all pixels and labels, or of labels and files if images come from these."""
+    """Return a hash of all pixels and labels, or of labels and files if images come from these.
+
+    Groups are a part of it, if there are any.
+    """
     labels = [zlib.crc32(part.labels.numpy().data) for part in splits.parts]
     images = []
     if not splits.digest:
         images = [hash_images(part.images) for part in splits.parts]
+    if splits.groups is not None:
+        labels.append(zlib.crc32(splits.groups.numpy().data))
     return repr((splits.digest, labels, images))
 
 
@@ -259,3 +243,6 @@ def check_labels(splits: DatasetSplits) -> None:
         found = f"from {labels.min()} to {labels.max()}" if len(labels) else "none"
         allowed = f"0 to {classes - 1}, one for each image"
         raise UserError(f"data: {name} labels: {found}; allowed: {allowed}")
+    if splits.groups is not None and splits.groups.shape != splits.train.labels.shape:
+        found = f"{len(splits.groups)} for {len(splits.train.labels)} training images"
+        raise UserError(f"data: groups: {found}. Expected one for each image")

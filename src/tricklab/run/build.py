@@ -7,14 +7,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tricklab.callbacks import CheckpointFiles
+from tricklab.data.balance import find_rarest
 from tricklab.data.inputs import InputSpec
 from tricklab.data.module import ImageData
+from tricklab.data.progress import warn
 from tricklab.devices import count_cores, world_size
 from tricklab.errors import UserError
 from tricklab.logger import MetricsFile
@@ -30,7 +32,7 @@ from tricklab.run.record import Record
 from tricklab.run.weights import load_backbone, read_input_spec, read_weights
 from tricklab.training import ImageClassifier
 
-MAX_SHOWN_WEIGHTS = 20  # classes whose weights are printed
+MAX_SHOWN_CLASSES = 20  # with more, balanced class weights are not printed
 MAX_PROCESSES = 8  # per core: each takes half a gigabyte
 OF_TRAINING = ("lr_base_batch_size", "layer_decay")  # keys of the optimizer's config, not its own
 OF_NETWORK = ("compile", "channels_last")  # keys of the trainer's config that act on the network
@@ -47,6 +49,7 @@ def build_data_and_net(
     weights = None if resumed else read_weights(cfg.model)
     spec = read_input_spec(record.dataset) if resumed else weights and weights.input_spec
     data = build_data(cfg, spec)
+    warn_of_rare_class(cfg, data)
     try_augmentation(data)
     show(data.summary)
     if spec and not resumed:
@@ -85,6 +88,15 @@ def try_augmentation(data: ImageData) -> None:
     images: Any = data.train.images.index_select(0, torch.arange(2))
     for augment in data.augment.values():
         images = augment(images, Rand(generator(0, "try"), 2))
+
+
+def warn_of_rare_class(cfg: DictConfig, data: ImageData) -> None:
+    """Warn of a class with few images, unless that is asked for or corrected."""
+    corrected = cfg.data.get("sampler") == "balanced" or cfg.loss.get("class_weights")
+    if corrected or cfg.data.get("imbalance", 1) > 1:
+        return
+    if line := find_rarest(data.train_labels, data.classes):
+        warn(f"{line}; data.sampler=balanced or loss.class_weights=balanced helps")
 
 
 def check_single_image(net: nn.Module, shape: tuple[int, int, int]) -> None:
@@ -170,7 +182,7 @@ def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -
     several_batches = batching.accumulate * batching.ranks > 1
     return ImageClassifier(
         net,
-        loss=build_loss(resolve_class_weights(cfg.loss, data), len(data.classes)),
+        loss=build_loss(cfg.loss, len(data.classes), data.train_labels),
         penalties=build_penalties(cfg.penalty, net),
         optimizer=build_optimizer(cfg, net, plan),
         multiplier=plan.multiplier,
@@ -209,24 +221,18 @@ def build_optimizer(cfg: DictConfig, net: nn.Module, plan: Plan) -> functools.pa
     return make_optimizer
 
 
-def resolve_class_weights(cfg: DictConfig, data: ImageData) -> DictConfig:
-    """Return the config of the loss with numbers in place of `class_weights=balanced`."""
-    if cfg.get("class_weights") != "balanced":
-        return cfg
-    weights = balanced_weights(data.train.labels[data.train_indices].cpu(), len(data.classes))
-    if len(weights) <= MAX_SHOWN_WEIGHTS:
-        numbers = ", ".join(f"{weight:.4g}" for weight in weights)
-        show(f"loss.class_weights=balanced: [{numbers}]")
-    return OmegaConf.merge(cfg, {"class_weights": weights})  # type: ignore[return-value]
-
-
-def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
+def build_loss(cfg: DictConfig, classes: int, labels: Tensor) -> nn.Module:
     """Build the loss, of logits [B, K] and class indices [B] or probabilities [B, K].
 
+    `labels` [N] are those of the training images, for `class_weights=balanced`.
     Raises UserError: the loss does not take both, as batches are mixed or not; it is not a mean
     over the images, on which accumulation rests.
     """
-    loss: nn.Module = build(cfg)
+    options = {}
+    if cfg.get("class_weights") == "balanced":
+        options["class_weights"] = balanced_weights(labels, classes)
+        print_class_weights(options["class_weights"])
+    loss: nn.Module = build(cfg, **options)
     try:
         values = [try_loss(loss, images, classes) for images in (2, 4)]
     except UserError:
@@ -237,6 +243,13 @@ def build_loss(cfg: DictConfig, classes: int) -> nn.Module:
     if values[0].ndim or not torch.isclose(values[0], values[1]):
         raise UserError(f"loss={cfg._target_} is not a mean over the images")
     return loss
+
+
+@rank_zero_only
+def print_class_weights(weights: list[float]) -> None:
+    """Print the weights as they would be typed, unless there are many."""
+    if len(weights) <= MAX_SHOWN_CLASSES:
+        print(f"loss.class_weights=[{','.join(f'{weight:.4g}' for weight in weights)}]")
 
 
 def try_loss(loss: nn.Module, images: int, classes: int) -> Tensor:
