@@ -1,5 +1,6 @@
 """GPUs, cores and processes of a run, without importing torch."""
 
+import ctypes
 import os
 import re
 import select
@@ -10,6 +11,8 @@ from pathlib import Path
 
 # Environment variable with a copy of WORLD_SIZE, which Lightning removes at its end
 RUN_WORLD_SIZE = "PROCESSES_OF_RUN"
+M_TRIM_THRESHOLD = -1  # of malloc.h
+M_MMAP_MAX = -4
 
 
 def visible_devices() -> list[str]:
@@ -44,6 +47,18 @@ def omp_threads() -> int:
     """Return the number of threads in OMP_NUM_THREADS; 0 if there is none."""
     match = re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", ""))
     return int(match[0]) if match else 0
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep the memory of freed tensors for the next ones; elsewhere do nothing.
+
+    It would give those above 32 MB back to the kernel. With photographs, the page faults of new
+    memory then take a tenth of a training step and up to half of an evaluation.
+    """
+    with suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def call_after_exit(process: int, act: Callable[[], object]) -> None:

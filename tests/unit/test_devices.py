@@ -1,5 +1,9 @@
 """Number of processes and first rank, as far as the environment and the config tell."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 
 from helpers.configs import configure
@@ -42,3 +46,27 @@ def test_world_size_and_first_rank_come_from_the_environment(monkeypatch, enviro
 )
 def test_count_devices_is_none_where_the_machine_decides(overrides, devices):
     assert count_devices(configure(*overrides).trainer) == devices
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_memory_of_freed_tensors_is_used_again(tmp_path):
+    """64 MB are mapped once, not for each tensor."""
+    program = """
+import resource, torch
+from tricklab.devices import keep_freed_memory
+def count_faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.zeros(2**24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+count_faults()
+print(count_faults())
+keep_freed_memory()
+for _ in range(6):
+    count_faults()  # the heap grows at first
+print(count_faults())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    before, after = map(int, done.stdout.split())
+    assert after < 50
+    assert before > 10 * after

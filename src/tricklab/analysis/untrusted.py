@@ -6,6 +6,7 @@ must be valid for that option on the command line, so nothing else is imported, 
 """
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ from tricklab.errors import UserError
 
 # Keys that name files to read or write are reset to these values
 RESET = {"weights": None, "cache": "memory", "num_workers": None}
+MAX_REPETITIONS = 3  # in a regular expression: each multiplies the time by the length of the text
 TRAINER_KEYS = ("accelerator", "precision", "limit_test_batches", "compile", "channels_last")
 
 
@@ -89,6 +91,16 @@ def _check_plain(key: str, value: Any, default: Any, target: str) -> None:
     if any("${" in part for part in parts if isinstance(part, str)):
         raise UserError(f"{key}={value!r}: interpolations are not resolved here")
     check_value(key, value, default, find_spec(key, target))
+    if key == "data.group" and value is not None:
+        _check_pattern(value)
+
+
+def _check_pattern(pattern: str) -> None:
+    """Raise UserError for a regular expression that could take for ever."""
+    repetitions = re.findall(r"(?<!\\)[*+{]", pattern)
+    if len(repetitions) > MAX_REPETITIONS or re.search(r"(?<!\\)\)[*+{]", pattern):
+        allowed = f"{MAX_REPETITIONS} repetitions, none of a group in parentheses"
+        raise UserError(f"data.group={pattern}; allowed: {allowed}")
 
 
 def _check_mapping(path: str, node: Any) -> dict[str, Any]:

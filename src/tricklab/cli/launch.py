@@ -22,7 +22,7 @@ from tricklab.cli.help import format_help
 from tricklab.cli.messages import explain, unknown_option
 from tricklab.cli.overrides import defer_to_jobs, expand_home
 from tricklab.cli.suggest import suggest_key
-from tricklab.devices import world_size
+from tricklab.devices import keep_freed_memory, world_size
 from tricklab.errors import UserError
 from tricklab.files import use_libyaml
 
@@ -54,7 +54,7 @@ def launch(main: Callable[[], Any], help_text: str | None = None) -> None:
 
 
 def configure_process() -> None:
-    """Set how this process prints, and silence libraries."""
+    """Set how this process prints and keeps memory, and silence libraries."""
     # An ASCII terminal shows other characters escaped
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     # Otherwise Hydra prints errors itself, on several lines, and exits
@@ -62,6 +62,7 @@ def configure_process() -> None:
     # Otherwise torch prints a page for each lost connection
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     use_libyaml()
+    keep_freed_memory()
     # The plugin has an option of that name, too
     warnings.filterwarnings("ignore", "\n'hydra/launcher/ray' is validated")
 

@@ -37,7 +37,7 @@ def dataset(read: Callable[..., DatasetSplits]) -> Callable[..., ImageData]:
     def build(**options: Any) -> ImageData:
         parameters = inspect.signature(read).parameters
         own = {name: options.pop(name) for name in [*options] if name in parameters}
-        if "root" in own:
+        if own.get("root") is not None:
             own["root"] = expand_home(own["root"], "data.root")
         if "decoding" in parameters:
             own["decoding"] = make_decoding(options)
@@ -123,7 +123,7 @@ def folder(
 @dataset
 def table(
     table: str,
-    root: str | None,
+    root: Path | None,
     path: str,
     label: str,
     split: str | None,
@@ -137,7 +137,7 @@ def table(
     UserError: a table that can't be read, several labels for an image, missing or corrupt images.
     """
     file = expand_home(table, "data.table")
-    folder = expand_home(root, "data.root") if root else file.parent
+    folder = root or file.parent
     rows = split_rows(file, read_rows(file, Columns(path, label, split, group)))
     if "train" not in rows:
         raise UserError(f"data.table={table} has no training row")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SEPARATORS = ",;\t|"  # of columns in a CSV
 LABEL_SEPARATORS = re.compile(r"[|;,/]")
+HEADER_LIMIT = 2**20  # characters
 EXTENSIONS = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 
 
@@ -87,7 +88,7 @@ def read_frame(table: Path) -> "DataFrame":
 def find_separator(table: Path) -> str:
     """Return the separator that occurs most often in the first line of a CSV."""
     with table.open(encoding="utf-8-sig") as file:
-        header = file.readline()
+        header = file.readline(HEADER_LIMIT)
     return max(SEPARATORS, key=header.count)
 
 

@@ -29,7 +29,7 @@ from tricklab.run.inputs import resolve_input
 from tricklab.run.instantiate import build, build_each, omit
 from tricklab.run.plan import Plan
 from tricklab.run.record import Record
-from tricklab.run.weights import load_backbone, read_input_spec, read_weights
+from tricklab.run.weights import load_backbone, read_input_spec, read_weights, zero_head
 from tricklab.training import ImageClassifier
 
 MAX_SHOWN_CLASSES = 20  # with more, balanced class weights are not printed
@@ -57,7 +57,8 @@ def build_data_and_net(
     net = build_net(cfg, data.shape, len(data.classes))
     if weights:
         load_backbone(net, weights.state)
-        show(f"weights: the backbone starts from {cfg.model.weights}, the head is new")
+        zero_head(net)
+        show(f"weights: the backbone starts from {cfg.model.weights}, the head is new, from 0")
     if data.batch_size == 1:
         check_single_image(net, data.shape)
     return data, net

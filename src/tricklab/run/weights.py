@@ -51,6 +51,15 @@ def load_backbone(net: nn.Module, state: State) -> None:
     net.load_state_dict({key: state[key] for key in wanted}, strict=False)
 
 
+def zero_head(net: nn.Module) -> None:
+    """Let a new head start at zero (arXiv 1912.11370), all classes equally probable.
+
+    Some networks draw large weights for it, which features of a good backbone take long to undo.
+    """
+    for parameter in find_head(net)[1].parameters(recurse=False):
+        nn.init.zeros_(parameter)
+
+
 def _show(shape: Size | None) -> str:
     return "missing" if shape is None else str(list(shape))
 
