@@ -1,5 +1,6 @@
 """The first images of a training run as the network gets them, with their targets."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -16,6 +17,7 @@ from tricklab.run.plan import make_plan
 from tricklab.run.weights import read_weights
 
 ROWS, COLUMNS = 4, 8  # of a single config
+TITLE_WIDTH = 110  # characters
 Example = tuple[ndarray, str]  # an image [H, W, C] of 0 .. 1, and its caption
 
 
@@ -69,7 +71,7 @@ def draw_preview(examples: Mapping[str, Sequence[Example]], title: str) -> Figur
             write_row_label(block[0], label.replace("=", "=\n"))
     for axes in grid.flat:
         axes.axis("off")
-    figure.suptitle(title)
+    figure.suptitle(textwrap.fill(title, TITLE_WIDTH))
     return figure
 
 

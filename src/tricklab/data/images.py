@@ -77,7 +77,7 @@ def load(path: Path, mode: str, background: str, resize: Resize = None) -> Image
         image = _to_eight_bits(image)
     if image.has_transparency_data:
         image = _composite(image.convert("RGBA"), background)
-    return image.convert(mode)
+    return image if image.mode == mode else image.convert(mode)  # which would copy it
 
 
 def read_size(path: Path) -> tuple[int, int] | None:

@@ -197,3 +197,19 @@ def train_on_files(root: Path, threads: int) -> Round:
     speeds = take_turns(turns, images // 128 - WARMUP_STEPS)
     first_epoch = decoding + images / speeds["ours, later epochs"]
     return speeds | {"ours, first epoch": images / first_epoch}
+
+
+def measure_photographs(workers: int, repeats: int, root: Path) -> dict[str, Table]:
+    """Measure images/s of loading photographs, each round in a new process."""
+    from tricklab.analysis.benchmark.photographs import load_in_turns
+
+    tables = {}
+    for side in (128, 224):
+        rounds = [run_in_new_process(load_in_turns, root, side, workers) for _ in range(repeats)]
+        columns = {
+            "images/s": rounds,
+            "of torchvision": relative_to("torchvision, ImageFolder", rounds),
+            "of timm": relative_to("timm, create_loader", rounds),
+        }
+        tables[f"{root}, {side} pixels, {workers} workers"] = make_table(columns)
+    return tables
