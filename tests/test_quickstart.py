@@ -72,6 +72,9 @@ def test_quickstart(readme, class_folders):
         "python train.py data=folder data.root=PATH", "trainer.max_epochs=1", PATH=photographs
     )
     assert "test accuracy" in output
+    readme.skip('pip install -e ".[timm]"')
+    readme.skip("python train.py data=folder data.root=PATH model=timm model.name=resnet18 \\")
+    readme.skip("    model.weights=pretrained model.freeze=100% trainer.max_epochs=5")
 
     # a sweep and its report: a table, and a page with figures
     readme.run(

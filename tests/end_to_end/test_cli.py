@@ -63,7 +63,7 @@ def list_imported(trace: str) -> list[str]:
         (
             ["augment=null"],
             1,
-            "augment=null does not exist; allowed: affine, alternating_flip, crop, ",
+            "augment=null does not exist; allowed: affine, alternating_flip, color, crop, ",
         ),
         (
             ["mixup=1"],

@@ -27,9 +27,15 @@ def require(class_folders, tmp_path, monkeypatch):
         write_cifar(tmp_path)
         write_cifar(tmp_path, classes=100)
         trust_cifar(tmp_path, monkeypatch)
-        root = class_folders({"train": 9})
+        root = class_folders({"train": 9, "val": 3})
+        rows = [f"{path},{path.parent.name}" for path in sorted(root.glob("train/*/*.png"))]
+        (tmp_path / "table.csv").write_text("\n".join(["path,label", *rows]))
+        small = [f"data.root='{root}'", "data.size=32"]
         overrides = {
             "folder": [f"data.root='{root}'"],
+            "table": [f"data.table='{tmp_path}/table.csv'"],
+            "imagenette_128": small,
+            "imagenette_224": [*small, "data.train_size=9", "model.weights=null", "model.freeze=0"],
             "mnist": [f"data.root={tmp_path}"],
             "cifar10": [f"data.root={tmp_path}"],
             "cifar100": [f"data.root={tmp_path}", "data.val_size=50"],

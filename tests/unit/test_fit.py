@@ -173,7 +173,7 @@ def test_crop_of_arrays_keeps_their_size_and_type():
     cropped = resized_crop(images, rand)
     assert (cropped.shape, cropped.dtype) == (images.shape, torch.uint8)
     as_floats = resized_crop(images.float(), Rand(generator(0, "crop"), 20))
-    assert (as_floats - cropped).abs().max() <= 1
+    assert (as_floats - cropped).abs().max() < 1.01  # pixels of uint8 are rounded
 
 
 def test_jpegs_of_one_picture_give_the_pixels_of_pillow(tmp_path):
