@@ -13,7 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import Tensor
 
@@ -218,3 +218,18 @@ class ProgressBar(RichProgressBar):
         remaining = pl_module.last_step - trainer.global_step
         seconds = round((time.time() - self.start_time) / max(1, done) * remaining)
         print(*parts, f"{timedelta(seconds=seconds)} left", sep=", ", flush=True)
+
+
+def average_floats_only(callback: WeightAveraging) -> None:
+    """Let averages of weights copy integer buffers, such as tables of indices.
+
+    Averaged, they would be cut off: 0.9 * 5 + 0.1 * 5 is 4.999... in float32.
+    """
+    average = callback._kwargs.get("avg_fn")
+    if average is None:
+        return
+
+    def average_or_copy(averaged: Tensor, current: Tensor, number: Tensor) -> Tensor:
+        return average(averaged, current, number) if averaged.is_floating_point() else current
+
+    callback._kwargs["avg_fn"] = average_or_copy

@@ -574,3 +574,17 @@ def test_gradient_norm_is_without_the_loss_scale(run):
 def test_result_names_the_gpu(run):
     done = run(*ONE_BATCH, "trainer=gpu", "trainer.accelerator=gpu", "mixup=on", "augment=strong")
     assert done.result["devices"] == [torch.cuda.get_device_name(0)]
+
+
+def test_averages_of_weights_copy_integers(run, monkeypatch):
+    """At this decay 5 would become 4: torch averages integers, and cuts off."""
+
+    def with_index(*arguments):
+        net = build_net(*arguments)
+        net.register_buffer("index", torch.arange(1000))
+        return net
+
+    monkeypatch.setattr("tricklab.run.build.build_net", with_index)
+    options = ("model=mlp", "callbacks=ema", "callbacks.ema.decay=0.9", "stop_after=2ep")
+    state = run(*options).checkpoint()["state_dict"]
+    assert torch.equal(state["net.index"], torch.arange(1000))

@@ -89,6 +89,8 @@ class LoadedCheckpoint(NamedTuple):
         if data.classes != self.classes:
             reason = f"the data have the classes {data.classes}, the checkpoint {self.classes}"
             raise UserError(reason)
+        if data.shape != self.input_spec.shape:  # data.size is an option of evaluation, too
+            build_net(self.config, data.shape, len(self.classes))  # refuses what it can't take
         return data
 
     def preprocess(self) -> Preprocess:

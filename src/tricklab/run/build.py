@@ -8,11 +8,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig
+from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tricklab.callbacks import CheckpointFiles
+from tricklab.callbacks import CheckpointFiles, average_floats_only
 from tricklab.data.balance import find_rarest
 from tricklab.data.inputs import InputSpec
 from tricklab.data.module import ImageData
@@ -147,6 +148,9 @@ def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     options = omit(cfg.trainer, *OF_NETWORK)
     loggers = [MetricsFile(str(folder)), *build_each(cfg.logger, save_dir=str(folder)).values()]
     callbacks = list(build_each(cfg.callbacks).values())
+    for callback in callbacks:
+        if isinstance(callback, WeightAveraging):
+            average_floats_only(callback)
     places = {"logger": loggers, "default_root_dir": str(folder), "plugins": [CheckpointFiles()]}
     try:
         trainer: pl.Trainer = build(options, callbacks=callbacks, **places)
