@@ -24,6 +24,8 @@ from tricklab.devices import is_first
 from tricklab.errors import UserError
 from tricklab.randomness import generator
 
+# Options of decoding that ImageData does not have
+FILE_OPTIONS = set(Decoding._fields) - set(inspect.signature(ImageData).parameters)
 TEST_SIZE = 0.2  # the default in conf/data/folder.yaml: an explicit 0.2 looks the same
 
 
@@ -37,12 +39,16 @@ def dataset(read: Callable[..., DatasetSplits]) -> Callable[..., ImageData]:
     def build(**options: Any) -> ImageData:
         parameters = inspect.signature(read).parameters
         own = {name: options.pop(name) for name in [*options] if name in parameters}
+        options.pop("download", None)  # evaluation passes it to every data set
+        if isinstance(options.get("size"), int):
+            options["size"] = [options["size"], options["size"]]
         if own.get("root") is not None:
             own["root"] = expand_home(own["root"], "data.root")
         if "decoding" in parameters:
             own["decoding"] = make_decoding(options)
-        common = inspect.signature(ImageData).parameters
-        return ImageData(read(**own), **{k: v for k, v in options.items() if k in common})
+        for name in FILE_OPTIONS:
+            options.pop(name, None)
+        return ImageData(read(**own), **options)
 
     return build
 

@@ -31,7 +31,7 @@ class Decoding(NamedTuple):
     aspect ratio, as an augmentation crops them.
     """
 
-    size: Sequence[int] | None
+    size: Sequence[int] | None = None
     fit: str = "crop"
     crop_fraction: float = 1.0
     interpolation: str = "bilinear"
@@ -67,9 +67,9 @@ class Decoding(NamedTuple):
 
     def drop_corrupt(self, files: LabeledFiles, root: Path) -> LabeledFiles:
         """Return the images that can be decoded, with `skip_corrupt`, else all of them."""
-        return (
-            Search(root, workers=self.workers).drop_corrupt(files) if self.skip_corrupt else files
-        )
+        if not self.skip_corrupt:
+            return files
+        return Search(root, workers=self.workers).drop_corrupt(files)
 
     def image_files(self, files: LabeledFiles, resize: Resize) -> ImageFiles:
         paths = [file for file, _ in files]
@@ -78,7 +78,10 @@ class Decoding(NamedTuple):
 
 def make_decoding(options: Mapping[str, Any]) -> Decoding:
     """Return how files are decoded, from the options of a data set."""
-    own = {name: value for name, value in options.items() if name in Decoding._fields}
+    own = {}
+    for name, value in options.items():
+        if name in Decoding._fields and value is not None:
+            own[name] = value
     originals = any(map(takes_originals, options.get("augment", {}).values()))
     return Decoding(**own, originals=originals)
 

@@ -61,8 +61,8 @@ class ImageData(pl.LightningDataModule):
         size: Sequence[int] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
-        fit: str = "crop",
-        crop_fraction: float = 1.0,
+        fit: str | None = None,
+        crop_fraction: float | None = None,
         interpolation: str | None = None,
         seed: int = 0,
         augment: Augmentations = MappingProxyType({}),
@@ -88,9 +88,8 @@ class ImageData(pl.LightningDataModule):
         height, width = size or own_size
         shape = (input_channels or own_channels, height, width)
         mean, std = self._resolve_mean_std(subsets, mean, std, shape[0])
-        self._set_input(
-            InputSpec(shape, mean, std, fit, crop_fraction, interpolation or "bilinear")
-        )
+        resizing = (fit or "crop", crop_fraction or 1.0, interpolation or "bilinear")
+        self._set_input(InputSpec(shape, mean, std, *resizing))
         self._set_augmentation(augment)
         self.one_hot = torch.eye(len(self.classes))
         self.digest = hash_splits(splits)
