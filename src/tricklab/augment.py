@@ -23,6 +23,7 @@ RGB_EIGENVECTORS = (  # its columns
     (-0.5836, -0.6948, 0.4203),
 )
 
+LARGE = 2**14  # pixels times channels, from which single images on a CPU are worth a loop
 Step = TypeVar("Step", bound=Callable[..., Tensor])
 
 
@@ -100,16 +101,26 @@ def crop(images: Tensor, rand: Rand, padding: float = 0.125) -> Tensor:
 def flip(images: Tensor, rand: Rand, horizontal: float = 0.5, vertical: float = 0.0) -> Tensor:
     """Mirror left-right and upside down with these probabilities."""
     x, y = rand(2).T  # [B] each
-    images = where_images(x < horizontal, images.flip(3), images)
+    images = mirror(images, x < horizontal, 3)
     if not vertical:
         return images
-    return where_images(y < vertical, images.flip(2), images)
+    return mirror(images, y < vertical, 2)
 
 
 def alternating_flip(images: Tensor, rand: Rand) -> Tensor:
     """Mirror half of the images in even epochs, the other half in odd ones. arXiv 2404.00498."""
     is_mirrored = (rand.per_image < 0.5) ^ bool(rand.epoch % 2)  # [B]
-    return where_images(is_mirrored, images.flip(3), images)
+    return mirror(images, is_mirrored, 3)
+
+
+def mirror(images: Tensor, mask: Tensor, dim: int) -> Tensor:
+    """Mirror the images [B, C, H, W] of a mask [B] along a dimension."""
+    if images.device.type != "cpu" or images[0].numel() < LARGE:
+        return where_images(mask, images.flip(dim), images)
+    mirrored = images.clone()
+    for i in mask.nonzero()[:, 0].tolist():  # a quarter of the memory traffic
+        mirrored[i] = images[i].flip(dim - 1)
+    return mirrored
 
 
 def where_images(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -441,3 +441,16 @@ def test_errors_are_raised_before_training(run, capsys, overrides, message):
     with pytest.raises(UserError, match=message):
         run("debug=batch", *overrides)
     assert "steps" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size", [8, 64, 72, 80])
+def test_flip_of_large_images_is_that_of_small_ones(size):
+    """From some size on, images are mirrored one by one."""
+    images = torch.randint(256, (9, 3, size, size), dtype=torch.uint8)
+    before = images.clone()
+    flipped = flip(images, rand(images), horizontal=0.5, vertical=0.5)
+    x, y = rand(images)(2).T < 0.5
+    for image, ours, in_x, in_y in zip(images, flipped, x, y):
+        image = image.flip(2) if in_x else image
+        assert torch.equal(ours, image.flip(1) if in_y else image)
+    assert torch.equal(images, before)

@@ -234,14 +234,15 @@ def test_channel_mean_std_are_of_all_classes(class_folders, monkeypatch):
     assert build_folder(root, "data.mode=L").mean == pytest.approx([50 / 255])
 
 
+@pytest.mark.parametrize("width", [4, 2**16])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float])
-def test_preprocess_normalises_and_leaves_its_argument(dtype, channels):
-    images = torch.arange(16 * channels).view(2, channels, 2, 4).to(dtype)
+def test_preprocess_normalises_and_leaves_its_argument(dtype, channels, width):
+    images = torch.arange(4 * channels * width).view(2, channels, 2, width).to(dtype)
     before = images.clone()
     mean, std = [0.1, 0.2, 0.3], [0.4, 0.5, 0.6]
     expected = (images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    torch.testing.assert_close(Preprocess(InputSpec((3, 2, 4), mean, std))(images), expected)
+    torch.testing.assert_close(Preprocess(InputSpec((3, 2, width), mean, std))(images), expected)
     assert torch.equal(images, before)
 
 

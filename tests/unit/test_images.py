@@ -12,8 +12,8 @@ import torch
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
-from tricklab.data.fit import Fit
-from tricklab.data.images import FORMATS, decode
+from tricklab.data.fit import Fit, Keep
+from tricklab.data.images import FORMATS, decode, decode_whole_jpeg
 from tricklab.errors import UserError
 
 FORBIDDEN = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn")
@@ -310,3 +310,33 @@ def test_decode_rotates_upright_in_all_depths(tmp_path, mode, orientation):
     path = tmp_path / ("y.tif" if mode == "F" else "y.png")
     (Image.fromarray(deep[mode]) if mode in deep else image.convert(mode)).save(path, exif=exif)
     assert torch.equal(decode(path, None, "L")[0], expected)
+
+
+def test_whole_jpegs_have_the_pixels_of_pillow(tmp_path):
+    """Of every kind that torchvision decodes, and of those that it leaves to Pillow."""
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((81, 57))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    kinds = {
+        "420": (smooth, {}),
+        "444": (smooth, {"subsampling": 0}),
+        "422": (smooth, {"subsampling": 1, "quality": 30}),
+        "progressive": (smooth, {"progressive": True}),
+        "grey": (smooth.convert("L"), {}),
+        "cmyk": (smooth.convert("CMYK"), {}),
+        "rotated": (smooth, {"exif": exif}),
+    }
+    decoded = []
+    for name, (image, options) in kinds.items():
+        path = tmp_path / f"{name}.jpg"
+        path.write_bytes(encode(image, "JPEG", **options))
+        if decode_whole_jpeg(path, 57) is not None:
+            decoded.append(name)
+        assert torch.equal(decode(path, Keep(57), "RGB"), decode(path, None, "RGB")), name
+        assert decode_whole_jpeg(path, 56) is None  # it must be resized
+    assert decoded == ["420", "444", "422", "progressive", "grey"]
+    path = tmp_path / "420.jpg"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"420\.jpg can't be decoded: image file is truncated"):
+        decode(path, Keep(57), "RGB")

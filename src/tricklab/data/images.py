@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
 from tricklab.data.fit import Fit, Keep
 from tricklab.errors import UserError
@@ -56,6 +57,10 @@ def decode_with_size(
 ) -> tuple[Tensor, tuple[int, int]]:
     """Decode an image file, see `decode`; return its height and width before it is resized too."""
     try:
+        if isinstance(resize, Keep) and mode == "RGB":
+            pixels = decode_whole_jpeg(path, resize.short_side)
+            if pixels is not None:
+                return pixels, (pixels.shape[1], pixels.shape[2])
         image = load(path, mode, background, resize)
         width, height = image.size
         if resize:
@@ -64,6 +69,24 @@ def decode_with_size(
         return torch.atleast_3d(pixels).permute(2, 0, 1), (height, width)
     except Exception as error:  # a decoder may fail on a corrupt file in any way
         raise UserError(f"{path} can't be decoded: {_reason(error)}") from error
+
+
+def decode_whole_jpeg(path: Path, short_side: int) -> Tensor | None:
+    """Decode a plain JPEG that need not be resized, with torchvision to RGB [3, H, W].
+
+    It takes half of Pillow's time, for the same pixels. None: another image, or one that is
+    damaged; Pillow also rotates those with an EXIF.
+    """
+    with warnings.catch_warnings(action="ignore"), Image.open(path, formats=[*FORMATS]) as image:
+        is_plain = (
+            image.format == "JPEG" and image.mode in ("RGB", "L") and "exif" not in image.info
+        )
+        if not is_plain or min(image.size) > short_side:
+            return None
+    with suppress(RuntimeError):
+        pixels: Tensor = decode_jpeg(read_file(str(path)), ImageReadMode.RGB)
+        return pixels
+    return None
 
 
 def load(path: Path, mode: str, background: str, resize: Resize = None) -> Image.Image:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from tricklab.boxes import resize
 
+LARGE = 2**17  # pixels times channels; two of such images do not fit into the cache of a core
+
 
 class InputSpec(NamedTuple):
     """Input of a network: shape (C, H, W); mean and std of each channel, for pixels in 0 .. 1.
@@ -40,5 +42,10 @@ class Preprocess(nn.Module):
             images = resize(images.float(), self.size, self.interpolation)
         images = images.expand(-1, self.scale.shape[1], -1, -1)
         # one copy, changed in place: another tensor would take 0.5 ms for 512 images
-        images = images.to(torch.float, copy=True)
-        return images.mul_(self.scale).add_(self.shift)
+        if images.device.type != "cpu" or images[0].numel() < LARGE:
+            images = images.to(torch.float, copy=True)
+            return images.mul_(self.scale).add_(self.shift)
+        normalised = torch.empty(images.shape)
+        for image, source in zip(normalised.split(1), images.split(1), strict=True):
+            image.copy_(source).mul_(self.scale).add_(self.shift)  # while it is in the cache
+        return normalised

@@ -13,6 +13,7 @@ from tricklab.cli.compose import compose_each
 from tricklab.data.cache import decode_all
 from tricklab.data.image_files import ImageFiles
 from tricklab.data.module import ImageData
+from tricklab.devices import keep_freed_memory
 from tricklab.run.build import build_data
 
 BATCH = 128
@@ -37,6 +38,7 @@ def measure(loader: Iterable[Any]) -> float:
 
 def measure_ours(root: Path, side: int, workers: int) -> Round:
     """Return the images/s of the first epoch, decoding included, of later ones, and of decoding."""
+    keep_freed_memory()  # as each command does
     folder = ("data=folder", f"data.root={root}", f"data.size={side}", f"data.batch_size={BATCH}")
     spec = ("data.mean=[0.5]", "data.std=[0.5]", "data.test_size=2", "data.val_size=2")
     options = (*folder, *spec, f"data.num_workers={workers}", "augment=[resized_crop,flip]")
