@@ -115,7 +115,7 @@ def alternating_flip(images: Tensor, rand: Rand) -> Tensor:
 
 def mirror(images: Tensor, mask: Tensor, dim: int) -> Tensor:
     """Mirror the images [B, C, H, W] of a mask [B] along a dimension."""
-    if images.device.type != "cpu" or images[0].numel() < LARGE:
+    if images.device.type != "cpu" or images.shape[1:].numel() < LARGE:
         return where_images(mask, images.flip(dim), images)
     mirrored = images.clone()
     for i in mask.nonzero()[:, 0].tolist():  # a quarter of the memory traffic

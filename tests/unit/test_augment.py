@@ -454,3 +454,4 @@ def test_flip_of_large_images_is_that_of_small_ones(size):
         image = image.flip(2) if in_x else image
         assert torch.equal(ours, image.flip(1) if in_y else image)
     assert torch.equal(images, before)
+    assert flip(images[:0], Rand(generator(0, "flip"), 0)).shape == (0, 3, size, size)

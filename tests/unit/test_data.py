@@ -244,6 +244,9 @@ def test_preprocess_normalises_and_leaves_its_argument(dtype, channels, width):
     expected = (images / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(Preprocess(InputSpec((3, 2, width), mean, std))(images), expected)
     assert torch.equal(images, before)
+    # a rank may have no image
+    spec = InputSpec((3, 2, width), mean, std)
+    assert Preprocess(spec)(images[:0]).shape == (0, 3, 2, width)
 
 
 def test_summary_has_the_size_of_images_from_files(class_folders, run, capsys):

@@ -42,7 +42,7 @@ class Preprocess(nn.Module):
             images = resize(images.float(), self.size, self.interpolation)
         images = images.expand(-1, self.scale.shape[1], -1, -1)
         # one copy, changed in place: another tensor would take 0.5 ms for 512 images
-        if images.device.type != "cpu" or images[0].numel() < LARGE:
+        if images.device.type != "cpu" or images.shape[1:].numel() < LARGE:
             images = images.to(torch.float, copy=True)
             return images.mul_(self.scale).add_(self.shift)
         normalised = torch.empty(images.shape)
