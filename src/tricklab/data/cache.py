@@ -69,17 +69,17 @@ def decode_to_memory(files: ImageFiles) -> Decoded:
     done = 0
     for block in files.blocks():
         if files.keeps_aspect:
-            pixels.append(block.pixels.clone())  # those of a worker lie in shared memory
+            pixels.append(block.pixels.clone())
         else:
             flat[done : done + len(block.pixels)] = block.pixels
         done += len(block.pixels)
         check_memory(files, done)
-        sizes.append(block.sizes)
-        original_sizes.append(block.original_sizes)
+        sizes += block.sizes
+        original_sizes += block.original_sizes
     if not files.keeps_aspect:
-        return Decoded(flat.view(files.shape), files.files, torch.cat(original_sizes))
-    images = KeptImages(pixels, torch.cat(sizes), files.channels, files.workers)
-    return Decoded(images, files.files, torch.cat(original_sizes))
+        return Decoded(flat.view(files.shape), files.files, torch.tensor(original_sizes))
+    images = KeptImages(pixels, torch.tensor(sizes), files.channels, files.workers)
+    return Decoded(images, files.files, torch.tensor(original_sizes))
 
 
 def check_memory(files: ImageFiles, size: int) -> None:
@@ -187,9 +187,9 @@ def write_cache(files: ImageFiles, path: Path) -> None:
             for block in files.blocks():
                 file.write(block.pixels.numpy().data)
                 crc = zlib.crc32(block.pixels.numpy().data, crc)
-                sizes.append(block.sizes)
-                original_sizes.append(block.original_sizes)
-            footer = torch.cat([*sizes, *original_sizes]).int().numpy().tobytes()
+                sizes += block.sizes
+                original_sizes += block.original_sizes
+            footer = torch.tensor([*sizes, *original_sizes]).int().numpy().tobytes()
             file.write(footer)
             file.write(zlib.crc32(footer, crc).to_bytes(CRC_BYTES))
         temporary.replace(path)

@@ -1,6 +1,7 @@
 """Image files as a data set: each is decoded when it is asked for."""
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +15,11 @@ from tricklab.data.fit import Keep
 from tricklab.data.images import VERSION, Resize, decode, decode_with_size
 from tricklab.data.prefetch import prefetch
 from tricklab.data.progress import with_progress
+from tricklab.data.ring_buffer import RingBuffer
 from tricklab.errors import UserError
 
-BLOCK = 64  # images that a worker decodes at once
+BLOCK = 32  # images that a worker decodes at once
+Size = tuple[int, int]  # height and width
 
 
 class ImageFile(NamedTuple):
@@ -37,12 +40,12 @@ class Block:
     """Decoded images in order.
 
     `pixels` is flat, each image [C, H, W], or [H, W, C] if it keeps its aspect ratio. `sizes` are
-    the heights and widths of the images [B, 2], `original_sizes` those before they were resized.
+    the heights and widths of the images, `original_sizes` those before they were resized.
     """
 
     pixels: Tensor
-    sizes: Tensor
-    original_sizes: Tensor
+    sizes: list[Size]
+    original_sizes: list[Size]
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -96,7 +99,7 @@ class ImageFiles:
     def decode(self, index: int) -> Tensor:
         return self._decode_with_size(index)[0]
 
-    def _decode_with_size(self, index: int) -> tuple[Tensor, tuple[int, int]]:
+    def _decode_with_size(self, index: int) -> tuple[Tensor, Size]:
         path = self.files[index].path
         try:
             return decode_with_size(path, self.resize, self.mode, self.background)
@@ -124,12 +127,31 @@ class ImageFiles:
             raise UserError(f"data.fit=none: {message}; data.fit=crop makes them equal")
 
     def blocks(self) -> Iterator[Block]:
-        """Decode all images in order, BLOCK at a time, and show the progress."""
-        indices = torch.arange(len(self.files)).split(BLOCK)
-        blocks = prefetch(self._decode_block, indices, self.workers)
-        return with_progress(blocks, len(self.files), "decoding")
+        """Decode all images in order, BLOCK at a time, and show the progress.
 
-    def _decode_block(self, indices: Tensor) -> Block:
+        The pixels of a block are valid until the next one is asked for.
+        """
+        return with_progress(self._blocks(), len(self.files), "decoding")
+
+    def _blocks(self) -> Iterator[Block]:
+        buffer = RingBuffer(BLOCK * self._most_bytes, self.workers)
+        tasks = [*enumerate(torch.arange(len(self.files)).split(BLOCK))]
+        decoded = prefetch(partial(self._decode_block, buffer), tasks, self.workers)
+        for number, (pixels, sizes, original_sizes) in enumerate(decoded):
+            yield Block(buffer.get(number, pixels), sizes, original_sizes)
+
+    @property
+    def _most_bytes(self) -> int:
+        """Bytes of an image; where they differ, of one that is twice as long as it is high."""
+        if isinstance(self.resize, Keep):
+            return self.channels * 2 * self.resize.short_side**2
+        return math.prod(self.shape[1:])
+
+    def _decode_block(
+        self, buffer: RingBuffer, task: tuple[int, Tensor]
+    ) -> tuple[int | Tensor, list[Size], list[Size]]:
+        """Put decoded images into the buffer; return what `put` returns, and `Block`'s sizes."""
+        number, indices = task
         pixels, sizes, original_sizes = [], [], []
         for index in indices.tolist():
             image, original_size = self._decode_with_size(index)
@@ -138,9 +160,9 @@ class ImageFiles:
             else:
                 self._check_size(index, image)
                 pixels.append(image.flatten())
-            sizes.append(image.shape[1:])
+            sizes.append((image.shape[1], image.shape[2]))
             original_sizes.append(original_size)
-        return Block(torch.cat(pixels), torch.tensor(sizes), torch.tensor(original_sizes))
+        return buffer.put(number, pixels), sizes, original_sizes
 
 
 def decode_errors(files: Sequence[ImageFile], workers: int) -> list[str]:

@@ -12,6 +12,7 @@ from tricklab.errors import UserError
 
 Task = TypeVar("Task")
 Loaded = TypeVar("Loaded")
+TASKS_AHEAD = 2  # that each worker is given before its first result is asked for
 DEAD_WORKER = re.compile("exited unexpectedly|killed by signal")
 
 
@@ -49,6 +50,7 @@ def _load_in_workers(
         batch_size=None,
         collate_fn=load,  # type: ignore[arg-type]
         num_workers=workers,
+        prefetch_factor=TASKS_AHEAD,
         generator=torch.Generator(),  # draws nothing from torch's default generator
     )
     yield from loader
