@@ -46,6 +46,23 @@ def test_load_backbone_refuses_another_network(override, message):
         load_backbone(build_default(), other)
 
 
+class TwoHeads(nn.Module):
+    """As a distilled DeiT: the head of the teacher is the last layer."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.backbone = nn.Linear(4, 3)
+        self.head = nn.Linear(3, classes)
+        self.head_dist = nn.Linear(3, classes)
+
+
+def test_load_backbone_refuses_a_second_head():
+    with pytest.raises(UserError, match=r"head\.weight is \[9, 3\] .* with a single head$"):
+        load_backbone(TwoHeads(5), TwoHeads(9).state_dict())
+    with pytest.raises(UserError, match="weights of the same network$"):
+        load_backbone(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5)), nn.Linear(4, 3).state_dict())
+
+
 def test_state_dict_has_no_input_spec(tmp_path):
     net = build_default()
     torch.save(net.state_dict(), tmp_path / "w.pth")

@@ -94,6 +94,23 @@ def find_groups(files: LabeledFiles) -> Tensor | None:
     return torch.from_numpy(np.unique(names, return_inverse=True)[1]).long()
 
 
+class Enlargement(NamedTuple):
+    """The factor by which an image is enlarged for evaluation, its name, height and width."""
+
+    factor: float
+    name: str
+    height: int
+    width: int
+
+
+class DecodedSplit(NamedTuple):
+    """The images of a split, a hash of their files, and by how much they are enlarged."""
+
+    data: LabeledImages
+    digest: str
+    enlargements: list[Enlargement]
+
+
 def read_splits(
     files: Mapping[str, LabeledFiles], classes: list[str], decoding: Decoding
 ) -> DatasetSplits:
@@ -103,18 +120,12 @@ def read_splits(
     """
     if any(file.group for part in files.values() for file, _ in part):
         check_groups_apart({name: [f.group for f, _ in part] for name, part in files.items()})
-    data = {}
-    digests = {}
-    enlargements: list[Enlargement] = []
+    decoded = {}
     for split, labeled in files.items():
         resize = decoding.training if split == "train" else decoding.evaluation
-        image_files = decoding.image_files(labeled, resize)
-        decoded = decode_all(image_files, decoding.cache)
-        labels = torch.tensor([label for _, label in labeled])
-        data[split] = LabeledImages(decoded.images, labels)
-        digests[split] = image_files.digest
-        enlargements += measure_enlargements(decoded, decoding.evaluation)
-    warn_of_enlargement(enlargements, decoding)
+        decoded[split] = decode_split(labeled, resize, decoding)
+    warn_of_enlargement([one for split in decoded.values() for one in split.enlargements], decoding)
+    data = {name: split.data for name, split in decoded.items()}
     test = data["test"]
     return DatasetSplits(
         train=data.get("train", test),
@@ -122,10 +133,18 @@ def read_splits(
         classes=classes,
         val=data.get("val") if "train" in data else test,
         files=sum(map(len, files.values())),
-        digest=" ".join(digests[split] for split in sorted(digests)),
+        digest=" ".join(decoded[split].digest for split in sorted(decoded)),
         fitted=find_fitted(files, decoding),
         groups=find_groups(files.get("train", [])),
     )
+
+
+def decode_split(files: LabeledFiles, resize: Resize, decoding: Decoding) -> DecodedSplit:
+    image_files = decoding.image_files(files, resize)
+    decoded = decode_all(image_files, decoding.cache)
+    labels = torch.tensor([label for _, label in files])
+    enlargements = measure_enlargements(decoded, decoding.evaluation)
+    return DecodedSplit(LabeledImages(decoded.images, labels), image_files.digest, enlargements)
 
 
 def find_fitted(
@@ -142,15 +161,6 @@ def find_fitted(
         return images
 
     return fitted
-
-
-class Enlargement(NamedTuple):
-    """The factor by which an image is enlarged for evaluation, its name, height and width."""
-
-    factor: float
-    name: str
-    height: int
-    width: int
 
 
 def measure_enlargements(decoded: Decoded, resize: Resize) -> list[Enlargement]:

@@ -208,12 +208,9 @@ def build_optimizer(cfg: DictConfig, net: nn.Module, plan: Plan) -> functools.pa
     network has no layers for `layer_decay`.
     """
     make_optimizer = build(omit(cfg.optimizer, *OF_TRAINING), lr=plan.lr)
-    groups = parameter_groups(net, layer_decay=cfg.optimizer.get("layer_decay", 1.0))
-    if scale := groups[-1].get("lr_scale"):
-        layers = (
-            f"{groups[0]['layer'] + 1} layers, the LR of the first is {scale:.3g} of the head's"
-        )
-        rank_zero_only(print)(f"optimizer.layer_decay={cfg.optimizer.layer_decay}: {layers}")
+    layer_decay = cfg.optimizer.get("layer_decay", 1.0)
+    groups = parameter_groups(net, layer_decay=layer_decay)
+    show(describe_layers(groups, layer_decay))
     try:
         # Lightning makes another one, too late for a clear message
         optimizer = make_optimizer(groups)
@@ -224,6 +221,15 @@ def build_optimizer(cfg: DictConfig, net: nn.Module, plan: Plan) -> functools.pa
         message = f"scheduler={cfg.scheduler._target_}: {cfg.optimizer._target_} has no momentum"
         raise UserError(f"{message} to schedule; set optimizer.momentum above 0, or use betas")
     return make_optimizer
+
+
+def describe_layers(groups: list[dict[str, Any]], layer_decay: float) -> str:
+    """Return the number of layers and the smallest multiplier of the LR; "" without layers."""
+    scale = groups[-1].get("lr_scale")
+    if scale is None:
+        return ""
+    layers = f"{groups[0]['layer'] + 1} layers, the LR of the first is {scale:.3g} of the head's"
+    return f"optimizer.layer_decay={layer_decay}: {layers}"
 
 
 def build_loss(cfg: DictConfig, classes: int, labels: Tensor) -> nn.Module:

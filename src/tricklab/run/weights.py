@@ -30,7 +30,7 @@ class Weights(NamedTuple):
 
 def load_backbone(net: nn.Module, state: State) -> None:
     """Load all weights but those of the head. Raises UserError: they do not fit this network."""
-    head = find_head(net)[0]
+    head, layer = find_head(net)
     head_parent = head.rpartition(".")[0] or head
     wanted = {
         key: tensor.shape
@@ -42,13 +42,22 @@ def load_backbone(net: nn.Module, state: State) -> None:
         for key, tensor in state.items()
         if key in wanted or not key.startswith(f"{head_parent}.")
     }
-    different = [key for key in {**wanted, **given} if wanted.get(key) != given.get(key)]
-    if different:
-        key = different[0]
-        shapes = f"{_show(given.get(key))} in the file, {_show(wanted.get(key))} in the network"
-        message = f"model.weights: {key} is {shapes}, and {len(different) - 1} more differ"
-        raise UserError(f"{message}; use weights of the same network")
+    check_same_shapes(given, wanted, classes=len(next(layer.parameters(recurse=False))))
     net.load_state_dict({key: state[key] for key in wanted}, strict=False)
+
+
+def check_same_shapes(given: Mapping[str, Size], wanted: Mapping[str, Size], classes: int) -> None:
+    """Raise UserError if the weights of a file differ from the network's in names or shapes."""
+    different = [key for key in {**wanted, **given} if wanted.get(key) != given.get(key)]
+    if not different:
+        return
+    key = different[0]
+    shapes = f"{_show(given.get(key))} in the file, {_show(wanted.get(key))} in the network"
+    message = f"model.weights: {key} is {shapes}, and {len(different) - 1} more differ"
+    hint = "use weights of the same network"
+    if all(key in given and wanted.get(key, ())[:1] == (classes,) for key in different):
+        hint = "only the last layer may be new, so this takes a network with a single head"
+    raise UserError(f"{message}; {hint}")
 
 
 def zero_head(net: nn.Module) -> None:
