@@ -5,12 +5,14 @@ import os
 import re
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 # Environment variable with a copy of WORLD_SIZE, which Lightning removes at its end
 RUN_WORLD_SIZE = "PROCESSES_OF_RUN"
+CGROUPS = Path("/proc/self/cgroup")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD = -1  # of malloc.h
 M_MMAP_MAX = -4
 
@@ -27,6 +29,38 @@ def count_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def count_memory() -> int:
+    """Return the bytes of memory that this process may use: the machine's, or less in a cgroup.
+
+    Containers and SLURM limit memory by cgroups, whose processes are killed if they take more.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for path in cgroup_limits():
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            memory = min(memory, int(path.read_text()))
+    return memory
+
+
+def cgroup_limits() -> Iterator[Path]:
+    """Yield the files that may have a limit: of this process's cgroup and of those around it.
+
+    A line of /proc/self/cgroup is "0::/a/b" in version 2, "7:memory:/a/b" in version 1.
+    """
+    if not CGROUPS.is_file():
+        return
+    for line in CGROUPS.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            root, name = CGROUP_ROOT / "memory", "memory.limit_in_bytes"
+        elif not controllers:
+            root, name = CGROUP_ROOT, "memory.max"
+        else:
+            continue
+        cgroup = Path(path)
+        for parent in (cgroup, *cgroup.parents):
+            yield root / parent.relative_to("/") / name
 
 
 def world_size() -> int:

@@ -1,5 +1,6 @@
 """Number of processes and first rank, as far as the environment and the config tell."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -7,8 +8,9 @@ import sys
 import pytest
 
 from helpers.configs import configure
+from tricklab import devices
 from tricklab.cli.start import count_devices
-from tricklab.devices import is_first, world_size
+from tricklab.devices import count_memory, is_first, world_size
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "a", "LOCAL_RANK": "0"}
 
@@ -29,6 +31,29 @@ def test_world_size_and_first_rank_come_from_the_environment(monkeypatch, enviro
         monkeypatch.setenv(name, value)
     assert world_size() == size
     assert is_first() == first
+
+
+@pytest.mark.parametrize(
+    ("cgroups", "limits", "memory"),
+    [
+        ("0::/a/b", {"a/b/memory.max": "max", "a/memory.max": "2048"}, 2048),
+        ("0::/a", {"memory.max": "300", "a/memory.max": "4096"}, 300),
+        ("9:cpu,memory:/a\n0::/", {"memory/a/memory.limit_in_bytes": "500"}, 500),
+        ("9:cpu:/a\n0::/", {"memory/a/memory.limit_in_bytes": "500"}, None),
+        ("0::/", {}, None),
+        (None, {}, None),
+    ],
+)
+def test_memory_is_limited_by_cgroups(tmp_path, monkeypatch, cgroups, limits, memory):
+    if cgroups is not None:
+        (tmp_path / "self").write_text(f"{cgroups}\n")
+    for name, limit in limits.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{limit}\n")
+    monkeypatch.setattr(devices, "CGROUPS", tmp_path / "self")
+    monkeypatch.setattr(devices, "CGROUP_ROOT", tmp_path)
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert count_memory() == (memory or machine)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ class TwoHeads(nn.Module):
 def test_load_backbone_refuses_a_second_head():
     with pytest.raises(UserError, match=r"head\.weight is \[9, 3\] .* with a single head$"):
         load_backbone(TwoHeads(5), TwoHeads(9).state_dict())
-    with pytest.raises(UserError, match="weights of the same network$"):
+    with pytest.raises(UserError, match=r"weights of the same network$"):
         load_backbone(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 5)), nn.Linear(4, 3).state_dict())
 
 

@@ -21,6 +21,7 @@ from tricklab.data.image_files import ImageFile, ImageFiles
 from tricklab.data.images import read_size
 from tricklab.data.kept import KeptImages
 from tricklab.data.progress import warn, with_progress
+from tricklab.devices import count_memory
 from tricklab.errors import UserError, nearest
 
 CRC_BYTES = 4
@@ -84,7 +85,7 @@ def decode_to_memory(files: ImageFiles) -> Decoded:
 
 def check_memory(files: ImageFiles, size: int) -> None:
     """Raise UserError if images of `size` bytes don't fit into memory."""
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = count_memory()
     if size > memory:
         message = f"{len(files)} images take {size / 1e9:.1f} GB, there are {memory / 1e9:.1f} GB"
         smaller = "data.keep" if files.keeps_aspect else "data.size"
