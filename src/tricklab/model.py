@@ -7,10 +7,20 @@ network is its last layer with weights, the classifier; the rest is the backbone
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from tricklab.errors import UserError, nearest
 from tricklab.option import as_option, keys_after
+from tricklab.resnet import (
+    EXPANSION,
+    IMAGENET_WIDTH,
+    BlockOptions,
+    DropPath,
+    conv_norm,
+    count_blocks,
+    make_blocks,
+    make_stem,
+)
 
 # torchvision's networks with auxiliary heads, used only in training there and left out here
 AUXILIARY = ("googlenet", "inception_v3")
@@ -95,7 +105,7 @@ def convnet(
 def _conv_block(inputs: int, width: int, depth: int, pool_early: bool) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for _ in range(depth):
-        layers += [*_conv_norm(inputs, width), nn.ReLU(inplace=True)]
+        layers += [*conv_norm(inputs, width), nn.ReLU(inplace=True)]
         inputs = width
     layers.insert(1 if pool_early else len(layers), nn.MaxPool2d(2, ceil_mode=True))
     return layers
@@ -107,29 +117,46 @@ def resnet(
     classes: int,
     depth: int = 20,
     width: int = 16,
+    layout: str = "cifar",
+    block: str = "basic",
+    stem: str = "plain",
+    stride: str = "conv1",
+    shortcut: str = "conv",
+    zero_gamma: bool = False,
     dropout: float = 0.0,
     input_dropout: float = 0.0,
     spatial_dropout: float = 0.0,
     drop_path: float = 0.0,
 ) -> nn.Sequential:
-    """ResNet for small images (arXiv 1512.03385, 4.2): three stages of (depth - 2) / 6 blocks.
+    """ResNet (arXiv 1512.03385) of 4.2 there for small images, or of 4.1 for large ones.
 
-    `spatial_dropout` drops whole channels between the convolutions of a block (arXiv 1605.07146).
-    Stochastic depth (arXiv 1603.09382) drops block l of L with probability l / L * `drop_path`.
-    Raises UserError: a depth other than 8, 14, 20, 26, 32, ...
+    The `layout` cifar has a 3x3 convolution and three stages of `width`, 2 `width` and 4 `width`
+    channels; imagenet has a 7x7 convolution and max pooling, which quarter the sides, and four
+    stages from 4 `width` on. Bottlenecks have four times as many. Tweaks of arXiv 1812.01187:
+
+    - `zero_gamma`: the last norm of a block starts at 0, the block as the identity (3.1 there).
+    - B, `stride=conv3`: the 3x3 convolution of a bottleneck has the stride, not the 1x1.
+    - C, `stem=deep`: three 3x3 convolutions.
+    - D, `shortcut=pool`: 2x2 average pooling before the shortcut's convolution, which then has no
+      stride.
+
+    `spatial_dropout` drops whole channels before the last convolution of a block
+    (arXiv 1605.07146). Stochastic depth (arXiv 1603.09382) drops block l of L with probability
+    l / L * `drop_path`. Raises UserError: a depth that does not exist, or B without bottlenecks.
     """
     check_dropout(dropout=dropout, input_dropout=input_dropout, drop_path=drop_path)
     check_dropout(spatial_dropout=spatial_dropout)
-    if depth < 8 or (depth - 2) % 6:
-        raise UserError(f"model.depth={depth}; allowed: 6n + 2, as 20, 32, 44, 56, 110")
-    layers = [nn.Dropout(input_dropout), *_conv_norm(channels, width), nn.ReLU(inplace=True)]
-    inputs = width
-    blocks = (depth - 2) // 2
-    for block in range(blocks):
-        outputs = width << block * 3 // blocks
-        layers.append(Residual(inputs, outputs, spatial_dropout, (block + 1) / blocks * drop_path))
-        inputs = outputs
-    return nn.Sequential(*layers, *_head(inputs, classes, dropout))
+    if stride == "conv3" and block == "basic":
+        problem = "a basic block has no 1x1 convolution that could have the stride"
+        raise UserError(f"model.stride=conv3: {problem}. Expected model.block=bottleneck")
+    stages = count_blocks(layout, block, depth)
+    if layout == "imagenet":
+        width *= IMAGENET_WIDTH
+    options = BlockOptions(block, stride, shortcut, zero_gamma, spatial_dropout)
+    layers = [nn.Dropout(input_dropout), *make_stem(channels, width, layout, stem)]
+    layers += make_blocks(stages, width, options, drop_path)
+    last = (width << (len(stages) - 1)) * EXPANSION[block]
+    return nn.Sequential(*layers, *_head(last, classes, dropout))
 
 
 @network
@@ -224,40 +251,6 @@ def find_timm(name: str) -> Any:
         hint = nearest(name, timm.list_models())
         raise UserError(f"model.name={name}; allowed: timm.list_models().{hint}")
     return timm
-
-
-class Residual(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is 1x1 with a stride where channels double."""
-
-    def __init__(self, inputs: int, outputs: int, spatial_dropout: float, drop_path: float):
-        super().__init__()
-        stride = outputs // inputs
-        self.shortcut: nn.Module = nn.Identity()
-        if stride > 1:
-            self.shortcut = nn.Sequential(*_conv_norm(inputs, outputs, 1, stride))
-        # the residual branch; its name is in checkpoints
-        self.body = nn.Sequential(
-            *_conv_norm(inputs, outputs, 3, stride),
-            nn.ReLU(inplace=True),
-            nn.Dropout2d(spatial_dropout),
-            *_conv_norm(outputs, outputs),
-        )
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (self.drop_path(self.body(x)) + self.shortcut(x)).relu()
-
-
-class DropPath(nn.Dropout):
-    """Stochastic depth: zero the branch per image, rescale the others by 1 / (1 - p)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * super().forward(x.new_ones(len(x), 1, 1, 1))
-
-
-def _conv_norm(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return [conv, nn.BatchNorm2d(outputs)]
 
 
 def _head(inputs: int, classes: int, dropout: float) -> list[nn.Module]:

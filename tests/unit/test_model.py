@@ -11,7 +11,7 @@ from helpers.paths import CONF
 from tricklab import model
 from tricklab.cli.config import list_options
 from tricklab.errors import UserError
-from tricklab.model import DropPath, Residual
+from tricklab.resnet import DropPath, Residual
 from tricklab.run.build import build_net
 
 

@@ -9,8 +9,8 @@ from tricklab.data.inputs import InputSpec
 from tricklab.run.weights import published_input
 
 LIBRARIES = ("timm", "torchvision")
-LIBRARY_SIDE = 224  # pixels; of a network of a library without published weights
-OWN_SIDE = 32  # of our networks
+LARGE_SIDE = 224  # pixels; of a network of a library without published weights, or built like one
+SMALL_SIDE = 32  # of our other networks
 CROP_FRACTION = 0.875  # of ImageNet's evaluation, for images of SMALLEST_CROPPED pixels or more
 SMALLEST_CROPPED = 128
 
@@ -46,7 +46,8 @@ def resolve_size(
         return None
     if published := published_input(model):
         return published.shape[1:]
-    side = OWN_SIDE if model._target_.rpartition(".")[2] not in LIBRARIES else LIBRARY_SIDE
+    is_large = model._target_.rpartition(".")[2] in LIBRARIES or model.get("layout") == "imagenet"
+    side = LARGE_SIDE if is_large else SMALL_SIDE
     return [side, side]
 
 
