@@ -47,6 +47,38 @@ class CrossEntropy(nn.Module):
             raise UserError(f"{message}: expected {classes} numbers, one for each class")
 
 
+class Distill(CrossEntropy):
+    """Cross-entropy, and the divergence from a teacher's predictions (arXiv 1503.02531).
+
+    (1 - w) CE + w T^2 KL(p || q), with w = `weight`, p = softmax(teacher's logits / T),
+    q = softmax(logits / T) and T = `temperature`; T^2 keeps the size of the gradients. A weight of
+    1/2 is half of the sum in arXiv 1812.01187, 5.2. Smoothing and class weights are those of the
+    cross-entropy; `teacher` is read by `tricklab.run.build`.
+    """
+
+    def __init__(
+        self,
+        teacher: str | None = None,
+        temperature: float = 20.0,
+        weight: float = 0.5,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+    ):
+        super().__init__(label_smoothing, class_weights)
+        self.temperature = temperature
+        self.weight = weight
+
+    def divergence(self, logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Return T^2 KL(p || q) of logits [B, K], the mean over the images."""
+        log_q = F.log_softmax(logits / self.temperature, 1)
+        log_p = F.log_softmax(teacher_logits / self.temperature, 1)
+        kl = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+        return kl * self.temperature**2
+
+    def combine(self, cross_entropy: Tensor, divergence: Tensor) -> Tensor:
+        return (1 - self.weight) * cross_entropy + self.weight * divergence
+
+
 def balanced_weights(labels: Tensor, classes: int) -> list[float]:
     """Return n / (k n_c) for each class c, 0 for one without images, from the labels [N].
 
@@ -68,4 +100,5 @@ def _to_tensor(class_weights: Sequence[float]) -> Tensor:
     return torch.tensor(class_weights, dtype=torch.float)
 
 
-cross_entropy = CrossEntropy  # the name of its option
+cross_entropy = CrossEntropy  # the names of their options
+distill = Distill

@@ -4,7 +4,7 @@ One optimizer step is, in this order:
 
     on_train_batch_start        seed dropout; freeze the batch norm of a frozen backbone
     optimizer_step              set LR and momentum, then call what is indented
-        training_step               forward, loss, penalty terms
+        training_step               forward, loss (with a teacher, its divergence), penalty terms
         (Lightning)                 set the gradients to zero, backward
         on_before_optimizer_step    drop the gradients of a frozen backbone, log
         (Lightning)                 clip the gradients, optimizer.step()
@@ -31,6 +31,7 @@ from tricklab.data.batches import Batch
 from tricklab.data.module import ImageData
 from tricklab.duration import Batching
 from tricklab.errors import UserError
+from tricklab.loss import Distill
 from tricklab.metrics import evaluate, fit_temperature, soft_accuracy, weight_stats
 from tricklab.optimizer import (
     Group,
@@ -42,6 +43,7 @@ from tricklab.optimizer import (
 from tricklab.penalty import Penalty
 from tricklab.randomness import seed_default
 from tricklab.scheduler import Curve, Multiplier, Plateau
+from tricklab.teacher import Teacher
 
 
 class ImageClassifier(pl.LightningModule):
@@ -51,6 +53,8 @@ class ImageClassifier(pl.LightningModule):
         net: images [B, C, H, W] to logits [B, K].
         loss: logits and targets of a training batch, class indices [B] or probabilities [B, K], to
             the mean cross-entropy. It may smooth the targets; evaluation never does.
+        teacher: images to logits [B, K], from which the network learns as well; `loss` is then a
+            `tricklab.loss.Distill`.
         penalties: by name; terms are added to the training loss, projections applied after each
             step, see `tricklab.penalty`.
         optimizer: makes an optimizer of parameter groups.
@@ -77,6 +81,7 @@ class ImageClassifier(pl.LightningModule):
         self,
         net: nn.Module,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        teacher: Teacher | None = None,
         penalties: Mapping[str, Penalty] = MappingProxyType({}),
         optimizer: Callable[..., Optimizer] = torch.optim.SGD,
         multiplier: Multiplier | None = None,
@@ -91,6 +96,7 @@ class ImageClassifier(pl.LightningModule):
         super().__init__()
         self.net = net
         self.loss = loss
+        self.teacher = teacher
         self.terms = {name: p for name, p in penalties.items() if not p.is_projection}
         self.projections = [p for p in penalties.values() if p.is_projection]
         self.make_optimizer = optimizer
@@ -119,6 +125,10 @@ class ImageClassifier(pl.LightningModule):
         return optimizer
 
     # Training, in the order of a step
+
+    def on_fit_start(self) -> None:
+        if self.teacher:
+            self.teacher.to(self.device)
 
     def on_train_start(self) -> None:
         """Stop at once if the checkpoint was saved at the end of training.
@@ -188,11 +198,17 @@ class ImageClassifier(pl.LightningModule):
         step = self.global_step
         logits = self(images)
         loss = self.loss(logits, targets)
+        means = {"loss": loss}
+        objective = loss
+        if self.teacher:
+            assert isinstance(self.loss, Distill)
+            means["distill"] = self.loss.divergence(logits, self.teacher(images))
+            objective = self.loss.combine(loss, means["distill"])
         penalties = {name: term.fn(term.weights) for name, term in self.terms.items()}
-        total = sum(penalties.values(), start=scale_by(loss, loss_weight))
-        self._losses.append((step, loss.detach()))
+        total = sum(penalties.values(), start=scale_by(objective, loss_weight))
+        self._losses.append((step, objective.detach()))
         if step % self.log_every == 0:
-            means = {"loss": loss, self.accuracy: soft_accuracy(logits, targets)}
+            means[self.accuracy] = soft_accuracy(logits, targets)
             weighted = {name: scale_by(mean, loss_weight) for name, mean in means.items()}
             self._log_batch(weighted | penalties)
         return scale_by(total, total_weight)
@@ -389,10 +405,15 @@ class ImageClassifier(pl.LightningModule):
             checkpoint["dataset"] = data.metadata  # how images become inputs of the network
         if isinstance(self.multiplier, Plateau):
             checkpoint["plateau"] = self.multiplier.state
+        if self.teacher:
+            checkpoint["teacher"] = self.teacher.digest
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if isinstance(self.multiplier, Plateau):
             self.multiplier.state = checkpoint["plateau"]
+        if self.teacher and checkpoint["teacher"] != self.teacher.digest:
+            problem = "its weights are not those that the run began with"
+            raise UserError(f"resume: loss.teacher: {problem}; restore them, or start a new run")
 
 
 def scale_by(value: Tensor, weight: float) -> Tensor:

@@ -17,7 +17,7 @@ NOT_REPRODUCIBLE: tuple[str, ...] = ()
 
 
 @pytest.fixture
-def require(class_folders, tmp_path, monkeypatch):
+def require(class_folders, cached_run, tmp_path, monkeypatch):
     """Return a function: the overrides an option needs; skips if this machine can't run it."""
 
     def require(group: str, option: str) -> list[str]:
@@ -43,6 +43,9 @@ def require(class_folders, tmp_path, monkeypatch):
             "ddp": ["trainer.devices=1"],
             **{name: ["data=fake", "data.height=8", "data.width=8"] for name in RGB_ONLY},
         }
+        if option == "distill":
+            teacher = cached_run(*ONE_BATCH, "model=mlp", folder="teacher").folder
+            overrides["distill"] = [f"loss.teacher='{teacher}'"]
         return overrides.get(option, [])
 
     return require

@@ -5,10 +5,10 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from helpers.configs import compose_and_check
-from tricklab.analysis.untrusted import validate_config
 from tricklab.cli.messages import explain
 from tricklab.cli.renamed import rename_keys
 from tricklab.errors import UserError
+from tricklab.run.untrusted import validate_config
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 from helpers.configs import ONE_BATCH, configure
 from helpers.paths import ROOT
-from tricklab.analysis.untrusted import validate_config
 from tricklab.errors import UserError
 from tricklab.files import read_safetensors
 from tricklab.run.instantiate import find_target
+from tricklab.run.untrusted import validate_config
 
 CPU = "trainer.accelerator=cpu"
 MARK = "payload-was-run"

@@ -137,10 +137,10 @@ def draw_key(config: dict[str, Any], rng: random.Random) -> tuple[Any, Any]:
 
 def read_untrusted(text: str) -> None:
     """Do with a config what evaluate, predict and export do before the first image."""
-    from tricklab.analysis.untrusted import validate_config
     from tricklab.files import parse_yaml
     from tricklab.run.build import build_net
     from tricklab.run.instantiate import build, build_each
+    from tricklab.run.untrusted import validate_config
     from tricklab.run.weights import read_input_spec
 
     untrusted = parse_yaml(text, "x")

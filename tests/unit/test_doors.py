@@ -26,8 +26,9 @@ DOORS = {  # every module that opens files, and which; the first four open untru
     "src/tricklab/cli/specs.py": "conf/",
     "src/tricklab/cli/defaults.py": "conf/",
     "src/tricklab/cli/launch.py": "the null device",
+    "src/tricklab/devices.py": "the limits of cgroups",
     "src/tricklab/cli/signatures.py": "the source of installed packages",
-    "src/tricklab/analysis/untrusted.py": "conf/",
+    "src/tricklab/run/untrusted.py": "conf/",
     "src/tricklab/analysis/results_page.py": "conf/experiment",
     "scripts/rename.py": "the checkout itself",
 }

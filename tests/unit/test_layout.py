@@ -22,7 +22,7 @@ LEVELS = [  # the lowest first; a folder stands for its modules that are not lis
     {"augment", "model", "callbacks", "duration"},
     {"scheduler", "mixup", "optimizer"},
     {"data"},
-    {"training", "logger"},
+    {"training", "logger", "teacher"},
     {"cli"},
     {"run"},
     {"sweep", "analysis", "jobs", "cli.launch", "cli.help", "cli.start"},

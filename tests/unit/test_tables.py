@@ -10,11 +10,11 @@ from PIL import Image
 
 from helpers.configs import configure
 from helpers.datasets import write_photographs
-from tricklab.analysis.untrusted import validate_config
 from tricklab.data.evaluation import build_test_data
 from tricklab.errors import UserError
 from tricklab.run.build import build_data
 from tricklab.run.instantiate import build
+from tricklab.run.untrusted import validate_config
 
 
 def write_table(path, rows, header=("path", "label"), delimiter=","):

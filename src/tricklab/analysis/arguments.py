@@ -11,6 +11,7 @@ from tricklab.cli.compose import compose_each
 from tricklab.cli.messages import unknown_name
 from tricklab.cli.overrides import read_arguments
 from tricklab.errors import UserError
+from tricklab.run.folder import find_best
 
 ALLOWED_OVERRIDES = ("trainer.accelerator", "trainer.precision")  # besides the data
 
@@ -31,24 +32,11 @@ def read_command(arguments: Sequence[str], **defaults: str) -> Command:
     """
     overrides = read_arguments(arguments)
     options = {key: overrides.pop(key, default) for key, default in defaults.items()}
-    checkpoint = find_checkpoint(overrides.pop("ckpt", None))
+    checkpoint = find_best(overrides.pop("ckpt", None), "ckpt")
     for key in overrides:
         if key.split(".")[0] != "data" and key not in ALLOWED_OVERRIDES:
             raise UserError(unknown_name(key, key, ["ckpt", *defaults, "data", *ALLOWED_OVERRIDES]))
     return Command(checkpoint, options, overrides)
-
-
-def find_checkpoint(path: str | Path | None) -> Path:
-    """Return a checkpoint file; for a run folder, its best one. Raises UserError: there is none."""
-    expected = "the path of a checkpoint, of an exported file or of a run's folder"
-    if not path:
-        raise UserError(f"ckpt is missing. Expected {expected}")
-    file = Path(path).expanduser()
-    if file.is_dir():
-        file = file / "checkpoints" / "best.ckpt"
-    if not file.is_file():
-        raise UserError(f"ckpt={path}: no such file. Expected {expected}")
-    return file
 
 
 def compose_one(overrides: Sequence[str]) -> DictConfig:

@@ -1,6 +1,7 @@
 """Out-of-distribution detection: confidence on images that a network was not trained on."""
 
 import csv
+import dataclasses
 import io
 import itertools
 import math
@@ -137,7 +138,7 @@ def networks(checkpoint: LoadedCheckpoint, mc: int, tta: int) -> dict[str, nn.Mo
     """
     nets: dict[str, nn.Module] = {"network": checkpoint.net()}
     if raw_weights := checkpoint.raw_weights():
-        raw_net = checkpoint._replace(state=raw_weights).net()
+        raw_net = dataclasses.replace(checkpoint, state=raw_weights).net()
         nets = {"average": nets["network"], "last weights": raw_net}
     if mc:
         nets[f"mc={mc}"] = ensemble_views(checkpoint, mc, 0)

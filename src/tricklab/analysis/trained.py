@@ -1,63 +1,42 @@
-"""A checkpoint with everything needed to use it: for evaluation, prediction and export."""
+"""A checkpoint with its data: for evaluation, prediction and export."""
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
-from tricklab.analysis.arguments import compose_one, find_checkpoint
-from tricklab.analysis.untrusted import validate_config
+from tricklab.analysis.arguments import compose_one
 from tricklab.cli.messages import unknown_name
 from tricklab.cli.specs import find_spec, find_target
 from tricklab.cli.values import check_value
 from tricklab.data.evaluation import FINDERS, build_test_data
-from tricklab.data.inputs import InputSpec, Preprocess
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.files import CHECKSUM, CONFIG, checksum, read_checkpoint, to_yaml
 from tricklab.run.build import build_net
+from tricklab.run.folder import find_best
 from tricklab.run.inputs import resolve_input
 from tricklab.run.instantiate import build
-from tricklab.run.weights import State, read_input_spec, read_state
+from tricklab.run.trained import TrainedNetwork, read_trained
+from tricklab.run.weights import State
 
 DECODING_KEYS = ("mode", "background")  # of `data`: how image files are decoded
-MAX_SIDE = 2**16  # pixels
 
 
-class LoadedCheckpoint(NamedTuple):
-    """The weights of a checkpoint, the config they were trained with, and the input they expect.
+@dataclass
+class LoadedCheckpoint(TrainedNetwork):
+    """A trained network and data to use it on.
 
-    `dataset` holds the classes, and `height`, `width` and `channels` of the images before
-    preprocessing. `own_data`: `config.data` reads the files of the run; `data_overridden`: the
-    overrides name data.
+    `own_data`: `config.data` reads the files of the run; `data_overridden`: the overrides name
+    data.
     """
 
-    path: Path
-    state: State
-    config: DictConfig
-    dataset: Mapping[str, Any]
-    input_spec: InputSpec
-    temperature: float
     own_data: bool
     data_overridden: bool
-
-    @property
-    def classes(self) -> list[str]:
-        return list(self.dataset["classes"])
-
-    def net(self) -> nn.Module:
-        """Build the network in evaluation mode. Raises UserError: the weights do not fit it."""
-        net = build_net(self.config, self.input_spec.shape, len(self.classes))
-        dtype = next((x.dtype for x in self.state.values() if x.is_floating_point()), None)
-        try:
-            net.to(dtype).load_state_dict(self.state)
-        except RuntimeError as error:
-            raise UserError(f"ckpt={self.path}: {' '.join(str(error).split())[:200]}") from error
-        return net.eval()
 
     def raw_weights(self) -> State:
         """Return the weights of the last step if those of the checkpoint are an average, or {}."""
@@ -93,10 +72,6 @@ class LoadedCheckpoint(NamedTuple):
             build_net(self.config, data.shape, len(self.classes))  # refuses what it can't take
         return data
 
-    def preprocess(self) -> Preprocess:
-        """Return the module that turns images of 0 .. 255 into the network's input."""
-        return Preprocess(self.input_spec)
-
     def to_safetensors(self) -> bytes:
         """Return the content of a file with the weights, and everything else as metadata."""
         from safetensors.torch import save
@@ -116,45 +91,15 @@ def load_checkpoint(
     Of `overrides` by key, `data` replaces the data with an option of `conf/data`, and all others
     change the run's own config. Raises UserError: a damaged file, or an invalid override.
     """
-    file = find_checkpoint(path)
-    state, metadata = read_state(file)
-    dataset = check_dataset(metadata.get("dataset"), file)
-    input_spec = read_input_spec(dataset)
-    assert input_spec is not None  # None only without a dataset
-    config = validate_config(metadata, f"the config of {file}")
+    trained = read_trained(find_best(path, "ckpt"), "ckpt")
+    config = trained.config
     data_of_run = copy.deepcopy(config.data)
-    apply_overrides(config, overrides, dataset)
-    temperature = metadata.get("temperature", 1.0)
-    check_value("temperature", temperature, 1.0)
+    apply_overrides(config, overrides, trained.dataset)
     return LoadedCheckpoint(
-        path=file,
-        state=state,
-        config=config,
-        dataset=dataset,
-        input_spec=input_spec,
-        temperature=float(temperature),
+        **vars(trained),
         own_data=same_files(data_of_run, config.data),
         data_overridden=any(is_data_key(key) for key in overrides),
     )
-
-
-def check_dataset(dataset: Any, path: Path) -> dict[str, Any]:
-    """Return `dataset` of a config. Raises UserError: it is missing or malformed."""
-    if not dataset:
-        raise UserError(f"ckpt={path} has no config.yaml of its run beside its folder")
-    if not isinstance(dataset, dict) or not _has_classes(dataset) or not _has_size(dataset):
-        raise UserError(f"the config of {path}: dataset has no class names, or no image size")
-    return dict(dataset)
-
-
-def _has_classes(dataset: Mapping[str, Any]) -> bool:
-    classes = dataset.get("classes")
-    return isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-
-
-def _has_size(dataset: Mapping[str, Any]) -> bool:
-    sizes = [dataset.get(key) for key in ("channels", "height", "width")]
-    return all(type(size) is int and 0 < size <= MAX_SIDE for size in sizes)
 
 
 def is_data_key(key: str) -> bool:

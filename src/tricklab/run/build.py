@@ -31,6 +31,7 @@ from tricklab.run.instantiate import build, build_each, omit
 from tricklab.run.plan import Plan
 from tricklab.run.record import Record
 from tricklab.run.weights import load_backbone, read_input_spec, read_weights, zero_head
+from tricklab.teacher import Teacher
 from tricklab.training import ImageClassifier
 
 MAX_SHOWN_CLASSES = 20  # with more, balanced class weights are not printed
@@ -181,13 +182,20 @@ def check_processes(trainer: pl.Trainer, devices: str) -> None:
     rank_zero_only(print)(f"{message}: slower than one core for each")
 
 
-def build_module(cfg: DictConfig, data: ImageData, net: nn.Module, plan: Plan) -> ImageClassifier:
+def build_module(
+    cfg: DictConfig,
+    data: ImageData,
+    net: nn.Module,
+    plan: Plan,
+    teacher: Teacher | None = None,
+) -> ImageClassifier:
     """Build the training of a network: loss, penalties, optimizer and schedule."""
     batching = plan.batching
     several_batches = batching.accumulate * batching.ranks > 1
     return ImageClassifier(
         net,
         loss=build_loss(cfg.loss, len(data.classes), data.train_labels),
+        teacher=teacher,
         penalties=build_penalties(cfg.penalty, net),
         optimizer=build_optimizer(cfg, net, plan),
         multiplier=plan.multiplier,

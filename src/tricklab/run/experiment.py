@@ -43,6 +43,7 @@ from tricklab.run.folder import find_checkpoint
 from tricklab.run.plan import Plan, make_plan
 from tricklab.run.ranks import Watch, is_peers_fault, wait_for_reason
 from tricklab.run.record import Record
+from tricklab.run.teacher import build_teacher
 from tricklab.training import ImageClassifier
 
 IGNORED_WARNINGS = (
@@ -109,7 +110,8 @@ def _run(cfg: DictConfig, folder: Path, record: Record, watch: Watch) -> float:
         logger.log_hyperparams(record.config | record.provenance)
     plan = make_plan(cfg, data, trainer.world_size)
     data.mixup_window = plan.mixup_window
-    module = build_module(cfg, data, net, plan)
+    teacher = build_teacher(cfg.loss, data)
+    module = build_module(cfg, data, net, plan, teacher)
     if last:
         check_fits(progress, module.state_dict(), module.configure_optimizers(), last)
         check_dataset(record.dataset, progress, last)

@@ -170,6 +170,22 @@ def find_checkpoint(resume: str, folder: Path) -> Path | None:
     return path if resume != "none" and path.is_file() else None
 
 
+def find_best(path: str | Path | None, option: str) -> Path:
+    """Return a checkpoint file, the value of `option`; of a run folder, the best checkpoint.
+
+    Raises UserError: there is none.
+    """
+    expected = "the path of a checkpoint, of an exported file or of a run's folder"
+    if not path:
+        raise UserError(f"{option} is missing. Expected {expected}")
+    file = Path(path).expanduser()
+    if file.is_dir():
+        file = file / "checkpoints" / "best.ckpt"
+    if not file.is_file():
+        raise UserError(f"{option}={path}: no such file. Expected {expected}")
+    return file
+
+
 def refuse_links(folder: Path) -> None:
     """Raise UserError if a run would write through a link out of its folder.
 

@@ -6,9 +6,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 from tricklab.data.inputs import InputSpec
-from tricklab.run.weights import published_input
+from tricklab.run.weights import LIBRARIES, published_input
 
-LIBRARIES = ("timm", "torchvision")
 LARGE_SIDE = 224  # pixels; of a network of a library without published weights, or built like one
 SMALL_SIDE = 32  # of our other networks
 CROP_FRACTION = 0.875  # of ImageNet's evaluation, for images of SMALLEST_CROPPED pixels or more

@@ -18,6 +18,7 @@ from tricklab.run.downloads import brief_downloads
 
 State = dict[str, Tensor]
 MAX_SIDE = 2**16  # pixels
+LIBRARIES = ("timm", "torchvision")
 TIMM_FITS = {"center": "crop", "squash": "stretch", "border": "pad"}  # by crop mode
 
 
@@ -95,7 +96,7 @@ def read_weights(model: DictConfig) -> Weights | None:
 def download_weights(model: DictConfig) -> Weights:
     """Return the published weights of a network. Raises UserError: none, or no connection."""
     library = model._target_.rpartition(".")[2]
-    if library not in ("torchvision", "timm"):
+    if library not in LIBRARIES:
         hint = "needs model=torchvision or model=timm; for a file: model.weights=PATH"
         raise UserError(f"model.weights=pretrained {hint}")
     try:
