@@ -79,6 +79,27 @@ class Distill(CrossEntropy):
         return (1 - self.weight) * cross_entropy + self.weight * divergence
 
 
+class Entropy(CrossEntropy):
+    """Cross-entropy minus `kappa` times the entropy of the predictions (arXiv 1701.06548).
+
+    The penalty on confidence that arXiv 1905.11001, 3.1, compares mixup with.
+    """
+
+    def __init__(
+        self,
+        kappa: float = 0.1,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+    ):
+        super().__init__(label_smoothing, class_weights)
+        self.kappa = kappa
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        log_p = logits.log_softmax(1)
+        entropy = -(log_p.exp() * log_p).sum(1).mean()
+        return super().forward(logits, targets) - self.kappa * entropy
+
+
 def balanced_weights(labels: Tensor, classes: int) -> list[float]:
     """Return n / (k n_c) for each class c, 0 for one without images, from the labels [N].
 
@@ -102,3 +123,4 @@ def _to_tensor(class_weights: Sequence[float]) -> Tensor:
 
 cross_entropy = CrossEntropy  # the names of their options
 distill = Distill
+entropy = Entropy

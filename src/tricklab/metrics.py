@@ -119,6 +119,8 @@ def calibration_metrics(logits: Tensor, labels: Tensor, bins: int = BINS) -> dic
 
     - `ece`: expected calibration error, |accuracy - confidence| in bins of equal width (Guo et al.,
       arXiv 1706.04599).
+    - `oe`: overconfidence error, confidence * max(confidence - accuracy, 0) in the same bins
+      (Thulasidasan et al., arXiv 1905.11001, section 3).
     - `ece_mass`: adaptive ECE, in bins of equally many images (Nixon et al., arXiv 1904.01685).
     - `gap`: signed confidence gap, confidence - accuracy; above 0 the network is overconfident.
     - `nll`: negative log-likelihood, the cross-entropy.
@@ -127,6 +129,7 @@ def calibration_metrics(logits: Tensor, labels: Tensor, bins: int = BINS) -> dic
       over n (Geifman et al., arXiv 1805.08206).
     """
     images, hits, confidences = reliability(logits, labels, bins)
+    mean_confidence = confidences / images.clamp(min=1)  # of each bin
     confidence, correct = _sort_by_confidence(*confidence_and_correctness(logits, labels))
     adaptive_bins = (correct - confidence).tensor_split(bins)
     errors = (1 - correct).cumsum(0) / torch.arange(1, len(correct) + 1)
@@ -134,6 +137,7 @@ def calibration_metrics(logits: Tensor, labels: Tensor, bins: int = BINS) -> dic
     truth = torch.zeros_like(log_p).scatter_(1, labels[:, None], 1.0)
     metrics = {
         "ece": (hits - confidences).abs().sum() / images.sum(),
+        "oe": (mean_confidence * (confidences - hits).clamp(min=0)).sum() / images.sum(),
         "ece_mass": torch.stack([b.sum() for b in adaptive_bins]).abs().sum() / len(correct),
         "gap": (confidence - correct).mean(),
         "nll": -(log_p * truth).sum(1).mean(),

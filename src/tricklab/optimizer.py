@@ -25,17 +25,21 @@ Group = dict[str, Any]  # parameters, a name, and options such as lr
 
 
 def parameter_groups(
-    net: nn.Module, separate_backbone: bool = False, layer_decay: float = 1.0
+    net: nn.Module,
+    separate_backbone: bool = False,
+    layer_decay: float = 1.0,
+    decay_all: bool = False,
 ) -> list[Group]:
     """Group the trainable parameters for an optimizer, which keeps the "name" of each group.
 
     The groups are "decayed" (see `named_weights`) and "no_decay" (biases, norms, embeddings), with
     `separate_backbone` "head decayed", "head no_decay", "backbone decayed", "backbone no_decay".
-    With a `layer_decay` below 1 they are those of each layer, see `_groups_by_layer`.
+    With a `layer_decay` below 1 they are those of each layer, see `_groups_by_layer`. With
+    `decay_all` the groups "no_decay" are empty.
     """
+    decayed = set(net.parameters() if decay_all else named_weights(net).values())
     if layer_decay != 1:
-        return _groups_by_layer(net, separate_backbone, layer_decay)
-    decayed = set(named_weights(net).values())
+        return _groups_by_layer(net, separate_backbone, layer_decay, decayed)
     trainable = [p for p in net.parameters() if p.requires_grad]
     if not separate_backbone:
         return _split_by_decay(trainable, decayed)
@@ -61,14 +65,15 @@ def _split_by_decay(
     ]
 
 
-def _groups_by_layer(net: nn.Module, separate_backbone: bool, layer_decay: float) -> list[Group]:
+def _groups_by_layer(
+    net: nn.Module, separate_backbone: bool, layer_decay: float, decayed: set[nn.Parameter]
+) -> list[Group]:
     """Return groups for layers i = L, ..., 0 with `lr_scale` = `layer_decay` ** (L - i).
 
     arXiv 2003.10555; as `timm.optim.param_groups_layer_decay`. They are "head decayed", "head
     no_decay", "layer 3 decayed", ..., without empty ones; with `separate_backbone` all but those of
     the head are "backbone layer 3 decayed", .... Raises UserError: the head is the only layer.
     """
-    decayed = set(named_weights(net).values())
     layers = find_layers(net)
     last = max(layers.values())
     if last == 0:

@@ -63,6 +63,7 @@ class ImageClassifier(pl.LightningModule):
         backbone_multiplier: the same for the backbone, if it differs. At 0 the backbone is frozen,
             including the statistics of its norms.
         layer_decay: the LR of layer i of L is multiplied by this to the power L - i; 1 for none.
+        decay_all: whether weight decay acts on biases, norms and embeddings, too.
         last_step: training ends after this step.
         seed: of the run; dropout is seeded from it.
         accuracy: name of the training accuracy: `acc`, or `acc_mixed` if images are mixed.
@@ -87,6 +88,7 @@ class ImageClassifier(pl.LightningModule):
         multiplier: Multiplier | None = None,
         backbone_multiplier: Curve | None = None,
         layer_decay: float = 1.0,
+        decay_all: bool = False,
         last_step: int = 0,
         seed: int = 0,
         accuracy: str = "acc",
@@ -103,6 +105,7 @@ class ImageClassifier(pl.LightningModule):
         self.multiplier = multiplier or Multiplier(lambda step: 1.0)
         self.backbone_multiplier = backbone_multiplier
         self.layer_decay = layer_decay
+        self.decay_all = decay_all
         self.last_step = last_step
         self.seed = seed
         self.accuracy = accuracy
@@ -119,7 +122,9 @@ class ImageClassifier(pl.LightningModule):
         return logits.float()
 
     def configure_optimizers(self) -> Optimizer:
-        groups = parameter_groups(self.net, bool(self.backbone_multiplier), self.layer_decay)
+        groups = parameter_groups(
+            self.net, bool(self.backbone_multiplier), self.layer_decay, self.decay_all
+        )
         optimizer = self.make_optimizer(groups)
         keep_group_names(optimizer)
         return optimizer

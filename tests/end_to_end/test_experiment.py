@@ -31,7 +31,7 @@ from tricklab.training import ImageClassifier
 
 SHORT = ("model=mlp", "trainer.log_every_n_steps=1")
 PACKAGE = Record.__module__.split(".")[0]
-CALIBRATION = ("ece", "ece_mass", "gap", "nll", "brier", "aurc")
+CALIBRATION = ("ece", "oe", "ece_mass", "gap", "nll", "brier", "aurc")
 COLUMNS = [
     "epoch",
     "step",

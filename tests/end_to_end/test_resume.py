@@ -27,7 +27,7 @@ TRICKS = (
     "scheduler.warmup=1ep",
 )
 OPTIONS = (*TRICKS, "trainer.max_epochs=4", "trainer.log_every_n_steps=1")
-LATER_METRICS = ("balanced_acc", "f1_macro")  # added after the first recorded runs
+LATER_METRICS = ("balanced_acc", "f1_macro", "oe", "oe_t")  # added after the first recorded runs
 STEPS_PER_EPOCH = 11
 ACCUMULATED = (  # 11 batches, 4 steps an epoch
     *TRICKS,

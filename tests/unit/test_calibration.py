@@ -55,6 +55,16 @@ def loop_ece(confidence, correct, bins):
     return ece
 
 
+def loop_oe(confidence, correct, bins):
+    oe = 0.0
+    for low in range(bins):
+        inside = (confidence > low / bins) & (confidence <= (low + 1) / bins)
+        if inside.any():
+            conf, acc = confidence[inside].mean(), correct[inside].mean()
+            oe += inside.mean() * conf * max(conf - acc, 0)
+    return oe
+
+
 def loop_metrics(logits, labels, bins=15):
     """Compute the metrics image by image and bin by bin, in NumPy."""
     logits = logits.astype(np.float64)
@@ -68,6 +78,7 @@ def loop_metrics(logits, labels, bins=15):
     adaptive_bins = np.array_split(fair[order] - confidence[order], bins)
     return {
         "ece": loop_ece(confidence, correct, bins),
+        "oe": loop_oe(confidence, correct, bins),
         "ece_mass": sum(abs(part.sum()) for part in adaptive_bins) / len(labels),
         "gap": confidence.mean() - correct.mean(),
         "nll": -np.mean([row[label] for row, label in zip(log_p, labels, strict=True)]),
@@ -99,6 +110,15 @@ def test_calibration_metrics_equal_those_of_other_libraries(in_unit_interval):
     assert metrics["nll"] == pytest.approx(nll, abs=1e-6)
     assert metrics["brier"] == pytest.approx(brier, abs=1e-6)
     assert metrics["ece"] == pytest.approx(float(ece), abs=1e-6)
+
+
+def test_overconfidence_error_counts_overconfident_bins_alone():
+    """Confidences 0.6 and 0.9 of 10 images each, of which 9 and 5 are correct."""
+    p = torch.tensor([[0.6, 0.4]] * 10 + [[0.9, 0.1]] * 10, dtype=torch.double)
+    labels = torch.tensor([0] * 9 + [1] + [0] * 5 + [1] * 5)
+    metrics = calibration_metrics(p.log(), labels)
+    assert metrics["oe"] == pytest.approx(0.5 * 0.9 * 0.4)
+    assert metrics["ece"] == pytest.approx(0.5 * 0.3 + 0.5 * 0.4)
 
 
 def test_calibration_metrics_of_certain_predictions():

@@ -12,7 +12,7 @@ from torch import nn
 
 from helpers.configs import configure
 from tricklab.errors import UserError
-from tricklab.loss import CrossEntropy, balanced_weights
+from tricklab.loss import CrossEntropy, Entropy, balanced_weights
 from tricklab.run.build import build_loss
 from tricklab.run.instantiate import build
 from tricklab.training import ImageClassifier
@@ -213,3 +213,24 @@ def test_mixed_targets_are_smoothed_once(run, monkeypatch):
     once, twice = (formula(seen["logits"], seen["targets"], eps) for eps in (0.1, 0.19))
     assert done.column("train/loss")[0] == pytest.approx(once, abs=1e-6)
     assert abs(once - twice) > 1e-3
+
+
+@pytest.mark.parametrize("kappa", [0.0, 0.1, 2.0])
+def test_entropy_of_the_predictions_is_subtracted(kappa):
+    logits, labels, mixed = make_batch()
+    entropy = torch.distributions.Categorical(logits=logits).entropy().mean()
+    for targets in (labels, mixed):
+        loss = Entropy(kappa, label_smoothing=0.1)(logits, targets)
+        expected = CrossEntropy(label_smoothing=0.1)(logits, targets) - kappa * entropy
+        assert torch.allclose(loss, expected, atol=1e-6)
+        gradients = [torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (loss, expected)]
+        assert torch.allclose(*gradients, atol=1e-7)
+
+
+def test_entropy_lowers_the_confidence():
+    logits = torch.tensor([[3.0, 0.0]], requires_grad=True)
+    label = torch.tensor([0])
+    gradients = [
+        torch.autograd.grad(Entropy(kappa)(logits, label), logits)[0][0, 0] for kappa in (0, 1)
+    ]
+    assert gradients[0] < 0 < gradients[1]

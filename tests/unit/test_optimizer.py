@@ -52,6 +52,18 @@ def test_groups_of_a_separate_backbone_have_its_name():
     assert [is_backbone({"name": name}) for name in groups] == [False, False, True, True]
 
 
+@pytest.mark.parametrize("separate_backbone", [False, True])
+@pytest.mark.parametrize("layer_decay", [1.0, 0.5])
+def test_decay_all_leaves_no_parameter_out(separate_backbone, layer_decay):
+    net = small_net()
+    plain = parameter_groups(net, separate_backbone, layer_decay)
+    groups = parameter_groups(net, separate_backbone, layer_decay, decay_all=True)
+    assert {group["name"] for group in groups} <= {group["name"] for group in plain}
+    decayed = {p for group in groups if "weight_decay" not in group for p in group["params"]}
+    assert decayed == set(net.parameters())
+    assert all(not group["params"] for group in groups if "no_decay" in group["name"])
+
+
 def test_no_decay_group_does_not_decay():
     net = small_net()
     optimizer = torch.optim.SGD(parameter_groups(net), lr=1.0, weight_decay=0.5)

@@ -16,6 +16,9 @@ def check_combinations(config: DictConfig) -> None:
     if freeze and not config.model.get("weights"):
         problem = "needs model.weights (it would freeze random weights)"
         raise UserError(f"model.freeze={freeze} {problem}")
+    if config.optimizer.get("decay_all") and not config.optimizer.get("weight_decay"):
+        problem = "no effect, as nothing decays"
+        raise UserError(f"optimizer.decay_all=true with optimizer.weight_decay=0: {problem}")
     weight = config.loss.get("class_weights")
     if weight and config.mixup._target_ != "tricklab.mixup.identity":
         problem = "a mixed image has two classes, but would get the weight of neither"

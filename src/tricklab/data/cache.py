@@ -64,7 +64,8 @@ def sample_sizes(files: ImageFiles) -> Decoded:
 
 def decode_to_memory(files: ImageFiles) -> Decoded:
     """Decode all images. Raises UserError: they don't fit into memory."""
-    check_memory(files, math.prod(files.shape))  # an estimate, if they differ in size
+    memory = count_memory()
+    check_memory(files, math.prod(files.shape), memory)  # an estimate, if they differ in size
     flat = torch.empty(0 if files.keeps_aspect else math.prod(files.shape), dtype=torch.uint8)
     pixels, sizes, original_sizes = [], [], []
     done = 0
@@ -74,7 +75,7 @@ def decode_to_memory(files: ImageFiles) -> Decoded:
         else:
             flat[done : done + len(block.pixels)] = block.pixels
         done += len(block.pixels)
-        check_memory(files, done)
+        check_memory(files, done, memory)
         sizes += block.sizes
         original_sizes += block.original_sizes
     if not files.keeps_aspect:
@@ -83,9 +84,8 @@ def decode_to_memory(files: ImageFiles) -> Decoded:
     return Decoded(images, files.files, torch.tensor(original_sizes))
 
 
-def check_memory(files: ImageFiles, size: int) -> None:
-    """Raise UserError if images of `size` bytes don't fit into memory."""
-    memory = count_memory()
+def check_memory(files: ImageFiles, size: int, memory: int) -> None:
+    """Raise UserError if images of `size` bytes don't fit into `memory`."""
     if size > memory:
         message = f"{len(files)} images take {size / 1e9:.1f} GB, there are {memory / 1e9:.1f} GB"
         smaller = "data.keep" if files.keeps_aspect else "data.size"

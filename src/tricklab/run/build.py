@@ -36,7 +36,11 @@ from tricklab.training import ImageClassifier
 
 MAX_SHOWN_CLASSES = 20  # with more, balanced class weights are not printed
 MAX_PROCESSES = 8  # per core: each takes half a gigabyte
-OF_TRAINING = ("lr_base_batch_size", "layer_decay")  # keys of the optimizer's config, not its own
+OF_TRAINING = (
+    "lr_base_batch_size",
+    "layer_decay",
+    "decay_all",
+)  # keys of the optimizer's config, not its own
 OF_NETWORK = ("compile", "channels_last")  # keys of the trainer's config that act on the network
 
 
@@ -201,6 +205,7 @@ def build_module(
         multiplier=plan.multiplier,
         backbone_multiplier=plan.backbone_multiplier,
         layer_decay=cfg.optimizer.get("layer_decay", 1.0),
+        decay_all=cfg.optimizer.get("decay_all", False),
         last_step=plan.last_step,
         seed=cfg.seed,
         accuracy="acc" if data.mixup is identity else "acc_mixed",
