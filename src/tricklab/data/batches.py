@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from tricklab.data.image_files import ImageFiles
 from tricklab.data.kept import KeptImages
 from tricklab.data.prefetch import prefetch
 from tricklab.data.progress import with_progress
+from tricklab.data.ring_buffer import prefetch_tensors
 from tricklab.duration import Length, to_steps
 from tricklab.errors import UserError
 from tricklab.randomness import Rand, generator
@@ -96,15 +97,23 @@ class Task(NamedTuple):
     position: tuple[int, int]
 
 
-def load_batch(
-    data: LabeledImages, augment: Augmenter | None, rank: int, ranks: int, task: Task
-) -> Batch:
-    """Return augmented images, labels and indices, each [B, ...]."""
+def load_images(
+    images: Images, augment: Augmenter | None, rank: int, ranks: int, task: Task
+) -> Tensor:
+    """Return augmented images [B, C, H, W]."""
     # index_select takes a tenth of the time of images[indices]
-    images: Any = data.images.index_select(0, task.indices)
+    batch: Any = images.index_select(0, task.indices)
     if augment and augment.steps:
-        images = augment(images, task.indices, task.position, rank, ranks)
-    return images, data.labels.index_select(0, task.indices), task.indices
+        batch = augment(batch, task.indices, task.position, rank, ranks)
+    return batch
+
+
+def load_bytes(
+    load: Callable[[Task], Tensor], task: Task
+) -> tuple[list[Tensor], tuple[torch.dtype, torch.Size]]:
+    """Return the images of a task as flat bytes, with their type and shape."""
+    batch = load(task)
+    return [batch.flatten().view(torch.uint8)], (batch.dtype, batch.shape)
 
 
 @dataclass(eq=False)
@@ -114,7 +123,7 @@ class Batches:
     Stateless, so that training resumes at any batch of any epoch: `order(epoch)` returns the
     indices [N] of an epoch, `start()` the epoch and the batch to begin with. A global batch holds
     `batch_size * ranks` images, which are dealt to the ranks in turn. `augment` is applied where
-    images are loaded.
+    images are loaded. `image_bytes` is the size of an image that is loaded, 1 byte a pixel.
     """
 
     data: LabeledImages
@@ -125,6 +134,7 @@ class Batches:
     rank: int = 0
     ranks: int = 1
     augment: Augmenter | None = None
+    image_bytes: int = 0
 
     def __len__(self) -> int:
         return self.length
@@ -138,8 +148,22 @@ class Batches:
         tasks = []
         for batch_idx, batch in enumerate(global_batches):
             tasks.append(Task(batch[self.rank :: self.ranks], (epoch, batch_idx)))
-        load = functools.partial(load_batch, self.data, self.augment, self.rank, self.ranks)
-        yield from prefetch(load, tasks[first:], count_workers(images))
+        load = functools.partial(load_images, images, self.augment, self.rank, self.ranks)
+        labels = self.data.labels
+        remaining = tasks[first:]
+        for task, batch in zip(remaining, self._prefetch(load, remaining), strict=True):
+            yield batch, labels.index_select(0, task.indices), task.indices
+
+    def _prefetch(self, load: Callable[[Task], Tensor], tasks: Sequence[Task]) -> Iterator[Tensor]:
+        """Yield the images of each task, loaded by worker processes if they are in files."""
+        workers = count_workers(self.data.images)
+        if not workers:
+            yield from map(load, tasks)
+            return
+        load_flat = functools.partial(load_bytes, load)
+        size = self.batch_size * self.image_bytes
+        for flat, (dtype, shape) in prefetch_tensors(load_flat, tasks, workers, size):
+            yield flat.view(dtype).view(shape)
 
 
 def count_workers(images: Images) -> int:

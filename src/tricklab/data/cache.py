@@ -71,7 +71,7 @@ def decode_to_memory(files: ImageFiles) -> Decoded:
     done = 0
     for block in files.blocks():
         if files.keeps_aspect:
-            pixels.append(block.pixels.clone())
+            pixels.append(block.pixels)
         else:
             flat[done : done + len(block.pixels)] = block.pixels
         done += len(block.pixels)

@@ -15,7 +15,7 @@ from tricklab.data.fit import Keep
 from tricklab.data.images import VERSION, Resize, decode, decode_with_size
 from tricklab.data.prefetch import prefetch
 from tricklab.data.progress import with_progress
-from tricklab.data.ring_buffer import RingBuffer
+from tricklab.data.ring_buffer import prefetch_tensors
 from tricklab.errors import UserError
 
 BLOCK = 32  # images that a worker decodes at once
@@ -127,18 +127,14 @@ class ImageFiles:
             raise UserError(f"data.fit=none: {message}; data.fit=crop makes them equal")
 
     def blocks(self) -> Iterator[Block]:
-        """Decode all images in order, BLOCK at a time, and show the progress.
-
-        The pixels of a block are valid until the next one is asked for.
-        """
+        """Decode all images in order, BLOCK at a time, and show the progress."""
         return with_progress(self._blocks(), len(self.files), "decoding")
 
     def _blocks(self) -> Iterator[Block]:
-        buffer = RingBuffer(BLOCK * self._most_bytes, self.workers)
-        tasks = [*enumerate(torch.arange(len(self.files)).split(BLOCK))]
-        decoded = prefetch(partial(self._decode_block, buffer), tasks, self.workers)
-        for number, (pixels, sizes, original_sizes) in enumerate(decoded):
-            yield Block(buffer.get(number, pixels), sizes, original_sizes)
+        tasks = torch.arange(len(self.files)).split(BLOCK)
+        size = BLOCK * self._most_bytes
+        for pixels, sizes in prefetch_tensors(self._decode_block, tasks, self.workers, size):
+            yield Block(pixels, *sizes)
 
     @property
     def _most_bytes(self) -> int:
@@ -147,11 +143,8 @@ class ImageFiles:
             return self.channels * 2 * self.resize.short_side**2
         return math.prod(self.shape[1:])
 
-    def _decode_block(
-        self, buffer: RingBuffer, task: tuple[int, Tensor]
-    ) -> tuple[int | Tensor, list[Size], list[Size]]:
-        """Put decoded images into the buffer; return what `put` returns, and `Block`'s sizes."""
-        number, indices = task
+    def _decode_block(self, indices: Tensor) -> tuple[list[Tensor], tuple[list[Size], list[Size]]]:
+        """Return the flat pixels of images, and their sizes now and before they were resized."""
         pixels, sizes, original_sizes = [], [], []
         for index in indices.tolist():
             image, original_size = self._decode_with_size(index)
@@ -162,7 +155,7 @@ class ImageFiles:
                 pixels.append(image.flatten())
             sizes.append((image.shape[1], image.shape[2]))
             original_sizes.append(original_size)
-        return buffer.put(number, pixels), sizes, original_sizes
+        return pixels, (sizes, original_sizes)
 
 
 def decode_errors(files: Sequence[ImageFile], workers: int) -> list[str]:

@@ -262,7 +262,8 @@ class ImageData(pl.LightningDataModule):
 
         length = count_batches(n, self.batch_size, ranks, self.drop_last)
         augment = self.augment_in_loader
-        return Batches(self.train, order, start, self.batch_size, length, rank, ranks, augment)
+        options = (self.batch_size, length, rank, ranks, augment, self._image_bytes)
+        return Batches(self.train, order, start, *options)
 
     def val_dataloader(self) -> list[Batches]:
         """Validation, and a fixed part of training without augmentation, with its noisy labels."""
@@ -287,7 +288,13 @@ class ImageData(pl.LightningDataModule):
     def _in_order(self, data: LabeledImages, indices: Tensor, batch_size: int) -> Batches:
         rank, ranks = self.trainer.global_rank, self.trainer.world_size
         length = math.ceil(len(indices) / (batch_size * ranks))
-        return Batches(data, lambda epoch: indices, lambda: (0, 0), batch_size, length, rank, ranks)
+        options = (batch_size, length, rank, ranks, None, self._image_bytes)
+        return Batches(data, lambda epoch: indices, lambda: (0, 0), *options)
+
+    @property
+    def _image_bytes(self) -> int:
+        """Bytes of an image that is loaded: of the data, or cropped for the network."""
+        return max(math.prod(self.image_shape), math.prod(self.shape))
 
     def transfer_batch_to_device(
         self, batch: Batch, device: torch.device, dataloader_idx: int

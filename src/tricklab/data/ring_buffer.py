@@ -1,19 +1,50 @@
-"""Memory in which worker processes leave their results."""
+"""Results of worker processes in shared memory."""
 
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from tricklab.data.prefetch import TASKS_AHEAD
+from tricklab.data.prefetch import TASKS_AHEAD, prefetch
+
+Task = TypeVar("Task")
+Info = TypeVar("Info")
+Load = Callable[[Task], tuple[Sequence[Tensor], Info]]
+
+
+def prefetch_tensors(
+    load: Load[Task, Info], tasks: Sequence[Task], workers: int, size: int
+) -> Iterator[tuple[Tensor, Info]]:
+    """Yield the flat uint8 tensors of `load(task)`, joined, and its info, as `prefetch` does.
+
+    Those of up to `size` bytes pass through a `RingBuffer`, larger ones as the DataLoader has it.
+    """
+    if not workers:
+        for tensors, info in map(load, tasks):
+            yield torch.cat([*tensors]), info
+        return
+    buffer = RingBuffer(size, workers)
+    loaded = prefetch(partial(_load_to, buffer, load), [*enumerate(tasks)], workers)
+    for number, (result, info) in enumerate(loaded):
+        yield buffer.get(number, result), info
+
+
+def _load_to(
+    buffer: "RingBuffer", load: Load[Task, Info], numbered: tuple[int, Task]
+) -> tuple[int | Tensor, Info]:
+    number, task = numbered
+    tensors, info = load(task)
+    return buffer.put(number, tensors), info
 
 
 class RingBuffer:
     """A part of `size` bytes for each task that is under way; the workers use them in turns.
 
-    It spares a worker a new shared file for each result, whose pages take as long to set up as the
-    result takes to write. A result is valid until the next one is asked for.
+    It spares them a new shared file for each result, whose pages take as long to set up, in both
+    processes, as the result takes to write.
     """
 
     def __init__(self, size: int, workers: int):
@@ -37,5 +68,8 @@ class RingBuffer:
         return size
 
     def get(self, task: int, result: int | Tensor) -> Tensor:
-        """Return the joined tensors of a task, for which `put` returned `result`."""
-        return result if isinstance(result, Tensor) else self._part(task)[:result]
+        """Return a copy of the joined tensors of a task, for which `put` returned `result`.
+
+        Their part is used again once the next result is asked for.
+        """
+        return result if isinstance(result, Tensor) else self._part(task)[:result].clone()
