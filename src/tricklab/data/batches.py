@@ -13,7 +13,7 @@ from tricklab.data.image_files import ImageFiles
 from tricklab.data.kept import KeptImages
 from tricklab.data.prefetch import prefetch
 from tricklab.data.progress import with_progress
-from tricklab.data.ring_buffer import prefetch_tensors
+from tricklab.data.shared_memory import prefetch_tensors
 from tricklab.duration import Length, to_steps
 from tricklab.errors import UserError
 from tricklab.randomness import Rand, generator

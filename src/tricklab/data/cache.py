@@ -66,22 +66,20 @@ def decode_to_memory(files: ImageFiles) -> Decoded:
     """Decode all images. Raises UserError: they don't fit into memory."""
     memory = count_memory()
     check_memory(files, math.prod(files.shape), memory)  # an estimate, if they differ in size
-    flat = torch.empty(0 if files.keeps_aspect else math.prod(files.shape), dtype=torch.uint8)
-    pixels, sizes, original_sizes = [], [], []
+    buffer = files.buffer()
+    blocks = []
     done = 0
-    for block in files.blocks():
-        if files.keeps_aspect:
-            pixels.append(block.pixels)
-        else:
-            flat[done : done + len(block.pixels)] = block.pixels
+    for block in files.blocks(buffer):
+        blocks.append(block)
         done += len(block.pixels)
         check_memory(files, done, memory)
-        sizes += block.sizes
-        original_sizes += block.original_sizes
+    original_sizes = torch.tensor([size for block in blocks for size in block.original_sizes])
     if not files.keeps_aspect:
-        return Decoded(flat.view(files.shape), files.files, torch.tensor(original_sizes))
-    images = KeptImages(pixels, torch.tensor(sizes), files.channels, files.workers)
-    return Decoded(images, files.files, torch.tensor(original_sizes))
+        images = buffer.parts.flatten()[:done].view(files.shape)
+        return Decoded(images, files.files, original_sizes)
+    sizes = torch.tensor([size for block in blocks for size in block.sizes])
+    kept = KeptImages([block.pixels for block in blocks], sizes, files.channels, files.workers)
+    return Decoded(kept, files.files, original_sizes)
 
 
 def check_memory(files: ImageFiles, size: int, memory: int) -> None:

@@ -15,7 +15,7 @@ from tricklab.data.fit import Keep
 from tricklab.data.images import VERSION, Resize, decode, decode_with_size
 from tricklab.data.prefetch import prefetch
 from tricklab.data.progress import with_progress
-from tricklab.data.ring_buffer import prefetch_tensors
+from tricklab.data.shared_memory import SharedBuffer, prefetch_tensors
 from tricklab.errors import UserError
 
 BLOCK = 32  # images that a worker decodes at once
@@ -126,15 +126,19 @@ class ImageFiles:
             message = f"{self.files[index].path} is not the size of {self.files[0].path}"
             raise UserError(f"data.fit=none: {message}; data.fit=crop makes them equal")
 
-    def blocks(self) -> Iterator[Block]:
-        """Decode all images in order, BLOCK at a time, and show the progress."""
-        return with_progress(self._blocks(), len(self.files), "decoding")
+    def blocks(self, kept: SharedBuffer | None = None) -> Iterator[Block]:
+        """Decode all images in order, BLOCK at a time, to a `buffer`; show the progress."""
+        return with_progress(self._blocks(kept), len(self.files), "decoding")
 
-    def _blocks(self) -> Iterator[Block]:
+    def _blocks(self, kept: SharedBuffer | None) -> Iterator[Block]:
         tasks = torch.arange(len(self.files)).split(BLOCK)
         size = BLOCK * self._most_bytes
-        for pixels, sizes in prefetch_tensors(self._decode_block, tasks, self.workers, size):
+        for pixels, sizes in prefetch_tensors(self._decode_block, tasks, self.workers, size, kept):
             yield Block(pixels, *sizes)
+
+    def buffer(self) -> SharedBuffer:
+        """Return a buffer for all blocks, those of images of one size without gaps."""
+        return SharedBuffer(BLOCK * self._most_bytes, math.ceil(len(self.files) / BLOCK))
 
     @property
     def _most_bytes(self) -> int:

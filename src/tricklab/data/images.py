@@ -1,5 +1,6 @@
 """Decoding of image files: the only module that does it, to uint8 tensors [C, H, W]."""
 
+import io
 import re
 import warnings
 from contextlib import suppress
@@ -8,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from tricklab.data.fit import Fit, Keep
 from tricklab.errors import UserError
@@ -26,6 +28,7 @@ FORMATS = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
 }
 EXTENSIONS = frozenset(extension for group in FORMATS.values() for extension in group)
+JPEG_START = b"\xff\xd8\xff"
 CORRUPT_TIFF = re.compile("corrupt|truncated|larger than file|too large", re.IGNORECASE)
 ORIENTATION_TAG = 0x0112  # EXIF
 TRANSPOSES = {  # by EXIF orientation
@@ -77,16 +80,23 @@ def decode_whole_jpeg(path: Path, short_side: int) -> Tensor | None:
     It takes half of Pillow's time, for the same pixels. None: another image, or one that is
     damaged; Pillow also rotates those with an EXIF.
     """
-    with warnings.catch_warnings(action="ignore"), Image.open(path, formats=[*FORMATS]) as image:
-        is_plain = (
-            image.format == "JPEG" and image.mode in ("RGB", "L") and "exif" not in image.info
-        )
-        if not is_plain or min(image.size) > short_side:
-            return None
-    with suppress(RuntimeError):
-        pixels: Tensor = decode_jpeg(read_file(str(path)), ImageReadMode.RGB)
-        return pixels
+    content = bytearray(path.read_bytes())
+    if not content.startswith(JPEG_START):
+        return None
+    with suppress(SyntaxError, RuntimeError), warnings.catch_warnings(action="ignore"):
+        header = JpegImageFile(io.BytesIO(content))
+        if is_plain(header) and min(header.size) <= short_side:
+            data = torch.frombuffer(content, dtype=torch.uint8)
+            pixels: Tensor = decode_jpeg(data, ImageReadMode.RGB)
+            return pixels
     return None
+
+
+def is_plain(image: Image.Image) -> bool:
+    """Whether a JPEG is grey or in color, has no EXIF, and is not too large for Pillow."""
+    pixels = image.width * image.height
+    is_small = pixels <= (Image.MAX_IMAGE_PIXELS or pixels)
+    return image.mode in ("RGB", "L") and "exif" not in image.info and is_small
 
 
 def load(path: Path, mode: str, background: str, resize: Resize = None) -> Image.Image:

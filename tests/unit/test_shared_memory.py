@@ -1,12 +1,11 @@
 import multiprocessing
 import os
 import time
-from collections.abc import Sequence
 
 import pytest
 import torch
 
-from tricklab.data.ring_buffer import RingBuffer, prefetch_tensors
+from tricklab.data.shared_memory import SharedBuffer, prefetch_tensors
 
 SIZE = 1000
 
@@ -35,9 +34,19 @@ def test_results_may_be_kept(workers):
     assert all((joined == number).all() for number, joined in enumerate(kept))
 
 
-def test_results_lie_in_the_buffer_unless_they_are_too_large():
-    buffer = RingBuffer(SIZE, workers=1)
-    tensors: Sequence[torch.Tensor] = load(7)[0]
-    assert buffer.put(3, tensors) == SIZE // 2 + 7
-    assert (buffer.parts[3 % 3, : SIZE // 2 + 7] == 7).all()
-    assert isinstance(buffer.put(4, load(8)[0]), torch.Tensor)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_results_stay_in_a_kept_buffer_unless_they_are_too_large(workers):
+    buffer = SharedBuffer(SIZE, parts=60)
+    results = [flat for flat, _ in prefetch_tensors(load, range(60), workers, SIZE, buffer)]
+    for number, (flat, part) in enumerate(zip(results, buffer.parts, strict=True)):
+        assert torch.equal(flat, torch.cat(load(number)[0]))
+        assert (flat.data_ptr() == part.data_ptr()) == (number % 9 < 8)
+        assert torch.equal(part[: len(flat)], flat) == (number % 9 < 8)
+
+
+def test_parts_of_a_buffer_are_used_in_turns():
+    buffer = SharedBuffer(SIZE, parts=3)
+    for number in (3, 4, 7):
+        assert buffer.put(number, load(number)[0]) == SIZE // 2 + number
+    assert buffer.parts[:, 0].tolist() == [3, 7, 0]
+    assert SharedBuffer(SIZE, parts=0).parts.shape == (0, SIZE)
