@@ -164,8 +164,11 @@ def _check_zip(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         return  # torch's older format has no checksums
     with zipfile.ZipFile(path) as archive:
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("it is compressed; torch never compresses")
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED:
+                raise ValueError("it is compressed; torch never compresses")
+            if entry.external_attr:  # may mark a folder, of which torch would read nothing
+                raise ValueError(f"{entry.filename} has attributes; torch writes none")
         if damaged := archive.testzip():
             raise ValueError(f"the checksum of {damaged} does not match")
 

@@ -103,6 +103,7 @@ def test_contributing_examples_train_together_and_check_their_ranges(project, tr
         assert f"{example.key}={example.out_of_range}" in refused.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("servers")
 def test_contributing_claim_composes(project, train_in):
     section = CONTRIBUTING.split("## A claim\n")[1]

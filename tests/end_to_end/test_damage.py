@@ -1,6 +1,7 @@
 """Runs with a damaged or edited file: it is named, and nothing is changed."""
 
 import random
+import zipfile
 
 import pytest
 import torch
@@ -73,6 +74,18 @@ def test_flipped_byte_is_detected_or_changes_nothing(cached_run, run_script, nam
         assert is_equal(damaged, original), f"byte {offset}"
     assert not set(undetected) & set(in_tensor)
     assert len(undetected) <= 50
+
+
+def test_tensor_that_is_marked_as_a_folder_is_refused(cached_run):
+    """One flipped byte of the zip's directory: torch would return memory that nobody has set."""
+    path = cached_run(*OVERRIDES).folder / "checkpoints" / "last.ckpt"
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        entry = content.index(b"PK\x01\x02", archive.start_dir + 1)
+    content[entry + 38] |= 0x10  # the external attributes
+    path.write_bytes(content)
+    with pytest.raises(UnreadableError, match="has attributes; torch writes none"):
+        read_checkpoint(path)
 
 
 @pytest.mark.parametrize("key", ["mean", "std", "classes", "input"])

@@ -246,6 +246,7 @@ def test_quoted_text_is_parsed_as_that_text(value):
     assert OverridesParser.create().parse_override(f"x={quote(value)}").value() == value
 
 
+@pytest.mark.slow
 @SERVERS
 def test_jobs_use_the_searchpath_of_the_sweep(train, tmp_path):
     """Configs of one's own, outside the project."""

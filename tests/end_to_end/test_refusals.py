@@ -114,7 +114,7 @@ CONFIG_ERRORS = [
     ("nesterov=false", "nesterov=false: no such option. Did you mean optimizer.nesterov=false?"),
     (
         "optimizer.weight_deacy=1",
-        "optimizer.weight_deacy=1: no such option; allowed: fused, layer_decay, lr, "
+        "optimizer.weight_deacy=1: no such option; allowed: decay_all, fused, layer_decay, lr, "
         "lr_base_batch_size, momentum, nesterov, weight_decay. "
         "Did you mean optimizer.weight_decay=1?",
     ),

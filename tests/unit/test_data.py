@@ -869,6 +869,7 @@ def test_decode_error_names_the_file_and_leaves_no_worker(class_folders, monkeyp
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_worker_that_dies_is_named(class_folders, monkeypatch):
     root = class_folders({"": 90}, size=4)
     monkeypatch.setattr("tricklab.data.image_files.BLOCK", 16)

@@ -73,6 +73,7 @@ def test_count_devices_is_none_where_the_machine_decides(overrides, devices):
     assert count_devices(configure(*overrides).trainer) == devices
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_memory_of_freed_tensors_is_used_again(tmp_path):
     """64 MB are mapped once, not for each tensor."""

@@ -109,10 +109,10 @@ def load_images(
 
 
 def load_bytes(
-    load: Callable[[Task], Tensor], task: Task
+    load_task: Callable[[Task], Tensor], task: Task
 ) -> tuple[list[Tensor], tuple[torch.dtype, torch.Size]]:
     """Return the images of a task as flat bytes, with their type and shape."""
-    batch = load(task)
+    batch = load_task(task)
     return [batch.flatten().view(torch.uint8)], (batch.dtype, batch.shape)
 
 

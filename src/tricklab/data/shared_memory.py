@@ -13,39 +13,39 @@ from tricklab.data.prefetch import TASKS_AHEAD, prefetch
 
 Task = TypeVar("Task")
 Info = TypeVar("Info")
-Load = Callable[[Task], tuple[Sequence[Tensor], Info]]
+Compute = Callable[[Task], tuple[Sequence[Tensor], Info]]
 MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # the module has it from Python 3.13 on
 
 
 def prefetch_tensors(
-    load: Load[Task, Info],
+    compute: Compute[Task, Info],
     tasks: Sequence[Task],
     workers: int,
     size: int,
     kept: "SharedBuffer | None" = None,
 ) -> Iterator[tuple[Tensor, Info]]:
-    """Yield the flat uint8 tensors of `load(task)`, joined, and its info, as `prefetch` does.
+    """Yield the flat uint8 tensors of `compute(task)`, joined, and its info, as `prefetch` does.
 
     Those of up to `size` bytes pass through a shared buffer, larger ones as the DataLoader has it.
     In a buffer `kept`, with a part for each task, the results stay.
     """
     if not workers and not kept:
-        for tensors, info in map(load, tasks):
+        for tensors, info in map(compute, tasks):
             yield torch.cat([*tensors]), info
         return
     # of the tasks that `prefetch` gave out, and of the one in use
     buffer = kept or SharedBuffer(size, workers * TASKS_AHEAD + 1)
-    loaded = prefetch(partial(_load_to, buffer, load), [*enumerate(tasks)], workers)
-    for number, (result, info) in enumerate(loaded):
+    results = prefetch(partial(_compute_to, buffer, compute), [*enumerate(tasks)], workers)
+    for number, (result, info) in enumerate(results):
         flat = buffer.get(number, result)
         yield (flat if kept else flat.clone()), info
 
 
-def _load_to(
-    buffer: "SharedBuffer", load: Load[Task, Info], numbered: tuple[int, Task]
+def _compute_to(
+    buffer: "SharedBuffer", compute: Compute[Task, Info], numbered: tuple[int, Task]
 ) -> tuple[int | Tensor, Info]:
     number, task = numbered
-    tensors, info = load(task)
+    tensors, info = compute(task)
     return buffer.put(number, tensors), info
 
 
