@@ -53,7 +53,7 @@ class Distill(CrossEntropy):
     (1 - w) CE + w T^2 KL(p || q), with w = `weight`, p = softmax(teacher's logits / T),
     q = softmax(logits / T) and T = `temperature`; T^2 keeps the size of the gradients. A weight of
     1/2 is half of the sum in arXiv 1812.01187, 5.2. Smoothing and class weights are those of the
-    cross-entropy; `teacher` is read by `tricklab.run.build`.
+    cross-entropy; `teacher` is read by `tricklab.run.teacher`.
     """
 
     def __init__(

@@ -991,6 +991,15 @@ def test_cache_in_memory_refuses_more_images_than_fit(class_folders, monkeypatch
         build_folder(root, "data.test_size=3")
 
 
+def test_cache_in_memory_names_a_limit_of_address_space(class_folders, monkeypatch):
+    def refuse(*arguments, **options):
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("mmap.mmap", refuse)
+    with pytest.raises(UserError, match=r"^data\.cache=memory: .*Cannot allocate memory.*FOLDER"):
+        build_folder(class_folders({"train": 3}), "data.test_size=3")
+
+
 def test_cache_is_not_written_through_a_link(tmp_path, monkeypatch):
     write_classes(tmp_path / "images", 6)
     (tmp_path / "cache").mkdir()

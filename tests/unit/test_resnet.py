@@ -43,21 +43,26 @@ def assert_equal_to(reference, net, weights):
         assert (net.eval()(images) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
-@pytest.mark.parametrize("depth", [50, 101])
-def test_bottlenecks_with_b_are_torchvisions(depth):
-    torch.manual_seed(depth)
-    reference = randomise_norms(models.get_model(f"resnet{depth}", num_classes=7))
+@pytest.mark.parametrize(
+    ("library", "name", "options"),
+    [
+        ("torchvision", "resnet50", {"depth": 50, **B}),
+        ("torchvision", "resnet101", {"depth": 101, **B}),
+        ("timm", "resnet26d", {"depth": 26, **D}),
+        ("timm", "resnet50d", {"depth": 50, **D}),
+    ],
+)
+def test_bottlenecks_are_those_of_the_libraries(library, name, options):
+    """B is torchvision's, B, C and D together are timm's."""
+    torch.manual_seed(0)
+    if library == "timm":
+        timm = pytest.importorskip("timm", reason="needs the extra [timm]")
+        reference = timm.create_model(name, num_classes=7)
+    else:
+        reference = models.get_model(name, num_classes=7)
+    randomise_norms(reference)
     weights = list(reference.state_dict().values())
-    assert_equal_to(reference, resnet(3, 7, depth=depth, **B), weights)
-
-
-@pytest.mark.parametrize("depth", [26, 50])
-def test_bottlenecks_with_b_c_and_d_are_timms(depth):
-    timm = pytest.importorskip("timm", reason="needs the extra [timm]")
-    torch.manual_seed(depth)
-    reference = randomise_norms(timm.create_model(f"resnet{depth}d", num_classes=7))
-    weights = list(reference.state_dict().values())
-    assert_equal_to(reference, resnet(3, 7, depth=depth, **D), weights)
+    assert_equal_to(reference, resnet(3, 7, **options), weights)
 
 
 @pytest.mark.parametrize("depth", [18, 34])

@@ -66,7 +66,12 @@ def decode_to_memory(files: ImageFiles) -> Decoded:
     """Decode all images. Raises UserError: they don't fit into memory."""
     memory = count_memory()
     check_memory(files, math.prod(files.shape), memory)  # an estimate, if they differ in size
-    buffer = files.buffer()
+    try:
+        buffer = files.buffer()
+    except OSError as error:  # a limit of address space, as by ulimit -v
+        raise UserError(
+            f"data.cache=memory: {error}. Expected data.cache=FOLDER or none"
+        ) from error
     blocks = []
     done = 0
     for block in files.blocks(buffer):

@@ -127,7 +127,10 @@ class ImageFiles:
             raise UserError(f"data.fit=none: {message}; data.fit=crop makes them equal")
 
     def blocks(self, kept: SharedBuffer | None = None) -> Iterator[Block]:
-        """Decode all images in order, BLOCK at a time, to a `buffer`; show the progress."""
+        """Decode all images in order, BLOCK at a time, and show the progress.
+
+        Their pixels stay in `kept`, a `buffer()`, if it is given.
+        """
         return with_progress(self._blocks(kept), len(self.files), "decoding")
 
     def _blocks(self, kept: SharedBuffer | None) -> Iterator[Block]:
