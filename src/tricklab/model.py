@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
+from tricklab.dropout import DROPOUTS, check_dropout, dropout_of_layers
 from tricklab.errors import UserError, nearest
 from tricklab.option import as_option, keys_after
 from tricklab.resnet import (
     EXPANSION,
     IMAGENET_WIDTH,
     BlockOptions,
-    DropPath,
     conv_norm,
     count_blocks,
     make_blocks,
@@ -52,24 +52,24 @@ def mlp(
     channels: int,
     classes: int,
     widths: Sequence[int],
-    dropout: float = 0.0,
+    dropout: float | Sequence[float] = 0.0,
     input_dropout: float = 0.0,
     batch_norm: bool = True,
+    dropout_kind: str = "bernoulli",
 ) -> nn.Sequential:
     """Dense layers of `widths` units with ReLU; dropout as in Srivastava et al., JMLR 15 (2014).
 
-    Without widths it is softmax regression. Raises UserError: `dropout` without hidden units.
+    `dropout` is that of all hidden layers, or of each. Without widths it is softmax regression.
+    Raises UserError: `dropout` without hidden units, or not one for each layer.
     """
-    check_dropout(dropout=dropout, input_dropout=input_dropout)
-    if dropout and not widths:
-        raise UserError(f"model.dropout={dropout} with model.widths=[]: there are no hidden units")
+    check_dropout(input_dropout=input_dropout)
     layers: list[nn.Module] = [nn.Flatten(), nn.Dropout(input_dropout)]
-    for width in widths:
+    for width, p in zip(widths, dropout_of_layers(dropout, widths), strict=True):
         # lazy: the first batch sets the number of inputs
         layers.append(nn.LazyLinear(width, bias=not batch_norm))
         if batch_norm:
             layers.append(nn.BatchNorm1d(width))
-        layers += [nn.ReLU(), nn.Dropout(dropout)]
+        layers += [nn.ReLU(), DROPOUTS[dropout_kind](p)]
     return nn.Sequential(*layers, nn.LazyLinear(classes))
 
 
@@ -83,6 +83,7 @@ def convnet(
     input_dropout: float = 0.0,
     spatial_dropout: float = 0.0,
     pool_early: bool = False,
+    dropout_kind: str = "bernoulli",
 ) -> nn.Sequential:
     """A small VGG (arXiv 1409.1556): `depth` 3x3 convolutions of each width, then max pooling.
 
@@ -99,7 +100,7 @@ def convnet(
         layers += _conv_block(channels, width, depth, pool_early)
         layers.append(nn.Dropout2d(spatial_dropout))
         channels = width
-    return nn.Sequential(*layers, *_head(channels, classes, dropout))
+    return nn.Sequential(*layers, *_head(channels, classes, DROPOUTS[dropout_kind](dropout)))
 
 
 def _conv_block(inputs: int, width: int, depth: int, pool_early: bool) -> list[nn.Module]:
@@ -127,6 +128,7 @@ def resnet(
     input_dropout: float = 0.0,
     spatial_dropout: float = 0.0,
     drop_path: float = 0.0,
+    dropout_kind: str = "bernoulli",
 ) -> nn.Sequential:
     """ResNet (arXiv 1512.03385) of 4.2 there for small images, or of 4.1 for large ones.
 
@@ -156,7 +158,7 @@ def resnet(
     layers = [nn.Dropout(input_dropout), *make_stem(channels, width, layout, stem)]
     layers += make_blocks(stages, width, options, drop_path)
     last = (width << (len(stages) - 1)) * EXPANSION[block]
-    return nn.Sequential(*layers, *_head(last, classes, dropout))
+    return nn.Sequential(*layers, *_head(last, classes, DROPOUTS[dropout_kind](dropout)))
 
 
 @network
@@ -223,13 +225,6 @@ def timm(
     return find_timm(name).create_model(name, **options)
 
 
-def check_dropout(**probabilities: float) -> None:
-    """Raise UserError for a dropout probability outside of [0, 1): at 1 nothing would pass."""
-    for name, probability in probabilities.items():
-        if not 0 <= probability < 1:
-            raise UserError(f"model.{name}={probability}; allowed: 0 or more, less than 1")
-
-
 def find_torchvision(name: str) -> Any:
     """Return torchvision.models, if it has a network of that name."""
     from torchvision import models
@@ -253,27 +248,8 @@ def find_timm(name: str) -> Any:
     return timm
 
 
-def _head(inputs: int, classes: int, dropout: float) -> list[nn.Module]:
-    linear = nn.Linear(inputs, classes)
-    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), linear]
-
-
-def find_dropout(net: nn.Module) -> list[str]:
-    """Return the names of dropout layers that precede a batch norm in definition order.
-
-    Stochastic depth is not among them.
-    """
-    modules = list(net.named_modules())
-    last_norm = 0
-    for index, (_, module) in enumerate(modules):
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            last_norm = index
-    names = []
-    for name, module in modules[:last_norm]:
-        is_dropout = isinstance(module, nn.modules.dropout._DropoutNd)
-        if is_dropout and module.p > 0 and not isinstance(module, DropPath):
-            names.append(name)
-    return names
+def _head(inputs: int, classes: int, dropout: nn.Dropout) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), dropout, nn.Linear(inputs, classes)]
 
 
 def find_head(net: nn.Module) -> tuple[str, nn.Module]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from tricklab.dropout import DropPath
 from tricklab.errors import UserError
 
 EXPANSION = {"basic": 1, "bottleneck": 4}  # channels of a block, by those of its 3x3 convolution
@@ -137,13 +138,6 @@ def make_bottleneck(inputs: int, outputs: int, stride: int, options: BlockOption
         nn.Dropout2d(options.spatial_dropout),
         *conv_norm(width, outputs, 1),
     )
-
-
-class DropPath(nn.Dropout):
-    """Stochastic depth: zero the branch per image, rescale the others by 1 / (1 - p)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * super().forward(x.new_ones(len(x), 1, 1, 1))
 
 
 def relu() -> nn.ReLU:

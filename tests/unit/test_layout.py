@@ -16,6 +16,7 @@ LEVELS = [  # the lowest first; a folder stands for its modules that are not lis
         "option",
         "color",
         "boxes",
+        "dropout",
         "resnet",
     },  # ground: of the project, only errors
     {"metrics", "randomness", "penalty", "loss", "fast"},

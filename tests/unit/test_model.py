@@ -10,8 +10,9 @@ from helpers.configs import configure
 from helpers.paths import CONF
 from tricklab import model
 from tricklab.cli.config import list_options
+from tricklab.dropout import DropPath, GaussianDropout
 from tricklab.errors import UserError
-from tricklab.resnet import DropPath, Residual
+from tricklab.resnet import Residual
 from tricklab.run.build import build_net
 
 
@@ -128,6 +129,44 @@ def test_dropout_of_one_is_refused(name, key):
         return
     with pytest.raises(UserError, match=f"model.{key}=1.0; allowed: 0 or more, less than 1"):
         make_net(f"model={name}", f"model.{key}=1.0")
+
+
+def test_mlp_has_dropout_of_each_layer():
+    net = make_net("model=mlp", "model.widths=[8,8,8]", "model.dropout=[0.1,0.0,0.5]")
+    assert [m.p for m in net.modules() if isinstance(m, nn.Dropout)] == [0.0, 0.1, 0.0, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("dropout", "message"),
+    [
+        ("[0.1]", r"model.dropout=\[0.1\] with model.widths=\[8, 8\]: expected one number, or one"),
+        ("[0.1,0.2,0.3]", "expected one number, or one for each width"),
+        ("[0.1,1.0]", "model.dropout=1.0; allowed: 0 or more, less than 1"),
+    ],
+)
+def test_mlp_refuses_dropout_that_is_not_one_for_each_layer(dropout, message):
+    with pytest.raises(UserError, match=message):
+        make_net("model=mlp", "model.widths=[8,8]", f"model.dropout={dropout}")
+
+
+@pytest.mark.parametrize("name", ["mlp", "convnet", "resnet"])
+def test_gaussian_dropout_is_of_the_units_alone(name):
+    overrides = (f"model={name}", "model.dropout=0.3", "model.input_dropout=0.2")
+    net = make_net(*overrides, "model.dropout_kind=gaussian")
+    kinds = {type(m): m.p for m in net.modules() if isinstance(m, nn.Dropout) and m.p}
+    assert kinds == {nn.Dropout: 0.2, GaussianDropout: 0.3}
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5, 0.8])
+def test_gaussian_dropout_has_mean_and_variance_of_dropout(p):
+    torch.manual_seed(0)
+    ones = torch.ones(1_000_000)
+    for layer in (nn.Dropout(p), GaussianDropout(p)):
+        dropped = layer(ones)
+        assert dropped.mean() == pytest.approx(1, abs=0.01)
+        assert dropped.var() == pytest.approx(p / (1 - p), rel=0.01)
+    assert len(GaussianDropout(p)(ones).unique()) > 100_000  # not the two values of dropout
+    assert torch.equal(GaussianDropout(p).eval()(ones), ones)
 
 
 @pytest.mark.parametrize("name", ["mlp", "convnet", "resnet"])

@@ -19,6 +19,8 @@ def check_combinations(config: DictConfig) -> None:
     if config.optimizer.get("decay_all") and not config.optimizer.get("weight_decay"):
         problem = "no effect, as nothing decays"
         raise UserError(f"optimizer.decay_all=true with optimizer.weight_decay=0: {problem}")
+    if config.model.get("dropout_kind") == "gaussian" and not config.model.dropout:
+        raise UserError("model.dropout_kind=gaussian with model.dropout=0: nothing is dropped")
     weight = config.loss.get("class_weights")
     if weight and config.mixup._target_ != "tricklab.mixup.identity":
         problem = "a mixed image has two classes, but would get the weight of neither"

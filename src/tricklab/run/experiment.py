@@ -23,12 +23,12 @@ from torch import nn
 
 from tricklab.callbacks import BestCheckpoint, exit_on_signals, ignore_signals
 from tricklab.data.module import ImageData
+from tricklab.dropout import find_dropout
 from tricklab.errors import UserError
 from tricklab.fast import skip_overhead
 from tricklab.files import read_checkpoint
 from tricklab.logger import MetricsFile, Wandb, close_wandb
 from tricklab.metrics import MIN_TEMPERATURE_IMAGES, confusion_matrix
-from tricklab.model import find_dropout
 from tricklab.run.build import build_data_and_net, build_module, build_trainer
 from tricklab.run.checkpoint import (
     NO_PROGRESS,
