@@ -7,7 +7,17 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from tricklab.analysis.ood import Noise, blur, ood_detection_metrics, rotate
+from helpers.configs import configure
+from tricklab.analysis.ood import (
+    GaussianNoise,
+    Noise,
+    blur,
+    evaluation_sets,
+    ood_detection_metrics,
+    rotate,
+)
+from tricklab.analysis.trained import load_checkpoint
+from tricklab.run.build import build_data
 
 CONFIDENCES = {  # of test images and of others
     "separated": ([0.9, 1.0, 1.0], [0.1, 0.2]),
@@ -42,6 +52,16 @@ def test_noise_is_uniform_and_differs_between_batches():
     assert first.float().std() == pytest.approx(255 / 12**0.5, rel=0.02)
 
 
+def test_gaussian_noise_has_the_moments_of_each_channel():
+    images = torch.zeros(100, 2, 50, 50, dtype=torch.uint8)
+    noise = GaussianNoise([0.1, 0.9], [0.3, 0.2], seed=0)
+    first, second = noise(images), noise(images)
+    assert not torch.equal(first, second)
+    assert first.mean((0, 2, 3)).tolist() == pytest.approx([25.5, 229.5], abs=0.5)
+    assert first.std((0, 2, 3)).tolist() == pytest.approx([76.5, 51], rel=0.01)
+    assert first.min() < 0  # not clipped
+
+
 def test_rotate_is_by_90_degrees():
     images = torch.randint(256, (2, 1, 6, 8), dtype=torch.uint8)
     assert torch.equal(rotate(images)[:, :, 0], images[:, :, :, -1])
@@ -65,7 +85,7 @@ def test_blur_takes_images_that_are_not_square():
 
 
 @pytest.fixture
-def run(cached_run):
+def ema_run(cached_run):
     options = ("model=mlp", "model.dropout=0.3", "callbacks=ema", "trainer.max_epochs=3")
     return cached_run(*options).folder
 
@@ -76,14 +96,14 @@ def read_table(run):
 
 
 @pytest.mark.slow
-def test_suite_compares_networks_on_all_sets(run, run_script):
+def test_suite_compares_networks_on_all_sets(ema_run, run_script):
     options = ("suite=ood", "mc=4", "tta=2", "augment=rotate", "other=fake")
-    done = run_script("evaluate.py", str(run), *options)
+    done = run_script("evaluate.py", str(ema_run), *options)
     assert done.returncode == 0, done.stderr
-    rows = read_table(run)
+    rows = read_table(ema_run)
     by_key = {(row["view"], row["images"]): row for row in rows}
     views = ["average", "last weights", "mc=4", "tta=2"]
-    sets = ["test", "noise", "rotation", "blur", "fake"]
+    sets = ["test", "noise", "gaussian", "rotation", "blur", "fake"]
     assert list(by_key) == [(view, name) for view in views for name in sets]
     for name in ("test", "noise"):
         assert len({by_key[view, name]["confidence"] for view in views}) == len(views)
@@ -91,17 +111,46 @@ def test_suite_compares_networks_on_all_sets(run, run_script):
         assert float(by_key["average", name]["auroc"]) > 0.8
     assert by_key["average", "test"]["auroc"] == ""
     assert len(done.stdout.splitlines()) == len(rows) + 1
-    assert (run / "ood.png").stat().st_size > 10_000
-    fewer = run_script("evaluate.py", str(run), "suite=ood", "other=fake").stdout
-    assert fewer.splitlines()[:6] == done.stdout.splitlines()[:6]
+    assert (ema_run / "ood.png").stat().st_size > 10_000
+    fewer = run_script("evaluate.py", str(ema_run), "suite=ood", "other=fake").stdout
+    assert fewer.splitlines()[:7] == done.stdout.splitlines()[:7]
 
 
-def test_suite_confidence_on_the_test_set_is_accuracy_plus_gap(run, run_script):
-    run_script("evaluate.py", str(run), "suite=ood")
-    output = run_script("evaluate.py", str(run), "resamples=0").stdout
+def test_suite_confidence_on_the_test_set_is_accuracy_plus_gap(ema_run, run_script):
+    run_script("evaluate.py", str(ema_run), "suite=ood")
+    output = run_script("evaluate.py", str(ema_run), "resamples=0").stdout
     results = dict(line.split() for line in output.splitlines()[1:])
     confidence = float(results["test/gap"]) + float(results["test/acc"])
-    assert float(read_table(run)[0]["confidence"]) == pytest.approx(confidence, abs=1e-9)
+    assert float(read_table(ema_run)[0]["confidence"]) == pytest.approx(confidence, abs=1e-9)
+
+
+def test_gaussian_noise_is_normalised_to_mean_0_and_std_1(ema_run):
+    """The data are normalised by their own moments here, so noise of these becomes standard."""
+    checkpoint = load_checkpoint(ema_run)
+    data = checkpoint.data()
+    sets = {part.name: part for part in evaluation_sets(checkpoint, data, "")}
+    images = data.splits.test.images
+    noise = data.preprocess(sets["gaussian"].transform(images))
+    assert noise.mean().item() == pytest.approx(0, abs=0.02)
+    assert noise.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_suite_has_the_classes_that_the_run_left_out(run_script, cached_run):
+    options = ("model=mlp", "trainer.max_epochs=4", "data.classes=[0,1,2,3,4,5,8]")
+    run = cached_run(*options).folder
+    assert run_script("evaluate.py", str(run), "suite=ood").returncode == 0
+    (row,) = [row for row in read_table(run) if row["images"] == "other classes"]
+    checkpoint = load_checkpoint(run)
+    everything = build_data(configure("data=digits")).splits.test  # independent of data.classes
+    is_other = torch.isin(everything.labels, torch.tensor([6, 7, 9]))
+    net = checkpoint.net().eval()
+    with torch.no_grad():
+        logits = net(checkpoint.preprocess()(everything.images))
+    confidence = logits.softmax(1).amax(1)
+    assert int(row["n"]) == is_other.sum()
+    assert float(row["confidence"]) == pytest.approx(confidence[is_other].mean().item(), abs=1e-6)
+    auroc = roc_auc_score(~is_other, confidence)
+    assert float(row["auroc"]) == pytest.approx(auroc, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +160,8 @@ def test_suite_confidence_on_the_test_set_is_accuracy_plus_gap(run, run_script):
         (["suite=ood", "other=nothing"], "data=nothing does not exist; allowed: "),
     ],
 )
-def test_suite_refuses_unknown_options(options, message, run, run_script):
-    done = run_script("evaluate.py", str(run), *options)
+def test_suite_refuses_unknown_options(options, message, ema_run, run_script):
+    done = run_script("evaluate.py", str(ema_run), *options)
     assert done.returncode == 1
     assert message in done.stderr
-    assert not (run / "ood.csv").exists()
+    assert not (ema_run / "ood.csv").exists()

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 from tricklab.analysis.arguments import compose_one
 from tricklab.analysis.evaluation import ensemble_views, evaluate_on
 from tricklab.analysis.trained import LoadedCheckpoint
+from tricklab.data.batches import channel_mean_std
 from tricklab.data.module import ImageData
 from tricklab.files import save_figure, write_text
 from tricklab.metrics import BINS, confidence_and_correctness
@@ -47,6 +48,25 @@ class Noise:
         source = generator(self.seed, "noise", next(self.batches))
         noise = torch.randint(256, images.shape, generator=source, dtype=torch.uint8)
         return noise.to(images.device)
+
+
+class GaussianNoise:
+    """Replaces images [B, C, H, W] by noise N(mean, std^2), another one for each batch.
+
+    `mean` and `std` are those of each channel, of 0 to 1. Values beyond 0 .. 255 are not clipped,
+    which would change both.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], seed: int):
+        self.mean = 255 * torch.tensor(mean).view(-1, 1, 1)
+        self.std = 255 * torch.tensor(std).view(-1, 1, 1)
+        self.seed = seed
+        self.batches = itertools.count()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        source = generator(self.seed, "gaussian noise", next(self.batches))
+        noise = torch.randn(images.shape, generator=source)
+        return (self.mean + self.std * noise).to(images.device)
 
 
 def rotate(images: Tensor) -> Tensor:
@@ -150,12 +170,18 @@ def networks(checkpoint: LoadedCheckpoint, mc: int, tta: int) -> dict[str, nn.Mo
 def evaluation_sets(
     checkpoint: LoadedCheckpoint, data: ImageData, other: str
 ) -> Iterator[EvaluationSet]:
-    """Yield the test set, as it is and transformed, and that of other data."""
+    """Yield the test set, as it is and transformed, then classes left out, and other data."""
     config = checkpoint.config
     yield EvaluationSet("test", data)
     yield EvaluationSet("noise", data, Noise(config.seed))
+    # the moments of the images before they are normalised, not those of the weights in use
+    images: Any = data.clean.images
+    moments = channel_mean_std(images, data.clean_indices)
+    yield EvaluationSet("gaussian", data, GaussianNoise(*moments, config.seed))
     yield EvaluationSet("rotation", data, rotate)
     yield EvaluationSet("blur", data, blur)
+    if checkpoint.own_data and config.data.get("classes") and data.splits.left_out:
+        yield EvaluationSet("other classes", load_left_out(checkpoint))
     name = other or ("fake" if config.data._target_.endswith(".digits") else "digits")
     is_grey = checkpoint.input_spec.shape[0] == 1
     yield EvaluationSet(name, load_other(checkpoint, name), to_grey if is_grey else None)
@@ -167,9 +193,24 @@ def load_other(checkpoint: LoadedCheckpoint, name: str) -> ImageData:
     inputs = resolve_input(config, checkpoint.config.model, checkpoint.input_spec)
     for option in ("input_channels", "mean", "std"):  # `preprocess` below has them
         del inputs[option]
+    return without_labels(build(config, seed=checkpoint.config.seed, **inputs), checkpoint)
+
+
+def load_left_out(checkpoint: LoadedCheckpoint) -> ImageData:
+    """Build the run's data with the test images of the classes that `data.classes` leaves out."""
+    config = checkpoint.config.data.copy()
+    config.classes = None
+    inputs = resolve_input(config, checkpoint.config.model, checkpoint.input_spec)
     data: ImageData = build(config, seed=checkpoint.config.seed, **inputs)
+    labels = [data.classes.index(name) for name in checkpoint.classes]
+    is_known = torch.isin(data.splits.test.labels, torch.tensor(labels))
+    data.test_indices = (~is_known).nonzero().squeeze(1)
+    return without_labels(data, checkpoint)
+
+
+def without_labels(data: ImageData, checkpoint: LoadedCheckpoint) -> ImageData:
+    """Set all labels of the test to 0, as its classes are foreign, and preprocess as in the run."""
     data.preprocess = checkpoint.preprocess()
-    # its labels may exceed the network's classes
     test = data.splits.test._replace(labels=data.splits.test.labels * 0)
     data.splits = data.splits._replace(test=test)
     return data

@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.datasets import FashionMNIST
 
 from tricklab.data.batches import DatasetSplits, LabeledImages
+from tricklab.data.classes import keep_classes
 from tricklab.data.decoding import Decoding, find_groups, make_decoding, read_splits
 from tricklab.data.folders import expand_home, find_splits, training_classes, warn_of_unused
 from tricklab.data.module import ImageData
@@ -44,11 +45,15 @@ def dataset(read: Callable[..., DatasetSplits]) -> Callable[..., ImageData]:
             options["size"] = [options["size"], options["size"]]
         if own.get("root") is not None:
             own["root"] = expand_home(own["root"], "data.root")
+        chosen = options.get("classes")
         if "decoding" in parameters:
             own["decoding"] = make_decoding(options)
         for name in FILE_OPTIONS:
             options.pop(name, None)
-        return ImageData(read(**own), **options)
+        splits = read(**own)
+        if "decoding" not in parameters:
+            splits = keep_classes(splits, chosen)
+        return ImageData(splits, **options)
 
     return build
 

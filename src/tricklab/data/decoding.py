@@ -11,6 +11,7 @@ from torch import Tensor
 from tricklab.augment import takes_originals
 from tricklab.data.batches import DatasetSplits, LabeledImages
 from tricklab.data.cache import Decoded, decode_all
+from tricklab.data.classes import Chosen, keep_files
 from tricklab.data.fit import Fit, Keep
 from tricklab.data.groups import check_groups_apart
 from tricklab.data.image_files import ImageFiles
@@ -25,7 +26,7 @@ MAX_ENLARGEMENT = 2  # by which an image is enlarged without a warning
 
 
 class Decoding(NamedTuple):
-    """How image files are decoded and cached, see conf/data/_files.yaml.
+    """Which image files are used, and how they are decoded and cached, see conf/data/_files.yaml.
 
     `size` is the height and width for the network; with `originals`, training images keep their
     aspect ratio, as an augmentation crops them.
@@ -43,6 +44,7 @@ class Decoding(NamedTuple):
     num_workers: int | None = None
     skip_corrupt: bool = False
     originals: bool = False
+    classes: Chosen | None = None
 
     @property
     def workers(self) -> int:
@@ -116,8 +118,10 @@ def read_splits(
 ) -> DatasetSplits:
     """Decode the images of each split; a test split alone stands for all of them.
 
-    Raises UserError: a group is in two splits.
+    Raises UserError: a group is in two splits, or a chosen class does not exist.
     """
+    all_classes = classes
+    files, classes = keep_files(files, all_classes, decoding.classes)
     if any(file.group for part in files.values() for file, _ in part):
         check_groups_apart({name: [f.group for f, _ in part] for name, part in files.items()})
     decoded = {}
@@ -136,6 +140,7 @@ def read_splits(
         digest=" ".join(decoded[split].digest for split in sorted(decoded)),
         fitted=find_fitted(files, decoding),
         groups=find_groups(files.get("train", [])),
+        left_out=len(all_classes) - len(classes),
     )
 
 

@@ -25,7 +25,8 @@ def build_test_data(
     or corrupt image.
     """
     files = FINDERS[target](options, classes)
-    splits = read_splits({"test": files}, list(classes), make_decoding(options))
+    decoding = make_decoding(options)._replace(classes=None)  # `classes` are those chosen
+    splits = read_splits({"test": files}, list(classes), decoding)
     inputs = {name: options[name] for name in INPUT_OPTIONS if name in options}
     return ImageData(splits, batch_size, seed=seed, **inputs)
 

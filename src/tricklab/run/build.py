@@ -34,7 +34,7 @@ from tricklab.run.weights import load_backbone, read_input_spec, read_weights, z
 from tricklab.teacher import Teacher
 from tricklab.training import ImageClassifier
 
-MAX_SHOWN_CLASSES = 20  # with more, balanced class weights are not printed
+MAX_SHOWN_CLASSES = 20  # with more, not all names and no balanced class weights are printed
 MAX_PROCESSES = 8  # per core: each takes half a gigabyte
 OF_TRAINING = (
     "lr_base_batch_size",
@@ -58,6 +58,7 @@ def build_data_and_net(
     warn_of_rare_class(cfg, data)
     try_augmentation(data)
     show(data.summary)
+    show(describe_classes(data))
     if spec and not resumed:
         show(compare_input(spec, data))
     net = build_net(cfg, data.shape, len(data.classes))
@@ -75,6 +76,16 @@ def show(text: str) -> None:
     """Print a text that is not empty."""
     if text:
         print(text)
+
+
+def describe_classes(data: ImageData) -> str:
+    """Return which classes are in use, if some are left out; else ""."""
+    if not data.splits.left_out:
+        return ""
+    used = len(data.classes)
+    names = ", ".join(data.classes[:MAX_SHOWN_CLASSES])
+    more = ", ..." if used > MAX_SHOWN_CLASSES else ""
+    return f"classes: {used} of {used + data.splits.left_out}: {names}{more}"
 
 
 def compare_input(spec: InputSpec, data: ImageData) -> str:
