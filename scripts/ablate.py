@@ -2,37 +2,27 @@
 
 python scripts/ablate.py fashion_tricks [seeds=3] [slots=2]
 
-The tricks stand in the recipe's file, as claim.tricks; the rows of its runs beside it, as those of
-scripts/measure.py.
+The tricks stand in the file of the recipe, as claim.tricks; claim.paper has what a paper reached
+with each of them and those before, in %, claim.teacher the network that others distill. The rows of
+the runs stand beside it, as those of scripts/measure.py.
 """
 
 import sys
 
-from tricklab.analysis.ablation import (
-    METRIC,
-    ablation_table,
-    describe_power,
-    make_arms,
-    read_tricks,
-)
+from tricklab.analysis.ablation import ablation_table, describe_power, read_ablation
 from tricklab.analysis.page import escape_pipes, format_table
-from tricklab.analysis.recipes import (
-    INCOMPLETE,
-    Recipe,
-    count_missing,
-    read_command,
-    run_missing,
-)
+from tricklab.analysis.recipes import INCOMPLETE, count_missing, read_command, run_missing
 from tricklab.cli.config import CONF, list_options
 from tricklab.cli.launch import launch
 
 
 def main() -> None:
     name, seeds, overrides = read_command(list_options(CONF / "experiment"), lambda name: 3)
-    tricks = read_tricks(name)
-    results = run_missing(Recipe(name, make_arms(tricks), (METRIC,)), seeds, overrides)
-    print(format_table(ablation_table(list(tricks), results), escape_pipes))
-    print(describe_power(list(tricks), results))
+    ablation = read_ablation(name)
+    results = run_missing(ablation.recipe, seeds, overrides)
+    table = ablation_table(ablation.tricks, results, ablation.paper)
+    print(format_table(table, escape_pipes))
+    print(describe_power(ablation.tricks, results))
     if missing := count_missing(results, seeds):
         sys.exit(f"error: {missing} runs are not done; {INCOMPLETE}")
 

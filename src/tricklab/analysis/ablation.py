@@ -1,11 +1,13 @@
 """An ablation: the tricks of a recipe added one after the other, and each left out of all."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from tricklab.analysis.page import Table
-from tricklab.analysis.recipes import Arms, Results
+from tricklab.analysis.recipes import Arms, Recipe, Results, make_recipe
 from tricklab.analysis.statistics import (
     Summary,
     compare_paired,
@@ -25,18 +27,34 @@ COMPARISON = ("95 % interval", "p (Holm)")
 HEADER = ("trick", METRIC, "added in turn", *COMPARISON, "left out of all", *COMPARISON)
 
 
+class Ablation(NamedTuple):
+    """The runs of an ablation, its tricks in order, and what a paper has up to each of them."""
+
+    recipe: Recipe
+    tricks: list[str]
+    paper: Mapping[str, float]
+
+
 def find_tricks(name: str) -> Arms:
     """Return the overrides of each trick of an experiment; none if it has no `claim.tricks`."""
-    claim = read_yaml(CONF / "experiment" / f"{name}.yaml").get("claim")
-    tricks: Arms = claim.get("tricks", {}) if isinstance(claim, dict) else {}
+    tricks: Arms = read_section(name).get("tricks", {})
     return tricks
 
 
-def read_tricks(name: str) -> Arms:
-    """Return the overrides of each trick of an experiment. Raises UserError: it has none."""
-    if tricks := find_tricks(name):
-        return tricks
-    raise UserError(f"experiment={name} has no claim.tricks. Expected e.g. fashion_tricks")
+def read_section(name: str) -> dict[str, Any]:
+    """Return `claim` in the file of an experiment, empty without one."""
+    claim = read_yaml(CONF / "experiment" / f"{name}.yaml").get("claim")
+    return claim if isinstance(claim, dict) else {}
+
+
+def read_ablation(name: str) -> Ablation:
+    """Return the ablation of an experiment. Raises UserError: it has no tricks."""
+    section = read_section(name)
+    tricks = section.get("tricks")
+    if not tricks:
+        raise UserError(f"experiment={name} has no claim.tricks. Expected e.g. fashion_tricks")
+    recipe = make_recipe(name, make_arms(tricks), (METRIC,), section.get("teacher", ()))
+    return Ablation(recipe, list(tricks), section.get("paper", {}))
 
 
 def make_arms(tricks: Arms) -> dict[str, list[str]]:
@@ -68,8 +86,13 @@ def compare_arms(tricks: Sequence[str], results: Results) -> list[Summary]:
     return [compare_paired(values[ours], values[theirs]) for ours, theirs in pairs]
 
 
-def ablation_table(tricks: Sequence[str], results: Results) -> Table:
-    """Return a row for each trick; p-values are corrected for all comparisons in the table."""
+def ablation_table(
+    tricks: Sequence[str], results: Results, paper: Mapping[str, float] = MappingProxyType({})
+) -> Table:
+    """Return a row for each trick; p-values are corrected for all comparisons in the table.
+
+    The last column, if there is a `paper`, is its accuracy in %, and what the trick added there.
+    """
     differences = compare_arms(tricks, results)
     tested = [i for i, difference in enumerate(differences) if not math.isnan(difference.p)]
     corrected = holm_correction([differences[i].p for i in tested])
@@ -86,11 +109,30 @@ def ablation_table(tricks: Sequence[str], results: Results) -> Table:
     for i, name in enumerate(tricks):
         accuracy = mean_accuracy(results, f"to_{name}")
         rows.append([f"+ {name}", accuracy, *cells[i], *cells[len(tricks) + i]])
-    return rows
+    if not paper:
+        return rows
+    column = ["paper, %", *paper_column(["none", *tricks], paper)]
+    return [[*row, cell] for row, cell in zip(rows, column, strict=True)]
+
+
+def paper_column(names: Sequence[str], paper: Mapping[str, float]) -> list[str]:
+    """Return accuracies with their differences to those before; "" where there is none."""
+    cells = []
+    before = math.nan
+    for name in names:
+        value = paper.get(name, math.nan)
+        gain = value - before
+        cell = "" if math.isnan(value) else f"{value:.2f}"
+        cells.append(cell if math.isnan(gain) else f"{cell} ({gain:+.2f})")
+        if not math.isnan(value):
+            before = value
+    return cells
 
 
 def mean_accuracy(results: Results, arm: str) -> str:
-    return format_number(summarise([float(row[METRIC]) for row in results[arm].values()]).mean)
+    """Return the mean over the seeds, "" without one."""
+    accuracies = [float(row[METRIC]) for row in results[arm].values()]
+    return format_number(summarise(accuracies).mean) if accuracies else ""
 
 
 def describe_power(tricks: Sequence[str], results: Results) -> str:

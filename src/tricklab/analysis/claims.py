@@ -12,6 +12,7 @@ from tricklab.analysis.recipes import (
     Results,
     Row,
     load_results,
+    make_recipe,
     update_results,
 )
 from tricklab.analysis.statistics import (
@@ -82,7 +83,8 @@ def read_claim(name: str) -> Claim:
         content: Any = read_yaml(path)["claim"]
         expectations = [Expectation(**entry) for entry in content["expect"]]
         metrics = list(dict.fromkeys(expectation.metric for expectation in expectations))
-        recipe = Recipe(f"claims/{name}", content["arms"], metrics)
+        teacher = content.get("teacher", ())
+        recipe = make_recipe(f"claims/{name}", content["arms"], metrics, teacher)
         seeds, minutes = content["seeds"], content["minutes"]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: {error}. Expected the keys of the claims beside it") from error

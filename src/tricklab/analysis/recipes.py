@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from tricklab.analysis.results import Run, read_run
+from tricklab.analysis.run_metrics import read_metric, run_command
 from tricklab.cli.compose import compose_each
 from tricklab.cli.config import CONF, to_plain
 from tricklab.cli.messages import unknown_name
@@ -29,15 +30,20 @@ Results = dict[str, dict[int, Row]]  # by arm and seed
 Arms = Mapping[str, Sequence[str]]  # overrides by name
 Hashes = dict[tuple[str, int], str]  # config hashes by arm and seed
 
+TEACHER = "TEACHER"  # in an arm: the folder of the recipe's teacher
 INCOMPLETE = "the same command runs the others"
 
 
 class Recipe(NamedTuple):
-    """An experiment, its arms (variants), and the metrics to keep of each run."""
+    """An experiment, its arms (variants), and the metrics to keep of each run.
+
+    `teacher`: overrides of a run that precedes the others, as they distill it.
+    """
 
     name: str
     arms: Arms = MappingProxyType({"": ()})
     metrics: Sequence[str] = ("val/acc", "test/acc", "test/loss", "test/ece")
+    teacher: Sequence[str] = ()
 
     @property
     def csv_file(self) -> Path:
@@ -107,11 +113,44 @@ def run_missing(recipe: Recipe, seeds: int, overrides: Sequence[str]) -> Results
     missing = {arm: lacking for arm, lacking in missing.items() if lacking}
     if not missing:
         return results
+    if recipe.teacher:
+        train_teacher(recipe)
     command = sweep_overrides(recipe, list(missing), set.union(*missing.values()))
     subprocess.run(
         [sys.executable, "train.py", "-m", *command, *overrides], cwd=CONF.parent, check=False
     )
     return update_results(recipe, seeds)
+
+
+def find_teacher(name: str, teacher: Sequence[str]) -> str:
+    """Return the folder of an experiment's teacher, by the hash of its config.
+
+    It is relative to the project, as it is a part of the config of the runs that distill it.
+    """
+    return f"sweeps/teachers/{config_hash(to_plain(compose_recipe(name, teacher)))}"
+
+
+def make_recipe(
+    name: str, arms: Arms, metrics: Sequence[str], teacher: Sequence[str] = ()
+) -> Recipe:
+    """Return a recipe in whose arms TEACHER stands for the folder of its teacher."""
+    if teacher:
+        folder = find_teacher(name, teacher)
+        arms = {
+            arm: [text.replace(TEACHER, folder) for text in overrides]
+            for arm, overrides in arms.items()
+        }
+    return Recipe(name, arms, metrics, teacher)
+
+
+def train_teacher(recipe: Recipe) -> None:
+    """Train the teacher of a recipe, if that has not been done. Raises UserError: it failed."""
+    folder = find_teacher(recipe.name, recipe.teacher)
+    if read_run(CONF.parent / folder).done:
+        return
+    print(f"teacher: {folder}")
+    options = [f"hydra.run.dir={folder}", "resume=auto"]
+    run_command(["train.py", f"experiment={recipe.name}", *recipe.teacher, *options])
 
 
 def sweep_overrides(recipe: Recipe, arms: Sequence[str], seeds: Collection[int]) -> list[str]:
@@ -209,30 +248,6 @@ def arm_overrides(run: Run) -> list[str]:
         for key, override in by_key.items()
         if key not in ("experiment", "seed") and not is_excluded_from_hash(key)
     ]
-
-
-def read_metric(run: Run, name: str) -> float:
-    """Return a metric of a run's best epoch.
-
-    NAME@last is the last value in `metrics.csv`, ood/IMAGES/METRIC one of evaluate.py suite=ood.
-    """
-    if name.endswith("@last"):
-        column = [row[name.removesuffix("@last")] for row in read_table(run.folder / "metrics.csv")]
-        return float([value for value in column if value][-1])
-    if name.startswith("ood/"):
-        _, images, metric = name.split("/")
-        rows = {row["images"]: row for row in read_ood(run.folder)}
-        return float(rows[images][metric])
-    return run.metrics[name]
-
-
-def read_ood(run: Path) -> list[Row]:
-    """Return the rows of a run's `ood.csv`, which evaluate.py makes if it is missing."""
-    if not (run / "ood.csv").is_file():
-        command = ["scripts/evaluate.py", f"ckpt={run}/checkpoints/best.ckpt", "suite=ood"]
-        options: dict[str, Any] = {"cwd": CONF.parent, "stdout": subprocess.DEVNULL}
-        subprocess.run([sys.executable, *command], check=True, **options)
-    return read_table(run / "ood.csv")
 
 
 def format_summary(rows: Sequence[Row], flops: float) -> str:

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from statistics import mean, median
 
 from tricklab.analysis.ablation import (
-    METRIC,
     ablation_table,
     describe_power,
     find_tricks,
-    make_arms,
+    read_ablation,
 )
 from tricklab.analysis.claims import claims_table
 from tricklab.analysis.page import escape_pipes, format_table
@@ -95,12 +94,14 @@ def ablation_tables() -> str:
     """Return the table of each recipe with tricks, with the smallest detectable difference."""
     parts = []
     for name in list_options(EXPERIMENTS):
-        tricks = find_tricks(name)
-        recipe = Recipe(name, make_arms(tricks), (METRIC,))
-        if tricks and recipe.csv_file.is_file():
-            results = load_results(recipe, seeds=1)
-            table = format_table(ablation_table(list(tricks), results), escape_pipes)
-            parts += [f"`{name}`:", table, describe_power(list(tricks), results) + "."]
+        if not find_tricks(name):
+            continue
+        ablation = read_ablation(name)
+        if ablation.recipe.csv_file.is_file():
+            results = load_results(ablation.recipe, seeds=1)
+            table = ablation_table(ablation.tricks, results, ablation.paper)
+            power = describe_power(ablation.tricks, results)
+            parts += [f"`{name}`:", format_table(table, escape_pipes), f"{power}."]
     return "\n\n".join(parts)
 
 
