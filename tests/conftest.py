@@ -201,3 +201,11 @@ def class_folders(tmp_path: Path) -> Callable[..., Path]:
         return root
 
     return class_folders
+
+
+@pytest.fixture
+def project_copy(tmp_path: Path) -> Path:
+    """A copy of the project without results, as rows are written beside the claims."""
+    from helpers.projects import copy_project
+
+    return copy_project(tmp_path)

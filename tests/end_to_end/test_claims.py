@@ -13,9 +13,10 @@ import time
 import pytest
 
 from helpers.configs import configure
-from helpers.paths import CONF, ROOT
+from helpers.paths import CONF
+from helpers.projects import popen_options
 from tricklab.analysis import claims, results_page
-from tricklab.analysis.ablation import ablation_table, describe_power, make_arms
+from tricklab.analysis.ablation import ablation_table, describe_power, make_arms, paper_column
 from tricklab.analysis.claims import Expectation, judge, read_claim, verdict
 from tricklab.analysis.statistics import Summary
 from tricklab.cli.config import list_options, to_plain
@@ -181,20 +182,6 @@ def test_claims_script_refuses_wrong_arguments(run_script, arguments, message):
     assert message in done.stderr
 
 
-@pytest.fixture
-def project_copy(tmp_path):
-    """A copy of the project without results, as rows are written beside the claims."""
-    ignored = shutil.ignore_patterns("*.egg-info", "__pycache__", "*.csv")
-    for part in ("src", "conf", "scripts"):
-        shutil.copytree(ROOT / part, tmp_path / part, ignore=ignored)
-    shutil.copy(ROOT / "train.py", tmp_path)
-    return tmp_path
-
-
-def popen_options(copy):
-    return {"cwd": copy, "env": os.environ | {"PYTHONPATH": str(copy / "src")}, "text": True}
-
-
 @pytest.mark.slow
 def test_killed_claim_is_resumed_and_the_negative_control_fails(project_copy):
     command = [sys.executable, "scripts/claims.py", "two_names", "seeds=3"]
@@ -231,6 +218,14 @@ def test_ablation_arms_add_tricks_in_turn_and_leave_each_out():
         "no_b": ["x=1", "u=4"],
         "no_c": ["x=1", "y=2", "z=3"],
     }
+
+
+def test_column_of_the_paper_has_the_gain_over_the_last_known_value():
+    paper = {"a": 75.17, "c": 75.93}
+    assert paper_column(["none", "a", "b", "c"], paper) == ["", "75.17", "", "75.93 (+0.76)"]
+    results = make_results(none={}, to_a={}, no_a={})
+    header, none, a = ablation_table(["a"], results, {"none": 70.0, "a": 71.5})
+    assert [header[-1], none[-1], a[-1]] == ["paper, %", "70.00", "71.50 (+1.50)"]
 
 
 def test_ablation_table_by_hand():
