@@ -325,6 +325,8 @@ def test_plan_summarizes_lrs_and_weight_decay(run_script):
     remaining = 0.8 * 0.85 * 0.9 * 0.95
     assert "first 0.4, peak 0.4, last 0.1, sum 1" in output
     assert f"weight decay leaves {remaining:.4g}" in output
+    output = run_script("plan.py", *options, *adamw, "optimizer.decay_all=true").stdout
+    assert f"weight decay, also of biases and norms, leaves {remaining:.4g}" in output
     output = run_script("plan.py", "scheduler=plateau").stdout
     assert "lower when val/loss no longer falls" in output
 
@@ -430,6 +432,21 @@ def test_preview_shows_smoothed_targets(run_script, drawn, monkeypatch, mixing):
         assert probabilities[0] == pytest.approx(0.9 * float(largest) + 0.01, abs=0.011)
         assert smooth.split()[1] == label
         assert len(mixing) == 2 or probabilities == [0.91, 0.01]
+
+
+def test_preview_shows_the_predictions_of_the_teacher(run_script, drawn, cached_run, monkeypatch):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda *arguments, **options: None)
+    teacher = cached_run(*ONE_BATCH, "model=mlp", folder="teacher").folder
+    options = ("loss=distill", f"loss.teacher='{teacher}'", "hydra.run.dir=p")
+    titles = []
+    for temperature in (1, 1000):
+        done = run_script("preview.py", *options, f"loss.temperature={temperature}")
+        assert done.returncode == 0, done.stderr
+        titles += drawn["set_title"][-32:]
+    captions = [re.search(r"teacher: (0\.\d\d) \d\n(0\.\d\d) \d$", title) for title in titles]
+    assert all(captions)
+    assert max(float(caption[1]) for caption in captions[:32]) > 0.12
+    assert {float(caption[1]) for caption in captions[32:]} == {0.1}  # ten classes
 
 
 # rename.py

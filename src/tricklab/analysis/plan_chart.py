@@ -57,13 +57,14 @@ def summarize(config: DictConfig, lrs: Sequence[float]) -> str:
     decay = total_decay(config)
     remaining = math.prod(1 - lr * decay for lr in lrs)
     about = "about " if config.optimizer.get("momentum", 0.0) else ""
+    also = ", also of biases and norms," if config.optimizer.get("decay_all") else ""
     parts = [
         f"{len(lrs)} steps",
         f"first {lrs[0]:.4g}",
         f"peak {max(lrs):.4g}",
         f"last {lrs[-1]:.4g}",
         f"sum {sum(lrs):.4g}",
-        f"weight decay leaves {about}{remaining:.4g}",
+        f"weight decay{also} leaves {about}{remaining:.4g}",
     ]
     is_plateau = config.scheduler._target_.endswith(".plateau")
     plateau_note = "; lower when val/loss no longer falls" if is_plateau else ""

@@ -14,6 +14,7 @@ from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.run.build import build_data
 from tricklab.run.plan import make_plan
+from tricklab.run.teacher import build_teacher
 from tricklab.run.weights import read_weights
 
 ROWS, COLUMNS = 4, 8  # of a single config
@@ -22,7 +23,10 @@ Example = tuple[ndarray, str]  # an image [H, W, C] of 0 .. 1, and its caption
 
 
 def first_examples(config: DictConfig) -> list[Example]:
-    """Return the first training batch. Raises UserError: there is none."""
+    """Return the first training batch, with the teacher's predictions if there is one.
+
+    Raises UserError: there is no batch, or no such teacher.
+    """
     weights = read_weights(config.model)
     data = build_data(config, weights and weights.input_spec)
     data.mixup_window = make_plan(config, data, ranks=1).mixup_window
@@ -36,6 +40,11 @@ def first_examples(config: DictConfig) -> list[Example]:
     smoothing = config.loss.get("label_smoothing") or 0.0  # applied by the loss
     targets = (1 - smoothing) * targets + smoothing / len(data.classes)
     captions = [format_target(target, data) for target in targets.tolist()]
+    teacher = build_teacher(config.loss, data)
+    if teacher:
+        predicted = (teacher(images) / config.loss.temperature).softmax(1)
+        for i, probabilities in enumerate(predicted.tolist()):
+            captions[i] += f"\nteacher: {format_target(probabilities, data)}"
     return list(zip(to_pixels(images, data.preprocess), captions, strict=True))
 
 
