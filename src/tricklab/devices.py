@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import platform
 import re
 import select
 import time
@@ -81,6 +82,15 @@ def omp_threads() -> int:
     """Return the number of threads in OMP_NUM_THREADS; 0 if there is none."""
     match = re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", ""))
     return int(match[0]) if match else 0
+
+
+def name_processor() -> str:
+    """Return the name of the processor, "" where the system does not tell."""
+    with suppress(OSError):
+        match = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+        if match:
+            return match[1]
+    return platform.processor()
 
 
 def keep_freed_memory() -> None:

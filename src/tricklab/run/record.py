@@ -14,10 +14,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from tricklab.cli.redact import redact_patch, redact_secrets
+from tricklab.devices import count_cores, name_processor
 from tricklab.errors import UserError
 from tricklab.files import write_text, write_yaml
 from tricklab.run.folder import lock_run, read_config, refuse_links
@@ -113,7 +115,7 @@ class Record:
     @rank_zero_only
     def finish(self, status: str, reason: str | None = None, **results: Any) -> None:
         """Write `result.json` atomically. A failure before training keeps an earlier result."""
-        self.result |= {"status": status, "reason": reason}
+        self.result |= {"status": status, "reason": reason, "machine": describe_machine()}
         self.result |= {"seconds": round(time.time() - self.started, 3), **results}
         if not self.lock:
             return
@@ -121,6 +123,12 @@ class Record:
         if status == "done" or not path.exists():
             write_text(path, to_json(self.result))
         self.lock.close()
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return the processor, the cores that may be used, and the threads of this process in use."""
+    threads = torch.get_num_threads()
+    return {"processor": name_processor(), "cores": count_cores(), "threads": threads}
 
 
 def is_new(folder: Path) -> bool:
