@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,9 +18,11 @@ from safetensors.torch import load_file
 from helpers.configs import ONE_BATCH
 from helpers.datasets import write_mnist
 from helpers.paths import ROOT
+from tricklab.analysis import prediction
 from tricklab.analysis.trained import load_checkpoint
 from tricklab.data.fit import Fit
 from tricklab.data.images import decode
+from tricklab.model import find_head
 from tricklab.training import ImageClassifier
 
 
@@ -218,7 +221,7 @@ def tree_run(run, class_folders):
     return train
 
 
-def test_predict_leaves_out_damaged_files_and_names_them(tree_run, run_script, tmp_path):
+def test_predict_names_damaged_files_and_continues(tree_run, run_script, tmp_path):
     run, root = tree_run("cat", "dog")
     (root / "cat" / "0.png").write_bytes(b"")
     (root / "dog" / "1.png").write_text("not an image")
@@ -230,8 +233,71 @@ def test_predict_leaves_out_damaged_files_and_names_them(tree_run, run_script, t
     assert damaged == ["0.png", "1.png"]
     assert last == "error: 2 of 12 files are left out"
     content = (tmp_path / "out.csv").read_bytes()
-    assert len(content.splitlines()) == 1 + 10
+    rows = read_csv(content.decode("utf-8", "surrogateescape"))
+    assert len(rows) == 12
+    assert [Path(row["file"]).name for row in rows if not row["class"]] == ["0.png", "1.png"]
     assert b"caf\xe9.png" in content
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("model", [["model=mlp"], ["model=timm", "model.name=resnet10t"]])
+def test_predict_gives_several_classes_and_embeddings(
+    run, class_folders, run_script, tmp_path, monkeypatch, model, workers
+):
+    monkeypatch.setattr(prediction, "BATCH", 4)  # several batches
+    root = class_folders({"train": 6}, classes=("ant", "bee", "cow"))
+    folder = run(*ONE_BATCH, "data=folder", f"data.root='{root}'", "data.size=32", *model).folder
+    (root / "train" / "ant" / "0.png").write_bytes(b"damaged")
+    (root / "train" / "cow" / "5.png").write_bytes(b"damaged")
+    options = ("top=3", "output=out.csv", "embeddings=e.npz", f"data.num_workers={workers}")
+    done = run_script("predict.py", str(folder), f"input={root}", *options)
+    assert "error: 2 of 18 files are left out" in done.stderr
+    rows = read_csv((tmp_path / "out.csv").read_text("utf-8"))
+    with np.load(tmp_path / "e.npz") as file:
+        embeddings, files = file["embeddings"], file["files"]
+    assert files.tolist() == [row["file"] for row in rows]
+    checkpoint = load_checkpoint(folder)
+    net = checkpoint.net()
+    head = find_head(net)[1]
+    for i, row in enumerate(rows):
+        if i in (0, 17):
+            assert list(row.values())[1:] == [""] * 6
+            assert np.isnan(embeddings[i]).all()
+            continue
+        with torch.no_grad():
+            logits = net(checkpoint.preprocess()(decode(files[i], Fit((32, 32)), "RGB")[None]))
+            from_embedding = head(torch.from_numpy(embeddings[i])[None])
+        assert torch.allclose(logits, from_embedding, atol=1e-5)
+        order = logits[0].argsort(descending=True).tolist()
+        names = [row["class"], row["class_2"], row["class_3"]]
+        assert names == [checkpoint.classes[label] for label in order]
+        shown = [float(row[f"probability{rank}"]) for rank in ("", "_2", "_3")]
+        assert shown == pytest.approx(logits.softmax(1)[0, order].tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("top=0", "top=0; allowed: 1 to 10, the number of classes"),
+        ("top=11", "top=11; allowed: 1 to 10"),
+        ("embeddings=e.csv", "embeddings=e.csv: expected a name that ends in .npz"),
+    ],
+)
+def test_predict_refuses_wrong_options(option, message, cached_run, run_script, tmp_path):
+    run = cached_run("debug=batch", "model=mlp")
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    done = run_script("predict.py", str(run.folder), "input=a.png", option)
+    assert done.stderr == f"error: {done.stderr.removeprefix('error: ')}"
+    assert message in done.stderr
+    assert not list(tmp_path.glob("e.*"))
+
+
+def test_predict_writes_no_embeddings_without_an_image(cached_run, run_script, tmp_path):
+    run = cached_run("debug=batch", "model=mlp")
+    (tmp_path / "a.png").write_bytes(b"damaged")
+    done = run_script("predict.py", str(run.folder), "input=a.png", "embeddings=e.npz")
+    assert done.stderr.splitlines()[-1] == "error: embeddings: no file can be decoded"
+    assert not (tmp_path / "e.npz").exists()
 
 
 def test_predict_escapes_class_names_that_are_formulas(tree_run, run_script):
