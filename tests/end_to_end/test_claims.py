@@ -16,7 +16,13 @@ from helpers.configs import configure
 from helpers.paths import CONF
 from helpers.projects import popen_options
 from tricklab.analysis import claims, results_page
-from tricklab.analysis.ablation import ablation_table, describe_power, make_arms, paper_column
+from tricklab.analysis.ablation import (
+    ablation_table,
+    describe_power,
+    make_arms,
+    paper_column,
+    read_ablation,
+)
 from tricklab.analysis.claims import Expectation, judge, read_claim, verdict
 from tricklab.analysis.statistics import Summary
 from tricklab.cli.config import list_options, to_plain
@@ -220,12 +226,24 @@ def test_ablation_arms_add_tricks_in_turn_and_leave_each_out():
     }
 
 
-def test_column_of_the_paper_has_the_gain_over_the_last_known_value():
-    paper = {"a": 75.17, "c": 75.93}
-    assert paper_column(["none", "a", "b", "c"], paper) == ["", "75.17", "", "75.93 (+0.76)"]
-    results = make_results(none={}, to_a={}, no_a={})
-    header, none, a = ablation_table(["a"], results, {"none": 70.0, "a": 71.5})
-    assert [header[-1], none[-1], a[-1]] == ["paper, %", "70.00", "71.50 (+1.50)"]
+def test_column_of_the_paper_has_the_gain_over_the_trick_before():
+    paper = {"a": 75.17, "b": 75.93, "d": 76.37, "e": [76.66, 76.21]}
+    cells = paper_column(["none", "a", "b", "c", "d", "e"], paper)
+    assert cells == ["", "75.17", "75.93 (+0.76)", "", "76.37", "76.66 (+0.45)"]
+
+
+def test_ablation_of_bag_of_tricks_has_the_paper_beside_it():
+    """Tables 4 to 6 of arXiv 1812.01187."""
+    ablation = read_ablation("bag_of_tricks")
+    results = {arm: {} for arm in ablation.recipe.arms}
+    header, none, *rows = ablation_table(ablation.tricks, results, ablation.paper)
+    assert [header[-1], none[-1]] == ["paper, %", ""]
+    gains = {row[0]: row[-1] for row in rows}
+    assert gains["+ zero_gamma"] == "76.37 (+0.44)"
+    assert gains["+ no_bias_decay"] == "76.03 (-0.34)"
+    assert gains["+ resnet_b"] == "76.66 (+0.45)"
+    assert gains["+ cosine"] == "77.91 (+0.75)"
+    assert gains["+ mixup"] == "79.29 (+0.62)"
 
 
 def test_ablation_table_by_hand():

@@ -1,13 +1,15 @@
 """OOD detection: transformed images, and how well confidence separates them."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from helpers.configs import configure
+from helpers.configs import ONE_BATCH, configure
+from tricklab.analysis import ood
 from tricklab.analysis.ood import (
     GaussianNoise,
     Noise,
@@ -15,8 +17,10 @@ from tricklab.analysis.ood import (
     evaluation_sets,
     ood_detection_metrics,
     rotate,
+    run_suite,
 )
 from tricklab.analysis.trained import load_checkpoint
+from tricklab.cli.overrides import quote
 from tricklab.run.build import build_data
 
 CONFIDENCES = {  # of test images and of others
@@ -54,8 +58,9 @@ def test_noise_is_uniform_and_differs_between_batches():
 
 def test_gaussian_noise_has_the_moments_of_each_channel():
     images = torch.zeros(100, 2, 50, 50, dtype=torch.uint8)
-    noise = GaussianNoise([0.1, 0.9], [0.3, 0.2], seed=0)
+    noise = GaussianNoise([0.1, 0.9], [0.3, 0.2], (40, 60), seed=0)
     first, second = noise(images), noise(images)
+    assert first.shape == (100, 2, 40, 60)
     assert not torch.equal(first, second)
     assert first.mean((0, 2, 3)).tolist() == pytest.approx([25.5, 229.5], abs=0.5)
     assert first.std((0, 2, 3)).tolist() == pytest.approx([76.5, 51], rel=0.01)
@@ -124,15 +129,74 @@ def test_suite_confidence_on_the_test_set_is_accuracy_plus_gap(ema_run, run_scri
     assert float(read_table(ema_run)[0]["confidence"]) == pytest.approx(confidence, abs=1e-9)
 
 
-def test_gaussian_noise_is_normalised_to_mean_0_and_std_1(ema_run):
+@pytest.mark.parametrize("size", ["null", "16"])
+def test_gaussian_noise_is_normalised_to_mean_0_and_std_1(cached_run, size):
     """The data are normalised by their own moments here, so noise of these becomes standard."""
-    checkpoint = load_checkpoint(ema_run)
+    run = cached_run(*ONE_BATCH, "model=mlp", f"data.size={size}").folder
+    checkpoint = load_checkpoint(run)
     data = checkpoint.data()
     sets = {part.name: part for part in evaluation_sets(checkpoint, data, "")}
-    images = data.splits.test.images
-    noise = data.preprocess(sets["gaussian"].transform(images))
+    noise = data.preprocess(sets["gaussian"].make_transform()(data.splits.test.images))
+    assert noise.shape[2] == (8 if size == "null" else 16)
     assert noise.mean().item() == pytest.approx(0, abs=0.02)
     assert noise.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_moments_are_measured_before_any_evaluation(ema_run, monkeypatch):
+    """On a GPU the first evaluation moves the images to it."""
+    checkpoint = load_checkpoint(ema_run)
+    data = checkpoint.data()
+    events = []
+    measure, evaluate = ood.channel_mean_std, ood.evaluate_on
+    monkeypatch.setattr(
+        ood, "channel_mean_std", lambda *args: events.append("moments") or measure(*args)
+    )
+    monkeypatch.setattr(
+        ood, "evaluate_on", lambda *args: events.append("evaluation") or evaluate(*args)
+    )
+    run_suite(checkpoint, data, 0, 0, "")
+    assert events[0] == "moments"
+    assert events.count("moments") == 1
+
+
+def test_all_networks_see_the_same_noise(ema_run):
+    checkpoint = load_checkpoint(ema_run)
+    sets = {part.name: part for part in evaluation_sets(checkpoint, checkpoint.data(), "")}
+    images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+    for name in ("noise", "gaussian"):
+        first, second = (sets[name].make_transform() for _ in range(2))
+        assert torch.equal(first(images), second(images))
+
+
+@pytest.mark.parametrize("has_images", [True, False])
+def test_left_out_classes_of_files_need_test_images_alone(class_folders, run, has_images):
+    """Their training images may be damaged, or missing."""
+    class_folders({"train": 8}, classes=("ant", "bee", "cow"))
+    tested = ("ant", "bee", "cow") if has_images else ("ant", "bee")
+    root = class_folders({"test": 3}, classes=tested)
+    data = ("data=folder", f"data.root='{root}'", "data.size=12", "data.classes=[ant,bee]")
+    folder = run(*ONE_BATCH, *data, "model=mlp").folder
+    for path in root.glob("train/cow/*.png"):
+        path.write_bytes(b"damaged")
+    checkpoint = load_checkpoint(folder)
+    rows = run_suite(checkpoint, checkpoint.data(), 0, 0, "")
+    numbers = {row[1]: row[-1] for row in rows[1:]}
+    assert numbers["test"] == 6
+    assert numbers.get("other classes") == (3 if has_images else None)
+
+
+def test_run_on_some_classes_is_evaluated_on_another_folder(class_folders, run, run_script):
+    root = class_folders({"train": 8, "test": 3, "more": 4}, classes=("ant", "bee", "cow"))
+    data = ("data=folder", f"data.root='{root}'", "data.size=12", "data.classes=[ant,cow]")
+    folder = run(*ONE_BATCH, *data, "model=mlp").folder
+    shutil.rmtree(root / "more" / "bee")
+    done = run_script("evaluate.py", str(folder), f"data.root={quote(root / 'more')}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("images 8\n")
+    suite = run_script("evaluate.py", str(folder), f"data.root={quote(root / 'more')}", "suite=ood")
+    assert "other classes" not in suite.stdout  # those of the run are not there
+    refused = run_script("evaluate.py", str(folder), "data.classes=[bee,cow]")
+    assert "the data have the classes ['bee', 'cow'], the checkpoint" in refused.stderr
 
 
 def test_suite_has_the_classes_that_the_run_left_out(run_script, cached_run):

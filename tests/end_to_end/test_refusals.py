@@ -103,6 +103,10 @@ CONFIG_ERRORS = [
         "loss.class_weights=balanced mixup=on",
         "loss.class_weights=balanced with mixing: a mixed image has two classes",
     ),
+    (
+        "model=mlp model.dropout=[0.0,0.0] model.dropout_kind=gaussian",
+        "model.dropout_kind=gaussian with model.dropout=0: nothing is dropped",
+    ),
     ("img_size=64", "img_size=64: no such option. Did you mean data.size=64?"),
     ("output_dir=x", "output_dir=x: no such option. Did you mean hydra.run.dir=x?"),
     ("opt=adam", "opt=adam: no such option. Did you mean optimizer=adamw?"),

@@ -10,6 +10,7 @@ from tricklab.data.batches import DatasetSplits, LabeledImages
 from tricklab.data.classes import find_labels, keep_classes
 from tricklab.errors import UserError
 from tricklab.run.build import build_data, describe_classes
+from tricklab.run.instantiate import build
 
 NAMES = ["cat", "dog", "eel", "fox"]
 
@@ -21,7 +22,6 @@ NAMES = ["cat", "dog", "eel", "fox"]
         (NAMES, ["fox", "cat"], [0, 3]),  # the order of the data set
         (NAMES, [1, 2], [1, 2]),
         (["3", "5", "8"], [3, 8], [0, 2]),  # names, if all of them are
-        (["3", "5", "8"], [0, 2], [0, 2]),
     ],
 )
 def test_classes_are_names_or_numbers(classes, chosen, labels):
@@ -44,6 +44,12 @@ def test_classes_are_names_or_numbers(classes, chosen, labels):
 def test_unknown_classes_are_refused(chosen, message):
     with pytest.raises(UserError, match=message):
         find_labels(NAMES, chosen)
+
+
+def test_numbers_are_names_where_a_class_is_called_by_one():
+    """[0, 1] and [1, 2] would be the same two classes otherwise."""
+    with pytest.raises(UserError, match="no class 0; allowed: names: 1, 2, 3"):
+        find_labels(["1", "2", "3"], [0, 1])
 
 
 def test_images_of_other_classes_are_left_out_of_every_split():
@@ -74,7 +80,7 @@ def test_groups_and_validation_follow_their_images():
     for each in kept.parts:
         assert each.images.flatten().tolist() == [0, 2, 3, 5]
         assert each.labels.tolist() == [0, 1, 0, 1]
-    assert kept.left_out == 1
+    assert kept.left_out == ["b"]
 
 
 def test_a_single_class_is_refused():
@@ -93,7 +99,7 @@ def test_files_of_other_classes_are_not_decoded(class_folders, cache, augment):
     config = configure(*options, "data.classes=[ant,cow]", f"data.cache={cache}")
     data = build_data(config)
     assert data.classes == ["ant", "cow"]
-    assert data.splits.left_out == 1
+    assert data.splits.left_out == ["bee"]
     kept = (everything.splits.test.labels != 1).nonzero().squeeze(1)
     images = data.splits.test.images.index_select(0, torch.arange(len(kept)))
     assert torch.equal(images, everything.splits.test.images.index_select(0, kept))
@@ -105,3 +111,20 @@ def test_a_split_without_images_of_the_classes_is_refused(class_folders):
     root = class_folders({"test": 4}, classes=("cow",))
     with pytest.raises(UserError, match=r"data\.classes: test has no image of these classes"):
         build_data(configure("data=folder", f"data.root='{root}'", "data.classes=[ant,bee]"))
+
+
+@pytest.mark.parametrize("classes", ["[ant,bee]", "[0,1]"])
+def test_a_class_without_images_may_be_left_out(class_folders, classes):
+    root = class_folders({"train": 5}, classes=("ant", "bee"))
+    (root / "train" / "cow").mkdir()
+    data = build_data(configure("data=folder", f"data.root='{root}'", f"data.classes={classes}"))
+    assert data.classes == ["ant", "bee"]
+
+
+def test_test_set_alone_may_have_one_class():
+    config = configure("data=digits", "data.classes=[7]").data
+    data = build(config, seed=0, only_test=True)
+    everything = build_data(configure("data=digits")).splits.test
+    expected = everything.images[everything.labels == 7]
+    assert torch.equal(data.splits.test.images, expected)
+    assert data.splits.train.images is data.splits.test.images

@@ -816,7 +816,7 @@ def test_folder_to_evaluate_is_a_test_split_or_all_images(tmp_path):
     options = {"size": [8, 8], "num_workers": 0, "val_size": 0.3, "batch_size": 2, "seed": 0}
 
     def count_labels(root, classes=("a", "b")):
-        module = build_test_data("folder", classes, root=str(root), **options)
+        module = build_test_data("folder", classes, {"root": str(root), **options})
         return module.splits.test.labels.bincount(minlength=len(classes)).tolist()
 
     write_classes(tmp_path / "plain", 9)

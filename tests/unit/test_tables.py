@@ -75,6 +75,19 @@ def test_labels_that_are_numbers_are_sorted_as_numbers(images):
     assert build_table(folder).classes == ["10a", "2a", "9a"]
 
 
+def test_some_classes_of_a_table_are_used(images):
+    folder, rows = images
+    numbers = {name: [2, 10, 9][i % 3] for i, (name, _) in enumerate(rows)}
+    write_table(folder / "table.csv", numbers.items())
+    data = build_table(folder, "data.classes=[10,2]")  # names, not positions
+    assert data.classes == ["2", "10"]
+    assert data.splits.left_out == ["9"]
+    used = [number for number in numbers.values() if number != 9]
+    assert len(data.splits.train.labels) + len(data.splits.test.labels) == len(used)
+    labels = torch.cat([data.splits.train.labels, data.splits.test.labels])
+    assert labels.bincount().tolist() == [used.count(2), used.count(10)]
+
+
 def test_labels_may_look_like_missing_values(images):
     folder, rows = images
     write_table(folder / "table.csv", [(n, "NA" if c == "cat" else "null") for n, c in rows])
@@ -204,7 +217,8 @@ def test_other_tables_are_evaluated_as_a_whole_or_their_test_rows(images):
 
     def count(classes=("cat", "dog")):
         table = str(folder / "table.csv")
-        return len(build_test_data("table", classes, table=table, **options).splits.test.labels)
+        data = build_test_data("table", classes, {"table": table, **options})
+        return len(data.splits.test.labels)
 
     write_table(folder / "table.csv", rows)
     assert count() == 40

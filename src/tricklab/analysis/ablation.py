@@ -23,6 +23,7 @@ from tricklab.errors import UserError
 from tricklab.files import read_yaml
 
 METRIC = "test/acc"
+Paper = Mapping[str, float | Sequence[float]]  # accuracies in %, or with that of before the trick
 COMPARISON = ("95 % interval", "p (Holm)")
 HEADER = ("trick", METRIC, "added in turn", *COMPARISON, "left out of all", *COMPARISON)
 
@@ -32,7 +33,7 @@ class Ablation(NamedTuple):
 
     recipe: Recipe
     tricks: list[str]
-    paper: Mapping[str, float]
+    paper: Paper
 
 
 def find_tricks(name: str) -> Arms:
@@ -87,7 +88,7 @@ def compare_arms(tricks: Sequence[str], results: Results) -> list[Summary]:
 
 
 def ablation_table(
-    tricks: Sequence[str], results: Results, paper: Mapping[str, float] = MappingProxyType({})
+    tricks: Sequence[str], results: Results, paper: Paper = MappingProxyType({})
 ) -> Table:
     """Return a row for each trick; p-values are corrected for all comparisons in the table.
 
@@ -115,17 +116,21 @@ def ablation_table(
     return [[*row, cell] for row, cell in zip(rows, column, strict=True)]
 
 
-def paper_column(names: Sequence[str], paper: Mapping[str, float]) -> list[str]:
-    """Return accuracies with their differences to those before; "" where there is none."""
+def paper_column(names: Sequence[str], paper: Paper) -> list[str]:
+    """Return accuracies with their gains, "" where the paper has none.
+
+    The gain is over the accuracy of the trick before, or over the second number of a pair.
+    """
     cells = []
     before = math.nan
     for name in names:
         value = paper.get(name, math.nan)
-        gain = value - before
+        if not isinstance(value, int | float):
+            value, before = value
         cell = "" if math.isnan(value) else f"{value:.2f}"
+        gain = value - before
         cells.append(cell if math.isnan(gain) else f"{cell} ({gain:+.2f})")
-        if not math.isnan(value):
-            before = value
+        before = value
     return cells
 
 

@@ -6,6 +6,7 @@ import io
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from tricklab.analysis.arguments import compose_one
 from tricklab.analysis.evaluation import ensemble_views, evaluate_on
 from tricklab.analysis.trained import LoadedCheckpoint
 from tricklab.data.batches import channel_mean_std
+from tricklab.data.classes import NoImagesError
 from tricklab.data.module import ImageData
 from tricklab.files import save_figure, write_text
 from tricklab.metrics import BINS, confidence_and_correctness
@@ -30,11 +32,14 @@ Confidences = dict[str, dict[str, Tensor]]  # [N], by network and test set
 
 
 class EvaluationSet(NamedTuple):
-    """Data whose test images are transformed before they are preprocessed."""
+    """Data whose test images are transformed before they are preprocessed.
+
+    Each network gets a transform of its own, so that all see the same noise.
+    """
 
     name: str
     data: ImageData
-    transform: Transform | None = None
+    make_transform: Callable[[], Transform | None] = lambda: None
 
 
 class Noise:
@@ -53,19 +58,20 @@ class Noise:
 class GaussianNoise:
     """Replaces images [B, C, H, W] by noise N(mean, std^2), another one for each batch.
 
-    `mean` and `std` are those of each channel, of 0 to 1. Values beyond 0 .. 255 are not clipped,
-    which would change both.
+    `mean` and `std` are those of each channel, of 0 to 1, `size` is height and width of the noise.
+    Values beyond 0 .. 255 are not clipped, which would change both.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], seed: int):
+    def __init__(self, mean: Sequence[float], std: Sequence[float], size: Sequence[int], seed: int):
         self.mean = 255 * torch.tensor(mean).view(-1, 1, 1)
         self.std = 255 * torch.tensor(std).view(-1, 1, 1)
+        self.size = size
         self.seed = seed
         self.batches = itertools.count()
 
     def __call__(self, images: Tensor) -> Tensor:
         source = generator(self.seed, "gaussian noise", next(self.batches))
-        noise = torch.randn(images.shape, generator=source)
+        noise = torch.randn(*images.shape[:2], *self.size, generator=source)
         return (self.mean + self.std * noise).to(images.device)
 
 
@@ -116,10 +122,11 @@ def run_suite(
     """
     confidences: Confidences = {}
     rows: list[list[object]] = [list(COLUMNS)]
+    sets = list(evaluation_sets(checkpoint, data, other))
     for view, net in networks(checkpoint, mc, tta).items():
         by_set = confidences.setdefault(view, {})
-        for part in evaluation_sets(checkpoint, data, other):
-            module = evaluate_on(checkpoint, net, part.data, part.transform)
+        for part in sets:
+            module = evaluate_on(checkpoint, net, part.data, part.make_transform())
             confidence = confidence_and_correctness(module.logits, module.labels)[0]
             by_set[part.name] = confidence
             metrics: list[object] = ["", ""]
@@ -172,19 +179,22 @@ def evaluation_sets(
 ) -> Iterator[EvaluationSet]:
     """Yield the test set, as it is and transformed, then classes left out, and other data."""
     config = checkpoint.config
-    yield EvaluationSet("test", data)
-    yield EvaluationSet("noise", data, Noise(config.seed))
-    # the moments of the images before they are normalised, not those of the weights in use
+    # of the images before they are normalised: weights may have brought other moments
     images: Any = data.clean.images
     moments = channel_mean_std(images, data.clean_indices)
-    yield EvaluationSet("gaussian", data, GaussianNoise(*moments, config.seed))
-    yield EvaluationSet("rotation", data, rotate)
-    yield EvaluationSet("blur", data, blur)
-    if checkpoint.own_data and config.data.get("classes") and data.splits.left_out:
-        yield EvaluationSet("other classes", load_left_out(checkpoint))
+    gaussian = partial(GaussianNoise, *moments, data.shape[1:], config.seed)
+    yield EvaluationSet("test", data)
+    yield EvaluationSet("noise", data, partial(Noise, config.seed))
+    yield EvaluationSet("gaussian", data, gaussian)
+    yield EvaluationSet("rotation", data, lambda: rotate)
+    yield EvaluationSet("blur", data, lambda: blur)
+    left_out = load_left_out(checkpoint, data)
+    if left_out:
+        yield EvaluationSet("other classes", left_out)
     name = other or ("fake" if config.data._target_.endswith(".digits") else "digits")
     is_grey = checkpoint.input_spec.shape[0] == 1
-    yield EvaluationSet(name, load_other(checkpoint, name), to_grey if is_grey else None)
+    to_channels = to_grey if is_grey else None
+    yield EvaluationSet(name, load_other(checkpoint, name), lambda: to_channels)
 
 
 def load_other(checkpoint: LoadedCheckpoint, name: str) -> ImageData:
@@ -196,16 +206,18 @@ def load_other(checkpoint: LoadedCheckpoint, name: str) -> ImageData:
     return without_labels(build(config, seed=checkpoint.config.seed, **inputs), checkpoint)
 
 
-def load_left_out(checkpoint: LoadedCheckpoint) -> ImageData:
-    """Build the run's data with the test images of the classes that `data.classes` leaves out."""
+def load_left_out(checkpoint: LoadedCheckpoint, data: ImageData) -> ImageData | None:
+    """Build the test set of the classes that `data.classes` leaves out; None without images."""
+    if not data.splits.left_out:
+        return None
     config = checkpoint.config.data.copy()
-    config.classes = None
+    config.classes = list(data.splits.left_out)
     inputs = resolve_input(config, checkpoint.config.model, checkpoint.input_spec)
-    data: ImageData = build(config, seed=checkpoint.config.seed, **inputs)
-    labels = [data.classes.index(name) for name in checkpoint.classes]
-    is_known = torch.isin(data.splits.test.labels, torch.tensor(labels))
-    data.test_indices = (~is_known).nonzero().squeeze(1)
-    return without_labels(data, checkpoint)
+    try:
+        foreign = build(config, seed=checkpoint.config.seed, only_test=True, **inputs)
+    except NoImagesError:
+        return None
+    return without_labels(foreign, checkpoint)
 
 
 def without_labels(data: ImageData, checkpoint: LoadedCheckpoint) -> ImageData:

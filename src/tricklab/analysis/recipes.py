@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from omegaconf import DictConfig
 
 from tricklab.analysis.results import Run, read_run
-from tricklab.analysis.run_metrics import read_metric, run_command
+from tricklab.analysis.run_metrics import read_metric
 from tricklab.cli.compose import compose_each
 from tricklab.cli.config import CONF, to_plain
 from tricklab.cli.messages import unknown_name
@@ -113,7 +113,7 @@ def run_missing(recipe: Recipe, seeds: int, overrides: Sequence[str]) -> Results
     missing = {arm: lacking for arm, lacking in missing.items() if lacking}
     if not missing:
         return results
-    if recipe.teacher:
+    if recipe.teacher and "dry_run=true" not in overrides:
         train_teacher(recipe)
     command = sweep_overrides(recipe, list(missing), set.union(*missing.values()))
     subprocess.run(
@@ -148,9 +148,12 @@ def train_teacher(recipe: Recipe) -> None:
     folder = find_teacher(recipe.name, recipe.teacher)
     if read_run(CONF.parent / folder).done:
         return
-    print(f"teacher: {folder}")
+    print(f"teacher: {folder}", flush=True)
     options = [f"hydra.run.dir={folder}", "resume=auto"]
-    run_command(["train.py", f"experiment={recipe.name}", *recipe.teacher, *options])
+    command = ["train.py", f"experiment={recipe.name}", *recipe.teacher, *options]
+    done = subprocess.run([sys.executable, *command], cwd=CONF.parent, check=False)
+    if done.returncode:
+        raise UserError(f"the teacher of {recipe.name} is not trained")
 
 
 def sweep_overrides(recipe: Recipe, arms: Sequence[str], seeds: Collection[int]) -> list[str]:
@@ -203,8 +206,12 @@ def collect_runs(recipe: Recipe, wanted: Collection[str]) -> dict[str, Row]:
     for folder in sorted(recipe.folder.glob("*/")):
         run = read_run(folder)
         lacking = not is_complete(rows.get(run.config_hash, {}), recipe)
-        if run.done and run.config_hash in wanted and lacking:
+        if not (run.done and run.config_hash in wanted and lacking):
+            continue
+        try:
             rows[run.config_hash] = make_row(run, recipe)
+        except UserError as error:
+            print(f"warning: no row, {error}", file=sys.stderr)
     if rows != before:
         write_text(recipe.csv_file, format_rows(sorted(rows.values(), key=row_order)))
     return rows

@@ -61,8 +61,8 @@ class LoadedCheckpoint(TrainedNetwork):
         target = config._target_.rpartition(".")[2]
         if target in FINDERS and not self.own_data:
             options: Any = {key: value for key, value in config.items() if key != "_target_"}
-            options |= inputs | {"seed": seed}
-            data = build_test_data(target, self.classes, **options)
+            options |= inputs | {"seed": seed, "classes": None}  # all those of the files
+            data = build_test_data(target, self.classes, options)
         else:
             data = build(config, seed=seed, download=self.data_overridden, **inputs)
         if data.classes != self.classes:
@@ -122,7 +122,9 @@ def apply_overrides(
             raise UserError(unknown_name(key, key.split(".")[1], map(str, config.data)))
         OmegaConf.update(config, key, OmegaConf.from_dotlist([f"v={value}"]).v)
         spec = find_spec(key, find_target(key, config))
-        check_value(key, OmegaConf.select(config, key), default, spec)
+        value = OmegaConf.select(config, key)
+        plain = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+        check_value(key, plain, default, spec)
 
 
 def decode_alike(

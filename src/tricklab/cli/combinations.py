@@ -1,5 +1,7 @@
 """Options that contradict each other, or have no effect together."""
 
+from collections.abc import Sequence
+
 from omegaconf import DictConfig, OmegaConf
 
 from tricklab.duration import parse
@@ -19,7 +21,9 @@ def check_combinations(config: DictConfig) -> None:
     if config.optimizer.get("decay_all") and not config.optimizer.get("weight_decay"):
         problem = "no effect, as nothing decays"
         raise UserError(f"optimizer.decay_all=true with optimizer.weight_decay=0: {problem}")
-    if config.model.get("dropout_kind") == "gaussian" and not config.model.dropout:
+    dropout = config.model.get("dropout")
+    is_none = not any(dropout) if isinstance(dropout, Sequence) else not dropout
+    if config.model.get("dropout_kind") == "gaussian" and is_none:
         raise UserError("model.dropout_kind=gaussian with model.dropout=0: nothing is dropped")
     weight = config.loss.get("class_weights")
     if weight and config.mixup._target_ != "tricklab.mixup.identity":

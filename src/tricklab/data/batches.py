@@ -40,7 +40,7 @@ class DatasetSplits(NamedTuple):
     Of images that are read from files, `files` is their number, and `digest` a hash of names, sizes
     and times. If training images keep their aspect ratio, `fitted(indices)` returns some of them
     as evaluation sees them, all of one size. `groups` [N] are those of the training images, which
-    are not divided between training and validation. `left_out` is the number of further classes.
+    are not divided between training and validation. `left_out` names further classes.
     """
 
     train: LabeledImages
@@ -51,7 +51,7 @@ class DatasetSplits(NamedTuple):
     digest: str = ""
     fitted: Callable[[Tensor], Tensor | ImageFiles] | None = None
     groups: Tensor | None = None
-    left_out: int = 0
+    left_out: Sequence[str] = ()
 
     @property
     def parts(self) -> list[LabeledImages]:

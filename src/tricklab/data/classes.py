@@ -12,20 +12,27 @@ from tricklab.errors import UserError, nearest
 Chosen = Sequence[str | int]  # names of classes, or their numbers
 
 
+class NoImagesError(UserError):
+    """A split has no image of the chosen classes."""
+
+
 def find_labels(classes: Sequence[str], chosen: Chosen) -> list[int]:
     """Return the labels of the chosen classes in ascending order.
 
-    All are names, where those exist, or else numbers from 0 on. Raises UserError: a class that does
-    not exist, or twice.
+    They are names, or else all of them numbers from 0 on; where a class is called by a number, only
+    names are taken. Raises UserError: a class that does not exist, or twice.
     """
     option = f"data.classes=[{','.join(map(str, chosen))}]"
-    numbers = [str(number) for number in range(len(classes))]
     names = [str(name) for name in chosen]
-    are_numbers = all(name.isdecimal() for name in names) and not set(names) <= set(classes)
-    known = numbers if are_numbers else list(classes)
+    have_numbers = any(name.isdecimal() for name in classes)
+    allowed = f"names: {', '.join(classes[:20])}"
+    known = list(classes)
+    if not have_numbers:
+        allowed = f"0 to {len(classes) - 1}, or {allowed}"
+        if all(name.isdecimal() for name in names):
+            known = [str(number) for number in range(len(classes))]
     for name in names:
         if name not in known:
-            allowed = f"0 to {len(classes) - 1}, or names: {', '.join(classes[:20])}"
             raise UserError(f"{option}: no class {name}; allowed: {allowed}.{nearest(name, known)}")
     labels = sorted(known.index(name) for name in names)
     if len(set(labels)) < len(labels):
@@ -36,7 +43,7 @@ def find_labels(classes: Sequence[str], chosen: Chosen) -> list[int]:
 def keep_classes(splits: DatasetSplits, chosen: Chosen | None) -> DatasetSplits:
     """Return the images of the chosen classes, of all for None, with new labels from 0 on.
 
-    The images of all splits must be tensors.
+    The images of all splits must be tensors. Raises UserError: a split has no image of them.
     """
     if chosen is None:
         return splits
@@ -50,7 +57,7 @@ def keep_classes(splits: DatasetSplits, chosen: Chosen | None) -> DatasetSplits:
         val=_select(splits.val, labels) if splits.val else None,
         classes=[splits.classes[label] for label in labels],
         groups=groups,
-        left_out=len(splits.classes) - len(labels),
+        left_out=[name for i, name in enumerate(splits.classes) if i not in labels],
     )
 
 
@@ -58,6 +65,8 @@ def _select(data: LabeledImages, labels: Sequence[int]) -> LabeledImages:
     assert isinstance(data.images, Tensor)  # those of files are chosen before they are decoded
     kept = torch.tensor(labels)
     indices = torch.isin(data.labels, kept).nonzero().squeeze(1)
+    if not len(indices):
+        raise NoImagesError("data.classes: a split has no image of these classes")
     new_labels = torch.searchsorted(kept, data.labels[indices])
     return LabeledImages(data.images.index_select(0, indices), new_labels)
 
@@ -77,5 +86,5 @@ def keep_files(
     for split, labeled in files.items():
         kept[split] = [(file, new_label[label]) for file, label in labeled if label in new_label]
         if not kept[split]:
-            raise UserError(f"data.classes: {split} has no image of these classes")
+            raise NoImagesError(f"data.classes: {split} has no image of these classes")
     return kept, [classes[label] for label in labels]

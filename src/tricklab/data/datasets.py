@@ -13,8 +13,9 @@ from torch import Tensor
 from torchvision.datasets import FashionMNIST
 
 from tricklab.data.batches import DatasetSplits, LabeledImages
-from tricklab.data.classes import keep_classes
+from tricklab.data.classes import Chosen, find_labels, keep_classes
 from tricklab.data.decoding import Decoding, find_groups, make_decoding, read_splits
+from tricklab.data.evaluation import make_test_data
 from tricklab.data.folders import expand_home, find_splits, training_classes, warn_of_unused
 from tricklab.data.module import ImageData
 from tricklab.data.published import read_cifar, read_mnist
@@ -33,7 +34,8 @@ TEST_SIZE = 0.2  # the default in conf/data/folder.yaml: an explicit 0.2 looks t
 def dataset(read: Callable[..., DatasetSplits]) -> Callable[..., ImageData]:
     """Turn `read(...) -> DatasetSplits` into a builder of `ImageData`, with the options of both.
 
-    Options of image files reach `read` as its argument `decoding`.
+    Options of image files reach `read` as its argument `decoding`. With `only_test` the builder
+    takes no training image.
     """
 
     @functools.wraps(read)
@@ -45,15 +47,15 @@ def dataset(read: Callable[..., DatasetSplits]) -> Callable[..., ImageData]:
             options["size"] = [options["size"], options["size"]]
         if own.get("root") is not None:
             own["root"] = expand_home(own["root"], "data.root")
-        chosen = options.get("classes")
+        chosen, only_test = options.get("classes"), options.get("only_test")
         if "decoding" in parameters:
             own["decoding"] = make_decoding(options)
-        for name in FILE_OPTIONS:
-            options.pop(name, None)
         splits = read(**own)
         if "decoding" not in parameters:
             splits = keep_classes(splits, chosen)
-        return ImageData(splits, **options)
+        if only_test:
+            return make_test_data(splits, options)
+        return ImageData(splits, **{k: v for k, v in options.items() if k not in FILE_OPTIONS})
 
     return build
 
@@ -124,7 +126,7 @@ def folder(
     files = {}
     for split, path in folders.items():
         files[split] = group_by_pattern(search.find_classes(path, classes), group)
-    check_no_class_is_empty(root, classes, files["train"], search)
+    check_no_class_is_empty(root, classes, files["train"], search, decoding.classes)
     if "test" not in files:
         files |= split_off_test_files(files["train"], test_size)
     search.warn()
@@ -199,10 +201,16 @@ def check_split_folders(root: Path, folders: Mapping[str, Path], test_size: int 
 
 
 def check_no_class_is_empty(
-    root: Path, classes: Sequence[str], files: LabeledFiles, search: Search
+    root: Path,
+    classes: Sequence[str],
+    files: LabeledFiles,
+    search: Search,
+    chosen: Chosen | None,
 ) -> None:
+    """Raise UserError: a class has no image, among those that are chosen if any are."""
     present = {label for _, label in files}
-    empty = [name for label, name in enumerate(classes) if label not in present]
+    used = range(len(classes)) if chosen is None else find_labels(classes, chosen)
+    empty = [classes[label] for label in used if label not in present]
     if empty:
         message = f"need at least 2 classes with images; empty: {', '.join(empty)}"
         raise UserError(f"data.root={root}: {message}{search.parenthesis}")

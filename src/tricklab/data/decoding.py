@@ -29,7 +29,7 @@ class Decoding(NamedTuple):
     """Which image files are used, and how they are decoded and cached, see conf/data/_files.yaml.
 
     `size` is the height and width for the network; with `originals`, training images keep their
-    aspect ratio, as an augmentation crops them.
+    aspect ratio, as an augmentation crops them. With `only_test` no other split is decoded.
     """
 
     size: Sequence[int] | None = None
@@ -45,6 +45,7 @@ class Decoding(NamedTuple):
     skip_corrupt: bool = False
     originals: bool = False
     classes: Chosen | None = None
+    only_test: bool = False
 
     @property
     def workers(self) -> int:
@@ -120,6 +121,8 @@ def read_splits(
 
     Raises UserError: a group is in two splits, or a chosen class does not exist.
     """
+    if decoding.only_test:
+        files = {"test": files["test"]}
     all_classes = classes
     files, classes = keep_files(files, all_classes, decoding.classes)
     if any(file.group for part in files.values() for file, _ in part):
@@ -140,7 +143,7 @@ def read_splits(
         digest=" ".join(decoded[split].digest for split in sorted(decoded)),
         fitted=find_fitted(files, decoding),
         groups=find_groups(files.get("train", [])),
-        left_out=len(all_classes) - len(classes),
+        left_out=[name for name in all_classes if name not in classes],
     )
 
 

@@ -1,8 +1,9 @@
 """Image files to evaluate a checkpoint on: nothing is split off from them for training."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tricklab.data.batches import DatasetSplits
 from tricklab.data.decoding import make_decoding, read_splits
 from tricklab.data.folders import expand_home, find_splits
 from tricklab.data.module import ImageData
@@ -15,9 +16,7 @@ INPUT_OPTIONS = ("input_channels", "size", "mean", "std", "fit", "crop_fraction"
 OWNER = "the checkpoint"  # of the classes
 
 
-def build_test_data(
-    target: str, classes: Sequence[str], batch_size: int, seed: int, **options: Any
-) -> ImageData:
+def build_test_data(target: str, classes: Sequence[str], options: Mapping[str, Any]) -> ImageData:
     """Build the test set of `data=folder` or `data=table`; it stands for the other splits, too.
 
     `options` are those of the option `target` in conf/data; those of training are ignored. Raises
@@ -25,10 +24,15 @@ def build_test_data(
     or corrupt image.
     """
     files = FINDERS[target](options, classes)
-    decoding = make_decoding(options)._replace(classes=None)  # `classes` are those chosen
-    splits = read_splits({"test": files}, list(classes), decoding)
+    splits = read_splits({"test": files}, list(classes), make_decoding(options))
+    return make_test_data(splits, options)
+
+
+def make_test_data(splits: DatasetSplits, options: Mapping[str, Any]) -> ImageData:
+    """Return data of which only the test set is used; it stands for the other splits, too."""
+    splits = splits._replace(train=splits.test, val=splits.test, groups=None)
     inputs = {name: options[name] for name in INPUT_OPTIONS if name in options}
-    return ImageData(splits, batch_size, seed=seed, **inputs)
+    return ImageData(splits, options["batch_size"], seed=options["seed"], **inputs)
 
 
 def find_in_folder(options: Any, classes: Sequence[str]) -> LabeledFiles:

@@ -84,7 +84,6 @@ class ImageData(pl.LightningDataModule):
             splits, val_size, folds, fold, train_size, split_seed, label_noise, seed, imbalance
         )
         self._set_subsets(subsets)
-        self.test_indices = torch.arange(len(splits.test.labels))
         own_channels, *own_size = self.image_shape
         height, width = size or own_size
         shape = (input_channels or own_channels, height, width)
@@ -283,7 +282,8 @@ class ImageData(pl.LightningDataModule):
         return min(self.batch_size, images)
 
     def test_dataloader(self) -> Batches:
-        return self._in_order(self.splits.test, self.test_indices, self.batch_size)
+        test = self.splits.test
+        return self._in_order(test, torch.arange(len(test.labels)), self.batch_size)
 
     def _in_order(self, data: LabeledImages, indices: Tensor, batch_size: int) -> Batches:
         rank, ranks = self.trainer.global_rank, self.trainer.world_size

@@ -201,6 +201,8 @@ def resolve_size(size: int | float, most: int, option: str) -> int:
 
 def add_label_noise(labels: Tensor, fraction: float, classes: int, seed: int) -> Tensor:
     """Change exactly that fraction of the labels [N], uniformly to one of the other classes."""
+    if fraction == 0:
+        return labels
     rng = generator(seed, "label_noise")
     chosen = torch.randperm(len(labels), generator=rng)[: round(fraction * len(labels))]
     shift = torch.randint(1, classes, (len(chosen),), generator=rng)
@@ -231,7 +233,8 @@ def hash_images(images: Images) -> str:
 def check_labels(splits: DatasetSplits) -> None:
     """Raise UserError: fewer than two classes, an empty split, or labels without a class."""
     classes = len(splits.classes)
-    if classes < 2:
+    is_test_alone = splits.train is splits.test
+    if classes < 2 and not is_test_alone:
         raise UserError(f"data: need at least 2 classes; there are: {', '.join(splits.classes)}")
     by_name = {"training": splits.train, "test": splits.test, "validation": splits.val}
     for name, data in by_name.items():

@@ -85,7 +85,7 @@ def describe_classes(data: ImageData) -> str:
     used = len(data.classes)
     names = ", ".join(data.classes[:MAX_SHOWN_CLASSES])
     more = ", ..." if used > MAX_SHOWN_CLASSES else ""
-    return f"classes: {used} of {used + data.splits.left_out}: {names}{more}"
+    return f"classes: {used} of {used + len(data.splits.left_out)}: {names}{more}"
 
 
 def compare_input(spec: InputSpec, data: ImageData) -> str:
