@@ -26,7 +26,7 @@ class DropPath(nn.Dropout):
     """Stochastic depth: zero the branch per image, rescale the others by 1 / (1 - p)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * super().forward(x.new_ones(len(x), 1, 1, 1))
+        return x * super().forward(x.new_ones(x.shape[0], 1, 1, 1))
 
 
 DROPOUTS = {"bernoulli": nn.Dropout, "gaussian": GaussianDropout}  # by model.dropout_kind

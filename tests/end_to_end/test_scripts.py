@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from helpers.configs import ONE_BATCH
 from helpers.datasets import write_mnist
@@ -316,34 +315,6 @@ def test_predict_refuses_an_input_without_images(cached_run, run_script, tmp_pat
         assert done.returncode == 1
         assert f"{value or 'input='}: no image there. Expected one, or a folder" in done.stderr
         assert done.stdout == ""
-
-
-# export.py
-
-
-def test_exported_file_has_the_logits_and_config_of_its_checkpoint(run, run_script, tmp_path):
-    options = ("model=resnet", "model.depth=8", "trainer.channels_last=true")
-    run = run(*options, "trainer.max_epochs=1")
-    done = run_script("export.py", str(run.folder), "output=m.safetensors")
-    assert done.returncode == 0, done.stderr
-    original = load_checkpoint(run.folder)
-    exported = load_checkpoint(tmp_path / "m.safetensors")
-    images = torch.randn(50, 1, 8, 8)
-    with torch.no_grad():
-        assert torch.equal(original.net()(images), exported.net()(images))
-    assert load_file(tmp_path / "m.safetensors").keys() == original.net().state_dict().keys()
-    assert original.config == exported.config
-    done = run_script("evaluate.py", "ckpt=m.safetensors", "resamples=0")
-    assert f"test/acc {run.result['metrics']['test/acc']}" in done.stdout
-
-
-def test_export_writes_safetensors_beside_the_checkpoint(cached_run, run_script):
-    run = cached_run("debug=batch", "model=mlp")
-    assert run_script("export.py", str(run.folder)).returncode == 0
-    assert (run.folder / "checkpoints" / "best.safetensors").is_file()
-    done = run_script("export.py", str(run.folder), "output=model.onnx")
-    assert done.returncode == 1
-    assert "output=model.onnx: expected a name that ends in .safetensors" in done.stderr
 
 
 # plan.py
