@@ -18,29 +18,19 @@ from tricklab.analysis.configurations import (
     mean_seconds,
     metric_bounds,
     metric_by_seed,
+    rank_on_validation,
 )
+from tricklab.analysis.differences import difference_table
 from tricklab.analysis.page import Section, Table, to_html, to_markdown
 from tricklab.analysis.results import Run, read_numbers, read_sweep
-from tricklab.analysis.statistics import (
-    Summary,
-    compare_paired,
-    format_interval,
-    format_number,
-    format_p,
-    format_seeds,
-    holm_correction,
-    required_seeds,
-    summarise,
-)
+from tricklab.analysis.statistics import format_interval, format_number, summarise
 from tricklab.cli.escape import for_csv
 from tricklab.cli.messages import unknown_name
 from tricklab.errors import UserError, nearest
 from tricklab.files import write_text
 from tricklab.sweep import REPLICATES
 
-SIGNIFICANCE = 0.05
 MAIN_HEADER = ("configuration", "n", "mean", "sd", "95 % interval", "seconds")
-DIFFERENCE_HEADER = ("configuration", "pairs", "difference", "95 % interval", "p (Holm)", "verdict")
 CSV_HEADER = ("configuration", "n", "of", "mean", "sd", "low", "high", "seconds")
 CLASS_METRICS = ("test/balanced_acc", "test/f1_macro")  # shown beside the metric
 NOTICEABLE = 0.01  # difference to the accuracy from which the page shows them
@@ -170,52 +160,6 @@ def to_csv(configurations: Configurations, metric: str) -> str:
     return text.getvalue()
 
 
-def difference_table(
-    configurations: Configurations, metric: str, baseline: str, incomplete: bool
-) -> Table:
-    """Compare every configuration with the baseline, p-values corrected by Holm.
-
-    There is no verdict where one of the two lacks a seed, unless `incomplete`.
-    """
-    values = {label: metric_by_seed(runs, metric) for label, runs in configurations.items()}
-    seeds = configurations[baseline].keys()
-    differences, comparable = {}, set()
-    for label, runs in configurations.items():
-        if label != baseline:
-            differences[label] = compare_paired(values[label], values[baseline])
-            expected = len(seeds | runs.keys())
-            if incomplete or len(values[label]) == len(values[baseline]) == expected:
-                comparable.add(label)
-    tested = [label for label in differences if label in comparable and has_p(differences[label])]
-    corrected = holm_correction([differences[label].p for label in tested])
-    p_values = dict(zip(tested, corrected, strict=True))
-    rows = [list(DIFFERENCE_HEADER)]
-    for label, difference in differences.items():
-        p = p_values.get(label, math.nan)
-        verdict = "seeds are missing: incomplete=true compares the others"
-        if label in comparable:
-            verdict = describe_difference(difference, p, len(tested))
-        mean, interval = format_number(difference.mean, "+"), format_interval(difference)
-        rows.append([label, str(difference.n), mean, interval, format_p(p), verdict])
-    return rows
-
-
-def has_p(summary: Summary) -> bool:
-    return not math.isnan(summary.p)
-
-
-def describe_difference(difference: Summary, p: float, comparisons: int) -> str:
-    """Return a verdict; an inconclusive one says how many seeds would be needed."""
-    if math.isnan(p):
-        return "too few seeds, or no spread"
-    if p < SIGNIFICANCE:
-        return "higher" if difference.mean > 0 else "lower"
-    if not difference.std:
-        return "equal"
-    seeds = required_seeds(difference, SIGNIFICANCE / comparisons)
-    return f"inconclusive; needs {format_seeds(seeds)}" if seeds else "no difference"
-
-
 def effect_sections(effects: Effects, metric: str) -> list[Section]:
     sections = []
     for key, by_value in effects.items():
@@ -228,20 +172,11 @@ def effect_sections(effects: Effects, metric: str) -> list[Section]:
 
 
 def best_section(configurations: Configurations, metric: str) -> list[Section]:
-    """Name the configuration with the highest validation accuracy, and the command that repeats it.
-
-    Only configurations with the most seeds are considered.
-    """
-    counts = {label: len(metric_by_seed(runs, metric)) for label, runs in configurations.items()}
-    most = max(counts.values())
-    scores = {
-        label: metric_by_seed(runs, "val/acc")
-        for label, runs in configurations.items()
-        if counts[label] == most > 0
-    }
-    if not any(scores.values()):
+    """Name the configuration with the highest validation accuracy and the command to repeat it."""
+    ranking = rank_on_validation(configurations, metric)
+    if not ranking:
         return []
-    best = max(scores, key=lambda label: summarise(scores[label].values()).mean)
+    best = ranking[0]
     overrides = repeat_overrides(list(configurations[best].values()))
     command = f"python train.py -m {shlex.join(overrides)}"
     return [Section(f"Best on validation: {best}", command=command)]
