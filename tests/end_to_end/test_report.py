@@ -136,6 +136,33 @@ def test_report_shows_per_class_means_that_differ_from_the_accuracy(sweep, repor
     assert table[2][4] == "0.5229 to 0.7771"
 
 
+def test_report_compares_the_recall_of_each_class(sweep, report):
+    folder = sweep({"mixup=off": [0.90, 0.92], "mixup=on": [0.94, 0.96]})
+    assert "Recall" not in report(folder)
+    for path in folder.glob("mixup=*/result.json"):
+        recall = json.loads(path.read_text())["metrics"]["test/acc"]
+        rows = f"class,n,precision,recall,f1\n<b>|,5,0.5,{recall},0.5\nx,5,0.5,0.5,0.5\n"
+        (path.parent / "classes.csv").write_text(rows)
+    table = parse_tables(report(folder))["Recall of each class: mixup=on against mixup=off"]
+    assert table[2] == ["x", "2", "+0.0000", "0.0000 to 0.0000", "1"]
+    assert (
+        r"| \<b\>\| | 2     | +0.0400    | 0.0400 to 0.0400" in (folder / "report.md").read_text()
+    )
+    page = (folder / "report.html").read_text("utf-8")
+    assert "<td>&lt;b&gt;|</td><td>2</td><td>+0.0400</td>" in page
+
+
+def test_report_has_the_main_table_for_latex(sweep, report):
+    folder = sweep({"mixup=off": [0.90, 0.92], "tag=a_b&c%": [0.94, 0.96]})
+    rows = parse_tables(report(folder))["test/acc"]
+    rows[2][0] = r"tag=a\_b\&c\%"
+    rows[0][4] = r"95 \% interval"
+    text = (folder / "report.tex").read_text("utf-8")
+    assert [line.strip() for line in text.splitlines() if " & " in line] == [
+        rf"{' & '.join(row)} \\" for row in rows
+    ]
+
+
 def test_report_of_another_metric_and_baseline(sweep, report):
     folder = sweep(FULL)
     output = report(folder, "metric=test/loss", "baseline=mixup=on scheduler=step")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tricklab.analysis.classes import class_section
 from tricklab.analysis.configurations import (
     Configurations,
     Effects,
@@ -21,6 +22,7 @@ from tricklab.analysis.configurations import (
     rank_on_validation,
 )
 from tricklab.analysis.differences import difference_table
+from tricklab.analysis.latex import to_latex
 from tricklab.analysis.page import Section, Table, to_html, to_markdown
 from tricklab.analysis.results import Run, read_numbers, read_sweep
 from tricklab.analysis.statistics import format_interval, format_number, summarise
@@ -68,6 +70,7 @@ def make_report(folder: Path, metric: str, baseline: str = "", incomplete: bool 
     if len(varied) > 1:
         sections += effect_sections(effects, metric)
     sections += best_section(configurations, metric)
+    sections += class_section(configurations, metric, baseline, incomplete)
     sections += left_out_section(folder, runs)
     title = f"{metric}{describe_images(runs)}"
     return Report(title, metric, sections, configurations, effects)
@@ -83,7 +86,7 @@ def choose_baseline(configurations: Configurations, label: str) -> str:
 
 
 def write_report(folder: Path, report: Report) -> str:
-    """Write `report.md`, `report.csv` and `report.html` into a folder; return the Markdown."""
+    """Write `report.md`, `.csv`, `.tex` and `.html` into a folder; return the Markdown."""
     from tricklab.analysis.plots import RunLogs, draw_figures  # imports numpy
 
     logs = {
@@ -94,6 +97,7 @@ def write_report(folder: Path, report: Report) -> str:
     text = to_markdown(report.title, report.sections)
     write_text(folder / "report.md", text)
     write_text(folder / "report.csv", to_csv(report.configurations, report.metric))
+    write_text(folder / "report.tex", to_latex(report.title, report.sections[0].table))
     page_title = f"{folder.resolve().name}: {report.title}"
     write_text(folder / "report.html", to_html(page_title, report.sections, figures))
     return text
