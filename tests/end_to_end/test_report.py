@@ -3,13 +3,17 @@
 import csv
 import html.parser
 import json
+import math
 import re
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from matplotlib import pyplot
 
 from tricklab.analysis import plots
+from tricklab.analysis.page import Section, to_html
+from tricklab.analysis.statistics import Summary
 
 FULL = {
     "mixup=off scheduler=step": [0.90, 0.91, 0.92, 0.93],
@@ -125,7 +129,7 @@ def test_report_shows_per_class_means_that_differ_from_the_accuracy(sweep, repor
     header, *rows = parse_tables(report(folder))["test/acc"]
     assert header[6:] == ["test/balanced_acc"]
     assert [row[6:] for row in rows] == [[""], ["0.6500"]]
-    assert "<th>test/balanced_acc</th>" in (folder / "report.html").read_text("utf-8")
+    assert "<th>test/<wbr>balanced_<wbr>acc</th>" in (folder / "report.html").read_text("utf-8")
     with (folder / "report.csv").open() as file:
         off, on = csv.DictReader(file)
     assert (off["test/balanced_acc"], off["test/f1_macro"]) == ("", "")
@@ -309,9 +313,60 @@ def test_page_is_self_contained_and_escaped(sweep, report):
     assert "<th>configuration</th>" in page
     assert "<td>0.9050</td>" in page
     assert "<pre>python train.py -m model=mlp tag=b seed=0,1</pre>" in page
+    assert "<figcaption>Accuracy on validation, mean ± sd over seeds</figcaption>" in page
     hosts = set(re.findall(r"https?://([^\s\"'<)/]+)", page))  # names in SVG's metadata
     assert hosts <= {"www.w3.org", "purl.org", "creativecommons.org", "matplotlib.org"}
+    ids = re.findall(r"<[^>]* id=\"([^\"]*)\"", page)
+    assert len(ids) == len(set(ids)) > 0
     html.parser.HTMLParser().feed(page)
+
+
+def test_page_has_styles_for_print_and_dark_screens():
+    page = to_html("title", [Section("", [["a"], ["b"]])], [])
+    assert "@media print {" in page
+    assert "@media screen and (prefers-color-scheme: dark) {" in page
+
+
+def test_every_figure_names_both_axes():
+    """Also those without data, and the labels of options that look like mathematics."""
+    effects = {"tag": {"$a$": Summary(2, 0.9, 0.1, 0.1, 0.5), "b": Summary(0, math.nan)}}
+    figures = plots.draw_figures({"tag=$a$": [plots.RunLogs({}, [], [])]}, effects, "test/acc")
+    labels = [
+        ("epoch", "accuracy"),
+        ("test/acc", "option", "tag=$a$"),
+        ("expected calibration error (lower is better)", "accuracy"),
+        ("confidence", "accuracy; fraction of images"),
+        ("optimizer step", "learning rate"),
+    ]
+    assert len(figures) == len(labels)
+    for figure, texts in zip(figures, labels):
+        for text in texts:
+            assert f">{text}</text>" in figure.svg
+
+
+def test_figure_grows_with_its_legend():
+    """Eight long labels once left no room for the curves."""
+
+    def height(label):
+        runs = [plots.RunLogs({"val/acc": n}, [], []) for n in range(8)]
+        figure = plots.draw_figures({f"{label}{n}": [run] for n, run in enumerate(runs)}, {}, "a")[
+            0
+        ]
+        return float(re.search(r'height="([\d.]+)pt"', figure.svg)[1])
+
+    assert height("long " * 30) - height("b") == pytest.approx(8 * 2 * 72 * plots.LINE_HEIGHT)
+
+
+def test_page_links_each_configuration_to_its_runs(sweep, report):
+    folder = sweep({"mixup=off": [0.9, None], "tag=\"#?&'>%41": [0.92, "boom"]})
+    (folder / "mixup=off_1").rmdir()
+    report(folder)
+    page = (folder / "report.html").read_text("utf-8")
+    links = re.findall('<a href="([^"]*)">(.*?)</a>', page)
+    odd = "tag%3D%22%23%3F%26%27%3E%2541"
+    assert links == [("./mixup%3Doff_0/", "0"), (f"./{odd}_0/", "0"), (f"./{odd}_1/", "1")]
+    for target, _ in links:
+        assert (folder / unquote(target) / "result.json").is_file()
 
 
 def test_reliability_diagram_sums_the_bins_of_all_seeds():
@@ -362,7 +417,8 @@ def test_report_escapes_text_of_strangers(sweep, report):
     page = (folder / "report.html").read_text("utf-8")
     text = (folder / "report.md").read_text("utf-8")
     table = (folder / "report.csv").read_text("utf-8")
-    for shown in (output, page, text):
+    latex = (folder / "report.tex").read_text("utf-8")
+    for shown in (output, page, text, latex):
         assert "\x1b" not in shown
         assert "\u202e" not in shown
         assert "\n# x" not in shown
@@ -370,6 +426,7 @@ def test_report_escapes_text_of_strangers(sweep, report):
     prose = [line for line in text.splitlines() if not line.startswith("    ")]  # no code
     assert not any(re.search(r"(?<!\\)<img", line) for line in prose)
     assert not re.search(r"(^|,)\"?[=+@-][^\d]", table, re.MULTILINE)
+    assert r"\$\textbackslash{}x\$" in latex
 
 
 def make_json_value(random, depth=0):
@@ -420,3 +477,5 @@ def test_report_reads_only_folders_of_the_sweep(sweep, report, name):
     output = report(folder)
     assert "not a folder of this sweep" in output
     assert "secret text" not in output
+    links = re.findall('<a href="([^"]*)"', (folder / "report.html").read_text("utf-8"))
+    assert links == ["./mixup%3Doff_1/"]

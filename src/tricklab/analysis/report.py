@@ -23,6 +23,7 @@ from tricklab.analysis.configurations import (
 )
 from tricklab.analysis.differences import difference_table
 from tricklab.analysis.latex import to_latex
+from tricklab.analysis.links import link_runs
 from tricklab.analysis.page import Section, Table, to_html, to_markdown
 from tricklab.analysis.results import Run, read_numbers, read_sweep
 from tricklab.analysis.statistics import format_interval, format_number, summarise
@@ -63,7 +64,8 @@ def make_report(folder: Path, metric: str, baseline: str = "", incomplete: bool 
     configurations = group_runs(runs, varied)
     effects = main_effects(runs, varied, metric)
     baseline = choose_baseline(configurations, baseline)
-    sections = [Section("", main_table(configurations, metric))]
+    links = link_runs(folder, configurations)
+    sections = [Section("", main_table(configurations, metric), links=links)]
     if len(configurations) > 1:
         table = difference_table(configurations, metric, baseline, incomplete)
         sections.append(Section(f"Differences to {baseline}", table))
