@@ -4,7 +4,8 @@ python scripts/report.py sweeps/NAME [metric=test/acc] [baseline="mixup=off"] [i
     metric      any of result.json's
     baseline    label of a configuration, by default the first
     incomplete  compare also where seeds are missing, on those that both have
-    writes report.md, report.csv and report.html, a page with figures, into the folder
+    writes into the folder report.md, report.csv, report.tex, the first table for LaTeX (booktabs),
+    and report.html, a page with figures
 """
 
 import sys

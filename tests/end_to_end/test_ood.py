@@ -229,3 +229,15 @@ def test_suite_refuses_unknown_options(options, message, ema_run, run_script):
     assert done.returncode == 1
     assert message in done.stderr
     assert not (ema_run / "ood.csv").exists()
+
+
+def test_figure_names_its_axes_networks_and_sets(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(ood, "save_figure", lambda figure, path: figures.append(figure))
+    by_set = {"test": torch.tensor([0.9, 0.8]), "noise": torch.tensor([0.3, 0.2])}
+    ood.draw_confidence({"network": by_set, "mc=4": by_set}, tmp_path / "ood.png")
+    [figure] = figures
+    assert figure.get_supxlabel() == "confidence"
+    assert figure.get_supylabel() == "fraction of images"
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["network: test", "mc=4: test", "network: noise", "mc=4: noise"]

@@ -3,13 +3,17 @@
 import csv
 import html.parser
 import json
+import math
 import re
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from matplotlib import pyplot
 
 from tricklab.analysis import plots
+from tricklab.analysis.page import Section, to_html
+from tricklab.analysis.statistics import Summary
 
 FULL = {
     "mixup=off scheduler=step": [0.90, 0.91, 0.92, 0.93],
@@ -125,7 +129,7 @@ def test_report_shows_per_class_means_that_differ_from_the_accuracy(sweep, repor
     header, *rows = parse_tables(report(folder))["test/acc"]
     assert header[6:] == ["test/balanced_acc"]
     assert [row[6:] for row in rows] == [[""], ["0.6500"]]
-    assert "<th>test/balanced_acc</th>" in (folder / "report.html").read_text("utf-8")
+    assert "<th>test/<wbr>balanced_<wbr>acc</th>" in (folder / "report.html").read_text("utf-8")
     with (folder / "report.csv").open() as file:
         off, on = csv.DictReader(file)
     assert (off["test/balanced_acc"], off["test/f1_macro"]) == ("", "")
@@ -134,6 +138,33 @@ def test_report_shows_per_class_means_that_differ_from_the_accuracy(sweep, repor
     table = parse_tables(report(folder, "metric=test/balanced_acc"))["test/balanced_acc"]
     assert table[0][6:] == []
     assert table[2][4] == "0.5229 to 0.7771"
+
+
+def test_report_compares_the_recall_of_each_class(sweep, report):
+    folder = sweep({"mixup=off": [0.90, 0.92], "mixup=on": [0.94, 0.96]})
+    assert "Recall" not in report(folder)
+    for path in folder.glob("mixup=*/result.json"):
+        recall = json.loads(path.read_text())["metrics"]["test/acc"]
+        rows = f"class,n,precision,recall,f1\n<b>|,5,0.5,{recall},0.5\nx,5,0.5,0.5,0.5\n"
+        (path.parent / "classes.csv").write_text(rows)
+    table = parse_tables(report(folder))["Recall of each class: mixup=on against mixup=off"]
+    assert table[2] == ["x", "2", "+0.0000", "0.0000 to 0.0000", "1"]
+    assert (
+        r"| \<b\>\| | 2     | +0.0400    | 0.0400 to 0.0400" in (folder / "report.md").read_text()
+    )
+    page = (folder / "report.html").read_text("utf-8")
+    assert "<td>&lt;b&gt;|</td><td>2</td><td>+0.0400</td>" in page
+
+
+def test_report_has_the_main_table_for_latex(sweep, report):
+    folder = sweep({"mixup=off": [0.90, 0.92], "tag=a_b&c%": [0.94, 0.96]})
+    rows = parse_tables(report(folder))["test/acc"]
+    rows[2][0] = r"tag=a\_b\&c\%"
+    rows[0][4] = r"95 \% interval"
+    text = (folder / "report.tex").read_text("utf-8")
+    assert [line.strip() for line in text.splitlines() if " & " in line] == [
+        rf"{' & '.join(row)} \\" for row in rows
+    ]
 
 
 def test_report_of_another_metric_and_baseline(sweep, report):
@@ -282,9 +313,60 @@ def test_page_is_self_contained_and_escaped(sweep, report):
     assert "<th>configuration</th>" in page
     assert "<td>0.9050</td>" in page
     assert "<pre>python train.py -m model=mlp tag=b seed=0,1</pre>" in page
+    assert "<figcaption>Accuracy on validation, mean ± sd over seeds</figcaption>" in page
     hosts = set(re.findall(r"https?://([^\s\"'<)/]+)", page))  # names in SVG's metadata
     assert hosts <= {"www.w3.org", "purl.org", "creativecommons.org", "matplotlib.org"}
+    ids = re.findall(r"<[^>]* id=\"([^\"]*)\"", page)
+    assert len(ids) == len(set(ids)) > 0
     html.parser.HTMLParser().feed(page)
+
+
+def test_page_has_styles_for_print_and_dark_screens():
+    page = to_html("title", [Section("", [["a"], ["b"]])], [])
+    assert "@media print {" in page
+    assert "@media screen and (prefers-color-scheme: dark) {" in page
+
+
+def test_every_figure_names_both_axes():
+    """Also those without data, and the labels of options that look like mathematics."""
+    effects = {"tag": {"$a$": Summary(2, 0.9, 0.1, 0.1, 0.5), "b": Summary(0, math.nan)}}
+    figures = plots.draw_figures({"tag=$a$": [plots.RunLogs({}, [], [])]}, effects, "test/acc")
+    labels = [
+        ("epoch", "accuracy"),
+        ("test/acc", "option", "tag=$a$"),
+        ("expected calibration error (lower is better)", "accuracy"),
+        ("confidence", "accuracy; fraction of images"),
+        ("optimizer step", "learning rate"),
+    ]
+    assert len(figures) == len(labels)
+    for figure, texts in zip(figures, labels):
+        for text in texts:
+            assert f">{text}</text>" in figure.svg
+
+
+def test_figure_grows_with_its_legend():
+    """Eight long labels once left no room for the curves."""
+
+    def height(label):
+        runs = [plots.RunLogs({"val/acc": n}, [], []) for n in range(8)]
+        figure = plots.draw_figures({f"{label}{n}": [run] for n, run in enumerate(runs)}, {}, "a")[
+            0
+        ]
+        return float(re.search(r'height="([\d.]+)pt"', figure.svg)[1])
+
+    assert height("long " * 30) - height("b") == pytest.approx(8 * 2 * 72 * plots.LINE_HEIGHT)
+
+
+def test_page_links_each_configuration_to_its_runs(sweep, report):
+    folder = sweep({"mixup=off": [0.9, None], "tag=\"#?&'>%41": [0.92, "boom"]})
+    (folder / "mixup=off_1").rmdir()
+    report(folder)
+    page = (folder / "report.html").read_text("utf-8")
+    links = re.findall('<a href="([^"]*)">(.*?)</a>', page)
+    odd = "tag%3D%22%23%3F%26%27%3E%2541"
+    assert links == [("./mixup%3Doff_0/", "0"), (f"./{odd}_0/", "0"), (f"./{odd}_1/", "1")]
+    for target, _ in links:
+        assert (folder / unquote(target) / "result.json").is_file()
 
 
 def test_reliability_diagram_sums_the_bins_of_all_seeds():
@@ -335,7 +417,8 @@ def test_report_escapes_text_of_strangers(sweep, report):
     page = (folder / "report.html").read_text("utf-8")
     text = (folder / "report.md").read_text("utf-8")
     table = (folder / "report.csv").read_text("utf-8")
-    for shown in (output, page, text):
+    latex = (folder / "report.tex").read_text("utf-8")
+    for shown in (output, page, text, latex):
         assert "\x1b" not in shown
         assert "\u202e" not in shown
         assert "\n# x" not in shown
@@ -343,6 +426,7 @@ def test_report_escapes_text_of_strangers(sweep, report):
     prose = [line for line in text.splitlines() if not line.startswith("    ")]  # no code
     assert not any(re.search(r"(?<!\\)<img", line) for line in prose)
     assert not re.search(r"(^|,)\"?[=+@-][^\d]", table, re.MULTILINE)
+    assert r"\$\textbackslash{}x\$" in latex
 
 
 def make_json_value(random, depth=0):
@@ -393,3 +477,5 @@ def test_report_reads_only_folders_of_the_sweep(sweep, report, name):
     output = report(folder)
     assert "not a folder of this sweep" in output
     assert "secret text" not in output
+    links = re.findall('<a href="([^"]*)"', (folder / "report.html").read_text("utf-8"))
+    assert links == ["./mixup%3Doff_1/"]

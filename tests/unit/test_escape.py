@@ -2,7 +2,7 @@
 
 import pytest
 
-from tricklab.cli.escape import for_csv, for_markdown, for_terminal
+from tricklab.cli.escape import for_csv, for_latex, for_markdown, for_terminal
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,23 @@ def test_for_csv_escapes_formulas(cell):
 @pytest.mark.parametrize("cell", ["-0.5", "+3e-4", "-inf", "0.1", "a=b", "", 3, -0.5, None])
 def test_for_csv_keeps_numbers_and_texts(cell):
     assert for_csv(cell) == cell
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("weight_decay=1 & 5 % of #3", r"weight\_decay=1 \& 5 \% of \#3"),
+        ("$x^2$ {a}~b", r"\$x\textasciicircum{}2\$ \{a\}\textasciitilde{}b"),
+        (r"\input{a}", r"\textbackslash{}input\{a\}"),
+        ("[1pt] *", "{[}1pt{]} {*}"),  # \\[1pt] is a distance between rows, \\* another command
+        ("<a>|`x`", r"\textless{}a\textgreater{}\textbar{}\textasciigrave{}x\textasciigrave{}"),
+        ("a---b ''c\" d,,e", "a-{}-{}-b '{}'c\\char34{} d,{},e"),
+        (
+            "a\n\\end{table}\x1b",
+            r"a\textbackslash{}n\textbackslash{}end\{table\}\textbackslash{}x1b",
+        ),
+        ("mixup=on lr=1e-3, höher", "mixup=on lr=1e-3, höher"),
+    ],
+)
+def test_for_latex_escapes_commands_and_ligatures(text, shown):
+    assert for_latex(text) == shown

@@ -42,6 +42,21 @@ def metric_by_seed(replicates: Mapping[str, Run], metric: str) -> dict[str, floa
     }
 
 
+def rank_on_validation(configurations: Configurations, metric: str) -> list[str]:
+    """Return the labels by mean validation accuracy, the highest first.
+
+    Only configurations with the most seeds are considered: the mean of few may be high by chance.
+    """
+    counts = {label: len(metric_by_seed(runs, metric)) for label, runs in configurations.items()}
+    most = max(counts.values())
+    means = {}
+    for label, runs in configurations.items():
+        scores = metric_by_seed(runs, "val/acc")
+        if scores and counts[label] == most > 0:
+            means[label] = summarise(scores.values()).mean
+    return sorted(means, key=lambda label: -means[label])
+
+
 def metric_bounds(metric: str) -> Bounds:
     """Return the range of a metric: 0 to 1 for accuracies, unbounded for losses."""
     name = metric.rpartition("/")[2].removesuffix("_t").partition("_")[0]

@@ -232,17 +232,16 @@ def draw_confidence(confidences: Mapping[str, Mapping[str, Tensor]], path: Path)
     """Draw histograms of the confidence [N]: a column for each network, a row for each test set."""
     from matplotlib.figure import Figure  # takes half a second
 
-    names = list(next(iter(confidences.values())))
-    figure = Figure(figsize=(1 + 3 * len(confidences), 1 + 1.2 * len(names)), layout="constrained")
-    grid = figure.subplots(len(names), len(confidences), sharex=True, sharey=True, squeeze=False)
+    rows, columns = len(next(iter(confidences.values()))), len(confidences)
+    figure = Figure(figsize=(1 + 3 * columns, 1 + 1.3 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     edges = torch.linspace(0, 1, BINS + 1)
     for column, (view, by_set) in zip(grid.T, confidences.items(), strict=True):
-        column[0].set_title(view)
-        column[-1].set_xlabel("confidence")
         for axes, (name, confidence) in zip(column, by_set.items(), strict=True):
             fractions = torch.histc(confidence.float(), BINS, 0, 1) / len(confidence)
             color = "C0" if name == "test" else "C1"
             axes.stairs(fractions, edges, fill=True, color=color)
-    for axes, name in zip(grid[:, 0], names, strict=True):
-        axes.set_ylabel(name)
+            axes.set_title(f"{view}: {name}", fontsize=9, parse_math=False)
+    figure.supxlabel("confidence", fontsize=10)
+    figure.supylabel("fraction of images", fontsize=10)
     save_figure(figure, path)

@@ -1,17 +1,25 @@
 """The figures of a report, as SVG."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from tricklab.analysis.page import Figure
 from tricklab.analysis.statistics import Summary
 from tricklab.cli.escape import for_terminal
 
 MAX_CONFIGURATIONS = 8  # in a figure
 CALIBRATION_COLUMNS = ("images", "right", "confidence")
 DASHES = ("-", "--", ":", "-.")
+FIGURE_SIZE = (4.5, 2.8)  # inches, without the legend
+LINE_HEIGHT = 0.16  # inches of a line of a legend
+LEGEND_WIDTH, OPTION_WIDTH = 60, 24  # characters of a line
+GROUP = re.compile(r'(?<=<g) id="[\w.]+"')  # nothing refers to these, which all figures have
 
 
 class RunLogs(NamedTuple):
@@ -26,8 +34,8 @@ Configurations = Mapping[str, Sequence[RunLogs]]  # by label, a run per seed
 Effects = Mapping[str, Mapping[str, Summary]]  # by option and value
 
 
-def draw_figures(configurations: Configurations, effects: Effects, metric: str) -> list[str]:
-    """Return the figures of a report as SVG elements.
+def draw_figures(configurations: Configurations, effects: Effects, metric: str) -> list[Figure]:
+    """Return the figures of a report.
 
     The main effects, and of the best configurations on validation: learning curves, accuracy
     against calibration error, reliability diagrams and learning-rate schedules.
@@ -40,43 +48,54 @@ def draw_figures(configurations: Configurations, effects: Effects, metric: str) 
     suffix = ""
     if len(labelled) > MAX_CONFIGURATIONS:
         suffix = f", best {MAX_CONFIGURATIONS} of {len(labelled)}"
-    figures = [to_svg(f"accuracy on validation, mean ± sd over seeds{suffix}", draw_curves, shown)]
+    curves = f"Accuracy on validation, mean ± sd over seeds{suffix}"
+    figures = [to_figure(curves, draw_curves, shown)]
     if effects:
         title = f"{metric}, mean and 95 % interval over all other options"
-        figures.append(to_svg(title, draw_effects, effects))
+        figures.append(to_figure(title, partial(draw_effects, metric=metric), effects))
     titles: dict[str, Callable[[Any, Any], None]] = {
-        "accuracy against calibration error on the test set": draw_calibration_errors,
-        "accuracy at each confidence on the test set": draw_reliability,
-        "learning rate": draw_learning_rates,
+        "Accuracy against calibration error on the test set": draw_calibration_errors,
+        "Reliability diagram of the test set; steps: fraction of images": draw_reliability,
+        "Learning rate": draw_learning_rates,
     }
-    return figures + [to_svg(f"{title}{suffix}", draw, shown) for title, draw in titles.items()]
+    for title, draw in titles.items():
+        figures.append(to_figure(f"{title}{suffix}", draw, shown))
+    return figures
 
 
 def mean_validation_accuracy(runs: Sequence[RunLogs]) -> float:
     return float(np.mean([run.results.get("val/acc") or 0.0 for run in runs]))
 
 
-def plain_text(text: str) -> str:
-    """Return text that matplotlib draws literally: no mathematics, no control characters."""
-    return for_terminal(text).replace("$", r"\$")
+def plain_text(text: str, width: int = LEGEND_WIDTH) -> str:
+    """Return text that matplotlib draws literally: no mathematics, no control characters.
+
+    It is broken into lines of at most `width` characters.
+    """
+    return "\n".join(textwrap.wrap(for_terminal(text), width)).replace("$", r"\$")
 
 
-def to_svg(title: str, draw: Callable[[Any, Any], None], data: Any) -> str:
-    """Return a figure as an SVG element that keeps its text as text."""
+def to_figure(title: str, draw: Callable[[Any, Any], None], data: Any) -> Figure:
+    """Return a figure whose SVG keeps its text as text, with the legend below."""
     from matplotlib import pyplot
 
     with pyplot.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.size": 9}):
-        figure, axes = pyplot.subplots(figsize=(5, 3.6), layout="constrained")
+        figure, axes = pyplot.subplots(figsize=FIGURE_SIZE, layout="constrained")
         draw(axes, data)
-        axes.set_title(plain_text(title), fontsize=9)
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[1]:
+        if labels := axes.get_legend_handles_labels()[1]:
+            figure.set_figheight(figure.get_figheight() + LINE_HEIGHT * count_lines(labels))
             figure.legend(loc="outside lower left", fontsize=8, frameon=False)
         file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None})
+        figure.savefig(file, format="svg", metadata={"Date": None}, transparent=True)
         pyplot.close(figure)
     svg = file.getvalue()
-    return svg[svg.index("<svg") :]
+    svg = svg[svg.index("<svg") :]
+    return Figure(title, GROUP.sub("", svg))
+
+
+def count_lines(texts: Iterable[str]) -> int:
+    return sum(text.count("\n") + 1 for text in texts)
 
 
 def line_style(n: int) -> dict[str, Any]:
@@ -90,8 +109,8 @@ def draw_curves(axes: Any, configurations: Configurations) -> None:
         epochs, means, stds = validation_curve(runs)
         axes.plot(epochs, means, label=label, **line_style(n))
         axes.fill_between(epochs, means - stds, means + stds, alpha=0.2)
-    axes.set_xlabel("epoch")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="epoch", ylabel="accuracy")
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)
 
 
 def validation_curve(runs: Sequence[RunLogs]) -> Any:
@@ -108,10 +127,15 @@ def validation_curve(runs: Sequence[RunLogs]) -> Any:
     return np.array(points).reshape(-1, 3).T
 
 
-def draw_effects(axes: Any, effects: Effects) -> None:
+def draw_effects(axes: Any, effects: Effects, metric: str) -> None:
     """Draw the mean for each value of an option; the interval of a single run has no width."""
+    lines = 0
     for n, (key, by_value) in enumerate(effects.items()):
-        known = {plain_text(f"{key}={value}"): s for value, s in by_value.items() if s.n}
+        known = {}
+        for value, summary in by_value.items():
+            if summary.n:
+                known[plain_text(f"{key}={value}", OPTION_WIDTH)] = summary
+        lines += count_lines(known)
         axes.errorbar(
             [summary.mean for summary in known.values()],
             list(known),
@@ -120,7 +144,12 @@ def draw_effects(axes: Any, effects: Effects) -> None:
             capsize=3,
             color=f"C{n}",
         )
+    axes.margins(y=0.1)
     axes.invert_yaxis()
+    axes.locator_params(axis="x", nbins=5)
+    axes.set(xlabel=plain_text(metric), ylabel="option")
+    height = 0.7 + 1.5 * LINE_HEIGHT * lines
+    axes.figure.set_figheight(max(FIGURE_SIZE[1], height))
 
 
 def draw_calibration_errors(axes: Any, configurations: Configurations) -> None:
@@ -145,7 +174,7 @@ def draw_reliability(axes: Any, configurations: Configurations) -> None:
         axes.plot(mean_confidence, right[filled] / images[filled], "o-", label=label, **style)
         edges = np.linspace(0, 1, len(images) + 1)
         axes.stairs(images / max(images.sum(), 1), edges, **style)
-    axes.set(xlabel="confidence", ylabel="accuracy; steps: fraction of images")
+    axes.set(xlabel="confidence", ylabel="accuracy; fraction of images")
 
 
 def sum_bins(runs: Sequence[RunLogs]) -> Any:
@@ -165,5 +194,5 @@ def draw_learning_rates(axes: Any, configurations: Configurations) -> None:
         rows = [row for row in runs[0].metrics if {"lr", "step"} <= row.keys()]
         points = [(row["step"], row["lr"]) for row in rows]
         axes.plot(*np.reshape(points, (-1, 2)).T, label=label, **line_style(n))
-    axes.set_xlabel("optimizer step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="optimizer step", ylabel="learning rate")
+    axes.xaxis.get_major_locator().set_params(integer=True, nbins=6)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tricklab.analysis.classes import class_section
 from tricklab.analysis.configurations import (
     Configurations,
     Effects,
@@ -18,29 +19,21 @@ from tricklab.analysis.configurations import (
     mean_seconds,
     metric_bounds,
     metric_by_seed,
+    rank_on_validation,
 )
+from tricklab.analysis.differences import difference_table
+from tricklab.analysis.latex import to_latex
+from tricklab.analysis.links import link_runs
 from tricklab.analysis.page import Section, Table, to_html, to_markdown
 from tricklab.analysis.results import Run, read_numbers, read_sweep
-from tricklab.analysis.statistics import (
-    Summary,
-    compare_paired,
-    format_interval,
-    format_number,
-    format_p,
-    format_seeds,
-    holm_correction,
-    required_seeds,
-    summarise,
-)
+from tricklab.analysis.statistics import format_interval, format_number, summarise
 from tricklab.cli.escape import for_csv
 from tricklab.cli.messages import unknown_name
 from tricklab.errors import UserError, nearest
 from tricklab.files import write_text
 from tricklab.sweep import REPLICATES
 
-SIGNIFICANCE = 0.05
 MAIN_HEADER = ("configuration", "n", "mean", "sd", "95 % interval", "seconds")
-DIFFERENCE_HEADER = ("configuration", "pairs", "difference", "95 % interval", "p (Holm)", "verdict")
 CSV_HEADER = ("configuration", "n", "of", "mean", "sd", "low", "high", "seconds")
 CLASS_METRICS = ("test/balanced_acc", "test/f1_macro")  # shown beside the metric
 NOTICEABLE = 0.01  # difference to the accuracy from which the page shows them
@@ -71,13 +64,15 @@ def make_report(folder: Path, metric: str, baseline: str = "", incomplete: bool 
     configurations = group_runs(runs, varied)
     effects = main_effects(runs, varied, metric)
     baseline = choose_baseline(configurations, baseline)
-    sections = [Section("", main_table(configurations, metric))]
+    links = link_runs(folder, configurations)
+    sections = [Section("", main_table(configurations, metric), links=links)]
     if len(configurations) > 1:
         table = difference_table(configurations, metric, baseline, incomplete)
         sections.append(Section(f"Differences to {baseline}", table))
     if len(varied) > 1:
         sections += effect_sections(effects, metric)
     sections += best_section(configurations, metric)
+    sections += class_section(configurations, metric, baseline, incomplete)
     sections += left_out_section(folder, runs)
     title = f"{metric}{describe_images(runs)}"
     return Report(title, metric, sections, configurations, effects)
@@ -93,7 +88,7 @@ def choose_baseline(configurations: Configurations, label: str) -> str:
 
 
 def write_report(folder: Path, report: Report) -> str:
-    """Write `report.md`, `report.csv` and `report.html` into a folder; return the Markdown."""
+    """Write `report.md`, `.csv`, `.tex` and `.html` into a folder; return the Markdown."""
     from tricklab.analysis.plots import RunLogs, draw_figures  # imports numpy
 
     logs = {
@@ -104,6 +99,7 @@ def write_report(folder: Path, report: Report) -> str:
     text = to_markdown(report.title, report.sections)
     write_text(folder / "report.md", text)
     write_text(folder / "report.csv", to_csv(report.configurations, report.metric))
+    write_text(folder / "report.tex", to_latex(report.title, report.sections[0].table))
     page_title = f"{folder.resolve().name}: {report.title}"
     write_text(folder / "report.html", to_html(page_title, report.sections, figures))
     return text
@@ -170,52 +166,6 @@ def to_csv(configurations: Configurations, metric: str) -> str:
     return text.getvalue()
 
 
-def difference_table(
-    configurations: Configurations, metric: str, baseline: str, incomplete: bool
-) -> Table:
-    """Compare every configuration with the baseline, p-values corrected by Holm.
-
-    There is no verdict where one of the two lacks a seed, unless `incomplete`.
-    """
-    values = {label: metric_by_seed(runs, metric) for label, runs in configurations.items()}
-    seeds = configurations[baseline].keys()
-    differences, comparable = {}, set()
-    for label, runs in configurations.items():
-        if label != baseline:
-            differences[label] = compare_paired(values[label], values[baseline])
-            expected = len(seeds | runs.keys())
-            if incomplete or len(values[label]) == len(values[baseline]) == expected:
-                comparable.add(label)
-    tested = [label for label in differences if label in comparable and has_p(differences[label])]
-    corrected = holm_correction([differences[label].p for label in tested])
-    p_values = dict(zip(tested, corrected, strict=True))
-    rows = [list(DIFFERENCE_HEADER)]
-    for label, difference in differences.items():
-        p = p_values.get(label, math.nan)
-        verdict = "seeds are missing: incomplete=true compares the others"
-        if label in comparable:
-            verdict = describe_difference(difference, p, len(tested))
-        mean, interval = format_number(difference.mean, "+"), format_interval(difference)
-        rows.append([label, str(difference.n), mean, interval, format_p(p), verdict])
-    return rows
-
-
-def has_p(summary: Summary) -> bool:
-    return not math.isnan(summary.p)
-
-
-def describe_difference(difference: Summary, p: float, comparisons: int) -> str:
-    """Return a verdict; an inconclusive one says how many seeds would be needed."""
-    if math.isnan(p):
-        return "too few seeds, or no spread"
-    if p < SIGNIFICANCE:
-        return "higher" if difference.mean > 0 else "lower"
-    if not difference.std:
-        return "equal"
-    seeds = required_seeds(difference, SIGNIFICANCE / comparisons)
-    return f"inconclusive; needs {format_seeds(seeds)}" if seeds else "no difference"
-
-
 def effect_sections(effects: Effects, metric: str) -> list[Section]:
     sections = []
     for key, by_value in effects.items():
@@ -228,20 +178,11 @@ def effect_sections(effects: Effects, metric: str) -> list[Section]:
 
 
 def best_section(configurations: Configurations, metric: str) -> list[Section]:
-    """Name the configuration with the highest validation accuracy, and the command that repeats it.
-
-    Only configurations with the most seeds are considered.
-    """
-    counts = {label: len(metric_by_seed(runs, metric)) for label, runs in configurations.items()}
-    most = max(counts.values())
-    scores = {
-        label: metric_by_seed(runs, "val/acc")
-        for label, runs in configurations.items()
-        if counts[label] == most > 0
-    }
-    if not any(scores.values()):
+    """Name the configuration with the highest validation accuracy and the command to repeat it."""
+    ranking = rank_on_validation(configurations, metric)
+    if not ranking:
         return []
-    best = max(scores, key=lambda label: summarise(scores[label].values()).mean)
+    best = ranking[0]
     overrides = repeat_overrides(list(configurations[best].values()))
     command = f"python train.py -m {shlex.join(overrides)}"
     return [Section(f"Best on validation: {best}", command=command)]

@@ -10,6 +10,26 @@ MARKDOWN = re.compile(r"([\\`*<>|$&]|~(?=~)|\](?=[(\[:])|(?<!\w)_|_(?!\w))")
 FORMULA_PREFIXES = ("=", "+", "-", "@", "\t", "\r")
 
 
+# Characters that LaTeX interprets. `[` and `*` are options of the `\\` before a row.
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        "`": r"\textasciigrave{}",
+        '"': r"\char34{}",
+        "[": "{[}",
+        "]": "{]}",
+        "*": "{*}",
+    }
+    | {char: f"\\{char}" for char in "&%$#_{}"}
+)
+LIGATURE = re.compile(r"([-',])(?=\1)")  # two of these become a dash or a quotation mark
+
+
 def for_terminal(text: object) -> str:
     r"""Return one line without characters that a terminal interprets: "\x1b[2J" for ESC [ 2 J.
 
@@ -25,6 +45,11 @@ def _escape_unprintable(char: str) -> str:
 def for_markdown(text: object) -> str:
     """Return one line that Markdown shows literally."""
     return MARKDOWN.sub(r"\\\1", for_terminal(text))
+
+
+def for_latex(text: object) -> str:
+    """Return one line that LaTeX shows literally in text."""
+    return LIGATURE.sub(r"\1{}", for_terminal(text).translate(LATEX))
 
 
 def for_csv(cell: object) -> object:
