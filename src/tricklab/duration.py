@@ -97,7 +97,7 @@ def parse(duration: int | float | str, option: str = "") -> tuple[float, str]:
 
     Raises UserError, with the prefix `option`: anything else.
     """
-    if duration in (0, "0"):
+    if duration in (0, "0") and duration is not False:
         return 0.0, "it"
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)(ep|it|%)", str(duration)):
         return float(match[1]), match[2]

@@ -21,8 +21,10 @@ COMMON_OPTIONS = ("on", "step", "cosine", "sgd")
 
 
 def description(path: Path) -> str:
-    """Return the first comment of a YAML file that is not a directive of Hydra."""
-    comments = re.findall(r"^# (?!@)(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    """Return the first comment of a YAML file that is no directive, of Hydra or for editors."""
+    comments = re.findall(
+        r"^# (?!@|yaml-language-server:)(.*)$", path.read_text(encoding="utf-8"), re.MULTILINE
+    )
     return comments[0] if comments else ""
 
 

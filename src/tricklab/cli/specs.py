@@ -28,9 +28,10 @@ DEFAULTS_LIST = re.compile(r"^defaults:\s*(\[[^\]]*\]|(?:\s*- .*\n?)*)", re.MULT
 
 
 class Line(NamedTuple):
-    """A key's line in a YAML file: its value as text, the SPEC in its comment, and FILE:LINE."""
+    """A key's line in a YAML file: value and comment as text, the SPEC in it, and FILE:LINE."""
 
     value: str
+    comment: str
     spec: str
     place: str
 
@@ -137,6 +138,8 @@ def read_option(path: Path) -> dict[str, Line]:
         inherited = lines.get(key)
         if inherited and not line.spec:
             line = line._replace(spec=inherited.spec, place=inherited.place)
+        if inherited and not line.comment:
+            line = line._replace(comment=inherited.comment)
         lines[key] = line
     return lines
 
@@ -155,8 +158,9 @@ def read_lines(path: Path) -> dict[str, Line]:
             parents.pop()
         parents.append((indent, match["key"]))
         dotted = ".".join(key for _, key in parents)
+        comment = (match["comment"] or "").strip()
         place = f"{'/'.join(path.parts[-3:])}:{number}"
-        lines[dotted] = Line(match["value"].strip(), extract_spec(match["comment"] or ""), place)
+        lines[dotted] = Line(match["value"].strip(), comment, extract_spec(comment), place)
     return lines
 
 
