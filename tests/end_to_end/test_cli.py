@@ -394,6 +394,10 @@ def test_experiment_with_a_misspelt_key_is_refused(train, tmp_path):
         ("model:\n", "error: model is empty. Expected an option of it, or keys below it\n"),
         ("trainer: {max_epochs: 1", "error: while parsing a flow mapping "),
         ("seed: 1\nseed: 2", "error: while constructing a mapping "),
+        (
+            "defaults: [{override /mixup: off}]",
+            'error: an option in a defaults list is no text; "on" and "off" need quotes',
+        ),
     ],
 )
 def test_experiment_that_is_no_config_is_refused_in_one_line(train, tmp_path, text, message):

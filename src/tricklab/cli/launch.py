@@ -121,6 +121,8 @@ def exit_with_message() -> Iterator[None]:
     ) as error:
         sys.exit(f"error: {explain(error)}")
     except ValueError as error:
+        if str(error).startswith("Unsupported item value in defaults"):
+            sys.exit('error: an option in a defaults list is no text; "on" and "off" need quotes')
         # Hydra's error for GROUP=null and GROUP=1
         wrong = find_wrong_option() if str(error).startswith("Config group override") else None
         if wrong is None:
