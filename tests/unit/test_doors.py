@@ -23,6 +23,7 @@ DOORS = {  # every module that opens files, and which; the first four open untru
     "src/tricklab/jobs/job.py": "the log of a job, for its last line",
     "src/tricklab/cli/config.py": "conf/",
     "src/tricklab/cli/help.py": "conf/",
+    "src/tricklab/cli/schema.py": "conf/schema.json",
     "src/tricklab/cli/specs.py": "conf/",
     "src/tricklab/cli/defaults.py": "conf/",
     "src/tricklab/cli/launch.py": "the null device",

@@ -77,6 +77,7 @@ WRONG = [  # a file, and the place of its mistake
     ("defaults: [/callbacks/emma]", "defaults.0"),
     ("defaults: {override /scheduler: cosine}", "defaults"),
     ("claim: {arm: {}}", "claim"),
+    ("claim: {paper: {a: [76.2]}}", "claim.paper.a"),
     ("claim: {arms: {a: [cosine]}}", "claim.arms.a.0"),
     ("claim: {expect: [{of: a, above: 0}]}", "claim.expect.0"),
 ]

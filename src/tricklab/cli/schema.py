@@ -33,6 +33,7 @@ OVERRIDES = {
 }
 NAMED_OVERRIDES = {"type": "object", "additionalProperties": OVERRIDES}
 NUMBER = {"type": "number"}
+PAIR = {"type": "array", "minItems": 2, "maxItems": 2, "items": NUMBER}
 EXPECTATION = {
     "type": "object",
     "required": ["of", "metric"],
@@ -56,8 +57,9 @@ CLAIM = {
         "tricks": NAMED_OVERRIDES | {"description": "The tricks of an ablation, in order"},
         "paper": {
             "type": "object",
-            "additionalProperties": NUMBER,
-            "description": "Accuracy of a paper with each trick and those before, in %",
+            "additionalProperties": {"anyOf": [NUMBER, PAIR]},
+            "description": "Accuracy of a paper with each trick and those before, in %, "
+            "or this and that before the trick",
         },
         "seeds": {"type": "integer", "minimum": 1},
         "minutes": NUMBER | {"minimum": 0, "description": "Of all runs, on two cores"},
