@@ -46,6 +46,8 @@ def read_csv(text):
         ("plan.py", "scheduler=cosin", "scheduler=cosin does not exist; allowed: constant, "),
         ("preview.py", "--help", "python scripts/preview.py"),
         ("preview.py", "augment=flib", "augment=flib does not exist; allowed: affine, "),
+        ("schema.py", "--help", "python scripts/schema.py"),
+        ("schema.py", "now", "now: expected no argument"),
         ("benchmark.py", "--help", "python scripts/benchmark.py"),
         ("benchmark.py", "step", "step: no such part; allowed: steps, start, growth, files"),
     ],
