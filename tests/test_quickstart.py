@@ -93,10 +93,13 @@ def test_quickstart(readme, class_folders):
     readme.run("python scripts/evaluate.py RUN tta=8 augment=crop", RUN=run)
     output = readme.run("python scripts/evaluate.py RUN suite=ood", RUN=run)
     assert "noise" in output
+    output = readme.run("python scripts/explain.py RUN", RUN=run)
+    assert "explain.png: " in output
     output = readme.run("python scripts/predict.py RUN input=PATH", RUN=run, PATH=photographs)
     assert output.startswith("file,class,probability")
     readme.run("python scripts/export.py RUN", RUN=run)
     assert (run / "checkpoints" / "best.safetensors").is_file()
+    readme.skip("python scripts/reproduce.py RUN")
     output = readme.run("python scripts/runs.py scheduler=cosine status=done")
     assert "1 " in output
 

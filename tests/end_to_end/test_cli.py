@@ -49,8 +49,8 @@ def list_imported(trace: str) -> list[str]:
         (
             ["model.dropuot=0.1"],
             1,
-            "model.dropuot=0.1: no such option; allowed: backbone_lr_mult, depth, dropout, freeze, "
-            "input_dropout, pool_early, spatial_dropout, weights, widths. "
+            "model.dropuot=0.1: no such option; allowed: backbone_lr_mult, depth, dropout, "
+            "dropout_kind, freeze, input_dropout, pool_early, spatial_dropout, weights, widths. "
             "Did you mean model.dropout=0.1?",
         ),
         (["experiment=fashion-92"], 1, "Did you mean experiment=fashion_92?"),
@@ -226,7 +226,7 @@ def test_command_answers_without_torch_or_a_folder(
         (["seed=a"], "seed=a: expected int, got str"),
         (["tags=x"], "tags=x: expected list, got str"),
         (["slots=0"], "slots=0; allowed: 1 or more"),
-        (["data=fake", "data.classes=1"], "data.classes=1; allowed: 2 or more"),
+        (["data=fake", "data.num_classes=1"], "data.num_classes=1; allowed: 2 or more"),
         (["+data.colours=x"], "+data.colours: tricklab.data.datasets.digits takes no colours; "),
         (["+scheduler.total=3"], "+scheduler.total: tricklab.scheduler.constant takes no total; "),
         (

@@ -198,7 +198,7 @@ def test_published_teacher_is_used_as_published(run, monkeypatch):
     raw = (images * data.spec.std[0] + data.spec.mean[0]) * 255
     with torch.no_grad():
         assert torch.allclose(logits, net(Preprocess(spec)(raw)), atol=1e-4)
-    fewer = configure("data=fake", "data.classes=7")
+    fewer = configure("data=fake", "data.num_classes=7")
     with pytest.raises(UserError, match=r"timm:resnet18: its classes .* the 7 of the data"):
         teachers.build_teacher(loss, build_data(fewer))
 
@@ -209,7 +209,10 @@ def test_published_teacher_is_used_as_published(run, monkeypatch):
         (["loss.teacher=null"], "loss.teacher is missing. Expected the path of a checkpoint"),
         (["loss.teacher=nowhere"], "loss.teacher=nowhere: no such file"),
         (["loss.teacher=timm:resnet1"], "model.name=resnet1; allowed: timm"),
-        (["data=fake", "data.height=8", "data.width=8", "data.classes=3"], "it has the classes"),
+        (
+            ["data=fake", "data.height=8", "data.width=8", "data.num_classes=3"],
+            "it has the classes",
+        ),
         (["data=fake"], "it takes images of 1 x 8 x 8, these are 3 x 32 x 32"),
     ],
 )

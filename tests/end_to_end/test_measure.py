@@ -10,7 +10,7 @@ import pytest
 
 from helpers.configs import configure
 from helpers.paths import CONF, ROOT
-from tricklab.analysis import recipes
+from tricklab.analysis import recipes, run_metrics
 from tricklab.analysis.flops import training_flops
 from tricklab.analysis.recipes import (
     Recipe,
@@ -96,17 +96,17 @@ def test_collect_runs_keeps_the_overrides_of_an_arm_and_last_values(recipe):
     assert (row["commit"], row["torch"], row["date"]) == ("0123456789", "2", "2026-11-25")
 
 
-def test_collect_runs_reads_ood_metrics_and_evaluates_where_there_are_none(recipe, monkeypatch):
+def test_collect_runs_evaluates_runs_for_metrics_that_they_lack(recipe, monkeypatch):
     of_noise = recipe._replace(metrics=("ood/noise/confidence",))
     write_result(recipe.folder / "a", seed=0)
-    table = "images,confidence\nrotated,0.5\nnoise,0.25\n"
     commands = []
 
-    def evaluate(command, **options):
+    def evaluate(command):
         commands.append(command)
+        table = "images,confidence\nrotated,0.5\nnoise,0.25\n"
         (recipe.folder / "a" / "ood.csv").write_text(table)
 
-    monkeypatch.setattr(recipes, "subprocess", SimpleNamespace(run=evaluate, DEVNULL=None))
+    monkeypatch.setattr(run_metrics, "run_command", evaluate)
     (row,) = collect_runs(of_noise, {"hash0"}).values()
     assert row["ood/noise/confidence"] == "0.25"
     assert [command[-1] for command in commands] == ["suite=ood"]
@@ -156,7 +156,7 @@ def test_training_flops_are_those_of_all_steps():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fashion_29"], "experiment=fashion_29 does not exist; allowed: fashion_91, "),
+        (["fashion_29"], "experiment=fashion_29 does not exist; allowed: bag_of_tricks, "),
         ([], "experiment= does not exist"),
         (["fashion_92", "seeds=0"], "seeds=0: expected a number of seeds, 1 or more"),
         (["fashion_92", "seeds=1", "seeds=2"], "seeds is given twice"),

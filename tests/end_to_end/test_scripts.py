@@ -148,7 +148,7 @@ def test_evaluate_downloads_only_data_named_on_the_command_line(
         (["RUN", "data.batchsize=3"], "data.batchsize does not exist"),
         (["RUN", "data.batch_size=abc"], "data.batch_size=abc: expected int, got str"),
         (
-            ["RUN", "data=fake", "data.channels=1", "data.classes=3"],
+            ["RUN", "data=fake", "data.channels=1", "data.num_classes=3"],
             "the data have the classes ['0', '1', '2'], the checkpoint",
         ),
         (

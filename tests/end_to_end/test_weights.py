@@ -204,7 +204,7 @@ def test_lr_scales_with_the_images_of_a_step(run, capsys):
 
 @pytest.mark.parametrize(("classes", "has_top5"), [(19, False), (20, True)])
 def test_top5_accuracy_needs_20_classes(run, classes, has_top5):
-    done = run(*ONE_BATCH, "data=fake", f"data.classes={classes}")
+    done = run(*ONE_BATCH, "data=fake", f"data.num_classes={classes}")
     metrics = done.result["metrics"]
     assert ("test/acc_top5" in metrics) == has_top5
     if has_top5:

@@ -486,7 +486,7 @@ def test_digits_have_one_test_set():
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 28, 28), (3, 5, 9), (4, 1, 1)])
 def test_fake_has_any_shape(channels, height, width):
     shape = (f"data.channels={channels}", f"data.height={height}", f"data.width={width}")
-    module = build_fake(*shape, "data.classes=7")
+    module = build_fake(*shape, "data.num_classes=7")
     assert module.shape == (channels, height, width)
     assert module.classes == list("0123456")
 

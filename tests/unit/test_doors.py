@@ -31,6 +31,11 @@ DOORS = {  # every module that opens files, and which; the first four open untru
     "src/tricklab/cli/signatures.py": "the source of installed packages",
     "src/tricklab/run/untrusted.py": "conf/",
     "src/tricklab/analysis/results_page.py": "conf/experiment",
+    "src/tricklab/analysis/original.py": "git.diff of a run, by tricklab.files",
+    "src/tricklab/analysis/model_card.py": "the card that it would replace, by tricklab.files",
+    "src/tricklab/analysis/embeddings.py": "an archive, to write it",
+    "src/tricklab/analysis/export.py": "the program that it has just exported, from memory",
+    "scripts/export.py": "the same",
     "scripts/rename.py": "the checkout itself",
 }
 ONLY_USER = {

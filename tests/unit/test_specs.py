@@ -80,7 +80,7 @@ RANGES = [
     ("data.channels", "fake", 1, 0, ONE_OR_MORE),
     ("data.height", "fake", 1, 0, ONE_OR_MORE),
     ("data.width", "fake", 1, 0, ONE_OR_MORE),
-    ("data.classes", "fake", 2, 1, "2 or more"),
+    ("data.num_classes", "fake", 2, 1, "2 or more"),
     ("logger.wandb.log_mistakes", "wandb", 0, -1, ZERO_OR_MORE),
     ("loss.class_weights", "smooth", [0, 2.5], [1, -1], WEIGHTS),
     ("loss.label_smoothing", "cross_entropy", 0.0, 1.0, BELOW_ONE),

@@ -218,15 +218,15 @@ def check_no_class_is_empty(
 
 @dataset
 def fake(
-    images: int, test_images: int, channels: int, height: int, width: int, classes: int
+    images: int, test_images: int, channels: int, height: int, width: int, num_classes: int
 ) -> DatasetSplits:
     """Noise on a pattern per class, easy to learn; any number, shape and size of images."""
     rng = generator(0, "fake")
     shape = (channels, height, width)
-    patterns = torch.randint(128, (classes, *shape), dtype=torch.uint8, generator=rng)
+    patterns = torch.randint(128, (num_classes, *shape), dtype=torch.uint8, generator=rng)
     train = fake_split(images, patterns, rng)
     test = fake_split(test_images, patterns, rng)
-    return DatasetSplits(train, test, [str(label) for label in range(classes)])
+    return DatasetSplits(train, test, [str(label) for label in range(num_classes)])
 
 
 def fake_split(n: int, patterns: Tensor, rng: torch.Generator) -> LabeledImages:
