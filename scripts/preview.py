@@ -16,9 +16,9 @@ def main() -> None:
     configs = compose_each(sys.argv[1:])
 
     # imports torch: takes seconds
-    from tricklab.analysis.preview import draw_preview, first_examples
+    from tricklab.analysis.preview import draw_preview, preview
 
-    examples = {label: first_examples(config) for label, config in configs.items()}
+    examples = {label: preview(config) for label, config in configs.items()}
     figure = draw_preview(examples, title() or "python train.py")
     folder = Path(next(iter(configs.values())).hydra.run.dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,130 +1,24 @@
-"""Loggers besides Lightning's own: `metrics.csv` and Weights & Biases."""
+"""Loggers of experiments: Weights & Biases and MLflow. `metrics.csv` is always written, too."""
 
-import csv
-import io
 import os
-import secrets
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
-from pytorch_lightning.loggers import Logger, WandbLogger
+from numpy import ndarray
+from pytorch_lightning.loggers import MLFlowLogger, WandbLogger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from tricklab.data.batches import Images
 from tricklab.errors import UserError
-from tricklab.files import UnreadableError, read_table, write_text
+from tricklab.files import UnreadableError, read_table, read_text, write_text
+from tricklab.wandb_run import start_wandb
 
-
-class MetricsFile(Logger):
-    """Writes `metrics.csv`: one row per logged step and per validation, in double precision.
-
-    Rows are appended; the file is only rewritten for a new column. Test results are in
-    `result.json`. Callbacks may log here too; without an epoch, as from LearningRateMonitor, that
-    cell is empty.
-    """
-
-    # Empty, so that Lightning saves checkpoints directly below the folder
-    name = version = save_dir = ""
-
-    def __init__(self, folder: str):
-        super().__init__()
-        self.save_dir = folder
-        self.path = Path(folder) / "metrics.csv"
-        self.columns: list[str] = []
-
-    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the config is in `config.yaml`."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        values = {name: to_cell(value) for name, value in metrics.items()}
-        epoch = values.pop("epoch", None)
-        own_step = values.pop("step", None)
-        values = {name: value for name, value in values.items() if not name.startswith("test/")}
-        if not values:
-            return
-        row = {"epoch": epoch, "step": own_step if step is None else step, **values}
-        self._add_columns(row)
-        with self.path.open("a", newline="", encoding="utf-8") as file:
-            self._writer(file).writerow(row)
-
-    @rank_zero_only
-    def resume(self, steps: int, epochs: int, log_every: int, val_every: int) -> None:
-        """Drop the rows after a checkpoint of `steps` steps and `epochs` whole epochs.
-
-        Warns of missing rows: one is expected for every `log_every` steps, and one for the
-        validation after every `val_every` epochs.
-        """
-        try:
-            rows = self._read()
-        except UnreadableError as error:
-            print(f"warning: {error}; it is replaced by a new one", file=sys.stderr)
-            rows = []
-        rows = [row for row in rows if is_before(row, steps, epochs)]
-        self.columns = list(rows[0]) if rows else []
-        if self.path.exists():
-            self._write(rows)
-        validated = range(val_every - 1, epochs, val_every)
-        if missing := describe_missing(rows, range(0, steps, log_every), validated):
-            print(f"warning: {self.path} lacks the rows of {missing}", file=sys.stderr)
-
-    def _add_columns(self, names: Iterable[str]) -> None:
-        new = [name for name in names if name not in self.columns]
-        if new:
-            rows = self._read() if self.columns else []
-            self.columns += new
-            self._write(rows)
-
-    def _read(self) -> list[dict[str, str]]:
-        return read_table(self.path, growing=True) if self.path.exists() else []
-
-    def _writer(self, file: TextIO) -> "csv.DictWriter[str]":
-        return csv.DictWriter(file, self.columns, lineterminator="\n")
-
-    def _write(self, rows: list[dict[str, str]]) -> None:
-        text = io.StringIO(newline="")
-        writer = self._writer(text)
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(self.path, text.getvalue())
-
-
-def to_cell(value: Any) -> Any:
-    """Return the content of a tensor or array, 1 and 0 for booleans, anything else unchanged."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    return int(value) if isinstance(value, bool) else value
-
-
-def is_before(row: Mapping[str, str], steps: int, epochs: int) -> bool:
-    """Whether a row was logged before a checkpoint of `steps` steps and `epochs` whole epochs.
-
-    A row of step `steps` belongs either to the end of an epoch, as an evaluation, or to the next
-    step.
-    """
-    step, epoch = row.get("step", ""), row.get("epoch", "")
-    if not step.isdecimal() or int(step) != steps:
-        return step.isdecimal() and int(step) < steps
-    return bool(row.get("val/loss")) or (epoch.isdecimal() and int(epoch) < epochs)
-
-
-def describe_missing(rows: Sequence[Mapping[str, str]], steps: range, epochs: range) -> str:
-    """Describe which of the steps and of the validations have no row; "" if all have one."""
-    logged = {row["step"] for row in rows if row.get("lr")}
-    validated = {row["epoch"] for row in rows if row.get("val/loss")}
-    missing_steps = [step for step in steps if str(step) not in logged]
-    missing_epochs = [epoch for epoch in epochs if str(epoch) not in validated]
-    parts = []
-    if missing_steps:
-        span = f"{missing_steps[0]} to {missing_steps[-1]}"
-        parts.append(f"{len(missing_steps)} logged steps ({span})")
-    if missing_epochs:
-        span = f"{missing_epochs[0]} to {missing_epochs[-1]}"
-        parts.append(f"{len(missing_epochs)} validations (epochs {span})")
-    return " and ".join(parts)
+MAX_PREVIEW = 32  # images of a batch
+MLFLOW_ID = "mlflow_run_id"  # file in the run folder
+Example = tuple[ndarray, str]  # an image [H, W, C] of 0 .. 1, and its caption
 
 
 class Wandb(WandbLogger):
@@ -137,6 +31,8 @@ class Wandb(WandbLogger):
         log_checkpoint: upload the best checkpoint as an artifact.
         log_mistakes: number of misclassified test images to log, the most confident first.
         log_confusion_matrix: log the confusion matrix of the test.
+        log_classes: log precision, recall and F1 of each class on the test set.
+        log_preview: log the first training batch as the network gets it.
         options: of `wandb.init`.
     """
 
@@ -146,22 +42,39 @@ class Wandb(WandbLogger):
         log_checkpoint: bool = False,
         log_mistakes: int = 0,
         log_confusion_matrix: bool = False,
+        log_classes: bool = False,
+        log_preview: bool = False,
         **options: Any,
     ):
         self.log_checkpoint = log_checkpoint
         self.log_mistakes = log_mistakes
         self.log_confusion_matrix = log_confusion_matrix
+        self.log_classes = log_classes
+        self.log_preview = log_preview
         options |= {"dir": save_dir, "name": options.get("name") or Path(save_dir).name}
         run = start_wandb(**options)
         super().__init__(save_dir=save_dir, project=options["project"], experiment=run)
 
     @rank_zero_only
     def log_final_results(self, metrics: Mapping[str, float], best: Path) -> None:
-        """Log `metrics` as `best/...`, the reliability diagram, and if asked for the checkpoint."""
-        self.log_image("test/calibration", [str(best.parents[1] / "calibration.png")])
+        """Log `metrics` as `best/...`, the reliability diagram, and what else is asked for."""
+        folder = best.parents[1]
+        self.log_image("test/calibration", [str(folder / "calibration.png")])
+        if self.log_classes:
+            rows = read_table(folder / "classes.csv")
+            table = [[to_number(cell) for cell in row.values()] for row in rows]
+            self.log_table("test/classes", columns=list(rows[0]), data=table)
         self.experiment.summary.update({f"best/{name}": value for name, value in metrics.items()})
         if self.log_checkpoint:
             self.experiment.log_artifact(str(best), name=f"best-{self.version}", type="model")
+
+    @rank_zero_only
+    def log_first_batch(self, examples: Sequence[Example]) -> None:
+        """Log the first images of a training batch with their targets, if asked for."""
+        if self.log_preview:
+            images = [to_eight_bits(image) for image, _ in examples[:MAX_PREVIEW]]
+            captions = [caption for _, caption in examples[:MAX_PREVIEW]]
+            self.log_image("train/first_batch", images, caption=captions)
 
     @rank_zero_only
     def log_predictions(
@@ -218,55 +131,82 @@ def confusion_chart(labels: Tensor, predicted: Tensor, classes: Sequence[str]) -
     return wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=data)
 
 
-@rank_zero_only
-def start_wandb(**options: Any) -> Any:
-    """Start a W&B run, or resume the one in `dir`; offline without an API key or a connection.
+def to_eight_bits(image: ndarray) -> ndarray:
+    """Return an image [H, W, C] of 0 .. 1 as W&B takes it: uint8, [H, W] if it is grey.
 
-    Raises UserError: W&B rejects the options.
+    W&B would show floats as black.
     """
-    import wandb  # half a second
+    pixels = (255 * image).round().astype("uint8")
+    return pixels[..., 0] if pixels.shape[2] == 1 else pixels
 
-    is_agent = "WANDB_SWEEP_ID" in os.environ  # sets an id itself
-    if not is_agent and not options.get("id"):
-        options["id"] = find_run_id(Path(options["dir"])) or secrets.token_hex(4)
+
+def to_number(cell: str) -> float | str | None:
+    """Return a cell of a table as a number if it is one, None if it is empty."""
     try:
-        return connect_wandb(**options)
-    except (wandb.errors.UsageError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"logger.wandb: W&B rejects its options: {reason}") from error
+        return float(cell) if cell else None
+    except ValueError:
+        return cell
 
 
-def find_run_id(folder: Path) -> str | None:
-    """Return the id of the last W&B run in a folder, None if there is none."""
-    runs = list(folder.glob("wandb/*run-*-*"))
-    if not runs:
-        return None
-    return max(runs, key=lambda path: path.stat().st_mtime).name.rpartition("-")[2]
+class MLflow(MLFlowLogger):
+    """Lightning's MLflow logger, in a database of the working directory unless told otherwise.
 
+    A resumed run continues its run in MLflow.
 
-def connect_wandb(**options: Any) -> Any:
-    """Call `wandb.init`, offline if it can't connect. The environment's WANDB_MODE is respected."""
-    import wandb
+    Args:
+        save_dir: the folder of the run; its name is that of the run unless `run_name` is given.
+        tracking_uri: of the server or database, by default MLFLOW_TRACKING_URI, or `mlflow.db`.
+        log_checkpoint: upload the best checkpoint.
+        options: of Lightning's logger.
+    """
 
-    mode: Any = os.environ.get("WANDB_MODE")
-    reason = f"WANDB_MODE={mode}" if mode else "no API key"
-    if not mode:
-        mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
-    settings = wandb.Settings(init_timeout=10)  # seconds
-    try:
-        run = wandb.init(mode=mode, resume="allow", settings=settings, **options)
-    except wandb.Error as error:
-        mode = "offline"
-        reason = "no connection: " + " ".join(str(error).split())[:200]
-        wandb.teardown()  # else the id counts as in use
-        run = wandb.init(mode=mode, **options)
-    if mode == "offline":
-        command = f"wandb sync {options['dir']}/wandb/offline-run-*"
-        print(f"W&B is offline ({reason}); to upload this run later: {command}")
-    return run
+    def __init__(
+        self,
+        save_dir: str,
+        tracking_uri: str | None = None,
+        run_name: str | None = None,
+        log_checkpoint: bool = False,
+        **options: Any,
+    ):
+        uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+        self.id_file = Path(save_dir) / MLFLOW_ID
+        self.log_checkpoint = log_checkpoint
+        options |= {"tracking_uri": uri, "run_name": run_name or Path(save_dir).name}
+        try:
+            known = self._read_id()
+            self.is_resumed = known is not None
+            super().__init__(run_id=known, **options)
+            self._keep_id()
+        except ModuleNotFoundError as error:
+            message = f"logger=mlflow needs mlflow: pip install 'tricklab[mlflow]' ({error})"
+            raise UserError(message) from error
+        except Exception as error:  # of its server or its database, of many kinds
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"logger.mlflow.tracking_uri={uri}: {reason}") from error
 
+    def _read_id(self) -> str | None:
+        try:
+            return read_text(self.id_file).strip() or None
+        except UnreadableError:
+            return None
 
-def close_wandb(exit_code: int) -> None:
-    """Finish the W&B run, if there is one, as successful (0) or failed."""
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].finish(exit_code=exit_code)
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        """Log a config. MLflow refuses other values, so a resumed run keeps those of its start."""
+        if not self.is_resumed:
+            super().log_hyperparams(params)
+
+    @rank_zero_only
+    def _keep_id(self) -> None:
+        write_text(self.id_file, f"{self.run_id}\n")
+
+    @rank_zero_only
+    def log_final_results(self, metrics: Mapping[str, float], best: Path) -> None:
+        """Log `metrics` as `best/...`, figures and tables of the test, and the checkpoint."""
+        self.log_metrics({f"best/{name}": value for name, value in metrics.items()})
+        folder = best.parents[1]
+        for name in ("calibration.png", "confusion.png", "classes.csv", "config.yaml"):
+            if (folder / name).is_file():
+                self.experiment.log_artifact(self.run_id, str(folder / name))
+        if self.log_checkpoint:
+            self.experiment.log_artifact(self.run_id, str(best), "checkpoints")

@@ -20,7 +20,7 @@ from helpers.runs import Run
 from tricklab.callbacks import BestCheckpoint, score
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
-from tricklab.logger import MetricsFile
+from tricklab.metrics_file import MetricsFile
 from tricklab.mixup import identity, mixup
 from tricklab.randomness import derive
 from tricklab.run.build import build_net

@@ -1,4 +1,4 @@
-"""metrics.csv, W&B and TensorBoard, read back from their files."""
+"""metrics.csv, W&B, TensorBoard and MLflow, read back from their files."""
 
 import json
 import math
@@ -9,16 +9,21 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from PIL import Image
 from pytorch_lightning.callbacks import LearningRateMonitor
 
-from helpers.configs import ONE_BATCH
+from helpers.configs import ONE_BATCH, configure
 from helpers.paths import ROOT
 from helpers.runs import Run
+from tricklab.analysis.preview import preview
 from tricklab.errors import UserError
-from tricklab.logger import MetricsFile, Wandb, confusion_chart
+from tricklab.files import read_table
+from tricklab.logger import Wandb, confusion_chart
+from tricklab.metrics_file import MetricsFile
 from tricklab.run import experiment
 
 WANDB = Path(sys.executable).with_name("wandb")
@@ -268,6 +273,8 @@ def wandb_run(run, offline):
         "logger.wandb.log_checkpoint=true",
         "logger.wandb.log_mistakes=3",
         "logger.wandb.log_confusion_matrix=true",
+        "logger.wandb.log_classes=true",
+        "logger.wandb.log_preview=true",
         choices={"model": "mlp"},
     )
 
@@ -294,7 +301,7 @@ def test_wandb_has_config_curves_and_results(wandb_run):
     assert summary["val/acc"] == wandb_run.column("val/acc")[-1]
     # Artifacts, images and the confusion matrix
     types = [artifact["type"] for artifact in read_records(folder, "artifact")]
-    assert types == ["model", "run_table"]
+    assert types == ["run_table", "model", "run_table"]
     images = list(folder.glob("wandb/*run-*/files/media/images/test/*.png"))
     assert len(images) == 4  # three mistakes and the reliability diagram
     (table,) = folder.glob("wandb/*run-*/files/media/table/test/confusion*.json")
@@ -303,6 +310,18 @@ def test_wandb_has_config_curves_and_results(wandb_run):
     correct = sum(count for actual, predicted, count in cells if actual == predicted)
     assert correct / 128 == result["metrics"]["test/acc"]
     assert read_exit_codes(folder) == [0]
+    # Each class of the test, and the first batch of training
+    (table,) = folder.glob("wandb/*run-*/files/media/table/test/classes*.json")
+    content = json.loads(table.read_text())
+    rows = read_table(folder / "classes.csv")
+    assert content["columns"] == list(rows[0])
+    assert [row[1] for row in content["data"]] == [float(row["n"]) for row in rows]
+    examples = preview(configure("model=mlp", "penalty=l1"))[:32]
+    assert history["train/first_batch.captions"] == [caption for _, caption in examples]
+    (files,) = folder.glob("wandb/*run-*/files")
+    for name, (image, _) in zip(history["train/first_batch.filenames"], examples):
+        with Image.open(files / name) as logged:
+            assert np.array_equal(np.asarray(logged), (255 * image[..., 0]).round())
 
 
 @pytest.mark.slow
@@ -382,3 +401,58 @@ def test_tensorboard_has_the_same_metrics(run):
     events.Reload()
     assert set(events.Tags()["scalars"]) >= CURVES
     assert events.Scalars("val/loss")[0].value == pytest.approx(done.column("val/loss")[0])
+
+
+# MLflow
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    """A client of a database of its own."""
+    mlflow = pytest.importorskip("mlflow", reason="needs mlflow")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.chdir(tmp_path)  # artifacts go to mlruns
+    return mlflow.tracking.MlflowClient(uri)
+
+
+def find_mlflow_runs(client, experiment="tricklab"):
+    found = client.get_experiment_by_name(experiment)
+    return client.search_runs([found.experiment_id]) if found else []
+
+
+@pytest.mark.slow
+def test_mlflow_has_config_curves_results_and_files(run, client):
+    done = run("logger=mlflow", "model=mlp", "trainer.max_epochs=2")
+    (logged,) = find_mlflow_runs(client)
+    assert logged.info.run_name == done.folder.name
+    assert logged.info.status == "FINISHED"
+    assert logged.data.params["optimizer/lr"] == "0.1"
+    metrics = done.result["metrics"]
+    assert logged.data.metrics["best/test/acc"] == metrics["test/acc"]
+    curve = client.get_metric_history(logged.info.run_id, "val/acc")
+    assert [point.value for point in curve] == done.column("val/acc")
+    names = {file.path for file in client.list_artifacts(logged.info.run_id)}
+    assert names >= {"classes.csv", "config.yaml"}
+    assert "checkpoints" not in names
+
+
+@pytest.mark.slow
+def test_resumed_run_continues_in_mlflow(run, client):
+    options = ("logger=mlflow", "model=mlp", "logger.mlflow.log_checkpoint=true")
+    run(*options, "trainer.max_epochs=1")
+    run(*options, "trainer.max_epochs=2", "resume=auto")
+    (logged,) = find_mlflow_runs(client)
+    curve = client.get_metric_history(logged.info.run_id, "val/acc")
+    assert len(curve) == 2
+    names = [file.path for file in client.list_artifacts(logged.info.run_id, "checkpoints")]
+    assert names == ["checkpoints/best.ckpt"]
+
+
+@pytest.mark.slow
+def test_mlflow_that_can_not_be_reached_is_answered_in_one_line(run, client, tmp_path):
+    options = ("logger=mlflow", "model=mlp", "logger.mlflow.tracking_uri=nonsense://x")
+    with pytest.raises(UserError, match=r"logger\.mlflow\.tracking_uri=nonsense://x: ") as error:
+        run(*options)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()

@@ -23,6 +23,7 @@ def require(class_folders, cached_run, tmp_path, monkeypatch):
     def require(group: str, option: str) -> list[str]:
         skip_unless_available(group, option)
         monkeypatch.setenv("WANDB_MODE", "offline")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
         write_mnist(tmp_path)
         write_cifar(tmp_path)
         write_cifar(tmp_path, classes=100)
@@ -54,6 +55,8 @@ def require(class_folders, cached_run, tmp_path, monkeypatch):
 def skip_unless_available(group: str, option: str) -> None:
     if option == "gpu" and not torch.cuda.is_available():
         pytest.skip("needs a GPU")
+    if option == "mlflow":
+        pytest.importorskip("mlflow", reason="needs mlflow")
     if option == "tensorboard":
         pytest.importorskip("tensorboard", reason="needs the extra [tensorboard]")
     text = (CONF / group / f"{option}.yaml").read_text("utf-8")

@@ -30,7 +30,7 @@ PAYLOADS: list[dict[str, Any]] = [
     {"_target_": "tricklab.jobs.process.runpy.run_path", "path_name": MARK},
     {"_target_": "tricklab.run.record.run_git", "_args_": [".", "init", MARK]},
     {"_target_": "tricklab.data.datasets.mnist", "root": MARK},
-    {"_target_": "tricklab.logger.MetricsFile", "folder": MARK},
+    {"_target_": "tricklab.metrics_file.MetricsFile", "folder": MARK},
     {"_target_": "torch.load", "f": MARK, "weights_only": False},
     {"_target_": "torch.hub.load", "_args_": ["a/b", "c"]},
     {"_target_": "hydra.utils.instantiate", "_args_": [{"_target_": "os.mkdir", "_args_": [MARK]}]},

@@ -23,7 +23,7 @@ LEVELS = [  # the lowest first; a folder stands for its modules that are not lis
     {"augment", "model", "callbacks", "duration"},
     {"scheduler", "mixup", "optimizer"},
     {"data"},
-    {"training", "logger", "teacher"},
+    {"training", "logger", "metrics_file", "teacher", "wandb_run"},
     {"cli"},
     {"run"},
     {"sweep", "analysis", "jobs", "cli.launch", "cli.help", "cli.start"},

@@ -12,12 +12,12 @@ from torch import Tensor
 from tricklab.analysis.evaluation import evaluate_on
 from tricklab.analysis.gradcam import find_layer, grad_cam
 from tricklab.analysis.prediction import make_decoder
-from tricklab.analysis.preview import to_pixels
 from tricklab.analysis.trained import LoadedCheckpoint
 from tricklab.cli.escape import for_terminal
 from tricklab.data.module import ImageData
 from tricklab.errors import UserError
 from tricklab.metrics import confidence_and_correctness
+from tricklab.run.first_batch import to_pixels
 
 HEAT = 0.5  # opacity of a map on its image
 UNKNOWN = -1  # the label of an image whose class is not known

@@ -20,8 +20,8 @@ from tricklab.data.module import ImageData
 from tricklab.data.progress import warn
 from tricklab.devices import count_cores, world_size
 from tricklab.errors import UserError
-from tricklab.logger import MetricsFile
 from tricklab.loss import balanced_weights
+from tricklab.metrics_file import MetricsFile
 from tricklab.mixup import identity
 from tricklab.optimizer import named_weights, parameter_groups
 from tricklab.penalty import Penalty

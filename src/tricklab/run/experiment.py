@@ -27,8 +27,9 @@ from tricklab.dropout import find_dropout
 from tricklab.errors import UserError
 from tricklab.fast import skip_overhead
 from tricklab.files import read_checkpoint
-from tricklab.logger import MetricsFile, Wandb, close_wandb
+from tricklab.logger import MLflow, Wandb
 from tricklab.metrics import MIN_TEMPERATURE_IMAGES, confusion_matrix
+from tricklab.metrics_file import MetricsFile
 from tricklab.run.build import build_data_and_net, build_module, build_trainer
 from tricklab.run.checkpoint import (
     NO_PROGRESS,
@@ -39,12 +40,15 @@ from tricklab.run.checkpoint import (
 )
 from tricklab.run.confusion import draw_confusion, write_classes
 from tricklab.run.figures import draw_calibration
+from tricklab.run.first_batch import first_examples
 from tricklab.run.folder import find_checkpoint
 from tricklab.run.plan import Plan, make_plan
 from tricklab.run.ranks import Watch, is_peers_fault, wait_for_reason
 from tricklab.run.record import Record
 from tricklab.run.teacher import build_teacher
+from tricklab.teacher import Teacher
 from tricklab.training import ImageClassifier
+from tricklab.wandb_run import close_wandb
 
 IGNORED_WARNINGS = (
     "Lazy modules are a new feature",
@@ -118,6 +122,7 @@ def _run(cfg: DictConfig, folder: Path, record: Record, watch: Watch) -> float:
         check_fingerprint(record, data, last)
     record.describe(data.metadata)
     print_run_summary(net, data, plan)
+    log_preview(trainer, cfg, data, teacher)
     resume_metrics(cast(MetricsFile, trainer.logger), cfg.trainer, last, progress, plan)
     record.mark_running()
 
@@ -130,6 +135,16 @@ def _run(cfg: DictConfig, folder: Path, record: Record, watch: Watch) -> float:
     trainer.strategy.barrier()  # no process ends before rank 0 has recorded the results
     watch.stop()
     return objective
+
+
+@rank_zero_only
+def log_preview(
+    trainer: pl.Trainer, cfg: DictConfig, data: ImageData, teacher: Teacher | None
+) -> None:
+    """Log the first training batch where a logger is asked to."""
+    for logger in trainer.loggers:
+        if isinstance(logger, Wandb) and logger.log_preview:
+            logger.log_first_batch(first_examples(cfg.loss, data, teacher))
 
 
 def check_fingerprint(record: Record, data: ImageData, last: Path) -> None:
@@ -172,8 +187,9 @@ def test_and_record(
     write_test_files(module, data.classes, record.folder)
     record.finish("done", None, **results)
     for logger in trainer.loggers:
-        if isinstance(logger, Wandb):
+        if isinstance(logger, Wandb | MLflow):
             logger.log_final_results(metrics, best_path)
+        if isinstance(logger, Wandb):
             images = data.splits.test.images
             logger.log_predictions(module.logits, module.labels, images, data.classes)
     print_results(record)
