@@ -48,7 +48,8 @@ def train_again(
         environment["OMP_NUM_THREADS"] = threads
     options = [*original.overrides, *overrides, f"hydra.run.dir='{folder.absolute()}'"]
     with checked_out(commit) as code:
-        environment["PYTHONPATH"] = str(code / "src")
+        paths = [str(code / "src"), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         command = [sys.executable, str(code / "train.py"), *options]
         done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
     if done.returncode:
