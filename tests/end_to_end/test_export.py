@@ -155,6 +155,9 @@ def test_without_the_data_noise_is_checked_and_nothing_evaluated(run, run_script
     card = (tmp_path / "README.md").read_text("utf-8")
     assert "Not evaluated: the data were not found" in card
     assert "- images: RGB, 16 x 16 pixels" in card
+    assert "# mlp for 2 classes" in card
+    assert "data=folder data.root=PATH data.size=16" in card  # no path of this machine
+    assert str(tmp_path) not in card
     assert "- resized before by `crop`, crop fraction 1, bilinear" in card
 
 
@@ -180,7 +183,7 @@ def test_card_has_the_results_of_the_run_and_code_that_runs(cached_run, run_scri
     assert re.search(
         rf"^\| accuracy +\| {accuracy:.4f} \| 0\.\d+ to [01]\.\d+ ", body, re.MULTILINE
     )
-    assert 'python train.py "model=mlp" "trainer.max_epochs=3"' in body
+    assert "\n    python train.py model=mlp trainer.max_epochs=3\n" in body
     code = re.search("```python\n(.*?)```", body, re.DOTALL)[1]
     scope = {}
     exec(code, scope)

@@ -1,6 +1,6 @@
 """A model card beside an exported file, as model hubs read it: README.md with a YAML header."""
 
-import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,11 +11,15 @@ from tricklab.analysis.evaluation import Evaluation
 from tricklab.analysis.page import format_table
 from tricklab.analysis.trained import LoadedCheckpoint
 from tricklab.cli.escape import for_markdown
+from tricklab.cli.overrides import split_key
+from tricklab.data.evaluation import FINDERS
 from tricklab.files import read_text, texts
 from tricklab.run.folder import read_result
+from tricklab.run.identity import is_excluded_from_hash
 
 NAME = "README.md"
 MARK = "<!-- written by scripts/export.py -->"
+PLACES = ("data.root", "data.table", "model.weights", "loss.teacher")  # paths of the machine
 MAX_CLASSES = 50  # that are listed
 SHOWN = {  # metrics of the test set, by the names that readers know
     "test/acc": "accuracy",
@@ -84,7 +88,10 @@ def describe_network(checkpoint: LoadedCheckpoint) -> str:
     model, data = checkpoint.config.model, checkpoint.config.data
     option = model._target_.rpartition(".")[2]
     name = model.get("name") or option
-    return f"{name} on {data._target_.rpartition('.')[2]}"
+    dataset = data._target_.rpartition(".")[2]
+    if dataset in FINDERS:
+        return f"{name} for {len(checkpoint.classes)} classes"
+    return f"{name} on {dataset}"
 
 
 def format_header(checkpoint: LoadedCheckpoint, subject: Subject) -> str:
@@ -160,16 +167,24 @@ def format_usage(subject: Subject) -> str:
 
 def format_training(result: Mapping[str, Any]) -> str:
     """Return the command, the commit and the versions of a run; "" if they are not known."""
-    overrides = texts(result.get("overrides"))
+    overrides = [for_reader(override) for override in texts(result.get("overrides"))]
     versions, git = result.get("versions"), result.get("git")
     if not isinstance(versions, dict):
         return ""
-    command = " ".join(["python train.py", *map(json.dumps, overrides)])
+    command = shlex.join(["python", "train.py", *filter(None, overrides)])
     lines = [f"    {for_markdown_code(command)}"]
     commit = git.get("commit") if isinstance(git, dict) else None
     packages = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines += ["", for_markdown(f"Commit {commit or 'unknown'}; {packages}.")]
     return "## Training\n\n" + "\n".join(lines)
+
+
+def for_reader(override: str) -> str:
+    """Return an override without the paths of the machine; "" if it does not affect the result."""
+    key = split_key(override)
+    if is_excluded_from_hash(key):
+        return ""
+    return f"{key}=PATH" if key in PLACES else override
 
 
 def for_markdown_code(text: str) -> str:

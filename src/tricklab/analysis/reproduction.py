@@ -120,7 +120,8 @@ def compare_metrics(original: Original, again: Original) -> tuple[str, Differenc
             lines.append(f"{name}: {before} -> {now}")
     more = len(lines) - MAX_SHOWN
     shown = lines[:MAX_SHOWN] + ([f"{more} more metrics"] if more > 0 else [])
-    return f"{len(original.metrics)} metrics", shown
+    count = len(original.metrics)
+    return f"{count} metric{'s' if count != 1 else ''}", shown
 
 
 def find_metric(original: Original, again: Original, name: str) -> float:
