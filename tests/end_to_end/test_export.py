@@ -69,10 +69,8 @@ def test_wrong_options_are_refused(arguments, message, cached_run, run_script, t
 
 
 MODELS = [
-    (["model=mlp"], (1, 9, 13)),
     (["model=convnet"], (1, 17, 40)),
     (["model=resnet", "model.depth=8", "model.drop_path=0.2"], (3, 21, 16)),
-    (["model=torchvision", "model.name=resnet18"], (3, 33, 33)),
     (["model=timm", "model.name=resnet10t"], (1, 32, 32)),
 ]
 
