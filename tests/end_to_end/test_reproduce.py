@@ -130,6 +130,13 @@ def test_wrong_arguments_are_refused(arguments, message, run_script):
         "+trainer.default_root_dir=/tmp/x",
         "+logger.x=1",
         "~penalty",
+        "--config-path=/tmp/evil",
+        "--multirun",
+        "-m",
+        "experiment=../../../tmp/evil",
+        "+experiment@callbacks=fashion_91",
+        "hydra/launcher@x=ray",
+        "model=mlp\n--multirun",
         "data.root=/does/not/exist",
     ],
 )

@@ -18,6 +18,7 @@ from tricklab.run.identity import is_excluded_from_hash
 
 # Groups to which a stranger's overrides can't add keys: these may write files
 CLOSED_GROUPS = ("callbacks", "logger", "hydra", "trainer")
+OVERRIDE = re.compile(r"\+{0,2}[a-z][\w.]*=(?:(?!\$\{).)*")  # no flag, package, removal or ${...}
 OPTIMIZER_CLASS = re.compile(r"optimizer\._target_=torch\.optim\.\w+")
 PLACES = ("data.root", "data.table")  # where data are read, and downloaded to
 
@@ -96,8 +97,9 @@ def check_override(override: str, folder: Path) -> None:
     plain = key.lstrip("+")
     is_added = key.startswith("+") and plain.split(".")[0] in CLOSED_GROUPS
     is_class = "_target_" in override and not OPTIMIZER_CLASS.fullmatch(override)
-    if "${" in override or key.startswith("~") or is_added or is_class:
-        raise UserError(f"{folder}: the override {override} is not taken from a folder")
+    is_outside = "." not in plain and ".." in value  # a file beside conf/
+    if not OVERRIDE.fullmatch(override) or is_added or is_class or is_outside:
+        raise UserError(f"{folder}: the override {override!r} is not taken from a folder")
     if plain in PLACES and not Path(value.strip("'\"")).expanduser().exists():
         raise UserError(f"{folder}: {plain}={value} does not exist here. Expected {plain}=PATH")
 
