@@ -149,7 +149,7 @@ def to_number(cell: str) -> float | str | None:
 
 
 class MLflow(MLFlowLogger):
-    """Lightning's MLflow logger, in a database of the working directory unless told otherwise.
+    """Lightning's MLflow logger, by default in a database of the working directory.
 
     A resumed run continues its run in MLflow.
 

@@ -93,7 +93,7 @@ def format_line(line: Line) -> str:
 
 
 def read_default(line: Line) -> Any:
-    """Return the value in a line. Raises UserError: it goes on in the next one."""
+    """Return the value in a line. Raises UserError: it continues in the next one."""
     if match := re.fullmatch(r"\$\{(\w+)\}", line.value):
         line = read_lines(CONF / "train.yaml")[match[1]]
     try:
