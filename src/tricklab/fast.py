@@ -12,14 +12,8 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint, RichProgressBar
 from pytorch_lightning.profilers import PassThroughProfiler
 
-STEP_HOOKS = (  # called in every training step, of the module and of each callback
-    "on_train_batch_start",
-    "on_before_zero_grad",
-    "on_before_backward",
-    "on_after_backward",
-    "on_before_optimizer_step",
-    "on_train_batch_end",
-)
+from tricklab.direct_loop import HOOKS, DirectLoop
+
 BAR_INTERVAL = 10  # batches between two updates of the progress bar
 
 
@@ -27,6 +21,8 @@ def skip_overhead(trainer: Any, module: pl.LightningModule) -> None:
     """Make the training steps of `trainer` and `module` faster, in place. Call it before `fit`."""
     if type(trainer.profiler) is PassThroughProfiler:
         trainer.profiler = NullProfiler()
+        # Before training a loop has no state of its own
+        trainer.fit_loop.epoch_loop.__class__ = DirectLoop
     bypass_setattr(module)
     cache_signature(module)
     skip_unused_hooks(module, pl.LightningModule)
@@ -75,7 +71,7 @@ def cache_signature(module: pl.LightningModule) -> None:
 
 def skip_unused_hooks(target: Any, base: type) -> None:
     """Set the hooks that `target` does not override to None, which Lightning skips: 2 us each."""
-    for name in STEP_HOOKS:
+    for name in HOOKS:
         if is_inherited(target, name, base):
             setattr(target, name, None)
 

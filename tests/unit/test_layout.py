@@ -19,7 +19,7 @@ LEVELS = [  # the lowest first; a folder stands for its modules that are not lis
         "dropout",
         "resnet",
     },  # ground: of the project, only errors
-    {"metrics", "randomness", "penalty", "loss", "fast"},
+    {"metrics", "randomness", "penalty", "loss", "direct_loop", "fast"},
     {"augment", "model", "callbacks", "duration"},
     {"scheduler", "mixup", "optimizer"},
     {"data"},
