@@ -75,6 +75,7 @@ class ImageClassifier(pl.LightningModule):
     started = False  # whether training has begun; until then, a checkpoint may fail to load
     forced_validation = False  # the next one is due only because training ends at `last_step`
     temperature = 1.0  # fitted on the last validation
+    automatic: Mapping[str, Any] = MappingProxyType({})  # see `tricklab.run.automatic`
     logits: Tensor  # of the last evaluation, [N, K], on the CPU
     labels: Tensor  # [N]
 
@@ -405,6 +406,7 @@ class ImageClassifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["temperature"] = self.temperature
+        checkpoint["automatic"] = dict(self.automatic)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageData):
             checkpoint["dataset"] = data.metadata  # how images become inputs of the network

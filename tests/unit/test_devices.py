@@ -9,7 +9,7 @@ import pytest
 
 from helpers.configs import configure
 from tricklab import devices
-from tricklab.cli.start import count_devices
+from tricklab.cli.start import count_processes
 from tricklab.devices import count_memory, is_first, world_size
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "a", "LOCAL_RANK": "0"}
@@ -70,7 +70,7 @@ def test_memory_is_limited_by_cgroups(tmp_path, monkeypatch, cgroups, limits, me
     ],
 )
 def test_count_devices_is_none_where_the_machine_decides(overrides, devices):
-    assert count_devices(configure(*overrides).trainer) == devices
+    assert count_processes(configure(*overrides).trainer) == devices
 
 
 @pytest.mark.slow

@@ -22,10 +22,11 @@ from tricklab.cli.lightning import (
     check_callback,
 )
 from tricklab.errors import UserError
+from tricklab.run.build import OWN_KEYS
 
 
 def test_trainer_arguments_are_all_allowed_or_refused():
-    ours = {"_target_", "compile", "channels_last"}
+    ours = {"_target_", *OWN_KEYS}
     in_conf = set(OmegaConf.load(CONF / "trainer" / "default.yaml")) - ours
     decided = [*in_conf, *EXTRA_ARGUMENTS, *ARGUMENT_ALTERNATIVES]
     assert sorted(decided) == sorted(inspect.signature(pl.Trainer).parameters)

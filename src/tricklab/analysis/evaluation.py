@@ -15,6 +15,7 @@ from tricklab.analysis.trained import LoadedCheckpoint
 from tricklab.analysis.views import ViewEnsemble
 from tricklab.callbacks import ProgressBar
 from tricklab.data.module import ImageData
+from tricklab.devices import count_cores
 from tricklab.errors import UserError
 from tricklab.metrics import evaluate
 from tricklab.run.instantiate import build_each
@@ -98,11 +99,12 @@ def evaluate_on(
 
 
 def make_trainer(config: DictConfig) -> pl.Trainer:
-    """Return a trainer with a run's accelerator and precision that writes no files.
+    """Return a trainer with a run's accelerator, precision and threads that writes no files.
 
     Raises UserError: this machine does not have them.
     """
     options = {key: config[key] for key in ("accelerator", "precision", "limit_test_batches")}
+    torch.set_num_threads(min(config.threads, count_cores()))
     disabled: dict[str, Any] = dict.fromkeys(
         ("logger", "enable_checkpointing", "enable_model_summary"), False
     )

@@ -1,7 +1,7 @@
 """What is reproduced: a run in a folder, possibly a stranger's, or a row of committed results."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from tricklab.cli.messages import unknown_name
 from tricklab.cli.overrides import split_key
 from tricklab.errors import UserError
 from tricklab.files import numbers, read_text, texts
+from tricklab.run.automatic import find_recorded
 from tricklab.run.folder import read_config, read_result
 from tricklab.run.identity import is_excluded_from_hash
 
@@ -20,6 +21,8 @@ from tricklab.run.identity import is_excluded_from_hash
 CLOSED_GROUPS = ("callbacks", "logger", "hydra", "trainer")
 OVERRIDE = re.compile(r"\+{0,2}[a-z][\w.]*=(?:(?!\$\{).)*")  # no flag, package, removal or ${...}
 OPTIMIZER_CLASS = re.compile(r"optimizer\._target_=torch\.optim\.\w+")
+THREADS = "trainer.threads"  # repeated by OMP_NUM_THREADS, which older code knows, too
+MEMORY_FORMAT = "trainer.channels_last"
 PLACES = ("data.root", "data.table")  # where data are read, and downloaded to
 
 
@@ -49,19 +52,43 @@ def read_original(folder: Path) -> Original:
     overrides = [
         override
         for override in texts(result.get("overrides"))
-        if not is_excluded_from_hash(split_key(override))
+        if not (is_excluded_from_hash(split_key(override)) or split_key(override) == THREADS)
     ]
     for override in overrides:
         check_override(override, folder)
+    overrides += repeat_choice(config, overrides)
     return Original(
         folder.resolve().name,
         folder,
         overrides,
         numbers(result.get("metrics")),
         describe_circumstances(result, config),
-        flatten({key: value for key, value in config.items() if key not in ("dataset", "choices")}),
+        flatten_options(config),
         changes=read_changes(folder),
     )
+
+
+def repeat_choice(config: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Return an override for the memory format that a run has chosen, unless one says it."""
+    choice = find_recorded(config)
+    is_set = any(split_key(override) == MEMORY_FORMAT for override in overrides)
+    if is_set or "channels_last" not in choice:
+        return []
+    return [f"{MEMORY_FORMAT}={str(choice['channels_last']).lower()}"]
+
+
+def flatten_options(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a run by dotted key, with the memory format that it has chosen.
+
+    Without the number of threads, which is one of the circumstances.
+    """
+    added = ("automatic", "choices", "dataset")
+    options = flatten({key: value for key, value in config.items() if key not in added})
+    choice = find_recorded(config)
+    if "channels_last" in choice:
+        options[MEMORY_FORMAT] = choice["channels_last"]
+    options.pop(THREADS, None)
+    return options
 
 
 def read_changes(folder: Path) -> str:

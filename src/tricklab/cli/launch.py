@@ -22,7 +22,7 @@ from tricklab.cli.help import format_help
 from tricklab.cli.messages import explain, unknown_option
 from tricklab.cli.overrides import defer_to_jobs, expand_home
 from tricklab.cli.suggest import suggest_key
-from tricklab.devices import keep_freed_memory, world_size
+from tricklab.devices import keep_freed_memory, wait_asleep, world_size
 from tricklab.errors import UserError
 from tricklab.files import use_libyaml
 
@@ -63,6 +63,7 @@ def configure_process() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     use_libyaml()
     keep_freed_memory()
+    wait_asleep()
     # The plugin has an option of that name, too
     warnings.filterwarnings("ignore", "\n'hydra/launcher/ray' is validated")
 

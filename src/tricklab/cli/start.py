@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tricklab.cli.overrides import (
     swept_keys,
 )
 from tricklab.cli.redact import check_secrets
-from tricklab.devices import is_first, world_size
+from tricklab.devices import count_devices, is_first, world_size
 from tricklab.errors import UserError
 from tricklab.run.folder import check_folder
 from tricklab.run.identity import PLANNED_HASH, config_hash
@@ -177,7 +177,7 @@ def check_processes(config: DictConfig) -> None:
     if is_parallel and not any(o.startswith("hydra.run.dir=") for o in overrides):
         problem = "processes of torchrun or srun must share a folder"
         raise UserError(f"{problem}. Expected hydra.run.dir=FOLDER")
-    expected = count_devices(config.trainer)
+    expected = count_processes(config.trainer)
     if size == 1 or expected in (None, size):
         return
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or size)
@@ -190,14 +190,9 @@ def check_processes(config: DictConfig) -> None:
     raise UserError(f"{options} {problem}. Expected {right}")
 
 
-def count_devices(trainer: DictConfig) -> int | None:
+def count_processes(trainer: DictConfig) -> int | None:
     """Return the number of processes of a run; None if only Lightning can tell."""
-    devices = trainer.devices
-    if isinstance(devices, str) and re.fullmatch(r"\d+(,\d*)*", devices):
-        indices = [index for index in devices.split(",") if index]
-        devices = indices if "," in devices else int(devices)
-    if isinstance(devices, Sequence) and not isinstance(devices, str):
-        devices = len(devices)
-    if isinstance(devices, int) and devices > 0:
+    devices = count_devices(trainer.devices)
+    if devices:
         return devices * int(trainer.num_nodes)
     return int(trainer.num_nodes) if trainer.accelerator == "cpu" else None

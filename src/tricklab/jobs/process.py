@@ -20,7 +20,13 @@ from typing import Any
 from omegaconf import DictConfig
 
 from tricklab.cli.config import to_plain
-from tricklab.devices import call_after_exit, count_cores, omp_threads, visible_devices
+from tricklab.devices import (
+    RUN_CORES,
+    call_after_exit,
+    count_cores,
+    visible_devices,
+    wait_asleep,
+)
 from tricklab.files import write_text
 from tricklab.jobs.job import JobSpec, last_line
 from tricklab.run.folder import read_result
@@ -37,7 +43,7 @@ class LocalPool:
         devices = visible_devices()
         one_per_device = config.trainer.devices == 1 and len(devices)
         self.size = int(config.slots or one_per_device or 1)
-        self.threads = omp_threads() or max(1, count_cores() // self.size)
+        self.cores = max(1, count_cores() // self.size)  # of a job
         self.free: Queue[str] = Queue()
         for slot in range(self.size):
             self.free.put(assign_devices(devices, slot, self.size))
@@ -62,7 +68,7 @@ class LocalPool:
         device = self.free.get()
         try:
             if not self.is_stopping:
-                run_job(job, device, self.threads, self.processes)
+                run_job(job, device, self.cores, self.processes)
         finally:
             self.free.put(device)
 
@@ -94,18 +100,19 @@ def assign_devices(devices: Sequence[str], slot: int, slots: int) -> str:
     return ",".join(own or shared)
 
 
-def run_job(job: JobSpec, device: str, threads: int, processes: list[Any]) -> None:
+def run_job(job: JobSpec, device: str, cores: int, processes: list[Any]) -> None:
     """Run a job in a new process, which is in `processes` until it ends.
 
     If it leaves no result, one is written for it.
     """
+    wait_asleep()  # Ray and submitit call this in processes of their own
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tricklab.run.experiment"])
     started = time.time()
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
         (job.folder / "result.json").unlink(missing_ok=True)
-        process = context.Process(target=job_main, args=(job, device, threads, os.getpid()))
+        process = context.Process(target=job_main, args=(job, device, cores, os.getpid()))
         processes.append(process)
         process.start()
         is_late = wait_for_job(process, job.timeout)
@@ -174,16 +181,18 @@ def run_launched_job(overrides: Sequence[str], folder: Path, cfg: DictConfig) ->
     """
     if read_result(folder).get("status") != "done":
         job = JobSpec(list(overrides), folder, config_hash(to_plain(cfg)), cfg.job_timeout)
-        run_job(job, ",".join(visible_devices()), omp_threads(), [])
+        run_job(job, ",".join(visible_devices()), count_cores(), [])
     return read_result(folder).get("objective")
 
 
-def job_main(job: JobSpec, device: str, threads: int, driver: int) -> None:
+def job_main(job: JobSpec, device: str, cores: int, driver: int) -> None:
     """Run `python train.py` with a job's arguments, in a process that has imported torch.
 
-    `device` is its CUDA_VISIBLE_DEVICES, "" for all devices. 0 `threads` is torch's default.
-    `driver` is the ID of the process with which the job ends.
+    `device` is its CUDA_VISIBLE_DEVICES, "" for all devices. `cores` is the number of cores that it
+    may use, `driver` the ID of the process with which the job ends.
     """
+    import torch
+
     start_process_group(driver)
     redirect_output(job.folder / "job.log")
     # Otherwise Lightning expects SLURM to start the processes of trainer=ddp
@@ -193,8 +202,8 @@ def job_main(job: JobSpec, device: str, threads: int, driver: int) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     # Otherwise workers of a loader come from a fork server, which takes seconds to start
     multiprocessing.set_start_method(None, force=True)
-    if threads:
-        set_threads(threads)
+    os.environ[RUN_CORES] = str(cores)
+    torch.set_num_threads(cores)
     sys.argv = [str(TRAIN), *job.arguments]
     runpy.run_path(str(TRAIN), run_name="__main__")
 
@@ -215,13 +224,6 @@ def redirect_output(log: Path) -> None:
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-
-
-def set_threads(threads: int) -> None:
-    import torch
-
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # for child processes
-    torch.set_num_threads(threads)  # for this process, which has read the variable before
 
 
 def kill_process_group(process: Any, by: signal.Signals) -> None:

@@ -26,6 +26,8 @@ from tricklab.mixup import identity
 from tricklab.optimizer import named_weights, parameter_groups
 from tricklab.penalty import Penalty
 from tricklab.randomness import Rand, generator, seed_default
+from tricklab.run.automatic import restore
+from tricklab.run.hardware import choose
 from tricklab.run.inputs import resolve_input
 from tricklab.run.instantiate import build, build_each, omit
 from tricklab.run.plan import Plan
@@ -41,7 +43,7 @@ OF_TRAINING = (
     "layer_decay",
     "decay_all",
 )  # keys of the optimizer's config, not its own
-OF_NETWORK = ("compile", "channels_last")  # keys of the trainer's config that act on the network
+OWN_KEYS = ("compile", "channels_last", "threads")  # of the trainer's config, not Lightning's
 
 
 def build_data_and_net(
@@ -138,6 +140,7 @@ def build_data(cfg: DictConfig, spec: InputSpec | None = None) -> ImageData:
 def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Build the network for images of `shape` [C, H, W]; its weights depend only on the seed.
 
+    Memory format and threads that are `auto` in the config are replaced by what they stand for.
     Raises UserError: it does not turn such images into one logit per class.
     """
     seed_default(cfg.seed, "init")
@@ -152,6 +155,7 @@ def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.
     if logits.shape != (2, classes):
         message = f"model: returns {tuple(logits.shape)} for 2 images"
         raise UserError(f"{message}; expected (2, {classes})")
+    restore(cfg.trainer, choose(cfg, net, shape))
     if cfg.trainer.channels_last:
         net = net.to(memory_format=torch.channels_last)
     if cfg.trainer.compile:
@@ -161,7 +165,7 @@ def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.
 
 def build_trainer(cfg: DictConfig, folder: Path) -> pl.Trainer:
     """Build Lightning's trainer with callbacks and loggers; `metrics.csv` is always written."""
-    options = omit(cfg.trainer, *OF_NETWORK)
+    options = omit(cfg.trainer, *OWN_KEYS)
     loggers = [MetricsFile(str(folder)), *build_each(cfg.logger, save_dir=str(folder)).values()]
     callbacks = list(build_each(cfg.callbacks).values())
     for callback in callbacks:

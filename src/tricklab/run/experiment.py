@@ -30,6 +30,7 @@ from tricklab.files import read_checkpoint
 from tricklab.logger import MLflow, Wandb
 from tricklab.metrics import MIN_TEMPERATURE_IMAGES, confusion_matrix
 from tricklab.metrics_file import MetricsFile
+from tricklab.run.automatic import KEYS, Choice, describe, find_recorded, restore
 from tricklab.run.build import build_data_and_net, build_module, build_trainer
 from tricklab.run.checkpoint import (
     NO_PROGRESS,
@@ -107,7 +108,10 @@ def record_failure(error: BaseException, record: Record) -> None:
 def _run(cfg: DictConfig, folder: Path, record: Record, watch: Watch) -> float:
     last = find_checkpoint(str(cfg.resume), folder)
     progress = read_progress(last) if last else NO_PROGRESS
+    restore(cfg.trainer, find_recorded(progress.content) or record.automatic)
     data, net = build_data_and_net(cfg, record, resumed=last is not None)
+    chosen = {key: cfg.trainer[key] for key in KEYS}
+    torch.set_num_threads(chosen["threads"])
     trainer = build_trainer(cfg, folder)
     watch.guard(trainer)
     for logger in trainer.loggers:
@@ -120,8 +124,9 @@ def _run(cfg: DictConfig, folder: Path, record: Record, watch: Watch) -> float:
         check_fits(progress, module.state_dict(), module.configure_optimizers(), last)
         check_dataset(record.dataset, progress, last)
         check_fingerprint(record, data, last)
-    record.describe(data.metadata)
-    print_run_summary(net, data, plan)
+    module.automatic = chosen
+    record.describe(data.metadata, chosen)
+    print_run_summary(net, data, plan, chosen)
     log_preview(trainer, cfg, data, teacher)
     resume_metrics(cast(MetricsFile, trainer.logger), cfg.trainer, last, progress, plan)
     record.mark_running()
@@ -280,7 +285,7 @@ def quiet_lightning() -> None:
 
 
 @rank_zero_only
-def print_run_summary(net: nn.Module, data: ImageData, plan: Plan) -> None:
+def print_run_summary(net: nn.Module, data: ImageData, plan: Plan, chosen: Choice) -> None:
     """Print the size of the run, and warn of settings known to harm it."""
     if layers := find_dropout(net):
         reason = "the statistics differ between training and evaluation (arXiv 1801.05134)"
@@ -290,6 +295,6 @@ def print_run_summary(net: nn.Module, data: ImageData, plan: Plan) -> None:
         print(f"temperature: 1, as {val} validation images are too few to fit it")
     parameters = sum(p.numel() for p in net.parameters())
     images = f"{len(data.train_indices):,} training images"
-    print(f"{parameters:,} parameters, {images}, {plan.last_step:,} steps")
+    print(f"{parameters:,} parameters, {images}, {plan.last_step:,} steps, {describe(chosen)}")
     if plan.batch_description:
         print(f"{plan.batch_description}; the LR of {plan.lr:g} is for such a step")

@@ -17,6 +17,7 @@ from tricklab.cli.specs import neutral_values
 from tricklab.cli.values import show
 from tricklab.errors import UserError
 from tricklab.files import UnreadableError, parse_yaml, read_json, read_text, read_yaml
+from tricklab.run.automatic import is_automatic
 from tricklab.run.identity import config_hash, is_excluded_from_hash
 
 NOT_REPEATED = ("resume", "stop_after")  # overrides of an earlier start that a resume leaves out
@@ -69,6 +70,7 @@ def check_same_options(folder: Path, config: DictConfig) -> None:
     keys = [key for key in sorted(before | now) if not is_excluded_from_hash(key)]
     before = neutral_values() | before  # the run may be older than these keys
     changed = [key for key in keys if key != "stop_after" and before.get(key) != now.get(key)]
+    changed = [key for key in changed if not is_automatic(key, now.get(key))]
     if changed == ["trainer.max_epochs"] and now[changed[0]] > before[changed[0]]:
         epochs = f"{before[changed[0]]} epochs become {now[changed[0]]}"
         print(f"resume: {epochs}; the schedule is planned again for all of them")

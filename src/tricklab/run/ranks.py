@@ -17,7 +17,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch.distributed as dist
-from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
@@ -191,5 +190,4 @@ class Launcher(_SubprocessScriptLauncher):
             self._call_children_scripts()
             self.watch.children = self.procs
             self.watch.start()
-        _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)

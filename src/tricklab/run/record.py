@@ -22,6 +22,7 @@ from tricklab.cli.redact import redact_patch, redact_secrets
 from tricklab.devices import count_cores, name_processor
 from tricklab.errors import UserError
 from tricklab.files import write_text, write_yaml
+from tricklab.run.automatic import Choice, find_recorded
 from tricklab.run.folder import lock_run, read_config, refuse_links
 from tricklab.run.identity import PLANNED_HASH, config_hash
 
@@ -43,7 +44,9 @@ class Record:
         self.started = time.time()
         self.lock: Any = None
         # Left by an earlier start, if this run is resumed
-        self.dataset: dict[str, Any] = read_config(folder).get("dataset", {})
+        recorded = read_config(folder)
+        self.dataset: dict[str, Any] = recorded.get("dataset", {})
+        self.automatic = find_recorded(recorded)
         self.new = is_new(folder)
         self.choices = {
             group: option
@@ -87,16 +90,19 @@ class Record:
         if not self.lock:
             message = f"the run in {self.folder} is running"
             raise UserError(f"{message}; wait for it, or choose another folder")
-        self.describe(self.dataset)
+        self.describe(self.dataset, self.automatic)
         if self.result["git"] and self.result["git"]["dirty"]:
             write_text(self.folder / "git.diff", uncommitted_changes(HERE))
 
     @rank_zero_only
-    def describe(self, dataset: Mapping[str, Any]) -> None:
-        """Write `config.yaml`. Its `dataset` makes a checkpoint usable without the data."""
+    def describe(self, dataset: Mapping[str, Any], automatic: Choice) -> None:
+        """Write `config.yaml`. Its `dataset` makes a checkpoint usable without the data.
+
+        `automatic` is what `auto` stands for in this run.
+        """
         content = {**self.config, "choices": self.choices}
-        if dataset:
-            content["dataset"] = dict(dataset)
+        content |= {"automatic": automatic} if automatic else {}
+        content |= {"dataset": dict(dataset)} if dataset else {}
         write_yaml(self.folder / "config.yaml", content)
 
     @rank_zero_only

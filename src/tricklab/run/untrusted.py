@@ -18,11 +18,15 @@ from tricklab.cli.renamed import rename_keys
 from tricklab.cli.specs import find_spec
 from tricklab.cli.values import check_value
 from tricklab.errors import UserError
+from tricklab.run.automatic import find_recorded
 
 # Keys that name files to read or write are reset to these values
 RESET = {"weights": None, "cache": "memory", "num_workers": None}
 MAX_REPETITIONS = 3  # in a regular expression: each multiplies the time by the length of the text
-TRAINER_KEYS = ("accelerator", "precision", "limit_test_batches", "compile", "channels_last")
+TRAINER_KEYS = (
+    *("accelerator", "precision", "limit_test_batches"),
+    *("compile", "channels_last", "threads"),
+)
 
 
 def validate_config(config: Mapping[str, Any], source: str) -> DictConfig:
@@ -36,6 +40,7 @@ def validate_config(config: Mapping[str, Any], source: str) -> DictConfig:
             validated[group] = validate_option(group, group, config.get(group))
         validated["augment"] = validate_augment(config.get("augment", {}))
         validated["trainer"] = validate_trainer(config.get("trainer", {}))
+        validated["trainer"] |= find_recorded(config)
         validated["seed"] = config.get("seed", 0)
         check_value("seed", validated["seed"], 0, find_spec("seed"))
     except UserError as error:

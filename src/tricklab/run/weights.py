@@ -218,6 +218,7 @@ def read_state(path: Path) -> tuple[State, dict[str, Any]]:
             reason = f"dataset differs from {path.name}; the file was edited, or is damaged"
             raise UserError(f"{config_path}: {reason}")
         config["dataset"] = content["dataset"]
+    config["automatic"] = content.get("automatic", config.get("automatic"))
     config["temperature"] = content.get("temperature", 1.0)
     return _find_weights(content, path), config
 
