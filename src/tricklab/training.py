@@ -32,7 +32,13 @@ from tricklab.data.module import ImageData
 from tricklab.duration import Batching
 from tricklab.errors import UserError
 from tricklab.loss import Distill
-from tricklab.metrics import evaluate, fit_temperature, soft_accuracy, weight_stats
+from tricklab.metrics import (
+    evaluate,
+    evaluate_briefly,
+    fit_temperature,
+    soft_accuracy,
+    weight_stats,
+)
 from tricklab.optimizer import (
     Group,
     is_backbone,
@@ -358,9 +364,9 @@ class ImageClassifier(pl.LightningModule):
         self.logits, self.labels = self._gather_evaluated(0)
         self.temperature = fit_temperature(self.logits, self.labels)
         results = evaluate(self.logits, self.labels, self.temperature)
-        clean = evaluate(*self._gather_evaluated(1))
+        clean = evaluate_briefly(*self._gather_evaluated(1))
         self.results = {f"val/{name}": value for name, value in results.items()}
-        self.results |= {f"train/{name}_clean": clean[name] for name in ("loss", "acc", "ece")}
+        self.results |= {f"train/{name}_clean": value for name, value in clean.items()}
         self._finish_evaluation()
         val_loss = self.results["val/loss"]
         if not math.isfinite(val_loss):  # before a checkpoint is saved

@@ -163,7 +163,7 @@ def test_places_and_names_of_a_folder_are_left_out(cached_run):
     run = cached_run(*SHORT)
     unused = ["hydra.run.dir=/etc", "logger=wandb", "data.cache=/etc", "slots=9", "name=x"]
     edit_result(run.folder, overrides=[*run.result["overrides"], *unused, "hydra/launcher=ray"])
-    assert read_original(run.folder).overrides == list(SHORT)
+    assert read_original(run.folder).overrides == [*SHORT, "trainer.channels_last=false"]
 
 
 def test_run_that_is_not_done_is_refused(cached_run):
