@@ -1,12 +1,15 @@
 """Measure the speed of this project, beside a plain PyTorch loop and the usual DataLoader.
 
 python scripts/benchmark.py [steps] [start] [growth] [files] [--threads 2] [--repeats 7] [--json F]
+python scripts/benchmark.py tricks [...]
 python scripts/benchmark.py photographs [--root data/imagenette/train] [...]
 
 steps   images/s of a dense and a convolutional network, in turns; evaluation is not timed
 start   seconds until the first step of `python train.py`, and of a checkpoint
 growth  images/s and peak memory with 2, 60 and 600 thousand images
 files   images/s from 60 thousand JPEG files: the first epoch, decoding included, and later ones
+tricks  images/s with each trick: ours, by hand with own random numbers for each image as ours, and
+        torchvision's v2 on the batch, which draws once for all its images and so does less
 photographs  images/s of loading the class folders of --root at 128 and 224 pixels; needs timm
 """
 
@@ -16,15 +19,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tricklab.analysis.benchmark import parts, rounds
+from tricklab.analysis.benchmark import parts, rounds, tricks
 from tricklab.cli.launch import launch
 
-PARTS = {
+DEFAULT_PARTS = {
     "steps": parts.measure_steps,
     "start": parts.measure_start,
     "growth": parts.measure_growth,
     "files": parts.measure_files,
 }
+PARTS = DEFAULT_PARTS | {"tricks": tricks.measure_tricks}  # which takes as long as all the others
 PHOTOGRAPHS = "photographs"  # not by default, as they must be there
 
 
@@ -34,7 +38,7 @@ def main() -> None:
     sys.argv = sys.argv[:1]  # the runs are named by the rest
     print(f"{threads} threads, medians of {repeats}; in turns, of {rounds.TURNS * repeats}")
     results: dict[str, Any] = {"threads": threads, "repeats": repeats}
-    for part in options.parts or PARTS:
+    for part in options.parts or DEFAULT_PARTS:
         if part == PHOTOGRAPHS:
             tables = parts.measure_photographs(threads, repeats, options.root)
         else:

@@ -20,14 +20,10 @@ WARMUP_STEPS = 10  # of a turn, not timed
 
 IMAGES: Overrides = ("augment=[crop,flip,erase]", "mixup=on")
 PENALTIES: Overrides = ("penalty=[l1,l2]",)
-EVERYTHING: Overrides = (
-    *IMAGES,
-    *PENALTIES,
-    "scheduler=cosine",
-    "scheduler.warmup=10%",
-    "loss=smooth",
-    "model.dropout=0.1",
-)
+COSINE: Overrides = ("scheduler=cosine", "scheduler.warmup=10%")
+SMOOTHING: Overrides = ("loss=smooth",)
+DROPOUT: Overrides = ("model.dropout=0.1",)
+EVERYTHING: Overrides = (*IMAGES, *PENALTIES, *COSINE, *SMOOTHING, *DROPOUT)
 CHANNELS_LAST = "trainer.channels_last=true"
 OURS: dict[str, Overrides] = {
     "defaults": (),
@@ -37,6 +33,20 @@ OURS: dict[str, Overrides] = {
     "defaults, channels last": (CHANNELS_LAST,),
     "defaults, channels last, bfloat16": (CHANNELS_LAST, "trainer.precision=bf16-mixed"),
     "defaults, compiled": ("trainer.compile=true",),
+}
+
+DEFAULTS = "defaults"
+TRICKS: dict[str, Overrides] = {
+    DEFAULTS: (),
+    "crop": ("augment=crop",),
+    "flip": ("augment=flip",),
+    "erase": ("augment=erase",),
+    "mixup": ("mixup=on",),
+    "l1 + l2": PENALTIES,
+    "smoothing": SMOOTHING,
+    "dropout": DROPOUT,
+    "cosine with warmup": COSINE,
+    "everything": EVERYTHING,
 }
 
 DATASET_SIZES = (2_000, 60_000, 600_000)  # images

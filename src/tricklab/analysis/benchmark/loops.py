@@ -9,7 +9,7 @@ import gc
 import io
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from tricklab.run.experiment import quiet_lightning
 from tricklab.run.plan import make_plan
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # images [B, C, H, W] and labels [B]
+Augment = Callable[[Tensor], Tensor]  # images [B, C, H, W] uint8
 SGD: dict[str, Any] = {
     "lr": 0.1,
     "momentum": 0.9,
@@ -88,16 +89,20 @@ def time_plain_loop(overrides: Overrides, batches: Batches, steps: int) -> float
     return steps * data.batch_size / (time.perf_counter() - started)
 
 
-def gather_batches(data: ImageData, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield normalised random batches, with one gather each."""
+def gather_batches(
+    data: ImageData, steps: int, augment: Sequence[Augment] = ()
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield augmented, then normalised random batches, with one gather each."""
     labels = data.splits.train.labels
     images: Any = data.splits.train.images
     scale = 1 / (255 * data.std[0])
     shift = -data.mean[0] / data.std[0]
     for _ in range(steps):
         indices = torch.randint(len(labels), (data.batch_size,))
-        batch = images.index_select(0, indices).float().mul_(scale).add_(shift)
-        yield batch, labels.index_select(0, indices)
+        batch = images.index_select(0, indices)
+        for transform in augment:
+            batch = transform(batch)
+        yield batch.float().mul_(scale).add_(shift), labels.index_select(0, indices)
 
 
 def make_dataloader(dataset: Dataset[Any], data: ImageData, workers: int) -> DataLoader[Any]:
