@@ -1,11 +1,14 @@
 """The part `gpu` of the benchmark, rehearsed on the CPU, and the block that it prints."""
 
+import contextlib
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from helpers.configs import configure
 from tricklab.analysis.benchmark import gpu, gpu_modes, gpu_page, loops
 from tricklab.analysis.benchmark.cases import (
     MODES,
@@ -42,6 +45,15 @@ RECIPE = {
 }
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Leave out what takes seconds: to compose each config, and to import torch's compiler."""
+    for module in (gpu, gpu_modes):
+        monkeypatch.setattr(module, "compose_one", lambda overrides: configure(*overrides))
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)
+    monkeypatch.setattr(torch.compiler, "set_stance", contextlib.nullcontext)
+
+
 def parse_tables(text):
     """Return the Markdown tables of a text: rows of cells, the first is the header."""
     tables = []
@@ -69,8 +81,9 @@ def check_block(text, modes):
     assert "The recipe: `model=resnet " in text
 
 
+@pytest.mark.usefixtures("quick")
 def test_rehearsal_prints_a_block_and_writes_the_same_numbers(run_script, monkeypatch, tmp_path):
-    modes = {name: MODES[name] for name in (RECIPE_MODE, "CUDA graphs")}
+    modes = {name: MODES[name] for name in (RECIPE_MODE, "TF32")}
     monkeypatch.setattr(gpu_modes, "MODES", modes)
     tests = {"passed": 3, "failed": 1, "skipped": 2, "failures": ["test_x"]}
     monkeypatch.setattr(gpu, "run_gpu_tests", lambda folder: tests)
@@ -147,6 +160,7 @@ def test_missing_pytest_is_reported(monkeypatch, tmp_path):
 # Waits
 
 
+@pytest.mark.usefixtures("quick")
 def test_steps_between_two_logged_ones_are_checked(monkeypatch):
     """Not the logged ones, which wait for the loss."""
     modes = ["default"]
@@ -165,6 +179,7 @@ def test_steps_between_two_logged_ones_are_checked(monkeypatch):
     assert modes[-1] == "default"
 
 
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("message", "found"),
     [
@@ -211,6 +226,7 @@ def test_tf32_is_allowed_or_forbidden_for_a_while():
         assert state() == before
 
 
+@pytest.mark.usefixtures("quick")
 def test_mode_that_fails_is_a_note_and_the_others_are_measured(monkeypatch):
     monkeypatch.setattr(gpu_modes, "MODES", {"a": Mode(("x=1",)), "b": Mode(("y=1",))})
 
@@ -233,6 +249,7 @@ def test_mode_that_fails_is_a_note_and_the_others_are_measured(monkeypatch):
     }
 
 
+@pytest.mark.usefixtures("quick")
 def test_no_mode_is_begun_after_the_time(monkeypatch):
     monkeypatch.setattr(gpu_modes, "measure_mode", None)
     rows = gpu_modes.measure_modes(REHEARSAL._replace(mode_seconds=0))
@@ -243,17 +260,41 @@ def test_no_mode_is_begun_after_the_time(monkeypatch):
 def test_network_of_cuda_graphs_keeps_its_logits():
     """The tensor that the compiled network returns is not the one that evaluation collects."""
     returned = []
+    modes = []
 
     class Net(torch.nn.Module):
+        def compile(self, mode):
+            modes.append(mode)
+
         def forward(self, images):
             returned.append(images.flatten(1))
             return returned[-1]
 
-    net = gpu_modes.CudaGraphs(Net())
-    with torch.compiler.set_stance("force_eager"):
-        logits = net(torch.ones(2, 1, 1, 3))
+    logits = gpu_modes.CudaGraphs(Net())(torch.ones(2, 1, 1, 3))
+    assert modes == ["reduce-overhead"]
     returned[0].zero_()
     assert torch.equal(logits, torch.ones(2, 3))
+
+
+@pytest.mark.usefixtures("quick")
+def test_mode_sets_precision_network_and_overrides(monkeypatch):
+    """As `fit` is called; its settings end with it."""
+    calls = []
+
+    def fit(config, data, prepare):
+        precision = torch.get_float32_matmul_precision()
+        calls.append((config.trainer.precision, precision, prepare, config.stop_after))
+        return loops.Timing(0.0, 0.5, 0.0)
+
+    monkeypatch.setattr(gpu_modes, "fit", fit)
+    data = SimpleNamespace(batch_size=32)
+    for mode in (Mode(("trainer.precision=bf16-mixed",), tf32=True), Mode(cuda_graphs=True)):
+        row = gpu_modes.measure_mode(("model=mlp",), data, mode, 4)
+        assert (row["steps/s"], row["images/s"]) == (8, 256)
+    assert calls == [
+        ("bf16-mixed", "high", loops.keep, "14it"),
+        ("32-true", "highest", gpu_modes.CudaGraphs, "14it"),
+    ]
 
 
 def test_clock_waits_for_the_gpu(monkeypatch):

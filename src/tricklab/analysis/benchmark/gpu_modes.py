@@ -83,13 +83,14 @@ def compose_one(overrides: Overrides) -> DictConfig:
 
 
 def release() -> None:
-    """Free the memory of the last run: its objects refer to each other, and `fit` froze them."""
-    gc.unfreeze()
-    gc.collect()
+    """Free what the last run left: compiled functions, and memory of the GPU."""
     torch.compiler.reset()  # it gives up after eight compilations of a function
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    if not torch.cuda.is_available():
+        return
+    gc.unfreeze()  # `fit` froze objects that refer to each other
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
 
 
 def measure_modes(case: GpuCase) -> list[Result]:
