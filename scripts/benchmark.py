@@ -11,7 +11,7 @@ growth  images/s and peak memory with 2, 60 and 600 thousand images
 files   images/s from 60 thousand JPEG files: the first epoch, decoding included, and later ones
 tricks  images/s with each trick: ours, by hand with own random numbers for each image as ours, and
         torchvision's v2 on the batch, which draws once for all its images and so does less
-gpu     in under ten minutes, as Markdown: tests, waits, speed and memory in each precision, and a
+gpu     in about ten minutes, as Markdown: tests, waits, speed and memory in each precision, and a
         recipe, on a CUDA GPU; --rehearse runs all of it on the CPU, at a tiny size
 photographs  images/s of loading the class folders of --root at 128 and 224 pixels; needs timm
 """

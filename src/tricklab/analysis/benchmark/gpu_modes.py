@@ -4,6 +4,7 @@ import contextlib
 import gc
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
@@ -67,6 +68,7 @@ def find_wait(case: GpuCase) -> str:
     except RuntimeError as error:
         if "synchronizing" not in str(error):
             raise
+        traceback.print_exc()  # it names the operation
         return first_line(error)
     finally:
         set_wait_mode("default")
@@ -100,11 +102,11 @@ def measure_modes(case: GpuCase) -> list[Result]:
     rows = []
     for net, overrides in case.nets.items():
         for name, mode in MODES.items():
-            print(f"{net}, {name}", file=sys.stderr)
             row = dict.fromkeys(SPEEDS) | {"note": "left out, as time was up"}
             if time.monotonic() < end:
                 row = try_mode((*case.data, *overrides), data, mode, case.steps)
             rows.append({"network": net, "mode": name, **row})
+            print(rows[-1], file=sys.stderr)  # they are not lost if a later part fails
     return rows
 
 
@@ -113,6 +115,7 @@ def try_mode(overrides: Overrides, data: ImageData, mode: Mode, steps: int) -> R
     try:
         return measure_mode(overrides, data, mode, steps) | {"note": ""}
     except Exception as error:
+        traceback.print_exc()
         return dict.fromkeys(SPEEDS) | {"note": first_line(error)}
 
 
