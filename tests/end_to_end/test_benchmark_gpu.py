@@ -1,6 +1,7 @@
 """The part `gpu` of the benchmark, rehearsed on the CPU, and the block that it prints."""
 
 import contextlib
+import itertools
 import json
 import re
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import torch
 from helpers.configs import configure
 from tricklab.analysis.benchmark import gpu, gpu_modes, gpu_page, loops
 from tricklab.analysis.benchmark.cases import (
+    GREY,
     MODES,
     ON_GPU,
     RECIPE_MODE,
@@ -303,6 +305,15 @@ def test_clock_waits_for_the_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(1))
     assert loops.time_when_done() > 0
     assert waits == [1]
+
+
+def test_speed_is_that_of_the_steps_after_the_warmup(monkeypatch):
+    """Read at the ends of step 1 and of the warmup, and before the evaluation: a second each."""
+    seconds = itertools.count()
+    monkeypatch.setattr(loops, "time_when_done", lambda: float(next(seconds)))
+    small = (*GREY, "data.images=2200", "data.val_size=100", "model=mlp", "model.widths=[8]")
+    assert loops.ours(small, 5) == 5 * 128
+    assert next(seconds) == 3
 
 
 # The recipe

@@ -247,6 +247,19 @@ def test_table_has_a_row_for_each_trick(monkeypatch):
     assert len(crop) == len(defaults) == len(header)
 
 
+def test_script_prints_the_tables_of_the_part(run_script, monkeypatch):
+    asked = []
+
+    def measure(threads, repeats):
+        asked.append((threads, repeats))
+        return {"mlp": {"crop": {"ours": 1234.0}}}
+
+    monkeypatch.setattr(tricks, "measure_tricks", measure)
+    done = run_script("benchmark.py", "tricks", "--repeats", "1", "--threads", "1")
+    assert done.stdout.split("\n", 1)[1].split() == ["mlp", "ours", "crop", "1,234"]
+    assert asked == [(1, 1)]
+
+
 @pytest.mark.parametrize("trick", [DEFAULTS, "everything"])
 def test_each_variant_of_a_trick_trains(trick):
     variants = tricks.make_variants(trick, SMALL)
