@@ -144,7 +144,6 @@ def test_marked_tests_are_counted_by_outcome(tmp_path):
     folder = tmp_path / "tests"
     (folder / "unit").mkdir(parents=True)
     (folder / "unit" / "test_marked.py").write_text(TESTS)
-    (folder / "test_broken.py").write_text("raise RuntimeError('never imported')")
     assert gpu.run_gpu_tests(folder) == {
         "passed": 1,
         "failed": 2,

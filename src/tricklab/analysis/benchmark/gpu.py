@@ -3,7 +3,6 @@
 import contextlib
 import datetime
 import io
-import json
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from tricklab.analysis.benchmark.gpu_modes import (
 )
 from tricklab.cli.config import CONF
 from tricklab.errors import UserError
+from tricklab.files import read_json
 from tricklab.run.experiment import run
 
 ROOT = CONF.parent
@@ -73,11 +73,10 @@ def run_gpu_tests(folder: Path) -> Result:
 
     Raises UserError: pytest does not run.
     """
-    files = [path for path in folder.rglob("test_*.py") if "mark.gpu" in path.read_text("utf-8")]
     with tempfile.TemporaryDirectory() as temporary:
         report = Path(temporary) / "report.xml"
         options = ("-m", "gpu", "-n", "0", f"--junitxml={report}")
-        command = [sys.executable, "-m", "pytest", *options, *map(str, files)]
+        command = [sys.executable, "-m", "pytest", *options, str(folder)]
         subprocess.run(command, cwd=folder.parent, stdout=subprocess.DEVNULL, check=False)
         if not report.exists():
             raise UserError("gpu: pytest does not run; pip install -e '.[dev]' installs it")
@@ -138,5 +137,4 @@ def run_quietly(overrides: Overrides) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as temporary, contextlib.redirect_stdout(io.StringIO()):
         folder = Path(temporary) / "run"
         run(own, folder, overrides)
-        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    return result
+        return read_json(folder / "result.json")
