@@ -9,7 +9,7 @@ import gc
 import io
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ from tricklab.run.experiment import quiet_lightning
 from tricklab.run.plan import make_plan
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # images [B, C, H, W] and labels [B]
+Augment = Callable[[Tensor], Tensor]  # images [B, C, H, W] uint8
 SGD: dict[str, Any] = {
     "lr": 0.1,
     "momentum": 0.9,
@@ -88,16 +89,20 @@ def time_plain_loop(overrides: Overrides, batches: Batches, steps: int) -> float
     return steps * data.batch_size / (time.perf_counter() - started)
 
 
-def gather_batches(data: ImageData, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield normalised random batches, with one gather each."""
+def gather_batches(
+    data: ImageData, steps: int, augment: Sequence[Augment] = ()
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield augmented, then normalised random batches, with one gather each."""
     labels = data.splits.train.labels
     images: Any = data.splits.train.images
     scale = 1 / (255 * data.std[0])
     shift = -data.mean[0] / data.std[0]
     for _ in range(steps):
         indices = torch.randint(len(labels), (data.batch_size,))
-        batch = images.index_select(0, indices).float().mul_(scale).add_(shift)
-        yield batch, labels.index_select(0, indices)
+        batch = images.index_select(0, indices)
+        for transform in augment:
+            batch = transform(batch)
+        yield batch.float().mul_(scale).add_(shift), labels.index_select(0, indices)
 
 
 def make_dataloader(dataset: Dataset[Any], data: ImageData, workers: int) -> DataLoader[Any]:
@@ -187,30 +192,50 @@ class Clock(pl.Callback):
         self.started = 0.0
 
     def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any) -> None:
-        now = time.perf_counter()
+        if trainer.global_step not in (1, WARMUP_STEPS):
+            return
+        self.started = time_when_done()
+        self.seconds = 0.0
         if trainer.global_step == 1:
-            self.first_step_end = now
-        if trainer.global_step in (1, WARMUP_STEPS):
-            self.seconds = 0.0
-            self.started = now
+            self.first_step_end = self.started
 
     def on_validation_start(self, *arguments: Any) -> None:
-        self.seconds += time.perf_counter() - self.started
+        self.seconds += time_when_done() - self.started
 
     def on_validation_end(self, *arguments: Any) -> None:
         self.started = time.perf_counter()
 
 
-def fit(config: DictConfig, data: ImageData) -> Timing:
-    """Train in a temporary folder, then write one more checkpoint."""
+def keep(net: nn.Module) -> nn.Module:
+    """Return a network as it is."""
+    return net
+
+
+def time_when_done() -> float:
+    """Return the `perf_counter` once a GPU has done all that it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def fit(
+    config: DictConfig,
+    data: ImageData,
+    callbacks: Sequence[pl.Callback] = (),
+    prepare: Callable[[nn.Module], nn.Module] = keep,
+) -> Timing:
+    """Train what `prepare` makes of the network in a temporary folder; write one more checkpoint.
+
+    The `callbacks` are called before those of the config.
+    """
     quiet_lightning()
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         trainer = build_trainer(config, Path(folder))
-        trainer.callbacks.insert(0, clock)  # type: ignore[attr-defined]
+        trainer.callbacks[:0] = [clock, *callbacks]  # type: ignore[attr-defined]
         plan = make_plan(config, data, trainer.world_size)
         data.mixup_window = plan.mixup_window
-        net = build_net(config, data.shape, len(data.classes))
+        net = prepare(build_net(config, data.shape, len(data.classes)))
         module = build_module(config, data, net, plan)
         gc.freeze()
         skip_overhead(trainer, module)

@@ -5,6 +5,7 @@ import resource
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from tricklab.analysis.benchmark.cases import (
     CASES,
@@ -213,3 +214,13 @@ def measure_photographs(workers: int, repeats: int, root: Path) -> dict[str, Tab
         }
         tables[f"{root}, {side} pixels, {workers} workers"] = make_table(columns)
     return tables
+
+
+def measure_gpu(rehearse: bool) -> dict[str, Any]:
+    """Measure on a GPU, or rehearse it, and print a block of Markdown."""
+    from tricklab.analysis.benchmark.gpu import measure_gpu
+    from tricklab.analysis.benchmark.gpu_page import format_gpu
+
+    results = measure_gpu(rehearse)
+    print(format_gpu(results))
+    return results

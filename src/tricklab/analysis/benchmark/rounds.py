@@ -84,9 +84,16 @@ def make_table(columns: Mapping[str, Sequence[Round]]) -> Table:
 
 
 def format_table(title: str, table: Table) -> str:
-    columns = next(iter(table.values()))
+    """Return a table as text; a value that only other rows have is "-"."""
+    columns = max(table.values(), key=len)
     lines = [f"\n{title:55}" + "".join(f"{column:>20}" for column in columns)]
     for name, values in table.items():
-        cells = [f"{value:20,.{0 if value > 100 else 3}f}" for value in values.values()]
-        lines.append(f"  {name:53}" + "".join(cells))
+        cells = [format_value(values.get(column)) for column in columns]
+        lines.append(f"  {name:53}" + "".join(f"{cell:>20}" for cell in cells))
     return "\n".join(lines)
+
+
+def format_value(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value > 100 else f"{value:.3f}"
