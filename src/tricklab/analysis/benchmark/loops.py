@@ -236,6 +236,7 @@ def fit(
         plan = make_plan(config, data, trainer.world_size)
         data.mixup_window = plan.mixup_window
         net = prepare(build_net(config, data.shape, len(data.classes)))
+        torch.set_num_threads(config.trainer.threads)
         module = build_module(config, data, net, plan)
         gc.freeze()
         skip_overhead(trainer, module)

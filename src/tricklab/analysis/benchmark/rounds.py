@@ -3,11 +3,14 @@
 import contextlib
 import functools
 import multiprocessing
+import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from statistics import median
 from typing import Any
+
+from tricklab.devices import RUN_CORES
 
 # In each repeat: several short ones, as the speed of a machine changes within seconds
 TURNS = 3
@@ -30,9 +33,11 @@ def reset_start_method() -> None:
 
 
 def set_up_process(threads: int) -> None:
+    """Use so many threads; ours may choose fewer for a small network."""
     import torch
 
     reset_start_method()
+    os.environ[RUN_CORES] = str(threads)
     torch.set_num_threads(threads)
 
 
