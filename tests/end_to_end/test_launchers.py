@@ -72,6 +72,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     ("override", "needs"),
     [
         ("hydra/launcher=ray", "a plugin: pip install 'tricklab[ray]'"),
+        ("hydra/launcher=ray_cluster", "a plugin: pip install 'tricklab[ray]'"),
         ("hydra/launcher=slurm", "a plugin: pip install 'tricklab[slurm]'"),
         ("sweep=optuna", "optuna: pip install 'tricklab[optuna]'"),
     ],

@@ -17,9 +17,11 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from tricklab.cli.config import to_plain
+from tricklab.cli.launch import exit_with_message
 from tricklab.devices import call_after_exit, count_cores, omp_threads, visible_devices
 from tricklab.files import write_text
 from tricklab.jobs.job import JobSpec, last_line
@@ -164,14 +166,17 @@ def run_in_child(run: Callable[[list[Any]], object], jobs: list[Any]) -> None:
 
 def _child_main(run: Callable[[list[Any]], object], jobs: list[Any], driver: int) -> None:
     start_process_group(driver)
-    run(jobs)
+    with exit_with_message():  # no Ray cluster is running, for example
+        run(jobs)
 
 
 def run_launched_job(overrides: Sequence[str], folder: Path, cfg: DictConfig) -> float | None:
     """Run a job that a launcher of Hydra's plugins has started here, unless it is done.
 
-    Returns its objective, None if it has none.
+    Returns its objective, None if it has none. Raises FileNotFoundError: the working directory of
+    the sweep does not exist on this machine.
     """
+    os.chdir(HydraConfig.get().runtime.cwd)  # workers of a Ray cluster start elsewhere
     if read_result(folder).get("status") != "done":
         job = JobSpec(list(overrides), folder, config_hash(to_plain(cfg)), cfg.job_timeout)
         run_job(job, ",".join(visible_devices()), omp_threads(), [])
