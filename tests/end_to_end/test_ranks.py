@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import ROOT
-from helpers.runs import Run
+from helpers.runs import Run, max_difference
 
 TORCHRUN = Path(sys.executable).with_name("torchrun")
 DDP = ("trainer=ddp", "trainer.accelerator=cpu", "model=mlp", "hydra.run.dir=run")
@@ -148,6 +148,14 @@ def test_launcher_with_more_processes_than_devices_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_run_on_several_machines_that_was_started_on_one_is_refused(train, tmp_path):
+    """It would wait for the others for ever."""
+    done = train("model=mlp", "trainer.num_nodes=2", "trainer.strategy=ddp")
+    problem = "trainer.num_nodes=2 waits for other machines. Expected a start by torchrun or srun"
+    assert (done.returncode, done.stderr) == (1, f"error: {problem}\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_sweep_under_torchrun_is_refused(train, tmp_path, monkeypatch):
     for name, value in ONE_NODE.items():
         monkeypatch.setenv(name, value)
@@ -178,12 +186,6 @@ def test_two_agents_train_as_one_process(run, tmp_path, monkeypatch, per_agent):
     difference = max_difference(Run(tmp_path / "run"), single)
     print(f"{2 * per_agent} ranks: largest difference {difference:.1e}")
     assert difference < 1e-6
-
-
-def max_difference(run, other):
-    """Return the largest absolute difference of a weight of two runs."""
-    weights, others = (one.checkpoint()["state_dict"] for one in (run, other))
-    return max((weights[key] - others[key]).abs().max().item() for key in weights)
 
 
 @pytest.mark.parametrize(

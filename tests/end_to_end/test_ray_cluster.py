@@ -1,5 +1,6 @@
 """A sweep on a Ray cluster of two nodes, of which one is killed: `pytest -m kills -n 0`."""
 
+import contextlib
 import json
 import os
 import re
@@ -42,9 +43,7 @@ class Cluster:
         env = {name: value for name, value in self.env.items() if name != "RAY_ADDRESS"}
         log = self.folder / f"node{len(options)}.log"
         with log.open("w") as output:
-            node = subprocess.Popen(
-                command, cwd=self.folder, env=env, stdout=output, stderr=output
-            )
+            node = subprocess.Popen(command, cwd=self.folder, env=env, stdout=output, stderr=output)
         wait_for(lambda: "Ray runtime started" in log.read_text(), 60)
         return node
 
@@ -75,10 +74,8 @@ class Cluster:
 
 
 def kill_if_alive(pid):
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def free_port():

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,14 @@ from omegaconf import DictConfig
 
 from tricklab.cli.config import to_plain
 from tricklab.cli.launch import exit_with_message
-from tricklab.devices import call_after_exit, count_cores, omp_threads, visible_devices
+from tricklab.devices import (
+    call_after_exit,
+    count_cores,
+    is_first,
+    omp_threads,
+    visible_devices,
+    world_size,
+)
 from tricklab.files import write_text
 from tricklab.jobs.job import JobSpec, last_line
 from tricklab.run.folder import read_result
@@ -99,20 +107,21 @@ def assign_devices(devices: Sequence[str], slot: int, slots: int) -> str:
 def run_job(job: JobSpec, device: str, threads: int, processes: list[Any]) -> None:
     """Run a job in a new process, which is in `processes` until it ends.
 
-    If it leaves no result, one is written for it.
+    If it leaves no result, one is written for it. Of several ranks of a job, the first does that.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tricklab.run.experiment"])
     started = time.time()
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / "result.json").unlink(missing_ok=True)
+        if is_first():
+            (job.folder / "result.json").unlink(missing_ok=True)
         process = context.Process(target=job_main, args=(job, device, threads, os.getpid()))
         processes.append(process)
         process.start()
         is_late = wait_for_job(process, job.timeout)
         processes.remove(process)
-        if not read_result(job.folder):
+        if is_first() and not read_result(job.folder):
             reason = f"exit code {process.exitcode}: {last_line(job.folder)}"
             if is_late:
                 reason = f"longer than job_timeout={job.timeout}"
@@ -190,9 +199,9 @@ def job_main(job: JobSpec, device: str, threads: int, driver: int) -> None:
     `driver` is the ID of the process with which the job ends.
     """
     start_process_group(driver)
-    redirect_output(job.folder / "job.log")
-    # Otherwise Lightning expects SLURM to start the processes of trainer=ddp
-    os.environ.pop("SLURM_NTASKS", None)
+    redirect_output(job.folder / log_name())
+    if not is_slurm_rank():
+        hide_slurm()
     os.environ[PLANNED_HASH] = job.planned_hash
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
@@ -202,6 +211,23 @@ def job_main(job: JobSpec, device: str, threads: int, driver: int) -> None:
         set_threads(threads)
     sys.argv = [str(TRAIN), *job.arguments]
     runpy.run_path(str(TRAIN), run_name="__main__")
+
+
+def is_slurm_rank() -> bool:
+    """Whether the launcher for SLURM has started this process as one of several of a job."""
+    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and world_size() > 1
+
+
+def log_name() -> str:
+    """Return the name of this process's log: ranks on several machines can't share a file."""
+    rank = os.environ["SLURM_PROCID"] if is_slurm_rank() else "0"
+    return "job.log" if rank == "0" else f"job_rank-{rank}.log"
+
+
+def hide_slurm() -> None:
+    """Let Lightning start the processes of trainer=ddp, which it expects SLURM to start."""
+    os.environ.pop("SLURM_NTASKS", None)
+    warnings.filterwarnings("ignore", "The `srun` command is available")
 
 
 def start_process_group(driver: int) -> None:
