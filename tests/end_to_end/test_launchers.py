@@ -3,13 +3,16 @@
 import datetime
 import json
 import os
+import re
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from helpers.paths import ROOT
 from helpers.runs import Run, max_difference
 
 OVERRIDES = ("-m", "model=mlp", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
@@ -227,6 +230,29 @@ def test_slurm_runs_a_job_on_two_nodes(train, run, tmp_path, slurm):
     difference = max_difference(Run(job), single)
     print(f"largest difference {difference:.1e}")
     assert difference < 1e-6
+
+
+@pytest.mark.kills
+def test_sbatch_script_of_the_documentation_trains_one_run(tmp_path, slurm):
+    """On two nodes with a process each, instead of four."""
+    text = (ROOT / "scripts" / "README.md").read_text()
+    (script,) = re.findall(r"```bash\n(#!/bin/bash\n#SBATCH.*?)```", text, re.DOTALL)
+    for old, new in {
+        "node=4": "node=1",
+        "devices=4": "devices=1 trainer.accelerator=cpu model=mlp trainer.max_epochs=1",
+        "train.py": str(ROOT / "train.py"),
+    }.items():
+        assert old in script
+        script = script.replace(old, new)
+    (tmp_path / "job.sh").write_text(script)
+    subprocess.run(["sbatch", "job.sh"], cwd=tmp_path, check=True)
+    while not (slurm / "ended_0").exists():
+        time.sleep(0.1)
+    assert [(slurm / f"stderr_{rank}").read_text() for rank in range(2)] == [""] * 2
+    assert [(slurm / f"exit_{rank}").read_text() for rank in range(2)] == ["0\n"] * 2
+    (path,) = (tmp_path / "runs").glob("*/result.json")
+    result = json.loads(path.read_text())
+    assert (result["status"], result["devices"]) == ("done", ["cpu"] * 2)
 
 
 @pytest.mark.parametrize(
