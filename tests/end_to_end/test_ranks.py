@@ -131,6 +131,10 @@ def free_port():
         (ONE_NODE, "trainer=ddp trainer.devices=2 trainer.num_nodes=1"),
         (TWO_NODES, "trainer=ddp trainer.devices=2 trainer.num_nodes=2"),
         ({"SLURM_NTASKS": "2"}, "trainer=ddp trainer.devices=2 trainer.num_nodes=1"),
+        (
+            {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2"},
+            "trainer=ddp trainer.devices=2 trainer.num_nodes=2",
+        ),
     ],
 )
 def test_launcher_with_more_processes_than_devices_is_refused(
@@ -145,6 +149,15 @@ def test_launcher_with_more_processes_than_devices_is_refused(
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("error: trainer.devices=1 trainer.num_nodes=1 does not match the ")
     assert line.endswith(f"Expected {expected}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tasks_without_a_number_for_each_node_are_refused(train, tmp_path, monkeypatch):
+    """Lightning would answer with a traceback on each rank."""
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    done = train("trainer=ddp", "trainer.devices=2", "trainer.num_nodes=1", "hydra.run.dir=run")
+    problem = "srun --ntasks=2: expected --nodes and --ntasks-per-node instead"
+    assert (done.returncode, done.stderr) == (1, f"error: {problem}\n")
     assert not list(tmp_path.iterdir())
 
 

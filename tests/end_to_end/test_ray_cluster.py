@@ -64,6 +64,11 @@ class Cluster:
                 os.kill(pid, signal.SIGKILL)
         node.wait()
 
+    def has_noticed(self):
+        """Whether the cluster knows that a node is dead."""
+        log = Path(self.temp) / "session_latest" / "logs" / "gcs_server.out"
+        return "Node is dead because" in read(log)
+
     def stop(self):
         for node in self.nodes:
             pids = [node.pid, *descendants(node.pid)]
@@ -174,6 +179,8 @@ def test_sweep_survives_the_death_of_a_node(cluster, tmp_path, driver_dies):
         first.kill()
         time.sleep(5)
         assert not processes_of(tmp_path)
+    wait_for(cluster.has_noticed, 30)
+    print(f"noticed {time.time() - killed:.0f} s after the kill")
     output, errors = first.communicate(timeout=200)
     print(f"first command: {time.time() - killed:.0f} s after the kill\n{output}\n{errors}")
     assert first.returncode == (-signal.SIGKILL if driver_dies else 0)

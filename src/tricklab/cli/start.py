@@ -203,8 +203,10 @@ def check_processes(config: DictConfig) -> None:
         raise UserError(f"{problem}. Expected a start by torchrun or srun")
     expected = count_devices(config.trainer)
     if size == 1 or expected in (None, size):
+        check_tasks(size)
         return
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or size)
+    per_node = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
+    local_size = int(per_node or size)
     nodes = size // local_size
     options = (
         f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}"
@@ -212,6 +214,13 @@ def check_processes(config: DictConfig) -> None:
     problem = f"does not match the {size} processes that were started"
     right = f"trainer=ddp trainer.devices={local_size} trainer.num_nodes={nodes}"
     raise UserError(f"{options} {problem}. Expected {right}")
+
+
+def check_tasks(size: int) -> None:
+    """Raise UserError if SLURM did not say how many of the `size` tasks each node has."""
+    is_srun = "LOCAL_RANK" not in os.environ
+    if size > 1 and is_srun and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise UserError(f"srun --ntasks={size}: expected --nodes and --ntasks-per-node instead")
 
 
 def count_devices(trainer: DictConfig) -> int | None:
