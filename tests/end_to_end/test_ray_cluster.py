@@ -18,7 +18,7 @@ import pytest
 from helpers.paths import ROOT
 
 RAY = Path(sys.executable).with_name("ray")
-JOB = ("model=mlp", "trainer.max_epochs=150", "trainer.accelerator=cpu")
+JOB = ("model=mlp", "trainer.max_epochs=100", "trainer.accelerator=cpu")
 SWEEP = ("-m", *JOB, "seed=range(4)", "name=s", "hydra/launcher=ray_cluster")
 
 
