@@ -9,11 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
 from helpers.paths import ROOT
 from helpers.runs import Run, max_difference
+from tricklab.jobs.process import run_launched_job
 
 OVERRIDES = ("-m", "model=mlp", "trainer.max_epochs=1", "trainer.log_every_n_steps=1")
 RAY = (
@@ -117,6 +121,17 @@ def test_slurm_is_refused_on_a_machine_without_it(run_script, tmp_path, monkeypa
     assert done.returncode == 1
     assert done.stderr == f"error: hydra/launcher=slurm: {problem}, or with hydra/launcher=local\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_launched_job_runs_where_the_sweep_was_started(tmp_path, monkeypatch):
+    """A worker of a Ray cluster starts elsewhere; relative paths are those of the command."""
+    (tmp_path / "start").mkdir()
+    (tmp_path / "result.json").write_text('{"status": "done", "objective": 0.5}')
+    runtime = SimpleNamespace(cwd=str(tmp_path / "start"))
+    monkeypatch.setattr(HydraConfig, "get", lambda: SimpleNamespace(runtime=runtime))
+    monkeypatch.chdir(tmp_path)
+    assert run_launched_job([], tmp_path, OmegaConf.create()) == 0.5
+    assert Path.cwd() == tmp_path / "start"
 
 
 @pytest.mark.kills
