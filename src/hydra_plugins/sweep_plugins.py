@@ -63,5 +63,6 @@ def create_launcher(config: DictConfig, hydra_context: Any, **others: Any) -> La
         )
     except RuntimeError as error:
         name = config.hydra.runtime.choices["hydra/launcher"]
-        needed = f"a plugin: pip install 'tricklab[{name}]'"
+        extra = name.removesuffix("_cluster")
+        needed = f"a plugin: pip install 'tricklab[{extra}]'"
         raise UserError(f"hydra/launcher={name} needs {needed}") from error

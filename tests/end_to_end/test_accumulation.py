@@ -10,7 +10,7 @@ from torch import nn
 
 from helpers.configs import configure
 from helpers.paths import ROOT
-from helpers.runs import Run
+from helpers.runs import Run, max_difference
 from tricklab.run.build import build_data, build_net
 from tricklab.run.plan import make_plan
 
@@ -24,12 +24,6 @@ LOGGED = ("train/loss", "train/acc", "train/grad_norm")
 
 def read_weights(run):
     return run.checkpoint()["state_dict"]
-
-
-def max_difference(run, other):
-    """Return the largest absolute difference of a weight of two runs."""
-    weights, other_weights = read_weights(run), read_weights(other)
-    return max((weights[key] - other_weights[key]).abs().max().item() for key in weights)
 
 
 def assert_same_training(run, other):

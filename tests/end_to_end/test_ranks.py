@@ -12,10 +12,16 @@ from pathlib import Path
 import pytest
 
 from helpers.paths import ROOT
+from helpers.runs import Run, max_difference
 
 TORCHRUN = Path(sys.executable).with_name("torchrun")
 DDP = ("trainer=ddp", "trainer.accelerator=cpu", "model=mlp", "hydra.run.dir=run")
 SHORT = ("trainer.max_epochs=1", "callbacks.progress.refresh_rate=0")
+PLAIN = (
+    *SHORT,
+    *("model=mlp", "model.widths=[16]", "model.batch_norm=false", "optimizer.momentum=0"),
+    *("optimizer.nesterov=false", "trainer.deterministic=true"),
+)
 LONG = ("trainer.max_epochs=3000", "callbacks.progress.refresh_rate=0")
 ONE_NODE = {"TORCHELASTIC_RUN_ID": "a", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
 TWO_NODES = ONE_NODE | {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
@@ -125,6 +131,10 @@ def free_port():
         (ONE_NODE, "trainer=ddp trainer.devices=2 trainer.num_nodes=1"),
         (TWO_NODES, "trainer=ddp trainer.devices=2 trainer.num_nodes=2"),
         ({"SLURM_NTASKS": "2"}, "trainer=ddp trainer.devices=2 trainer.num_nodes=1"),
+        (
+            {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2"},
+            "trainer=ddp trainer.devices=2 trainer.num_nodes=2",
+        ),
     ],
 )
 def test_launcher_with_more_processes_than_devices_is_refused(
@@ -142,6 +152,23 @@ def test_launcher_with_more_processes_than_devices_is_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_tasks_without_a_number_for_each_node_are_refused(train, tmp_path, monkeypatch):
+    """Lightning would answer with a traceback on each rank."""
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    done = train("trainer=ddp", "trainer.devices=2", "trainer.num_nodes=1", "hydra.run.dir=run")
+    problem = "srun --ntasks=2: expected --nodes and --ntasks-per-node instead"
+    assert (done.returncode, done.stderr) == (1, f"error: {problem}\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_run_on_several_machines_that_was_started_on_one_is_refused(train, tmp_path):
+    """It would wait for the others for ever."""
+    done = train("model=mlp", "trainer.num_nodes=2", "trainer.strategy=ddp")
+    problem = "trainer.num_nodes=2 waits for other machines. Expected a start by torchrun or srun"
+    assert (done.returncode, done.stderr) == (1, f"error: {problem}\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_sweep_under_torchrun_is_refused(train, tmp_path, monkeypatch):
     for name, value in ONE_NODE.items():
         monkeypatch.setenv(name, value)
@@ -152,22 +179,31 @@ def test_sweep_under_torchrun_is_refused(train, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
-def test_torchrun_with_two_ranks_trains_one_run(tmp_path):
-    ranks = Ranks(tmp_path, 1, *SHORT)
-    assert ranks.wait() == [0]
-    assert ranks.stderr() == ["", ""]
+@pytest.mark.parametrize("per_agent", [slow(1), stress(2)])
+def test_two_agents_train_as_one_process(run, tmp_path, monkeypatch, per_agent):
+    """As one process with the batches of all ranks: 2 x 1 or 2 x 2."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # otherwise torchrun warns that it sets that
+    sizes = ("data.train_size=300", "data.val_size=100")  # the last batch has fewer images
+    ranks = Ranks(tmp_path, 2, *PLAIN, *sizes, "data.batch_size=16", per_agent=per_agent)
+    assert ranks.wait() == [0, 0]
+    assert ranks.stderr() == [""] * 2 * per_agent
+    assert [(tmp_path / f"err{node}").read_text() for node in (0, 1)] == ["", ""]
     result = ranks.result()
     assert result["status"] == "done"
-    assert result["devices"] == ["cpu", "cpu"]
-    assert result["images"] == {"train": 1294, "val": 144, "test": 359}
+    assert result["devices"] == ["cpu"] * 2 * per_agent
+    assert result["images"] == {"train": 300, "val": 100, "test": 359}
     assert ranks.stdout().count("test accuracy") == 1
     assert " on 359 images (validation " in ranks.stdout()
+    batch_size = f"data.batch_size={16 * 2 * per_agent}"
+    single = run(*PLAIN, *sizes, batch_size, folder="single")
+    difference = max_difference(Run(tmp_path / "run"), single)
+    print(f"{2 * per_agent} ranks: largest difference {difference:.1e}")
+    assert difference < 1e-6
 
 
 @pytest.mark.parametrize(
     ("agents", "per_agent"),
-    [slow(0, 3), stress(2, 1), stress(0, 2), stress(1, 3)],
+    [slow(0, 3), stress(0, 2), stress(1, 3)],
 )
 def test_ranks_of_any_number_split_odd_sizes(tmp_path, agents, per_agent):
     """In the last batch of the validation set some ranks have no image."""

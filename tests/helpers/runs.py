@@ -29,3 +29,9 @@ class Run:
         import torch
 
         return torch.load(self.folder / "checkpoints" / name, weights_only=True)
+
+
+def max_difference(run: Run, other: Run) -> float:
+    """Return the largest absolute difference of a weight of two runs."""
+    weights, others = (one.checkpoint()["state_dict"] for one in (run, other))
+    return max((weights[key] - others[key]).abs().max().item() for key in weights)

@@ -153,6 +153,7 @@ def check_launcher(config: DictConfig) -> None:
     sweeper = choices["hydra/sweeper"]
     if launcher == "slurm" and find_spec("hydra_plugins.hydra_submitit_launcher"):
         check_slurm(dry_run=config.dry_run)
+    check_nodes(config, launcher)
     if launcher == "local" and sweeper != "search":
         options = f"hydra/sweeper={sweeper} hydra/launcher=local"
         raise UserError(f"{options}: expected hydra/sweeper=search, or another launcher, as basic")
@@ -166,10 +167,30 @@ def check_slurm(dry_run: bool) -> None:
         raise UserError(f"hydra/launcher=slurm: no {missing[0]} on this machine; {where}")
 
 
+def check_nodes(config: DictConfig, launcher: str) -> None:
+    """Raise UserError if the launcher would start other processes than those of a job."""
+    trainer = config.trainer
+    if launcher != "slurm":
+        if trainer.num_nodes > 1:
+            problem = f"trainer.num_nodes={trainer.num_nodes} -m hydra/launcher={launcher}"
+            raise UserError(f"{problem}: expected hydra/launcher=slurm, or trainer.num_nodes=1")
+        return
+    options = config.hydra.launcher
+    nodes, tasks = int(options.nodes), int(options.tasks_per_node)
+    devices = count_devices(trainer)
+    is_one_task = nodes == tasks == 1  # Lightning starts the others
+    right_devices = is_one_task or devices in (None, nodes * tasks)
+    if nodes != trainer.num_nodes or not right_devices:
+        given = f"hydra.launcher.nodes={nodes} hydra.launcher.tasks_per_node={tasks}"
+        run = f"trainer.num_nodes={trainer.num_nodes} trainer.devices={trainer.devices}"
+        right = f"trainer=ddp trainer.num_nodes={nodes} trainer.devices={tasks}"
+        raise UserError(f"{given} does not match {run}. Expected {right}, or as many tasks")
+
+
 def check_processes(config: DictConfig) -> None:
     """Check the processes that torchrun or srun have started.
 
-    Raises UserError: they share no folder, or would train separate runs.
+    Raises UserError: they share no folder, would train separate runs, or are too few.
     """
     size = world_size()
     overrides = list_overrides(config.hydra, "hydra")
@@ -177,10 +198,15 @@ def check_processes(config: DictConfig) -> None:
     if is_parallel and not any(o.startswith("hydra.run.dir=") for o in overrides):
         problem = "processes of torchrun or srun must share a folder"
         raise UserError(f"{problem}. Expected hydra.run.dir=FOLDER")
+    if not is_parallel and config.trainer.num_nodes > 1 and "NODE_RANK" not in os.environ:
+        problem = f"trainer.num_nodes={config.trainer.num_nodes} waits for other machines"
+        raise UserError(f"{problem}. Expected a start by torchrun or srun")
     expected = count_processes(config.trainer)
     if size == 1 or expected in (None, size):
+        check_tasks(size)
         return
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or size)
+    per_node = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE")
+    local_size = int(per_node or size)
     nodes = size // local_size
     options = (
         f"trainer.devices={config.trainer.devices} trainer.num_nodes={config.trainer.num_nodes}"
@@ -188,6 +214,13 @@ def check_processes(config: DictConfig) -> None:
     problem = f"does not match the {size} processes that were started"
     right = f"trainer=ddp trainer.devices={local_size} trainer.num_nodes={nodes}"
     raise UserError(f"{options} {problem}. Expected {right}")
+
+
+def check_tasks(size: int) -> None:
+    """Raise UserError if SLURM did not say how many of the `size` tasks each node has."""
+    is_srun = "LOCAL_RANK" not in os.environ
+    if size > 1 and is_srun and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise UserError(f"srun --ntasks={size}: expected --nodes and --ntasks-per-node instead")
 
 
 def count_processes(trainer: DictConfig) -> int | None:

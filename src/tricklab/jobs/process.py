@@ -17,15 +17,19 @@ from pathlib import Path
 from queue import Queue
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from tricklab.cli.config import to_plain
+from tricklab.cli.launch import exit_with_message
 from tricklab.devices import (
     RUN_CORES,
     call_after_exit,
     count_cores,
+    is_first,
     visible_devices,
     wait_asleep,
+    world_size,
 )
 from tricklab.files import write_text
 from tricklab.jobs.job import JobSpec, last_line
@@ -103,7 +107,7 @@ def assign_devices(devices: Sequence[str], slot: int, slots: int) -> str:
 def run_job(job: JobSpec, device: str, cores: int, processes: list[Any]) -> None:
     """Run a job in a new process, which is in `processes` until it ends.
 
-    If it leaves no result, one is written for it.
+    If it leaves no result, one is written for it. Of several ranks of a job, the first does that.
     """
     wait_asleep()  # Ray and submitit call this in processes of their own
     context = multiprocessing.get_context("forkserver")
@@ -111,13 +115,14 @@ def run_job(job: JobSpec, device: str, cores: int, processes: list[Any]) -> None
     started = time.time()
     try:
         job.folder.mkdir(parents=True, exist_ok=True)
-        (job.folder / "result.json").unlink(missing_ok=True)
+        if is_first():
+            (job.folder / "result.json").unlink(missing_ok=True)
         process = context.Process(target=job_main, args=(job, device, cores, os.getpid()))
         processes.append(process)
         process.start()
         is_late = wait_for_job(process, job.timeout)
         processes.remove(process)
-        if not read_result(job.folder):
+        if is_first() and not read_result(job.folder):
             reason = f"exit code {process.exitcode}: {last_line(job.folder)}"
             if is_late:
                 reason = f"longer than job_timeout={job.timeout}"
@@ -171,14 +176,17 @@ def run_in_child(run: Callable[[list[Any]], object], jobs: list[Any]) -> None:
 
 def _child_main(run: Callable[[list[Any]], object], jobs: list[Any], driver: int) -> None:
     start_process_group(driver)
-    run(jobs)
+    with exit_with_message():  # no Ray cluster is running, for example
+        run(jobs)
 
 
 def run_launched_job(overrides: Sequence[str], folder: Path, cfg: DictConfig) -> float | None:
     """Run a job that a launcher of Hydra's plugins has started here, unless it is done.
 
-    Returns its objective, None if it has none.
+    Returns its objective, None if it has none. Raises FileNotFoundError: the working directory of
+    the sweep does not exist on this machine.
     """
+    os.chdir(HydraConfig.get().runtime.cwd)  # workers of a Ray cluster start elsewhere
     if read_result(folder).get("status") != "done":
         job = JobSpec(list(overrides), folder, config_hash(to_plain(cfg)), cfg.job_timeout)
         run_job(job, ",".join(visible_devices()), count_cores(), [])
@@ -194,9 +202,9 @@ def job_main(job: JobSpec, device: str, cores: int, driver: int) -> None:
     import torch
 
     start_process_group(driver)
-    redirect_output(job.folder / "job.log")
-    # Otherwise Lightning expects SLURM to start the processes of trainer=ddp
-    os.environ.pop("SLURM_NTASKS", None)
+    redirect_output(job.folder / log_name())
+    if not is_slurm_rank():
+        hide_slurm()
     os.environ[PLANNED_HASH] = job.planned_hash
     if device:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
@@ -206,6 +214,22 @@ def job_main(job: JobSpec, device: str, cores: int, driver: int) -> None:
     torch.set_num_threads(cores)
     sys.argv = [str(TRAIN), *job.arguments]
     runpy.run_path(str(TRAIN), run_name="__main__")
+
+
+def is_slurm_rank() -> bool:
+    """Whether the launcher for SLURM has started this process as one of several of a job."""
+    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and world_size() > 1
+
+
+def log_name() -> str:
+    """Return the name of this process's log: ranks on several machines can't share a file."""
+    rank = os.environ["SLURM_PROCID"] if is_slurm_rank() else "0"
+    return "job.log" if rank == "0" else f"job_rank-{rank}.log"
+
+
+def hide_slurm() -> None:
+    """Let Lightning start the processes of trainer=ddp, which it expects SLURM to start."""
+    os.environ.pop("SLURM_NTASKS", None)
 
 
 def start_process_group(driver: int) -> None:

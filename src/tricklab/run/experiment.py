@@ -56,6 +56,7 @@ IGNORED_WARNINGS = (
     ".*LeafSpec.* is deprecated",
     "The number of training batches .* is smaller than the logging interval",
     "Checkpoint directory .* exists and is not empty",
+    "The `srun` command is available",  # on a login node, or in a job of a sweep
     "It is recommended to use .*sync_dist",  # the value is the same on every rank already
     # Our batches start at the position of the checkpoint
     "You're resuming from a checkpoint that ended before the epoch",
