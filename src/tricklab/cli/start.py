@@ -177,7 +177,7 @@ def check_nodes(config: DictConfig, launcher: str) -> None:
         return
     options = config.hydra.launcher
     nodes, tasks = int(options.nodes), int(options.tasks_per_node)
-    devices = count_devices(trainer)
+    devices = count_processes(trainer)
     is_one_task = nodes == tasks == 1  # Lightning starts the others
     right_devices = is_one_task or devices in (None, nodes * tasks)
     if nodes != trainer.num_nodes or not right_devices:
