@@ -803,11 +803,10 @@ def test_folder_search_counts_files_that_are_not_decoded(tmp_path, capsys):
 def test_folder_that_can_not_be_read_is_named(tmp_path, monkeypatch):
     write_classes(tmp_path, 6)
 
-    def walk(root, followlinks, onerror):
-        onerror(PermissionError(13, "Permission denied", f"{root}/more"))
-        return []
+    def list_names(path):
+        raise PermissionError(13, "Permission denied", f"{path}/more")
 
-    monkeypatch.setattr("os.walk", walk)
+    monkeypatch.setattr("tricklab.data.folders.list_names", list_names)
     with pytest.raises(UserError, match=r"a/more can't be read: Permission denied"):
         build_folder(tmp_path)
 
