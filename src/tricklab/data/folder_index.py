@@ -92,9 +92,9 @@ def open_index(folder: str, root: Path) -> FolderIndex:
 
 
 def read_listings(path: Path, root: Path) -> dict[str, Listing]:
-    """Read an index: arrays, of which one holds JSON. Nothing in it is executed.
+    """Read an index: arrays, of which one holds JSON; empty if it is of other data or a version.
 
-    Raises ValueError: it is damaged, or the index of another data set or version.
+    Nothing in it is executed. Raises ValueError: it is damaged.
     """
     try:
         # a ZIP archive, whose checksums are verified
@@ -102,7 +102,7 @@ def read_listings(path: Path, root: Path) -> dict[str, Listing]:
             header = json.loads(arrays["header"].tobytes())
             table = FileTable(*(arrays[name] for name in FileTable._fields))
         check_table(table)
-        is_ours = header.pop("of") == identify(root)
+        is_ours = header["of"] == identify(root)
         return split_table(table, header["folders"]) if is_ours else {}
     except Exception as error:  # a reader may fail on a damaged file in any way
         raise ValueError("is damaged") from error
@@ -127,24 +127,23 @@ def identify(root: Path) -> list[Any]:
 
 
 def make_header(root: Path, listings: dict[str, Listing]) -> dict[str, Any]:
-    """Return all of the listings but their images, as JSON."""
-    folders = []
+    """Return all of the listings but their images, of which it has the number, as JSON."""
+    folders = {}
     for name, listing in listings.items():
-        folders.append({"folder": name, "images": listing.images.files} | listing._asdict())
-        folders[-1]["images"] = listing.images.files
+        folders[name] = listing._asdict() | {"images": listing.images.files}
     return {"of": identify(root), "folders": folders}
 
 
-def split_table(table: FileTable, folders: list[dict[str, Any]]) -> dict[str, Listing]:
+def split_table(table: FileTable, folders: dict[str, Any]) -> dict[str, Listing]:
     """Return the listing of each folder. Raises any exception: the header does not fit."""
     listings = {}
     first = 0
-    for entry in folders:
+    for name, entry in folders.items():
         end = first + entry["images"]
         entry["images"] = table.part(first, end)
         entry["extensions"] = Counter(entry["extensions"])
         entry["stamps"] = [Stamp(*stamp) for stamp in entry["stamps"]]
-        listings[entry.pop("folder")] = Listing(**entry)
+        listings[name] = Listing(**entry)
         first = end
     if first != table.files:
         raise ValueError
