@@ -984,7 +984,7 @@ def test_cache_that_is_misspelt_creates_no_folder(tmp_path, monkeypatch, cache, 
 
 def test_cache_in_memory_refuses_more_images_than_fit(class_folders, monkeypatch):
     root = class_folders({"train": 3})
-    monkeypatch.setattr("tricklab.data.cache.count_memory", lambda: 1)
+    monkeypatch.setattr("tricklab.data.cache.free_memory", lambda: 1)
     message = r"data\.cache=memory: 3 images take 0\.0 GB, there are 0\.0 GB.*data\.cache=none"
     with pytest.raises(UserError, match=message):
         build_folder(root, "data.test_size=3")

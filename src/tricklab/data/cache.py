@@ -22,7 +22,7 @@ from tricklab.data.image_files import ImageFiles
 from tricklab.data.images import read_size
 from tricklab.data.kept import KeptImages
 from tricklab.data.progress import warn, with_progress
-from tricklab.devices import count_memory
+from tricklab.devices import free_memory
 from tricklab.errors import UserError, nearest
 
 CRC_BYTES = 4
@@ -66,7 +66,7 @@ def sample_sizes(files: ImageFiles) -> Decoded:
 
 def decode_to_memory(files: ImageFiles) -> Decoded:
     """Decode all images. Raises UserError: they don't fit into memory."""
-    memory = count_memory()
+    memory = free_memory()  # what other splits and other processes leave
     check_memory(files, math.prod(files.shape), memory)  # an estimate, if they differ in size
     try:
         buffer = files.buffer()
@@ -92,7 +92,9 @@ def decode_to_memory(files: ImageFiles) -> Decoded:
 def check_memory(files: ImageFiles, size: int, memory: int) -> None:
     """Raise UserError if images of `size` bytes don't fit into `memory`."""
     if size > memory:
-        message = f"{len(files)} images take {size / 1e9:.1f} GB, there are {memory / 1e9:.1f} GB"
+        message = (
+            f"{len(files)} images take {size / 1e9:.1f} GB, there are {memory / 1e9:.1f} GB free"
+        )
         smaller = "data.keep" if files.keeps_aspect else "data.size"
         hint = f"Expected a smaller {smaller}, data.cache=FOLDER or data.cache=none"
         raise UserError(f"data.cache=memory: {message}. {hint}")
