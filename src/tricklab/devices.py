@@ -46,7 +46,7 @@ def count_memory() -> int:
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that are not in use, where the system tells; see `count_memory`."""
+    """Return the bytes of memory that are not in use; all, where the system does not tell."""
     memory = count_memory()
     with suppress(OSError):
         match = re.search(r"MemAvailable:\s*(\d+) kB", MEMINFO.read_text())
