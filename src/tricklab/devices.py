@@ -15,6 +15,7 @@ RUN_WORLD_SIZE = "PROCESSES_OF_RUN"
 RUN_CORES = "CORES_OF_RUN"  # environment variable of a sweep's job
 CGROUPS = Path("/proc/self/cgroup")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+MEMINFO = Path("/proc/meminfo")
 M_TRIM_THRESHOLD = -1  # of malloc.h
 M_MMAP_MAX = -4
 # Rounds that OpenMP's threads wait awake: 60 us. By default it is 20 ms, in which two runs on the
@@ -60,6 +61,16 @@ def count_memory() -> int:
     for path in cgroup_limits():
         with suppress(OSError, ValueError):  # no such file, or "max"
             memory = min(memory, int(path.read_text()))
+    return memory
+
+
+def free_memory() -> int:
+    """Return the bytes of memory that are not in use; all, where the system does not tell."""
+    memory = count_memory()
+    with suppress(OSError):
+        match = re.search(r"MemAvailable:\s*(\d+) kB", MEMINFO.read_text())
+        if match:
+            memory = min(memory, int(match[1]) * 1024)
     return memory
 
 

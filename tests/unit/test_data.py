@@ -803,11 +803,10 @@ def test_folder_search_counts_files_that_are_not_decoded(tmp_path, capsys):
 def test_folder_that_can_not_be_read_is_named(tmp_path, monkeypatch):
     write_classes(tmp_path, 6)
 
-    def walk(root, followlinks, onerror):
-        onerror(PermissionError(13, "Permission denied", f"{root}/more"))
-        return []
+    def list_names(path):
+        raise PermissionError(13, "Permission denied", f"{path}/more")
 
-    monkeypatch.setattr("os.walk", walk)
+    monkeypatch.setattr("tricklab.data.folders.list_names", list_names)
     with pytest.raises(UserError, match=r"a/more can't be read: Permission denied"):
         build_folder(tmp_path)
 
@@ -985,7 +984,7 @@ def test_cache_that_is_misspelt_creates_no_folder(tmp_path, monkeypatch, cache, 
 
 def test_cache_in_memory_refuses_more_images_than_fit(class_folders, monkeypatch):
     root = class_folders({"train": 3})
-    monkeypatch.setattr("tricklab.data.cache.count_memory", lambda: 1)
+    monkeypatch.setattr("tricklab.data.cache.free_memory", lambda: 1)
     message = r"data\.cache=memory: 3 images take 0\.0 GB, there are 0\.0 GB.*data\.cache=none"
     with pytest.raises(UserError, match=message):
         build_folder(root, "data.test_size=3")

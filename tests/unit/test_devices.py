@@ -10,7 +10,7 @@ import pytest
 from helpers.configs import configure
 from tricklab import devices
 from tricklab.cli.start import count_processes
-from tricklab.devices import count_memory, is_first, world_size
+from tricklab.devices import count_memory, free_memory, is_first, world_size
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "a", "LOCAL_RANK": "0"}
 
@@ -54,6 +54,14 @@ def test_memory_is_limited_by_cgroups(tmp_path, monkeypatch, cgroups, limits, me
     monkeypatch.setattr(devices, "CGROUP_ROOT", tmp_path)
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert count_memory() == (memory or machine)
+
+
+def test_free_memory_is_what_the_system_tells_at_most(tmp_path, monkeypatch):
+    meminfo = tmp_path / "meminfo"
+    monkeypatch.setattr("tricklab.devices.MEMINFO", meminfo)
+    assert free_memory() == count_memory()
+    meminfo.write_text("MemTotal:       99 kB\nMemAvailable:      12 kB\n")
+    assert free_memory() == 12 * 1024
 
 
 @pytest.mark.parametrize(

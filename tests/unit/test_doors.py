@@ -16,6 +16,7 @@ DOORS = {  # every module that opens files, and which; the first four open untru
     "src/tricklab/data/images.py": "image files",
     "src/tricklab/data/published.py": "MNIST and CIFAR, as published",
     "src/tricklab/data/cache.py": "decoded images, to write and to map",
+    "src/tricklab/data/folder_index.py": "the index of a data set, arrays and JSON",
     "src/tricklab/data/datasets.py": "the digits in scikit-learn",
     "src/tricklab/metrics_file.py": "metrics.csv, to append to",
     "src/tricklab/logger.py": "the id of a run in MLflow, by tricklab.files",

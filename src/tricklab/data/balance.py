@@ -41,9 +41,10 @@ def long_tail(labels: Tensor, imbalance: float, classes: int) -> Tensor:
         few = f"the smallest class has {m} training images"
         warn(f"data.imbalance={imbalance:g}: {few}, so it is {m} at most")
     kept = torch.zeros(len(labels), dtype=torch.bool)
-    for c in range(classes):
+    by_class = labels.argsort(stable=True).split(counts.tolist())
+    for c, members in enumerate(by_class):
         images = max(1, round(m * imbalance ** (-c / (classes - 1))))
-        kept[(labels == c).nonzero()[:images]] = True
+        kept[members[:images]] = True
     return kept
 
 

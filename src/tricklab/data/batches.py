@@ -21,6 +21,7 @@ from tricklab.randomness import Rand, generator
 Batch = tuple[Tensor, ...]
 Position = tuple[float, int]  # an epoch and a batch in it, both counted from 0
 Window = tuple[Position, Position]  # the first batch, and the first one after the last
+LEVELS = 256  # of a pixel
 WHOLE_RUN: Window = ((0, 0), (math.inf, 0))
 
 Images = Tensor | ImageFiles | KeptImages
@@ -179,18 +180,18 @@ def channel_mean_std(
 
     The sums are integers, hence exact. The std of a constant channel is one grey level, not 0.
     """
-    total = torch.zeros(images.shape[1], dtype=torch.long)
-    squares = torch.zeros_like(total)
+    counts = torch.zeros(images.shape[1], LEVELS, dtype=torch.long)  # of each grey level
     images_per_block = max(1, 2**22 // math.prod(images.shape[1:]))
     read: Any = functools.partial(images.index_select, 0)
     blocks = prefetch(read, indices.split(images_per_block), count_workers(images))
     for block in with_progress(blocks, len(indices), "mean and std"):
-        pixels = block.int()
-        total += pixels.sum((0, 2, 3))
-        squares += pixels.square().sum((0, 2, 3))
+        for channel, pixels in zip(counts, block.unbind(1), strict=True):
+            channel += pixels.flatten().bincount(minlength=LEVELS)
+    level = torch.arange(LEVELS)
     n = len(indices) * images.shape[2] * images.shape[3]
-    mean = total.double() / n
-    std = (squares.double() / n - mean.square()).clamp(min=0).sqrt().clamp(min=1.0)
+    mean = (counts * level).sum(1).double() / n
+    squares = (counts * level.square()).sum(1).double()
+    std = (squares / n - mean.square()).clamp(min=0).sqrt().clamp(min=1.0)
     return (mean / 255).tolist(), (std / 255).tolist()
 
 

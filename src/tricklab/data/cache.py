@@ -7,7 +7,7 @@ import os
 import secrets
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tricklab.data.file_list import FileList
 from tricklab.data.folders import expand_home
-from tricklab.data.image_files import ImageFile, ImageFiles
+from tricklab.data.image_files import ImageFiles
 from tricklab.data.images import read_size
 from tricklab.data.kept import KeptImages
 from tricklab.data.progress import warn, with_progress
-from tricklab.devices import count_memory
+from tricklab.devices import free_memory
 from tricklab.errors import UserError, nearest
 
 CRC_BYTES = 4
@@ -38,7 +39,7 @@ class Decoded(NamedTuple):
     """
 
     images: Tensor | KeptImages | ImageFiles
-    files: Sequence[ImageFile]
+    files: FileList
     original_sizes: Tensor
 
 
@@ -56,15 +57,16 @@ def decode_all(files: ImageFiles, cache: str) -> Decoded:
 
 def sample_sizes(files: ImageFiles) -> Decoded:
     """Read the sizes of at most SAMPLE files, evenly spaced, from their headers."""
-    sample = files.files[:: math.ceil(len(files) / SAMPLE)]
-    sizes = [read_size(file.path) for file in sample]
-    known = [file for file, size in zip(sample, sizes, strict=True) if size]
-    return Decoded(files, known, torch.tensor(list(filter(None, sizes))).view(-1, 2))
+    sample = torch.arange(0, len(files), math.ceil(len(files) / SAMPLE))
+    sizes = [read_size(file.path) for file in files.files.select(sample)]
+    known = [i for i, size in zip(sample.tolist(), sizes, strict=True) if size]
+    known_files = files.files.select(torch.tensor(known, dtype=torch.long))
+    return Decoded(files, known_files, torch.tensor(list(filter(None, sizes))).view(-1, 2))
 
 
 def decode_to_memory(files: ImageFiles) -> Decoded:
     """Decode all images. Raises UserError: they don't fit into memory."""
-    memory = count_memory()
+    memory = free_memory()  # what other splits and other processes leave
     check_memory(files, math.prod(files.shape), memory)  # an estimate, if they differ in size
     try:
         buffer = files.buffer()
@@ -90,7 +92,9 @@ def decode_to_memory(files: ImageFiles) -> Decoded:
 def check_memory(files: ImageFiles, size: int, memory: int) -> None:
     """Raise UserError if images of `size` bytes don't fit into `memory`."""
     if size > memory:
-        message = f"{len(files)} images take {size / 1e9:.1f} GB, there are {memory / 1e9:.1f} GB"
+        message = (
+            f"{len(files)} images take {size / 1e9:.1f} GB, there are {memory / 1e9:.1f} GB free"
+        )
         smaller = "data.keep" if files.keeps_aspect else "data.size"
         hint = f"Expected a smaller {smaller}, data.cache=FOLDER or data.cache=none"
         raise UserError(f"data.cache=memory: {message}. {hint}")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tricklab.data.batches import DatasetSplits, LabeledImages
-from tricklab.data.search import LabeledFiles
+from tricklab.data.file_list import LabeledFiles
 from tricklab.errors import UserError, nearest
 
 Chosen = Sequence[str | int]  # names of classes, or their numbers
@@ -81,10 +81,12 @@ def keep_files(
     if chosen is None:
         return dict(files), classes
     labels = find_labels(classes, chosen)
-    new_label = {label: new for new, label in enumerate(labels)}
+    numbers = torch.tensor(labels)
     kept = {}
     for split, labeled in files.items():
-        kept[split] = [(file, new_label[label]) for file, label in labeled if label in new_label]
-        if not kept[split]:
+        chosen_files = labeled.select(torch.isin(labeled.labels, numbers).nonzero().squeeze(1))
+        if not len(chosen_files.labels):
             raise NoImagesError(f"data.classes: {split} has no image of these classes")
+        new_labels = torch.searchsorted(numbers, chosen_files.labels)
+        kept[split] = chosen_files._replace(labels=new_labels)
     return kept, [classes[label] for label in labels]

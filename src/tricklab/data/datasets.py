@@ -16,10 +16,12 @@ from tricklab.data.batches import DatasetSplits, LabeledImages
 from tricklab.data.classes import Chosen, find_labels, keep_classes
 from tricklab.data.decoding import Decoding, find_groups, make_decoding, read_splits
 from tricklab.data.evaluation import make_test_data
+from tricklab.data.file_list import LabeledFiles
+from tricklab.data.folder_index import open_index
 from tricklab.data.folders import expand_home, find_splits, training_classes, warn_of_unused
 from tricklab.data.module import ImageData
 from tricklab.data.published import read_cifar, read_mnist
-from tricklab.data.search import LabeledFiles, Search, group_by_pattern
+from tricklab.data.search import Search, group_by_pattern
 from tricklab.data.splits import split_off_test
 from tricklab.data.tables import Columns, find_files, read_rows, sorted_classes, split_rows
 from tricklab.devices import is_first
@@ -111,6 +113,7 @@ def folder(
     decoding: Decoding,
     test: str = "test",
     group: str | None = None,
+    index: str | None = None,
 ) -> DatasetSplits:
     """Class folders: `root/train/CLASS/...`, maybe with `val` and `test`; or `root/CLASS/...`.
 
@@ -122,10 +125,13 @@ def folder(
     warn_of_unused(root, folders)
     folders = choose_test_folder(root, folders, test, test_size)
     classes = training_classes(root, folders["train"])
-    search = Search(root, decoding.skip_corrupt, decoding.workers)
+    folder_index = open_index(index, root) if index else None
+    search = Search(root, decoding.skip_corrupt, decoding.workers, folder_index)
     files = {}
     for split, path in folders.items():
         files[split] = group_by_pattern(search.find_classes(path, classes), group)
+    if folder_index:
+        folder_index.save()
     check_no_class_is_empty(root, classes, files["train"], search, decoding.classes)
     if "test" not in files:
         files |= split_off_test_files(files["train"], test_size)
@@ -186,9 +192,8 @@ def choose_test_folder(
 
 
 def split_off_test_files(files: LabeledFiles, test_size: int | float) -> dict[str, LabeledFiles]:
-    labels = torch.tensor([label for _, label in files])
-    train, test = split_off_test(labels, test_size, find_groups(files))
-    return {"train": [files[i] for i in train], "test": [files[i] for i in test]}
+    train, test = split_off_test(files.labels, test_size, find_groups(files))
+    return {"train": files.select(train), "test": files.select(test)}
 
 
 def check_split_folders(root: Path, folders: Mapping[str, Path], test_size: int | float) -> None:
@@ -208,7 +213,7 @@ def check_no_class_is_empty(
     chosen: Chosen | None,
 ) -> None:
     """Raise UserError: a class has no image, among those that are chosen if any are."""
-    present = {label for _, label in files}
+    present = set(files.labels.unique().tolist())
     used = range(len(classes)) if chosen is None else find_labels(classes, chosen)
     empty = [classes[label] for label in used if label not in present]
     if empty:

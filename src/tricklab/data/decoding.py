@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,13 +11,14 @@ from tricklab.augment import takes_originals
 from tricklab.data.batches import DatasetSplits, LabeledImages
 from tricklab.data.cache import Decoded, decode_all
 from tricklab.data.classes import Chosen, keep_files
+from tricklab.data.file_list import LabeledFiles
 from tricklab.data.fit import Fit, Keep
 from tricklab.data.groups import check_groups_apart
 from tricklab.data.image_files import ImageFiles
 from tricklab.data.images import Resize
 from tricklab.data.kept import KeptImages
 from tricklab.data.progress import warn
-from tricklab.data.search import LabeledFiles, Search
+from tricklab.data.search import Search
 from tricklab.devices import count_cores
 
 KEEP = 2  # times the size: the short side that training images keep at most by default
@@ -75,8 +75,7 @@ class Decoding(NamedTuple):
         return Search(root, workers=self.workers).drop_corrupt(files)
 
     def image_files(self, files: LabeledFiles, resize: Resize) -> ImageFiles:
-        paths = [file for file, _ in files]
-        return ImageFiles(paths, resize, self.mode, self.background, self.workers)
+        return ImageFiles(files.files, resize, self.mode, self.background, self.workers)
 
 
 def make_decoding(options: Mapping[str, Any]) -> Decoding:
@@ -91,10 +90,9 @@ def make_decoding(options: Mapping[str, Any]) -> Decoding:
 
 def find_groups(files: LabeledFiles) -> Tensor | None:
     """Return the number of each file's group [N], None without groups."""
-    names = [file.group for file, _ in files]
-    if not any(names):
+    if files.files.groups is None:
         return None
-    return torch.from_numpy(np.unique(names, return_inverse=True)[1]).long()
+    return torch.from_numpy(files.files.groups).unique(return_inverse=True)[1]
 
 
 class Enlargement(NamedTuple):
@@ -125,8 +123,7 @@ def read_splits(
         files = {"test": files["test"]}
     all_classes = classes
     files, classes = keep_files(files, all_classes, decoding.classes)
-    if any(file.group for part in files.values() for file, _ in part):
-        check_groups_apart({name: [f.group for f, _ in part] for name, part in files.items()})
+    check_groups_apart({name: part.files.group_of_each() for name, part in files.items()})
     decoded = {}
     for split, labeled in files.items():
         resize = decoding.training if split == "train" else decoding.evaluation
@@ -139,10 +136,10 @@ def read_splits(
         test=test,
         classes=classes,
         val=data.get("val") if "train" in data else test,
-        files=sum(map(len, files.values())),
+        files=sum(len(part.labels) for part in files.values()),
         digest=" ".join(decoded[split].digest for split in sorted(decoded)),
         fitted=find_fitted(files, decoding),
-        groups=find_groups(files.get("train", [])),
+        groups=find_groups(files["train"]) if "train" in files else None,
         left_out=[name for name in all_classes if name not in classes],
     )
 
@@ -150,9 +147,10 @@ def read_splits(
 def decode_split(files: LabeledFiles, resize: Resize, decoding: Decoding) -> DecodedSplit:
     image_files = decoding.image_files(files, resize)
     decoded = decode_all(image_files, decoding.cache)
-    labels = torch.tensor([label for _, label in files])
     enlargements = measure_enlargements(decoded, decoding.evaluation)
-    return DecodedSplit(LabeledImages(decoded.images, labels), image_files.digest, enlargements)
+    return DecodedSplit(
+        LabeledImages(decoded.images, files.labels), image_files.digest, enlargements
+    )
 
 
 def find_fitted(

@@ -5,9 +5,10 @@ from typing import Any
 
 from tricklab.data.batches import DatasetSplits
 from tricklab.data.decoding import make_decoding, read_splits
+from tricklab.data.file_list import LabeledFiles
 from tricklab.data.folders import expand_home, find_splits
 from tricklab.data.module import ImageData
-from tricklab.data.search import LabeledFiles, Search
+from tricklab.data.search import Search
 from tricklab.data.tables import Columns, find_files, read_rows, split_rows
 from tricklab.errors import UserError
 

@@ -4,6 +4,7 @@ import os
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from tricklab.data.images import EXTENSIONS
 from tricklab.data.progress import warn
@@ -34,25 +35,58 @@ def is_ignored(name: str) -> bool:
     return name.startswith(".") or name.lower() in SYSTEM
 
 
-def walk(root: Path) -> Iterator[Path]:
-    """Yield the files below a folder, except ignored ones; follow links, enter each folder once.
+class Folder(NamedTuple):
+    """A folder with the names of its files, and its status before they were listed."""
+
+    path: str
+    status: os.stat_result
+    names: list[str]
+
+
+def walk(root: Path) -> Iterator[Folder]:
+    """Yield a folder and those below it, except ignored ones; follow links, enter each folder once.
 
     A link back to a parent of `root` is not entered: it would bring images of other classes. Raises
     UserError: a folder that can't be read.
     """
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename} can't be read: {error.strerror}")
-
     entered = {inode(path) for path in (*root.absolute().parents, *root.resolve().parents)}
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=refuse):
-        here = inode(folder)
-        if here in entered:
-            folders.clear()
-            continue
-        entered.add(here)
-        folders[:] = sorted(name for name in folders if not is_ignored(name))
-        yield from (Path(folder, name) for name in names if not is_ignored(name))
+    remaining = [str(root)]
+    while remaining:
+        path = remaining.pop()
+        try:
+            status = os.stat(path)
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            folders, names = list_names(path)
+        except OSError as error:
+            raise UserError(f"{error.filename} can't be read: {error.strerror}") from error
+        entered.add((status.st_dev, status.st_ino))
+        yield Folder(path, status, names)
+        remaining += [os.path.join(path, name) for name in sorted(folders, reverse=True)]
+
+
+def list_names(path: str) -> tuple[list[str], list[str]]:
+    """Return the names of the folders, also behind links, and of the files that are not ignored."""
+    folders: list[str] = []
+    names: list[str] = []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if not is_ignored(entry.name):
+                (folders if is_folder(entry) else names).append(entry.name)
+    return folders, names
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def extension_of(name: str) -> str:
+    """Return the extension of a file's name, as `Path.suffix`, in lower case."""
+    dot = name.rfind(".")
+    return name[dot:].lower() if 0 < dot < len(name) - 1 else ""
 
 
 def inode(path: Path | str) -> tuple[int, int]:
@@ -104,9 +138,13 @@ def warn_of_unused(root: Path, splits: Mapping[str, Path]) -> None:
     for path in subfolders(root):
         if path in splits.values():
             continue
-        if any(file.suffix.lower() in EXTENSIONS for file in walk(path)):
+        if any(map(has_images, walk(path))):
             names = ", ".join(SPLIT_NAMES)
             warn(f"data.root={root}: {path.name} is not used; splits are called {names}")
+
+
+def has_images(folder: Folder) -> bool:
+    return any(extension_of(name) in EXTENSIONS for name in folder.names)
 
 
 def read_classes(root: Path) -> dict[str, Path]:

@@ -2,15 +2,15 @@
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tricklab.data.file_list import FileList
 from tricklab.data.fit import Keep
 from tricklab.data.images import VERSION, Resize, decode, decode_with_size
 from tricklab.data.prefetch import prefetch
@@ -20,19 +20,6 @@ from tricklab.errors import UserError
 
 BLOCK = 32  # images that a worker decodes at once
 Size = tuple[int, int]  # height and width
-
-
-class ImageFile(NamedTuple):
-    """A file as it was found: path, name below the root, size in bytes, modification time in ns.
-
-    Files of the same `group` are kept in the same split; "" is no group.
-    """
-
-    path: Path
-    name: str
-    size: int
-    time: int
-    group: str = ""
 
 
 @dataclass
@@ -62,7 +49,7 @@ class ImageFiles:
 
     def __init__(
         self,
-        files: Sequence[ImageFile],
+        files: FileList,
         resize: Resize,
         mode: str,
         background: str = "white",
@@ -87,13 +74,19 @@ class ImageFiles:
     @property
     def digest(self) -> str:
         """A hash of the files' names, sizes and times, and of how they are decoded."""
-        files = [(*file[1:4], *filter(None, file[4:])) for file in self.files]
         options = (self.resize, self.mode, self.background, VERSION)
-        return hashlib.sha256(repr((files, options)).encode()).hexdigest()[:16]
+        # that of repr((list(entries), options)), which would take a gigabyte for ImageNet
+        digest = hashlib.sha256(b"([")
+        separator = ""
+        for entry in self.files.entries():
+            digest.update(f"{separator}{entry!r}".encode())
+            separator = ", "
+        digest.update(f"], {options!r})".encode())
+        return digest.hexdigest()[:16]
 
     def subset(self, indices: Tensor, resize: Resize) -> "ImageFiles":
         """Return the files with these indices, resized in another way."""
-        files = [self.files[index] for index in indices.tolist()]
+        files = self.files.select(indices)
         return ImageFiles(files, resize, self.mode, self.background, self.workers)
 
     def decode(self, index: int) -> Tensor:
@@ -165,14 +158,14 @@ class ImageFiles:
         return pixels, (sizes, original_sizes)
 
 
-def decode_errors(files: Sequence[ImageFile], workers: int) -> list[str]:
+def decode_errors(files: FileList, workers: int) -> list[str]:
     """Decode all files and return the error message of each; an empty one if it has none."""
     indices = torch.arange(len(files)).split(BLOCK)
     blocks = prefetch(partial(_decode_errors, files), indices, workers)
     return [message for block in with_progress(blocks, len(files), "checking") for message in block]
 
 
-def _decode_errors(files: Sequence[ImageFile], indices: Tensor) -> list[str]:
+def _decode_errors(files: FileList, indices: Tensor) -> list[str]:
     return [_decode_error(files[index].path) for index in indices.tolist()]
 
 

@@ -220,7 +220,7 @@ class ImageData(pl.LightningDataModule):
 
     def warn_of_missing_classes(self) -> None:
         """Warn of classes without a training image, as in a fold or with a small `train_size`."""
-        present = set(self.splits.train.labels[self.train_indices].tolist())
+        present = set(self.splits.train.labels[self.train_indices].unique().tolist())
         missing = [name for label, name in enumerate(self.classes) if label not in present]
         if missing:
             names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")

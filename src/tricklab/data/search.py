@@ -1,61 +1,48 @@
 """Search for image files in folders, with counts of the files that it skips."""
 
-import os
 import re
-import stat
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tricklab.data.folders import read_classes, walk
-from tricklab.data.image_files import ImageFile, decode_errors
-from tricklab.data.images import EXTENSIONS
+import torch
+
+from tricklab.data.file_list import FileList, FileTable, LabeledFiles, make_list
+from tricklab.data.folder_index import FolderIndex
+from tricklab.data.folders import read_classes
+from tricklab.data.image_files import decode_errors
+from tricklab.data.listing import list_folder
 from tricklab.data.progress import warn
 from tricklab.devices import is_first
 from tricklab.errors import UserError
-
-NOTES = {  # extensions of files that lie beside images, and are skipped without a warning
-    *(".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".rst", ".html"),
-    *(".htm", ".log", ".db", ".ini", ".url", ".lnk", ".xmp", ".aae", ".py", ".sh", ".md5"),
-}
-
-LabeledFiles = list[tuple[ImageFile, int]]  # files with their class index
 
 
 @dataclass
 class Search:
     """Finds images in folders below `root`, and counts the files that it skips.
 
-    `workers` processes check for corrupt images. `files` counts all files except NOTES,
-    `extensions` those of formats that are not decoded; `links` lists those that lead to no file.
+    `workers` processes check for corrupt images. With an `index` only folders that changed are
+    listed. `files` counts all files except NOTES, `extensions` those of formats that are not
+    decoded; `links` lists those that lead to no file.
     """
 
     root: Path
     skip_corrupt: bool = False
     workers: int = 0
+    index: FolderIndex | None = None
     files: int = 0
     extensions: Counter[str] = field(default_factory=Counter)
     links: list[str] = field(default_factory=list)
 
-    def find_images(self, folder: Path) -> list[ImageFile]:
+    def find_images(self, folder: Path) -> FileTable:
         """Return the image files below a folder, sorted; links are followed, see `walk`."""
-        images = []
-        for path in walk(folder):
-            extension = path.suffix.lower()
-            if extension in NOTES:
-                continue
-            self.files += 1
-            if extension not in EXTENSIONS:
-                self.extensions[extension] += 1
-                continue
-            status = stat_file(path)
-            if status is None:
-                self.links.append(str(path))
-                continue
-            name = path.relative_to(self.root).as_posix()
-            images.append(ImageFile(path, name, status.st_size, status.st_mtime_ns))
-        return sorted(images)
+        listing = self.index.find(folder) if self.index else list_folder(self.root, folder)
+        self.files += listing.files
+        self.extensions += listing.extensions
+        self.links += listing.links
+        return listing.images
 
     def find_classes(
         self, folder: Path, classes: Sequence[str], owner: str = "the training folder"
@@ -67,24 +54,26 @@ class Search:
         folders = read_classes(folder)
         if unknown := set(folders) - set(classes):
             raise UserError(f"{folder} has the class {min(unknown)!r}, which {owner} does not have")
-        labeled: LabeledFiles = []
-        for label, name in enumerate(classes):
-            if name in folders:
-                labeled += [(file, label) for file in self.find_images(folders[name])]
+        labels = [label for label, name in enumerate(classes) if name in folders]
+        tables = [self.find_images(folders[classes[label]]) for label in labels]
+        sizes = torch.tensor([table.files for table in tables], dtype=torch.long)
+        repeated = torch.tensor(labels, dtype=torch.long).repeat_interleave(sizes)
+        labeled = LabeledFiles(make_list(self.root, tables), repeated)
         if self.skip_corrupt:
             labeled = self.drop_corrupt(labeled)
-        if not labeled:
+        if not len(labeled.labels):
             raise UserError(f"{folder} has no image in its class folders{self.parenthesis}")
         return labeled
 
     def drop_corrupt(self, labeled: LabeledFiles) -> LabeledFiles:
         """Return the images that can be decoded, and print the number of the others."""
-        errors = decode_errors([file for file, _ in labeled], self.workers)
+        errors = decode_errors(labeled.files, self.workers)
         messages = [message for message in errors if message]
         if messages and is_first():
-            counts = f"{len(messages)} of {len(labeled)} images are left out"
+            counts = f"{len(messages)} of {len(errors)} images are left out"
             print(f"data.skip_corrupt: {counts}, the first: {messages[0]}")
-        return [image for image, message in zip(labeled, errors, strict=True) if not message]
+        good = [i for i, message in enumerate(errors) if not message]
+        return labeled.select(torch.tensor(good, dtype=torch.long))
 
     @property
     def summary(self) -> str:
@@ -115,19 +104,10 @@ class Search:
             warn(f"{self.root}: {self.summary}")
 
 
-def stat_file(path: Path) -> os.stat_result | None:
-    """Return size and times of a regular file, also behind a link; None if there is none."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return status if stat.S_ISREG(status.st_mode) else None
-
-
 def image_files(root: Path) -> list[Path]:
     """Return the images below a folder, sorted; warn of files that are skipped."""
     search = Search(root)
-    paths = [file.path for file in search.find_images(root)]
+    paths = [file.path for file in make_list(root, [search.find_images(root)])]
     search.warn()
     return paths
 
@@ -144,11 +124,16 @@ def group_by_pattern(labeled: LabeledFiles, pattern: str | None) -> LabeledFiles
         compiled = re.compile(pattern)
     except re.error as error:
         raise UserError(f"data.group={pattern}: no regular expression ({error})") from error
-    grouped = []
-    for file, label in labeled:
-        match = compiled.search(file.name)
-        group = match and match[1 if compiled.groups else 0]
+    return labeled._replace(files=labeled.files.with_groups(find_groups(labeled.files, compiled)))
+
+
+def find_groups(files: FileList, pattern: re.Pattern[str]) -> list[str]:
+    """Return the group of each file. Raises UserError: the pattern is not found in a name."""
+    groups: list[str] = []
+    for name in files.names():
+        match = pattern.search(name)
+        group = match and match[1 if pattern.groups else 0]
         if not group:
-            raise UserError(f"data.group={pattern} is not found in {file.name}")
-        grouped.append((file._replace(group=group), label))
-    return grouped
+            raise UserError(f"data.group={pattern.pattern} is not found in {name}")
+        groups.append(sys.intern(group))
+    return groups

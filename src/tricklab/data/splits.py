@@ -124,8 +124,8 @@ def stratified_order(labels: Tensor, seed: int, purpose: str) -> Tensor:
     """
     rng = generator(seed, purpose)
     position = torch.empty(len(labels), dtype=torch.double)
-    for label in labels.unique():
-        members = (labels == label).nonzero().squeeze(1)
+    counts = labels.unique(return_counts=True)[1].tolist()
+    for members in labels.argsort(stable=True).split(counts):  # those of each class, in order
         members = members[torch.randperm(len(members), generator=rng)]
         u = torch.rand((), generator=rng, dtype=torch.double)
         position[members] = (torch.arange(len(members), dtype=torch.double) + u) / len(members)

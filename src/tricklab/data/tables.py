@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
+from tricklab.data.file_list import LabeledFiles, make_list, make_table
 from tricklab.data.folders import SPLIT_NAMES
-from tricklab.data.image_files import ImageFile
-from tricklab.data.search import LabeledFiles, stat_file
+from tricklab.data.listing import stat_file
 from tricklab.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -178,20 +180,22 @@ def find_files(
     Raises UserError: a label that is not among the `classes` of `owner`, or missing files.
     """
     number_of = {name: number for number, name in enumerate(classes)}
-    labeled: LabeledFiles = []
+    found = []
     missing = []
     for row in rows:
         if row.label not in number_of:
             message = f"data.table={table} has the class {row.label!r}"
             raise UserError(f"{message}, which {owner} does not have")
-        path = root / row.path
-        status = stat_file(path)
+        status = stat_file(root / row.path)
         if status is None:
             missing.append(row.path)
             continue
-        file = ImageFile(path, row.path, status.st_size, status.st_mtime_ns, row.group)
-        labeled.append((file, number_of[row.label]))
+        file = (row.path, status.st_size, status.st_mtime_ns)
+        found.append((number_of[row.label], file, row.group))
     if missing:
         message = f"{len(missing):,} of {len(rows):,} images are not found, the first: {missing[0]}"
         raise UserError(f"data.table={table}: {message}; paths start from data.root={root}")
-    return sorted(labeled, key=lambda item: (item[1], item[0].name))
+    found.sort(key=lambda item: (item[0], item[1][0]))
+    files = make_list(root, [make_table([file for _, file, _ in found])])
+    labels = torch.tensor([label for label, _, _ in found], dtype=torch.long)
+    return LabeledFiles(files.with_groups([group for _, _, group in found]), labels)

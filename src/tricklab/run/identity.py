@@ -15,7 +15,7 @@ PACKAGE = __name__.partition(".")[0]
 HASH_EXCLUDED = (  # keys that do not affect the result
     *("hydra", "sweep", "claim", "resume", "name", "tags", "logger"),
     *("slots", "dry_run", "job_timeout"),
-    *("data.num_workers", "data.cache", "callbacks.progress", "callbacks.last"),
+    *("data.num_workers", "data.cache", "data.index", "callbacks.progress", "callbacks.last"),
     *("automatic", "choices", "dataset"),  # added to config.yaml by the run itself
 )
 # Environment variable of a sweep's job: the hash of the config with which the job was planned

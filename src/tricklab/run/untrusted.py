@@ -21,7 +21,7 @@ from tricklab.errors import UserError
 from tricklab.run.automatic import find_recorded
 
 # Keys that name files to read or write are reset to these values
-RESET = {"weights": None, "cache": "memory", "num_workers": None}
+RESET = {"weights": None, "index": None, "cache": "memory", "num_workers": None}
 MAX_REPETITIONS = 3  # in a regular expression: each multiplies the time by the length of the text
 TRAINER_KEYS = (
     *("accelerator", "precision", "limit_test_batches"),
