@@ -82,12 +82,12 @@ def train_ddp(tmp_path, ranks, *overrides):
     return Run(tmp_path / "ddp")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ranks", "images", "batch_size", "accumulate"),
     [
-        (2, 132, 64, 2),
-        (3, 111, 17, 3),  # batches of 51, 51 and 9 images
+        pytest.param(2, 132, 64, 2, marks=pytest.mark.kills),
+        # batches of 51, 51 and 9 images
+        pytest.param(3, 111, 17, 3, marks=pytest.mark.slow),
     ],
 )
 def test_ddp_trains_as_one_process(run, tmp_path, ranks, images, batch_size, accumulate):

@@ -100,7 +100,7 @@ def test_rehearsal_prints_a_block_and_writes_the_same_numbers(run_script, monkey
     assert [f"{row['steps/s']:,.2f}" for row in results["modes"]] == [r[2] for r in speeds[1:]]
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_rehearsal_runs_every_mode_and_the_tests(run_script):
     done = run_script("benchmark.py", "gpu", "--rehearse")
     check_block(done.stdout, MODES)

@@ -159,7 +159,7 @@ def test_ray_runs_two_jobs_on_a_device(train, tmp_path):
     assert "Ray" not in again.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.kills
 def test_submitit_runs_the_same_jobs(train, tmp_path):
     assert train(*OVERRIDES, "seed=0,1", "name=ours").returncode == 0
     done = train(*OVERRIDES, "seed=0,1", "name=theirs", "hydra/launcher=submitit_local")

@@ -203,7 +203,7 @@ def test_two_agents_train_as_one_process(run, tmp_path, monkeypatch, per_agent):
 
 @pytest.mark.parametrize(
     ("agents", "per_agent"),
-    [slow(0, 3), stress(0, 2), stress(1, 3)],
+    [stress(0, 3), stress(0, 2), stress(1, 3)],
 )
 def test_ranks_of_any_number_split_odd_sizes(tmp_path, agents, per_agent):
     """In the last batch of the validation set some ranks have no image."""

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tricklab.devices import cores_of_run, count_devices, omp_threads
+from tricklab.devices import cores_of_run, count_devices, omp_threads, visible_devices
 from tricklab.run.automatic import AUTO, KEYS, Choice
 
 # FLOPs of a layer in the forward pass of a batch. With 2 threads a step takes 1.2 to 1.8 times as
@@ -48,7 +48,8 @@ def count_flops(net: nn.Module, shape: tuple[int, int, int]) -> dict[Any, int]:
 
 def on_cpu(trainer: DictConfig) -> bool:
     """Whether a trainer computes on the CPU."""
-    return trainer.accelerator == "cpu" or not torch.accelerator.is_available()
+    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    return trainer.accelerator == "cpu" or not has_gpu
 
 
 def is_mostly_convolutions(flops: Mapping[Any, int]) -> bool:
@@ -69,5 +70,5 @@ def choose_threads(trainer: DictConfig, flops_of_layer: float) -> int:
         return threads
     if flops_of_layer < LARGE_LAYER:
         return 1
-    processes = count_devices(trainer.devices) or torch.cuda.device_count() or 1
+    processes = count_devices(trainer.devices) or len(visible_devices()) or 1
     return max(1, cores_of_run() // processes)
