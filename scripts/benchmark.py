@@ -24,6 +24,7 @@ from typing import Any
 
 from tricklab.analysis.benchmark import parts, rounds, tricks
 from tricklab.cli.launch import launch
+from tricklab.devices import wait_as_usual
 
 DEFAULT_PARTS = {
     "steps": parts.measure_steps,
@@ -38,6 +39,7 @@ GPU = "gpu"  # likewise
 
 def main() -> None:
     options = parse_arguments()
+    wait_as_usual()  # plain loops on two threads would be half as fast
     threads, repeats = options.threads, options.repeats
     sys.argv = sys.argv[:1]  # the runs are named by the rest
     results: dict[str, Any] = {"threads": threads, "repeats": repeats}

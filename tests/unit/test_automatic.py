@@ -9,7 +9,7 @@ import yaml
 from torch import nn
 
 from helpers.configs import compose_and_check, configure
-from tricklab.devices import wait_asleep
+from tricklab.devices import wait_as_usual, wait_asleep
 from tricklab.errors import UserError
 from tricklab.run import hardware
 from tricklab.run.automatic import describe, find_recorded, is_automatic, restore
@@ -159,9 +159,12 @@ def test_waiting_threads_sleep_soon_unless_the_environment_says_otherwise(monkey
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
         monkeypatch.delenv(name, raising=False)
     wait_asleep()
-    assert os.environ["GOMP_SPINCOUNT"] == "1000"
+    assert os.environ["GOMP_SPINCOUNT"] == "3000"
+    wait_as_usual()
+    assert "GOMP_SPINCOUNT" not in os.environ
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     wait_asleep()
+    wait_as_usual()
     assert os.environ["GOMP_SPINCOUNT"] == "7"
     monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.setenv("OMP_WAIT_POLICY", "active")

@@ -4,6 +4,7 @@ Each returns the images/s of `steps` training steps, after some that are not tim
 """
 
 import contextlib
+import copy
 import functools
 import gc
 import io
@@ -48,6 +49,9 @@ def compose_and_load(overrides: Overrides) -> tuple[DictConfig, ImageData]:
 
 
 def make_net(config: DictConfig, data: ImageData) -> nn.Module:
+    """Return the network of a plain loop, in torch's own memory format."""
+    config = copy.deepcopy(config)
+    config.trainer.channels_last = False
     return build_net(config, data.shape, len(data.classes)).train()
 
 
