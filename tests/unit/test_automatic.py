@@ -77,7 +77,7 @@ def test_choice_follows_from_the_config(overrides, channels_last, threads):
 
 def test_memory_format_is_chosen_for_a_cpu_alone(monkeypatch):
     net = nn.Conv2d(1, 2, 3)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(hardware, "has_gpu", lambda: True)
     assert not choose(configure(), net, (1, 8, 8))["channels_last"]
     assert choose(configure("trainer=cpu"), net, (1, 8, 8))["channels_last"]
 

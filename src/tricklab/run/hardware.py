@@ -3,6 +3,7 @@
 They follow from the config and the hardware alone, never from timing or load.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,8 +49,13 @@ def count_flops(net: nn.Module, shape: tuple[int, int, int]) -> dict[Any, int]:
 
 def on_cpu(trainer: DictConfig) -> bool:
     """Whether a trainer computes on the CPU."""
-    has_gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    return trainer.accelerator == "cpu" or not has_gpu
+    return trainer.accelerator == "cpu" or not has_gpu()
+
+
+@functools.cache
+def has_gpu() -> bool:
+    """Whether there is a GPU; torch looks for the driver's library each time."""
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
 def is_mostly_convolutions(flops: Mapping[Any, int]) -> bool:
