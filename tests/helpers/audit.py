@@ -180,6 +180,7 @@ def import_libraries(config: dict[str, Any]) -> None:
         node = {"_target_": f"tricklab.{target}", **options}
         with suppress(UserError):  # the folder does not exist
             read_untrusted(json.dumps(config | {target.split(".")[0]: node}))
+    read_untrusted(json.dumps(config | {"trainer": {}}))  # torch looks for a GPU
 
 
 def fuzz(path: Path, seed: int, number: int) -> None:
