@@ -88,6 +88,13 @@ def test_quickstart(readme, class_folders):
     output = readme.run("python scripts/report.py sweeps/digits_convnet_by_mixup_scheduler_seed")
     assert "mixup=on" in output
 
+    # from one GPU to a cluster: test_ranks.py and test_launchers.py
+    readme.skip("python train.py")
+    readme.skip("python train.py trainer=ddp")
+    readme.skip("python train.py -m seed=0,1")
+    readme.skip("python train.py -m seed=0,1 hydra/launcher=ray_cluster")
+    readme.skip("torchrun --nnodes=2 ... train.py trainer=ddp ...")
+
     # after training
     assert "test/acc" in readme.run("python scripts/evaluate.py RUN", RUN=run)
     readme.run("python scripts/evaluate.py RUN tta=8 augment=crop", RUN=run)
