@@ -38,7 +38,7 @@ def count_cores() -> int:
 
 
 def cores_of_run() -> int:
-    """Return the number of cores for this run: of a job of a sweep, its share."""
+    """Return the number of cores for this run: of a job of a sweep, its part."""
     return int(os.environ.get(RUN_CORES) or count_cores())
 
 

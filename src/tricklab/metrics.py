@@ -46,7 +46,7 @@ def evaluate_briefly(logits: Tensor, labels: Tensor) -> dict[str, float]:
     return {
         "loss": mean(F.cross_entropy(logits, labels, reduction="none")),
         "acc": mean(logits.argmax(1) == labels),
-        "ece": float((hits - confidences).abs().sum() / images.sum()),
+        "ece": float(_ece(images, hits, confidences)),
     }
 
 
@@ -159,7 +159,7 @@ def calibration_metrics(logits: Tensor, labels: Tensor, bins: int = BINS) -> dic
     log_p = _classes_first(logits).log_softmax(0)  # [K, N]
     truth = torch.zeros_like(log_p).scatter_(0, labels[None], 1.0)
     metrics = {
-        "ece": (hits - confidences).abs().sum() / images.sum(),
+        "ece": _ece(images, hits, confidences),
         "oe": (mean_confidence * (confidences - hits).clamp(min=0)).sum() / images.sum(),
         "ece_mass": torch.stack([b.sum() for b in adaptive_bins]).abs().sum() / len(correct),
         "gap": (confidence - correct).mean(),
@@ -168,6 +168,11 @@ def calibration_metrics(logits: Tensor, labels: Tensor, bins: int = BINS) -> dic
         "aurc": errors.mean(),
     }
     return {name: float(value) for name, value in metrics.items()}
+
+
+def _ece(images: Tensor, hits: Tensor, confidences: Tensor) -> Tensor:
+    """Return the expected calibration error of bins, see `reliability`."""
+    return (hits - confidences).abs().sum() / images.sum()
 
 
 def _sort_by_confidence(confidence: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,14 +7,16 @@ import pytest
 import torch
 import yaml
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.configs import compose_and_check, configure
+from tricklab.analysis.evaluation import make_trainer
 from tricklab.devices import wait_as_usual, wait_asleep
 from tricklab.errors import UserError
 from tricklab.run import hardware
 from tricklab.run.automatic import describe, find_recorded, is_automatic, restore
 from tricklab.run.build import build_net
-from tricklab.run.hardware import choose, choose_threads, count_flops
+from tricklab.run.hardware import choose, choose_threads, flops_per_image
 
 SHORT = ("data.train_size=128", "trainer.max_epochs=2")
 CHOICE = {"channels_last": True, "threads": 2}
@@ -38,16 +40,16 @@ def eight_cores(monkeypatch):
     ],
 )
 def test_flops_are_two_for_each_weight_and_position(net, shape, flops):
-    net.train()
-    assert sum(count_flops(net, shape).values()) == flops
-    assert net.training
+    with FlopCounterMode(display=False) as counter:
+        net(torch.zeros(4, *shape))
+    assert sum(flops_per_image(counter, images=4).values()) == flops
 
 
-def test_counting_leaves_the_statistics_of_batch_norm():
-    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
-    before = {key: value.clone() for key, value in net.state_dict().items()}
-    count_flops(net, (1, 4, 4))
-    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+def test_network_without_flops_has_none():
+    with FlopCounterMode(display=False) as counter:
+        nn.Flatten()(torch.zeros(2, 3, 4))
+    assert flops_per_image(counter, images=2) == {}
+    assert choose(configure(), nn.Flatten(), {}) == {"channels_last": False, "threads": 1}
 
 
 @pytest.mark.parametrize(
@@ -76,10 +78,21 @@ def test_choice_follows_from_the_config(overrides, channels_last, threads):
 
 
 def test_memory_format_is_chosen_for_a_cpu_alone(monkeypatch):
-    net = nn.Conv2d(1, 2, 3)
+    flops = {"aten.convolution": 51.0, "aten.mm": 49.0}
     monkeypatch.setattr(hardware, "has_gpu", lambda: True)
-    assert not choose(configure(), net, (1, 8, 8))["channels_last"]
-    assert choose(configure("trainer=cpu"), net, (1, 8, 8))["channels_last"]
+    assert not choose(configure(), nn.Conv2d(1, 2, 3), flops)["channels_last"]
+    assert choose(configure("trainer=cpu"), nn.Conv2d(1, 2, 3), flops)["channels_last"]
+    dense = {"aten.convolution": 49.0, "aten.mm": 51.0}
+    assert not choose(configure("trainer=cpu"), nn.Conv2d(1, 2, 3), dense)["channels_last"]
+
+
+def test_evaluation_has_the_threads_of_the_run_but_no_more_than_cores(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr("tricklab.analysis.evaluation.count_cores", lambda: 3)
+    for threads, expected in ((2, 2), (64, 3)):
+        make_trainer(configure("trainer=cpu", f"trainer.threads={threads}").trainer)
+        assert torch.get_num_threads() == expected
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from tricklab.metrics import (
     Calibration,
     calibration_metrics,
     evaluate,
+    evaluate_briefly,
     fit_temperature,
     reliability,
     weight_stats,
@@ -147,6 +148,13 @@ def test_calibration_metrics_do_not_depend_on_the_order_of_images():
     order = torch.randperm(300, generator=torch.Generator().manual_seed(0))
     shuffled = calibration_metrics(logits[order], labels[order])
     assert calibration_metrics(logits, labels) == pytest.approx(shuffled, abs=1e-12)
+
+
+def test_brief_evaluation_has_the_same_values():
+    logits, labels = sample_tensors(300, 4, 1)
+    brief = evaluate_briefly(logits, labels)
+    whole = evaluate(logits, labels, temperature=2.0)
+    assert brief == {name: whole[name] for name in ("loss", "acc", "ece")}
 
 
 def test_calibration_metric_accumulates_batches():

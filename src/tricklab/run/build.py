@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.flop_counter import FlopCounterMode
 
 from tricklab.callbacks import CheckpointFiles, average_floats_only
 from tricklab.data.balance import find_rarest
@@ -27,7 +28,7 @@ from tricklab.optimizer import named_weights, parameter_groups
 from tricklab.penalty import Penalty
 from tricklab.randomness import Rand, generator, seed_default
 from tricklab.run.automatic import restore
-from tricklab.run.hardware import choose
+from tricklab.run.hardware import choose, flops_per_image
 from tricklab.run.inputs import resolve_input
 from tricklab.run.instantiate import build, build_each, omit
 from tricklab.run.plan import Plan
@@ -146,7 +147,7 @@ def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.
     seed_default(cfg.seed, "init")
     try:
         net: nn.Module = build(cfg.model)(shape[0], classes).eval()
-        with torch.no_grad():
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
             logits = net(torch.zeros(2, *shape))  # lazy layers infer their inputs here
     except UserError:
         raise
@@ -155,7 +156,7 @@ def build_net(cfg: DictConfig, shape: tuple[int, int, int], classes: int) -> nn.
     if logits.shape != (2, classes):
         message = f"model: returns {tuple(logits.shape)} for 2 images"
         raise UserError(f"{message}; expected (2, {classes})")
-    restore(cfg.trainer, choose(cfg, net, shape))
+    restore(cfg.trainer, choose(cfg, net, flops_per_image(counter, images=2)))
     if cfg.trainer.channels_last:
         net = net.to(memory_format=torch.channels_last)
     if cfg.trainer.compile:

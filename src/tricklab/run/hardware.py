@@ -4,8 +4,6 @@ They follow from the config and the hardware alone, never from timing or load.
 """
 
 import functools
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -15,36 +13,32 @@ from torch.utils.flop_counter import FlopCounterMode
 from tricklab.devices import cores_of_run, count_devices, omp_threads, visible_devices
 from tricklab.run.automatic import AUTO, KEYS, Choice
 
+Flops = dict[str, float]  # by operator
+
 # FLOPs of a layer in the forward pass of a batch. With 2 threads a step takes 1.2 to 1.8 times as
 # long as with one at 60 million or less, about as long at 100, 0.7 to 0.8 times at 130 or more
 LARGE_LAYER = 1e8
 
 
-def choose(cfg: DictConfig, net: nn.Module, shape: tuple[int, int, int]) -> Choice:
+def choose(cfg: DictConfig, net: nn.Module, flops: Flops) -> Choice:
     """Return memory format and threads of a run: those of the config, or what `auto` stands for.
 
-    `net` takes images of `shape` [C, H, W].
+    `flops` are those of a forward pass of one image.
     """
     choice = {key: cfg.trainer[key] for key in KEYS}
-    if AUTO in choice.values():
-        flops = count_flops(net, shape)
-        if choice["channels_last"] == AUTO:
-            choice["channels_last"] = on_cpu(cfg.trainer) and is_mostly_convolutions(flops)
-        if choice["threads"] == AUTO:
-            layers = sum(parameter.ndim > 1 for parameter in net.parameters())
-            flops_of_layer = sum(flops.values()) * cfg.data.batch_size / max(1, layers)
-            choice["threads"] = choose_threads(cfg.trainer, flops_of_layer)
+    if choice["channels_last"] == AUTO:
+        choice["channels_last"] = on_cpu(cfg.trainer) and is_mostly_convolutions(flops)
+    if choice["threads"] == AUTO:
+        layers = sum(parameter.ndim > 1 for parameter in net.parameters())
+        flops_of_layer = sum(flops.values()) * cfg.data.batch_size / max(1, layers)
+        choice["threads"] = choose_threads(cfg.trainer, flops_of_layer)
     return choice
 
 
-def count_flops(net: nn.Module, shape: tuple[int, int, int]) -> dict[Any, int]:
-    """Return the FLOPs of a forward pass of one image by operator, as counted by torch."""
-    was_training = net.training
-    net.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net(torch.zeros(1, *shape))
-    net.train(was_training)
-    return dict(counter.get_flop_counts()["Global"])
+def flops_per_image(counter: FlopCounterMode, images: int) -> Flops:
+    """Return what torch has counted in a forward pass of some images."""
+    counted = counter.get_flop_counts().get("Global", {})
+    return {str(operator): flops / images for operator, flops in counted.items()}
 
 
 def on_cpu(trainer: DictConfig) -> bool:
@@ -58,12 +52,12 @@ def has_gpu() -> bool:
     return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
-def is_mostly_convolutions(flops: Mapping[Any, int]) -> bool:
+def is_mostly_convolutions(flops: Flops) -> bool:
     """Whether convolutions have most of the FLOPs.
 
     With `channels_last` a CPU trains such networks 1.05 to 1.5 times as fast, others as fast.
     """
-    of_convolutions = sum(n for operator, n in flops.items() if "conv" in str(operator))
+    of_convolutions = sum(n for operator, n in flops.items() if "conv" in operator)
     return 2 * of_convolutions > sum(flops.values())
 
 

@@ -35,8 +35,9 @@ OURS: dict[str, Overrides] = {
     "defaults, l1 + l2": PENALTIES,
     "defaults, augmented and mixed": IMAGES,
     "everything on": EVERYTHING,
-    "defaults, channels last": (CHANNELS_LAST,),
-    "defaults, channels last, bfloat16": (CHANNELS_LAST, BF16),
+    "defaults, channels first": ("trainer.channels_last=false",),
+    "defaults, 2 threads": ("trainer.threads=2",),
+    "defaults, bfloat16": (BF16,),
     "defaults, compiled": (COMPILED,),
 }
 
