@@ -79,7 +79,7 @@ def fit(direct, module=None, **options):
     """Return the module, its trainer and a recorder, trained by one of the loops."""
     module = module or Module()
     recorder = Recorder()
-    images = torch.arange(3.0 * 2 * BATCHES).view(-1, 3) / 10
+    images = torch.arange(3.0 * (2 * BATCHES - 1)).view(-1, 3) / 10  # the last batch is smaller
     trainer = pl.Trainer(**OPTIONS | options, callbacks=[recorder])
     if direct:
         trainer.fit_loop.epoch_loop.__class__ = DirectLoop

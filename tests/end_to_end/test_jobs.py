@@ -525,23 +525,22 @@ def run_recording_job(folder):
     os.environ.pop("CUDA_VISIBLE_DEVICES", None)
 
     def write(*arguments, **options):
-        (folder / "seen").write_text(
-            f"{multiprocessing.get_start_method()} {os.getenv('CUDA_VISIBLE_DEVICES')}"
-        )
+        seen = [os.getenv("CUDA_VISIBLE_DEVICES"), os.getenv("CORES_OF_RUN")]
+        (folder / "seen").write_text(f"{multiprocessing.get_start_method()} {seen}")
 
     runpy.run_path = write
-    job_main(JobSpec([], folder, "", None), "", 1, os.getppid())
+    job_main(JobSpec([], folder, "", None), "", 3, os.getppid())
 
 
 @SERVERS
-def test_job_forks_workers_and_sees_all_gpus(tmp_path):
+def test_job_forks_workers_and_sees_its_cores_and_all_gpus(tmp_path):
     """All GPUs, as no device is assigned."""
     process = multiprocessing.get_context("forkserver").Process(
         target=run_recording_job, args=(tmp_path,)
     )
     process.start()
     process.join()
-    assert (tmp_path / "seen").read_text() == f"{multiprocessing.get_start_method()} None"
+    assert (tmp_path / "seen").read_text() == f"{multiprocessing.get_start_method()} [None, '3']"
 
 
 def test_jobs_with_one_folder_are_refused(train):

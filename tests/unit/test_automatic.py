@@ -16,7 +16,9 @@ from tricklab.errors import UserError
 from tricklab.run import hardware
 from tricklab.run.automatic import describe, find_recorded, is_automatic, restore
 from tricklab.run.build import build_net
+from tricklab.run.folder import check_same_options
 from tricklab.run.hardware import choose, choose_threads, flops_per_image
+from tricklab.run.trained import read_trained
 
 SHORT = ("data.train_size=128", "trainer.max_epochs=2")
 CHOICE = {"channels_last": True, "threads": 2}
@@ -211,3 +213,32 @@ def test_run_records_and_resume_restores_its_choice(run, monkeypatch, capsys):
     assert choice_of(again) == {"channels_last": True, "threads": 1}
     other = run(*SHORT, folder="other")
     assert choice_of(other) == {"channels_last": False, "threads": 2}
+
+
+def test_run_from_before_auto_resumes_in_its_memory_format(run):
+    """Its config.yaml has `channels_last: false`, which was the default."""
+    first = run(*SHORT, "trainer.channels_last=false", "stop_after=1ep", folder="run")
+    last = first.folder / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    del checkpoint["automatic"]
+    torch.save(checkpoint, last)
+    path = first.folder / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    del config["automatic"], config["trainer"]["threads"]
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    again = configure(*SHORT, "resume=auto", "trainer=cpu")
+    check_same_options(first.folder, again)
+    assert choice_of(run(*SHORT, "resume=auto", folder="run"))["channels_last"] is False
+
+
+def test_network_is_read_with_the_choice_in_its_checkpoint(run):
+    """Not with that of this machine, nor with another one beside it."""
+    first = run(*SHORT, "stop_after=1ep")
+    best = first.folder / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(best, weights_only=True)
+    checkpoint["automatic"] = {"channels_last": False, "threads": 2}
+    torch.save(checkpoint, best)
+    trained = read_trained(best, "ckpt")
+    assert (trained.config.trainer.channels_last, trained.config.trainer.threads) == (False, 2)
+    trained.net()
+    assert (trained.config.trainer.channels_last, trained.config.trainer.threads) == (False, 2)
