@@ -26,7 +26,8 @@ def test_fractions_are_of_the_same_round_and_of_the_fastest_turns(monkeypatch, c
 def test_repeats_start_new_processes(monkeypatch):
     groups = []
 
-    def alternate(variants, steps, threads):
+    def alternate(variants, steps, threads, ours):
+        assert set(ours) == set(OURS)
         groups.append(set(variants))
         return [{"group": len(groups)}]
 

@@ -222,7 +222,7 @@ def test_table_has_a_row_for_each_trick(monkeypatch):
         (900.0, 1000.0, 900.0, 900.0),
     ]
 
-    def alternate(variants, steps, threads):
+    def alternate(variants, steps, threads, ours):
         order = [tricks.OURS, tricks.PER_IMAGE, tricks.PER_BATCH, tricks.PLAIN]
         return [{name: dict(zip(order, values))[name] for name in variants} for values in speeds]
 

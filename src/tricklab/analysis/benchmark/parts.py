@@ -81,7 +81,7 @@ def run_rounds(net: str, batch_size: int, threads: int, repeats: int) -> list[Ro
         variants[name] = functools.partial(loops.ours, (*overrides, *more))
     rounds = []
     for _ in range(repeats):
-        rounds += alternate_in_processes(variants, CASES[net, batch_size], threads)
+        rounds += alternate_in_processes(variants, CASES[net, batch_size], threads, OURS)
     return rounds
 
 

@@ -5,12 +5,12 @@ import functools
 import multiprocessing
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from statistics import median
 from typing import Any
 
-from tricklab.devices import RUN_CORES
+from tricklab.devices import RUN_CORES, keep_freed_memory, wait_asleep
 
 # In each repeat: several short ones, as the speed of a machine changes within seconds
 TURNS = 3
@@ -32,8 +32,11 @@ def reset_start_method() -> None:
     multiprocessing.set_start_method(None, force=True)
 
 
-def set_up_process(threads: int) -> None:
-    """Use so many threads; ours may choose fewer for a small network."""
+def set_up_process(threads: int, is_ours: bool) -> None:
+    """Use so many threads; ours may choose fewer, keeps memory and waits as its commands do."""
+    if is_ours:
+        keep_freed_memory()
+        wait_asleep()
     import torch
 
     reset_start_method()
@@ -41,18 +44,20 @@ def set_up_process(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def alternate_in_processes(variants: Mapping[str, Turn], steps: int, threads: int) -> list[Round]:
+def alternate_in_processes(
+    variants: Mapping[str, Turn], steps: int, threads: int, ours: Collection[str]
+) -> list[Round]:
     """Return a few rounds after an untimed one, each variant in a new process of its own.
 
-    Variants would affect each other in one process: compiling slows down all that follows.
+    Variants would affect each other in one process: compiling slows down all that follows. `ours`
+    are the names of this project's.
     """
-    context = multiprocessing.get_context("forkserver")
-    # all processes start with the same imports, which take seconds
-    context.set_forkserver_preload(["tricklab.run.experiment"])
+    context = multiprocessing.get_context("spawn")  # a fork would have torch's waiting already
     turns: dict[str, Turn] = {}
     with contextlib.ExitStack() as stack:
         for name, variant in variants.items():
-            pool = ProcessPoolExecutor(1, context, initializer=set_up_process, initargs=(threads,))
+            arguments = (threads, name in ours)
+            pool = ProcessPoolExecutor(1, context, initializer=set_up_process, initargs=arguments)
             stack.enter_context(pool)
             turns[name] = functools.partial(run_in_pool, pool, variant)
         rounds = [take_turns(turns, steps) for _ in range(TURNS + 1)]

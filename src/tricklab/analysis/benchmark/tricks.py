@@ -36,7 +36,7 @@ def run_rounds(trick: str, net: str, batch_size: int, threads: int, repeats: int
     variants = make_variants(trick, (*GREY, *NETS[net], *size))
     rounds = []
     for _ in range(repeats):
-        rounds += alternate_in_processes(variants, CASES[net, batch_size], threads)
+        rounds += alternate_in_processes(variants, CASES[net, batch_size], threads, {OURS})
     return rounds
 
 
