@@ -12,14 +12,16 @@ import sys
 from tricklab.analysis.ablation import ablation_table, describe_power, read_ablation
 from tricklab.analysis.page import escape_pipes, format_table
 from tricklab.analysis.recipes import INCOMPLETE, count_missing, read_command, run_missing
+from tricklab.analysis.rows import published_seeds
 from tricklab.cli.config import CONF, list_options
 from tricklab.cli.launch import launch
 
 
 def main() -> None:
-    name, seeds, overrides = read_command(list_options(CONF / "experiment"), lambda name: 3)
-    ablation = read_ablation(name)
-    results = run_missing(ablation.recipe, seeds, overrides)
+    command = read_command(list_options(CONF / "experiment"), seeds=3)
+    seeds = published_seeds(command.options["seeds"])
+    ablation = read_ablation(command.name)
+    results = run_missing(ablation.recipe, seeds, command.overrides)
     table = ablation_table(ablation.tricks, results, ablation.paper)
     print(format_table(table, escape_pipes))
     print(describe_power(ablation.tricks, results))

@@ -4,36 +4,32 @@ import csv
 import json
 import subprocess
 import sys
+from datetime import datetime
 from types import SimpleNamespace
 
 import pytest
 
 from helpers.configs import configure
 from helpers.paths import CONF, ROOT
-from tricklab.analysis import recipes, run_metrics
+from tricklab.analysis import control, recipes, run_metrics
 from tricklab.analysis.flops import training_flops
-from tricklab.analysis.recipes import (
-    Recipe,
-    collect_runs,
-    format_rows,
-    format_summary,
-    is_complete,
-    run_missing,
-)
+from tricklab.analysis.recipes import Recipe, collect_runs, format_summary, run_missing
+from tricklab.analysis.rows import format_rows, is_complete, published_seeds
 from tricklab.cli.config import to_plain
 from tricklab.data.published import find_mnist
 from tricklab.run.identity import config_hash
 
 
-def write_result(folder, seed, status="done", accuracy=0.9, overrides=()):
+def write_result(folder, seed, status="done", accuracy=0.9, overrides=(), dirty=False):
     """Write the result of a run whose config hash is hash0 for seed 0."""
     result = {
         "status": status,
         "config_hash": f"hash{seed}",
         "overrides": ["experiment=x", *overrides, f"seed={seed}"],
         "seconds": 10.0 + seed,
-        "git": {"commit": "0123456789ab"},
-        "versions": {"torch": "2"},
+        "git": {"commit": "0123456789ab", "dirty": dirty},
+        "versions": {"python": "3.11", "torch": "2", "pytorch-lightning": "2.6"},
+        "machine": {"processor": "A", "cores": 4, "threads": 2},
         "started": "2026-11-25T10:00:00+00:00",
         "metrics": {
             "val/acc": accuracy + 0.01,
@@ -44,6 +40,7 @@ def write_result(folder, seed, status="done", accuracy=0.9, overrides=()):
     }
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps(result))
+    (folder / "config.yaml").write_text("dataset: { fingerprint: abc }\n")
 
 
 @pytest.fixture
@@ -93,7 +90,45 @@ def test_collect_runs_keeps_the_overrides_of_an_arm_and_last_values(recipe):
     assert row["overrides"] == "mixup=on mixup.alpha=2 ~penalty.x"
     assert (row["test/acc"], row["val/acc@last"]) == ("0.9", "0.75")
     assert "test/loss" not in row
-    assert (row["commit"], row["torch"], row["date"]) == ("0123456789", "2", "2026-11-25")
+    assert row["commit"] == "0123456789"
+    assert (row["python"], row["torch"], row["pytorch-lightning"]) == ("3.11", "2", "2.6")
+    assert (row["processor"], row["cores"], row["threads"]) == ("A", "4", "2")
+    assert (row["data"], row["date"]) == ("abc", "2026-11-25")
+
+
+@pytest.mark.parametrize("dirty", [True, None])
+def test_run_of_unknown_code_has_no_row(recipe, dirty, capsys):
+    write_result(recipe.folder / "a", seed=0, dirty=dirty)
+    assert collect_runs(recipe, {"hash0"}) == {}
+    assert "the code was not that of a commit" in capsys.readouterr().err
+
+
+def test_row_has_the_control_nearest_to_its_start(recipe):
+    write_result(recipe.folder / "a", seed=0)
+    started = datetime.fromisoformat("2026-11-25T10:00:00+00:00").timestamp()
+    controls = {-3000: 100, -5: 200, 4000: 300}
+    lines = [f"{started + seconds},{speed}" for seconds, speed in controls.items()]
+    file = recipe.folder / "control.csv"
+    file.write_text("\n".join(["time,images_per_second", *lines]))
+    assert collect_runs(recipe, {"hash0"})["hash0"]["control"] == "200.0"
+    recipe.csv_file.unlink()
+    file.write_text(f"time,images_per_second\n{started - 3601},100\n")
+    assert "control" not in collect_runs(recipe, {"hash0"})["hash0"]
+
+
+def test_control_is_recorded_in_the_folder_of_the_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(control, "run_in_new_process", lambda function, threads: 123.4)
+    folder = tmp_path / "runs"
+    assert control.record_control(folder) == 123.4
+    control.record_control(folder)
+    header, *rows = (folder / "control.csv").read_text().splitlines()
+    assert header == "time,images_per_second"
+    assert [row.partition(",")[2] for row in rows] == ["123", "123"]
+
+
+def test_control_is_the_speed_of_a_plain_loop(monkeypatch):
+    monkeypatch.setitem(control.CASES, (control.NET, control.BATCH_SIZE), 1)
+    assert control.time_control(1) > 0
 
 
 def test_collect_runs_evaluates_runs_for_metrics_that_they_lack(recipe, monkeypatch):
@@ -118,14 +153,14 @@ def test_run_missing_runs_only_arms_and_seeds_without_a_row(recipe, monkeypatch)
     monkeypatch.setattr(recipes, "update_results", lambda recipe, seeds: results)
     fake = SimpleNamespace(run=lambda command, **options: commands.append(command))
     monkeypatch.setattr(recipes, "subprocess", fake)
-    run_missing(several, 2, ["slots=2"])
+    run_missing(several, range(2), ["slots=2"])
     assert [word for word in commands[0] if word.startswith(("seed=", "sweep", "slots"))] == [
         *("seed=0,1", "sweep=arms", "sweep.arms={b:['y=[1,2]'],c:[]}", "slots=2")
     ]
-    run_missing(several._replace(arms={"b": []}), 1, [])
+    run_missing(several._replace(arms={"b": []}), range(1), [])
     assert "sweep=arms" not in commands[1]
     results |= {"b": {0: {}, 1: {}}, "c": {0: {}, 1: {}}}
-    run_missing(several, 2, [])
+    run_missing(several, range(2), [])
     assert len(commands) == 2
 
 
@@ -136,8 +171,8 @@ def test_row_without_a_wanted_metric_is_incomplete_and_stays(recipe):
     (recipe.folder / "a" / "result.json").unlink()
     with_nll = recipe._replace(metrics=("test/acc", "val/nll"))
     row = collect_runs(with_nll, {"hash0"})["hash0"]
-    assert not is_complete(row, with_nll)
-    assert is_complete(row, recipe)
+    assert not is_complete(row, with_nll.metrics)
+    assert is_complete(row, recipe.metrics)
 
 
 def test_rows_with_different_columns_share_a_file():
@@ -189,7 +224,7 @@ def test_rows_beside_a_recipe_have_its_hashes(file):
 )
 def test_rows_beside_a_recipe_have_all_seeds(file):
     seeds = {int(row["seed"]) for row in csv.DictReader(file.open())}
-    assert seeds == set(range(len(seeds)))
+    assert seeds == set(published_seeds(len(seeds)))
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from helpers.datasets import write_photographs
-from helpers.paths import ROOT
+from helpers.paths import CONF, ROOT
 from tricklab.analysis.original import Original, check_override, read_original, read_row
 from tricklab.analysis.reproduction import (
     checked_out,
@@ -18,6 +18,7 @@ from tricklab.analysis.reproduction import (
     explain_failure,
 )
 from tricklab.errors import UserError
+from tricklab.files import read_table
 
 SHORT = ("model=mlp", "trainer.max_epochs=2", "trainer.log_every_n_steps=1")
 SAME = "THE SAME in every digit: "
@@ -102,9 +103,8 @@ def test_commit_is_trained_in_a_worktree(cached_run, reproduce):
         (["claim=dekay"], "claim=dekay does not exist; allowed: adam, .* Did you mean 'decay'"),
         (["recipe=fashion_9"], "recipe=fashion_9 does not exist; allowed: bag_of_tricks, "),
         (["claim=decay", "arm=cos"], "arm=cos does not exist; allowed: constant, cosine"),
-        (["claim=decay", "arm=cosine"], r"seed=; allowed for claims/decay: 0, 1, 2, 3, 4"),
-        (["claim=decay", "arm=cosine", "seed=99"], "seed=99; allowed for claims/decay: 0, 1, 2,"),
-        (["claim=mc_dropout", "arm=dropout_0.5", "seed=0"], "allowed for .*: none, as no seed has"),
+        (["claim=decay", "arm=cosine"], r"seed=; allowed for claims/decay: 1000, 1001,"),
+        (["claim=decay", "arm=cosine", "seed=99"], "seed=99; allowed for claims/decay: 1000, 1001,"),
         (["nowhere"], "nowhere: no result.json. Expected the folder of a run that is done"),
         (["nowhere", "thread=1"], "thread: no such option; allowed: claim, recipe, arm, seed,"),
     ],
@@ -279,10 +279,24 @@ def test_checkout_of_an_unknown_commit_is_refused():
 
 
 def test_row_is_the_run_of_its_arm_and_seed():
-    options = {"claim": "decay", "recipe": "", "arm": "cosine", "seed": "3"}
+    options = {"claim": "decay", "recipe": "", "arm": "cosine", "seed": "1003"}
     original = read_row(options)
-    assert original.overrides == ["experiment=claims/decay", "scheduler=cosine", "seed=3"]
-    assert original.metrics == {"test/acc": 0.8991}
-    recipe = read_row({"claim": "", "recipe": "fashion_92", "arm": "", "seed": "0"})
-    assert recipe.overrides == ["experiment=fashion_92", "seed=0"]
-    assert recipe.name == "fashion_92_seed-0"
+    assert original.overrides == ["experiment=claims/decay", "scheduler=cosine", "seed=1003"]
+    (row,) = (
+        row
+        for row in read_table(CONF / "experiment" / "claims" / "decay.csv")
+        if row["overrides"] == "scheduler=cosine" and row["seed"] == "1003"
+    )
+    assert original.metrics == {"test/acc": float(row["test/acc"])}
+    for name in ("commit", "torch", "processor", "threads", "data"):
+        assert original.circumstances[name] == row[name] != ""
+    recipe = read_row({"claim": "", "recipe": "fashion_91", "arm": "", "seed": "1000"})
+    assert recipe.overrides == ["experiment=fashion_91", "seed=1000"]
+    assert recipe.name == "fashion_91_seed-1000"
+
+
+def test_row_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr("tricklab.analysis.original.load_results", lambda recipe: {"cosine": {}})
+    options = {"claim": "decay", "recipe": "", "arm": "cosine", "seed": "1000"}
+    with pytest.raises(UserError, match="seed=1000; allowed for .*: none, as no seed has"):
+        read_row(options)

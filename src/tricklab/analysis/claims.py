@@ -1,27 +1,32 @@
 """Claims of papers: the expected result, the measured one with its interval, and a verdict.
 
-A claim is a file in `conf/experiment/claims`: an experiment, its arms, and expectations about them.
+A claim is a file in `conf/experiment/claims`: an experiment, its arms, expectations about them, the
+smallest differences that matter, and the number of seeds that follows.
 """
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tricklab.analysis.recipes import (
     Recipe,
     Results,
-    Row,
     load_results,
     make_recipe,
+    select_seeds,
     update_results,
 )
-from tricklab.analysis.statistics import (
-    Bounds,
-    Summary,
-    format_number,
-    format_seeds,
-    required_seeds,
-    summarise,
+from tricklab.analysis.rows import FIRST_SEED, Row, published_seeds
+from tricklab.analysis.statistics import Summary, format_seeds
+from tricklab.analysis.verdicts import (
+    FAIL,
+    PASS,
+    Expectation,
+    format_measured,
+    judge,
+    measure,
+    plan_seeds,
 )
 from tricklab.cli.config import CONF, description, list_options
 from tricklab.cli.messages import unknown_name
@@ -29,51 +34,38 @@ from tricklab.errors import UserError
 from tricklab.files import read_yaml
 
 CLAIMS = CONF / "experiment" / "claims"
-HEADER = ("claim", "expected", "measured (95 % interval)", "verdict", "seeds", "minutes", "date")
-
-
-class Expectation(NamedTuple):
-    """Bounds of the mean of a metric over the seeds, of an arm or of a difference of arms.
-
-    `of` and `than` (subtracted) are names of arms, or sums of arms: "a + b". `within` are bounds on
-    both sides of 0.
-    """
-
-    of: str
-    metric: str
-    than: str = ""
-    above: float = -math.inf
-    below: float = math.inf
-    within: float = math.inf
-
-    def __str__(self) -> str:
-        quantity = self.of
-        if self.than:
-            quantity += f" - ({self.than})" if " + " in self.than else f" - {self.than}"
-        limits = {"above ": self.above, "below ": self.below, "within ±": self.within}
-        finite = [f"{name}{limit:g}" for name, limit in limits.items() if math.isfinite(limit)]
-        return f"{quantity}, {self.metric}: {' and '.join(finite)}"
-
-    @property
-    def signs(self) -> dict[str, float]:
-        """The sign of each arm: 1 or -1."""
-        added = dict.fromkeys(self.of.split(" + "), 1.0)
-        subtracted = dict.fromkeys(filter(None, self.than.split(" + ")), -1.0)
-        return added | subtracted
-
-    @property
-    def bounds(self) -> Bounds:
-        return max(self.above, -self.within), min(self.below, self.within)
+HEADER = ("claim", "expected", "matters", "measured", "verdict", "seeds", "minutes", "date")
 
 
 class Claim(NamedTuple):
-    """A claim as its file states it; `minutes` are estimated for all runs on two cores."""
+    """A claim as its file states it.
+
+    `delta`: the smallest difference that matters, by metric. `spread`: the std over the seeds of a
+    difference of two arms, or of an arm, in earlier runs. `seeds`: of each arm; they find `delta`
+    with power 0.8, or show equivalence, at that spread. `minutes`: planned, for all runs on two
+    cores.
+    """
 
     recipe: Recipe
     statement: str
     expectations: list[Expectation]
+    delta: Mapping[str, float]
+    spread: Mapping[str, float]
     seeds: int
     minutes: float
+
+    @property
+    def runs(self) -> int:
+        return self.seeds * len(self.recipe.arms)
+
+
+class Judged(NamedTuple):
+    """An expectation with the smallest difference that matters, what was measured, the verdict."""
+
+    expectation: Expectation
+    matters: float
+    measured: Summary
+    verdict: str
 
 
 def read_claim(name: str) -> Claim:
@@ -85,73 +77,141 @@ def read_claim(name: str) -> Claim:
         metrics = list(dict.fromkeys(expectation.metric for expectation in expectations))
         teacher = content.get("teacher", ())
         recipe = make_recipe(f"claims/{name}", content["arms"], metrics, teacher)
+        delta, spread = content.get("delta", {}), content["spread"]
         seeds, minutes = content["seeds"], content["minutes"]
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: {error}. Expected the keys of the claims beside it") from error
     named = {arm for expectation in expectations for arm in expectation.signs}
     if missing := named - recipe.arms.keys():
         raise UserError(f"{path}: {unknown_name(min(missing), min(missing), recipe.arms)}")
-    return Claim(recipe, description(path), expectations, seeds, minutes)
+    claim = Claim(recipe, description(path), expectations, delta, spread, seeds, minutes)
+    for expectation in expectations:
+        if math.isnan(what_matters(claim, expectation)):
+            raise UserError(f"{path}: claim.delta lacks {expectation.metric}")
+        if expectation.metric not in spread:
+            raise UserError(f"{path}: claim.spread lacks {expectation.metric}")
+    return claim
 
 
-def judge(expectation: Expectation, results: Results) -> list[str]:
-    """Return the expectation, the measured value with its interval, and the verdict, as text."""
-    signs, metric = expectation.signs, expectation.metric
-    seeds = set.intersection(*(set(results[arm]) for arm in signs))
-    if not seeds:
-        return [str(expectation), "", "not run"]
-    terms = {
-        seed: [sign * float(results[arm][seed][metric]) for arm, sign in signs.items()]
-        for seed in seeds
+def what_matters(claim: Claim, expectation: Expectation) -> float:
+    """Return the smallest difference that matters to an expectation, NaN if it is not stated."""
+    if expectation.is_equivalence:
+        return expectation.within
+    return claim.delta.get(expectation.metric, math.nan)
+
+
+def judge_claim(claim: Claim, results: Results) -> list[Judged]:
+    """Return a verdict on each expectation; none before all planned runs are done."""
+    planned = published_seeds(claim.seeds)
+    results = select_seeds(results, planned)
+    if count_rows(results) < claim.runs:
+        return []
+    judged = []
+    for expectation in claim.expectations:
+        measured = measure(expectation, results)
+        matters = what_matters(claim, expectation)
+        judged.append(Judged(expectation, matters, measured, judge(expectation, measured)))
+    return judged
+
+
+def count_rows(results: Results) -> int:
+    return sum(map(len, results.values()))
+
+
+def select_pilot(results: Results) -> Results:
+    """Return the rows of small seeds, which serve to plan."""
+    return {
+        arm: {seed: row for seed, row in rows.items() if seed < FIRST_SEED}
+        for arm, rows in results.items()
     }
-    scale = max(abs(term) for of_seed in terms.values() for term in of_seed)
-    measured = summarise([sum(of_seed) for of_seed in terms.values()], scale)
-    value = format_number(measured.mean, "+" if expectation.than else "")
-    if measured.n > 1:
-        low, high = measured.interval()
-        value += f" ({format_number(low)} to {format_number(high)})"
-    return [str(expectation), value, verdict(measured, expectation.bounds)]
 
 
-def verdict(measured: Summary, bounds: Bounds) -> str:
-    """Return PASS if the 95 % interval lies within the bounds, FAIL if it lies outside.
+def needed_seeds(claim: Claim, expectation: Expectation) -> int:
+    """Return the number of seeds of each arm by the plan.
 
-    Else INCONCLUSIVE, with the seeds at which the mean would differ from the nearer bound.
+    A sum of arms spreads more than a difference of two, as all of them are independent.
     """
-    low, high = measured.interval()
-    if low > bounds[0] and high < bounds[1]:
-        return "PASS"
-    if high <= bounds[0] or low >= bounds[1]:
-        return "FAIL"
-    if measured.n < 2:
-        return f"INCONCLUSIVE, needs {format_seeds(2)}"
-    nearer = min(bounds, key=lambda bound: abs(measured.mean - bound))
-    seeds = required_seeds(measured._replace(mean=measured.mean - nearer))
-    return f"INCONCLUSIVE, needs {format_seeds(seeds)}" if seeds else "INCONCLUSIVE"
+    spread = claim.spread[expectation.metric]
+    spread *= math.sqrt(max(1.0, len(expectation.signs) / 2))
+    return plan_seeds(expectation, what_matters(claim, expectation), spread)
 
 
-def claims_table(collect: bool = True) -> list[list[str]]:
-    """Return the table of all claims; `collect`: with finished runs that have no row yet."""
-    table = [list(HEADER)]
+def describe_pilot(claim: Claim, results: Results) -> list[str]:
+    """Return a line for each expectation: its spread in the pilot, and the seeds by that."""
+    pilot = select_pilot(results)
+    lines = []
+    for expectation in claim.expectations:
+        measured = measure(expectation, pilot)
+        if measured.n > 1:
+            matters = what_matters(claim, expectation)
+            seeds = plan_seeds(expectation, matters, measured.std)
+            found = f"std {measured.std:.2g} of {measured.n}; {matters:g} needs"
+            lines.append(f"{expectation}; {found} {format_seeds(seeds)}, planned {claim.seeds}")
+    return lines
+
+
+def load_claims(collect: bool = False) -> dict[str, tuple[Claim, Results]]:
+    """Return all claims with their rows by name; `collect`: with finished runs without a row."""
+    loaded = {}
     for name in list_options(CLAIMS):
         claim = read_claim(name)
-        find_results = update_results if collect else load_results
-        table += claim_rows(name, claim, find_results(claim.recipe, claim.seeds))
+        seeds = published_seeds(claim.seeds)
+        results = update_results(claim.recipe, seeds) if collect else load_results(claim.recipe)
+        loaded[name] = claim, results
+    return loaded
+
+
+def summarise_claims(claims: Mapping[str, tuple[Claim, Results]]) -> str:
+    """Return how many verdicts there are of each kind, and the planned minutes."""
+    counts: Counter[str] = Counter()
+    waiting = []
+    for name, (claim, results) in claims.items():
+        judged = judge_claim(claim, results)
+        counts.update(kind(each.verdict) for each in judged)
+        waiting += [] if judged else [name]
+    minutes = sum(claim.minutes for claim, _ in claims.values())
+    runs = sum(claim.runs for claim, _ in claims.values())
+    parts = [f"{counts[name]} {name}" for name in (PASS, FAIL, "no difference")]
+    text = f"{len(claims) - len(waiting)} of {len(claims)} claims have verdicts: {', '.join(parts)}"
+    return f"{text}. All take {runs:,} runs, planned {minutes:,.0f} minutes on two cores."
+
+
+def kind(verdict: str) -> str:
+    return verdict if verdict in (PASS, FAIL) else "no difference"
+
+
+def claims_table(claims: Mapping[str, tuple[Claim, Results]]) -> list[list[str]]:
+    """Return the table of claims: their statement, then a row for each expectation."""
+    table = [list(HEADER)]
+    for name, (claim, results) in claims.items():
+        table += claim_rows(name, claim, results)
     return table
 
 
 def claim_rows(name: str, claim: Claim, results: Results) -> list[list[str]]:
-    """Return a row with the statement of a claim, and one for each of its expectations."""
-    rows = [row for by_seed in results.values() for row in by_seed.values()]
-    seeds = str(min(map(len, results.values())))
+    """Return a row with the statement of a claim, and one for each verdict."""
+    planned = select_seeds(results, published_seeds(claim.seeds))
+    rows = [row for by_seed in planned.values() for row in by_seed.values()]
+    judged = judge_claim(claim, results)
+    done = "" if judged else f"not run yet: {len(rows)} of {claim.runs} runs"
+    minutes = measured_minutes(rows) if judged else claim.minutes
     date = max((row["date"] for row in rows), default="")
-    minutes = f"{measured_minutes(rows) if rows else claim.minutes:.0f}"
-    header = [f"`{name}`", claim.statement, "", "" if rows else "not run", seeds, minutes, date]
-    if not rows:
-        return [header]
-    return [header, *(["", *judge(each, results), "", "", ""] for each in claim.expectations)]
+    header = [f"`{name}`", claim.statement, "", "", done, str(claim.seeds), f"{minutes:.0f}", date]
+    return [header, *map(judged_row, judged)]
+
+
+def judged_row(judged: Judged) -> list[str]:
+    expectation, matters, measured, verdict = judged
+    value = format_measured(expectation, measured)
+    return ["", str(expectation), f"{matters:g}", value, verdict, "", "", ""]
 
 
 def measured_minutes(rows: Sequence[Row]) -> float:
     """Return the minutes of all runs together."""
     return math.fsum(float(row["seconds"]) for row in rows) / 60
+
+
+def format_judged(judged: Judged) -> str:
+    """Return an expectation, what was measured and the verdict in a line."""
+    expectation, _, measured, verdict = judged
+    return f"{expectation}; {format_measured(expectation, measured)}; {verdict}"

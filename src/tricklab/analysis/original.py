@@ -23,6 +23,8 @@ OVERRIDE = re.compile(r"\+{0,2}[a-z][\w.]*=(?:(?!\$\{).)*")  # no flag, package,
 OPTIMIZER_CLASS = re.compile(r"optimizer\._target_=torch\.optim\.\w+")
 THREADS = "trainer.threads"  # repeated by OMP_NUM_THREADS, which older code knows, too
 MEMORY_FORMAT = "trainer.channels_last"
+# of a run, as far as its row has them
+CIRCUMSTANCES = ("commit", "python", "torch", "pytorch-lightning", "data", "processor", "threads")
 PLACES = ("data.root", "data.table")  # where data are read, and downloaded to
 
 
@@ -140,7 +142,7 @@ def read_row(options: Mapping[str, str]) -> Original:
     arm, seed = options["arm"], options["seed"]
     if arm not in recipe.arms:
         raise UserError(unknown_name(f"arm={arm}", arm, recipe.arms))
-    rows = load_results(recipe, seeds=1)[arm]
+    rows = load_results(recipe)[arm]
     if not seed.isdecimal() or int(seed) not in rows:
         allowed = ", ".join(map(str, sorted(rows))) or "none, as no seed has a row"
         raise UserError(f"seed={seed}; allowed for {recipe.name}: {allowed}")
@@ -149,7 +151,7 @@ def read_row(options: Mapping[str, str]) -> Original:
     row = rows[int(seed)]
     overrides = [f"experiment={recipe.name}", *recipe.arms[arm], f"seed={seed}"]
     metrics = {name: float(row[name]) for name in recipe.metrics}
-    circumstances = {"processor": "", "threads": "", "commit": row["commit"], "torch": row["torch"]}
+    circumstances = {name: row.get(name, "") for name in CIRCUMSTANCES}
     name = "_".join(filter(None, [recipe.name.replace("/", "_"), arm, f"seed-{seed}"]))
     return Original(name, None, overrides, metrics, circumstances, {})
 

@@ -1,31 +1,30 @@
-"""Recipes and their measured results: a row per run, in a CSV file beside the recipe.
+"""Recipes: an experiment, its arms, the runs that are missing, and rows of those that are done."""
 
-A row counts as long as the run's config is the same, known by its hash.
-"""
-
-import csv
-import io
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median, stdev
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from omegaconf import DictConfig
 
-from tricklab.analysis.results import Run, read_run
-from tricklab.analysis.run_metrics import read_metric
+from tricklab.analysis.results import read_run
+from tricklab.analysis.rows import (
+    Row,
+    is_complete,
+    make_row,
+    read_rows,
+    write_rows,
+)
 from tricklab.cli.compose import compose_each
 from tricklab.cli.config import CONF, to_plain
 from tricklab.cli.messages import unknown_name
 from tricklab.cli.overrides import quote, split_arguments
 from tricklab.errors import UserError
-from tricklab.files import read_table, write_text
 from tricklab.run.identity import config_hash, is_excluded_from_hash
 
-Row = dict[str, str]
 Results = dict[str, dict[int, Row]]  # by arm and seed
 Arms = Mapping[str, Sequence[str]]  # overrides by name
 Hashes = dict[tuple[str, int], str]  # config hashes by arm and seed
@@ -54,10 +53,16 @@ class Recipe(NamedTuple):
         return CONF.parent / "sweeps" / self.name
 
 
-def read_command(
-    experiments: Sequence[str], default_seeds: Callable[[str], int]
-) -> tuple[str, int, list[str]]:
-    """Return experiment, number of seeds and sweep overrides of NAME [seeds=N] [OVERRIDE] ...
+class Command(NamedTuple):
+    """The arguments of a script that runs recipes."""
+
+    name: str
+    options: dict[str, int]
+    overrides: list[str]  # of the sweep
+
+
+def read_command(experiments: Sequence[str], **defaults: int) -> Command:
+    """Return NAME [OPTION=NUMBER] [OVERRIDE] ..., for options with these default numbers.
 
     They are taken out of sys.argv, as the names of run folders are made of it. Raises UserError:
     one is wrong.
@@ -67,17 +72,32 @@ def read_command(
     name = names[0] if names else ""
     if name not in experiments:
         raise UserError(unknown_name(f"experiment={name}", name, experiments))
-    seeds = options.pop("seeds", None) or str(default_seeds(name))
-    if not seeds.isdecimal() or int(seeds) < 1:
-        raise UserError(f"seeds={seeds}: expected a number of seeds, 1 or more")
-    overrides = [text for text in arguments if text != name and not text.startswith("seeds=")]
+    counts = {key: parse_count(key, options.get(key), default) for key, default in defaults.items()}
+    overrides = [
+        text for text in arguments if text != name and text.partition("=")[0] not in defaults
+    ]
     for override in overrides:
-        if not is_excluded_from_hash(override.lstrip("+~").partition("=")[0]):
-            raise UserError(
-                f"{override} would change the measured config. Expected seeds=N, or options of the "
-                "sweep, e.g. slots=2"
-            )
-    return name, int(seeds), overrides
+        check_override(override, defaults)
+    return Command(name, counts, overrides)
+
+
+def parse_count(key: str, text: str | None, default: int) -> int:
+    """Return a number of seeds. Raises UserError: it is none."""
+    if text is None:
+        return default
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"{key}={text}: expected a number of seeds, 1 or more")
+    return int(text)
+
+
+def check_override(override: str, options: Collection[str]) -> None:
+    """Raise UserError: it is no option of the sweep."""
+    if not is_excluded_from_hash(override.lstrip("+~").partition("=")[0]):
+        allowed = "".join(f"{key}=N, " for key in options)
+        raise UserError(
+            f"{override} would change the measured config. Expected {allowed}or options of the "
+            "sweep, e.g. slots=2"
+        )
 
 
 def compose_recipe(name: str, overrides: Sequence[str] = ()) -> DictConfig:
@@ -85,10 +105,10 @@ def compose_recipe(name: str, overrides: Sequence[str] = ()) -> DictConfig:
     return config
 
 
-def load_results(recipe: Recipe, seeds: int) -> Results:
+def load_results(recipe: Recipe, seeds: Collection[int] = ()) -> Results:
     """Return the complete rows in a recipe's CSV file by arm and seed.
 
-    Of seeds 0 to `seeds` - 1, and of further ones in the file.
+    Of `seeds`, and of all others in the file.
     """
     rows = read_rows(recipe.csv_file)
     if not rows:
@@ -96,8 +116,8 @@ def load_results(recipe: Recipe, seeds: int) -> Results:
     return select_rows(rows, recipe, hash_configs(recipe, seeds, rows))
 
 
-def update_results(recipe: Recipe, seeds: int) -> Results:
-    """Add the finished runs in the recipe's folder to its CSV file, then load it."""
+def update_results(recipe: Recipe, seeds: Collection[int]) -> Results:
+    """Add the finished runs of `seeds` to the recipe's CSV file, then load it."""
     rows = read_rows(recipe.csv_file)
     if not rows and not recipe.folder.is_dir():
         return {arm: {} for arm in recipe.arms}
@@ -106,10 +126,10 @@ def update_results(recipe: Recipe, seeds: int) -> Results:
     return select_rows(rows, recipe, hashes)
 
 
-def run_missing(recipe: Recipe, seeds: int, overrides: Sequence[str]) -> Results:
-    """Run the seeds that lack a row, as one sweep; return the results."""
-    results = update_results(recipe, seeds)
-    missing = {arm: set(range(seeds)) - rows.keys() for arm, rows in results.items()}
+def run_missing(recipe: Recipe, seeds: Collection[int], overrides: Sequence[str]) -> Results:
+    """Run the seeds that lack a row, as one sweep; return the results of all `seeds`."""
+    results = select_seeds(update_results(recipe, seeds), seeds)
+    missing = {arm: set(seeds) - rows.keys() for arm, rows in results.items()}
     missing = {arm: lacking for arm, lacking in missing.items() if lacking}
     if not missing:
         return results
@@ -119,7 +139,15 @@ def run_missing(recipe: Recipe, seeds: int, overrides: Sequence[str]) -> Results
     subprocess.run(
         [sys.executable, "train.py", "-m", *command, *overrides], cwd=CONF.parent, check=False
     )
-    return update_results(recipe, seeds)
+    return select_seeds(update_results(recipe, seeds), seeds)
+
+
+def select_seeds(results: Results, seeds: Collection[int]) -> Results:
+    """Return the rows of these seeds alone."""
+    return {
+        arm: {seed: row for seed, row in rows.items() if seed in seeds}
+        for arm, rows in results.items()
+    }
 
 
 def find_teacher(name: str, teacher: Sequence[str]) -> str:
@@ -169,18 +197,18 @@ def sweep_overrides(recipe: Recipe, arms: Sequence[str], seeds: Collection[int])
     return overrides
 
 
-def count_missing(results: Results, seeds: int) -> int:
-    """Return how many runs are missing to have `seeds` seeds of each arm."""
-    return sum(max(0, seeds - len(rows)) for rows in results.values())
+def count_missing(results: Results, seeds: Collection[int]) -> int:
+    """Return how many runs are missing to have all `seeds` of each arm."""
+    return sum(len(set(seeds) - rows.keys()) for rows in results.values())
 
 
-def hash_configs(recipe: Recipe, seeds: int, rows: Mapping[str, Row]) -> Hashes:
-    """Return the config hash of each run, up to the largest seed in `rows` where that is more."""
-    seeds = max([seeds, *(int(row["seed"]) + 1 for row in rows.values())])
+def hash_configs(recipe: Recipe, seeds: Collection[int], rows: Mapping[str, Row]) -> Hashes:
+    """Return the config hash of each run, of `seeds` and of those in `rows`."""
+    all_seeds = {*seeds, *(int(row["seed"]) for row in rows.values())}
     hashes: Hashes = {}
     for arm, overrides in recipe.arms.items():
         config = to_plain(compose_recipe(recipe.name, overrides))
-        for seed in range(seeds):
+        for seed in sorted(all_seeds):
             hashes[arm, seed] = config_hash(config | {"seed": seed})
     return hashes
 
@@ -189,14 +217,9 @@ def select_rows(rows: Mapping[str, Row], recipe: Recipe, hashes: Hashes) -> Resu
     """Arrange the complete rows by arm and seed."""
     results: Results = {arm: {} for arm in recipe.arms}
     for (arm, seed), key in hashes.items():
-        if is_complete(rows.get(key, {}), recipe):
+        if is_complete(rows.get(key, {}), recipe.metrics):
             results[arm][seed] = rows[key]
     return results
-
-
-def is_complete(row: Row, recipe: Recipe) -> bool:
-    """Return whether a row has all metrics of its recipe."""
-    return all(row.get(name) for name in recipe.metrics)
 
 
 def collect_runs(recipe: Recipe, wanted: Collection[str]) -> dict[str, Row]:
@@ -205,56 +228,16 @@ def collect_runs(recipe: Recipe, wanted: Collection[str]) -> dict[str, Row]:
     rows = dict(before)
     for folder in sorted(recipe.folder.glob("*/")):
         run = read_run(folder)
-        lacking = not is_complete(rows.get(run.config_hash, {}), recipe)
+        lacking = not is_complete(rows.get(run.config_hash, {}), recipe.metrics)
         if not (run.done and run.config_hash in wanted and lacking):
             continue
         try:
-            rows[run.config_hash] = make_row(run, recipe)
+            rows[run.config_hash] = make_row(run, recipe.metrics, len(recipe.arms) > 1)
         except UserError as error:
             print(f"warning: no row, {error}", file=sys.stderr)
     if rows != before:
-        write_text(recipe.csv_file, format_rows(sorted(rows.values(), key=row_order)))
+        write_rows(recipe.csv_file, rows.values())
     return rows
-
-
-def row_order(row: Row) -> tuple[str, str, int]:
-    return row.get("overrides", ""), row["date"], int(row["seed"])
-
-
-def read_rows(path: Path) -> dict[str, Row]:
-    """Return the rows of a CSV file by config hash; none where there is no file."""
-    return {row["config_hash"]: row for row in read_table(path)} if path.is_file() else {}
-
-
-def format_rows(rows: Sequence[Row]) -> str:
-    """Return rows as CSV, with all columns that any of them has."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def make_row(run: Run, recipe: Recipe) -> Row:
-    """Return the row of a finished run."""
-    row: dict[str, Any] = {"config_hash": run.config_hash}
-    if len(recipe.arms) > 1:
-        row["overrides"] = " ".join(arm_overrides(run))
-    row |= {"seed": run.options["seed"], "seconds": run.seconds}
-    row |= {name: round(read_metric(run, name), 6) for name in recipe.metrics}
-    row |= {"commit": run.commit[:10], "torch": run.torch, "date": run.started[:10]}
-    return {column: str(value) for column, value in row.items()}
-
-
-def arm_overrides(run: Run) -> list[str]:
-    """Return the overrides that make a run's arm, the last one of each key."""
-    by_key = {override.partition("=")[0]: override for override in run.overrides}
-    return [
-        override
-        for key, override in by_key.items()
-        if key not in ("experiment", "seed") and not is_excluded_from_hash(key)
-    ]
 
 
 def format_summary(rows: Sequence[Row], flops: float) -> str:

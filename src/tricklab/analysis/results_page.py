@@ -1,11 +1,12 @@
 """The page of committed results, `conf/experiment/README.md`: its tables come from the CSV rows.
 
 Prose is written in the page itself; a table stands between `<!-- begin NAME -->` and
-`<!-- end NAME -->` and is replaced.
+`<!-- end NAME -->` and is replaced. So are the pictures beside it.
 """
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from statistics import mean, median
 
 from tricklab.analysis.ablation import (
@@ -14,33 +15,65 @@ from tricklab.analysis.ablation import (
     find_tricks,
     read_ablation,
 )
-from tricklab.analysis.claims import claims_table
+from tricklab.analysis.claims import (
+    CLAIMS,
+    Judged,
+    claims_table,
+    judge_claim,
+    load_claims,
+    read_claim,
+    summarise_claims,
+)
+from tricklab.analysis.interval_chart import draw_claims
 from tricklab.analysis.page import escape_pipes, format_table
-from tricklab.analysis.recipes import Recipe, Row, format_mean_std, load_results
+from tricklab.analysis.recipes import Recipe, Results, format_mean_std, load_results
+from tricklab.analysis.rows import CONTROL, Row, is_published
 from tricklab.cli.config import CONF, list_options
 from tricklab.errors import UserError
 from tricklab.files import read_text, write_text
 
 EXPERIMENTS = CONF / "experiment"
 PAGE = EXPERIMENTS / "README.md"
+PICTURE = EXPERIMENTS / "claims.svg"
+FEW_PICTURE = EXPERIMENTS / "few_claims.svg"
+FEW = ("decay", "label_noise", "temperature", "by_step", "zeros")  # in README's picture
 HEADER = (
     "recipe",
     "seeds",
     "test accuracy",
     "validation",
     "seconds a run (median; range)",
+    "plain loop, images/s",
     "date",
     "measured on",
 )
 
 
 def update_page() -> bool:
-    """Rewrite the page with the tables of today's rows; return whether it has changed."""
-    before = read_text(PAGE)
-    after = update_tables(before)
-    if after != before:
-        write_text(PAGE, after)
-    return after != before
+    """Rewrite the page and its pictures by today's rows; return whether any has changed."""
+    changed = False
+    for path, content in make_files().items():
+        if not path.is_file() or read_text(path) != content:
+            write_text(path, content)
+            changed = True
+    return changed
+
+
+def make_files() -> dict[Path, str]:
+    """Return the page and its pictures by their paths."""
+    return {PAGE: update_tables(read_text(PAGE)), **draw_pictures()}
+
+
+def draw_pictures() -> dict[Path, str]:
+    """Return the pictures of all claims with verdicts, and of a few."""
+    verdicts: dict[str, list[Judged]] = {}
+    few: dict[str, list[Judged]] = {}
+    for name, (claim, results) in load_claims().items():
+        if judged := judge_claim(claim, results):
+            verdicts[claim.statement] = judged
+        if name in FEW and judged:
+            few[claim.statement] = judged
+    return {PICTURE: draw_claims(verdicts), FEW_PICTURE: draw_claims(few)}
 
 
 def update_tables(page: str) -> str:
@@ -64,7 +97,7 @@ def recipes_table() -> str:
     for name in list_options(EXPERIMENTS):
         if find_tricks(name):
             continue
-        rows = list(load_results(Recipe(name), seeds=1)[""].values())
+        rows = list(filter(is_published, load_results(Recipe(name))[""].values()))
         if rows:
             table.append(recipe_row(name, rows))
     return format_table(table, escape_pipes)
@@ -74,13 +107,26 @@ def recipe_row(name: str, rows: list[Row]) -> list[str]:
     seconds = [float(row["seconds"]) for row in rows]
     return [
         f"`{name}`",
-        f"0 to {len(rows) - 1}",
+        describe_seeds(rows),
         format_mean_std(rows, "test/acc"),
         f"{mean(float(row['val/acc']) for row in rows):.4f}",
-        f"{median(seconds):,.0f} ({min(seconds):,.0f} to {max(seconds):,.0f})",
+        format_range(seconds),
+        format_range([float(row[CONTROL]) for row in rows if row.get(CONTROL)]),
         max(row["date"] for row in rows),
         read_evidence(name),
     ]
+
+
+def describe_seeds(rows: list[Row]) -> str:
+    seeds = [int(row["seed"]) for row in rows]
+    return f"{min(seeds)} to {max(seeds)}"
+
+
+def format_range(values: list[float]) -> str:
+    """Return the median and the range, "" without values."""
+    if not values:
+        return ""
+    return f"{median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
 
 
 def read_evidence(name: str) -> str:
@@ -98,15 +144,37 @@ def ablation_tables() -> str:
             continue
         ablation = read_ablation(name)
         if ablation.recipe.csv_file.is_file():
-            results = load_results(ablation.recipe, seeds=1)
+            results = select_published(load_results(ablation.recipe))
             table = ablation_table(ablation.tricks, results, ablation.paper)
             power = describe_power(ablation.tricks, results)
             parts += [f"`{name}`:", format_table(table, escape_pipes), f"{power}."]
     return "\n\n".join(parts)
 
 
+def select_published(results: Results) -> Results:
+    return {
+        arm: {seed: row for seed, row in rows.items() if is_published(row)}
+        for arm, rows in results.items()
+    }
+
+
+def all_recipes() -> list[Recipe]:
+    """Return all that have rows: recipes, ablations and claims."""
+    names = list_options(EXPERIMENTS)
+    recipes = [read_ablation(name).recipe if find_tricks(name) else Recipe(name) for name in names]
+    return [*recipes, *(read_claim(name).recipe for name in list_options(CLAIMS))]
+
+
+def describe_claims() -> str:
+    """Return how many verdicts there are, their picture and their table."""
+    claims = load_claims()
+    picture = f"![The interval of each expectation, by claim]({PICTURE.name})"
+    table = format_table(claims_table(claims), escape_pipes)
+    return f"{summarise_claims(claims)}\n\n{picture}\n\n{table}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "recipes": recipes_table,
-    "claims": lambda: format_table(claims_table(collect=False), escape_pipes),
+    "claims": describe_claims,
     "ablations": ablation_tables,
 }

@@ -38,6 +38,16 @@ class Summary(NamedTuple):
         high = self.mean + self.ci_half_width
         return max(low, bounds[0]), min(high, bounds[1])
 
+    def interval_at(self, level: float) -> Bounds:
+        """Return the interval of the mean at some confidence level; of one value, all numbers."""
+        from scipy import stats
+
+        if self.n < 2:
+            return UNBOUNDED
+        quantile = float(stats.t.ppf((1 + level) / 2, self.n - 1))
+        half_width = quantile * self.std / math.sqrt(self.n)
+        return self.mean - half_width, self.mean + half_width
+
 
 def summarise(values: Collection[float], scale: float | None = None) -> Summary:
     """Return mean, std, confidence interval and t-test of the finite values.
@@ -109,10 +119,39 @@ def required_seeds(summary: Summary, alpha: float = 0.05) -> int:
     """
     if not summary.mean or not summary.std:
         return 0
-    effect = abs(summary.mean) / summary.std
-    start = max(summary.n + 1, _required_if_std_known(effect, alpha))
+    return seeds_to_detect(abs(summary.mean), summary.std, alpha, summary.n + 1)
+
+
+def seeds_to_detect(difference: float, std: float, alpha: float = 0.05, least: int = 2) -> int:
+    """Return the number of seeds, `least` or more, that detect a difference with power 0.8.
+
+    `std` is that of the differences, paired by seed. `MAX_SEEDS` + 1: more than `MAX_SEEDS`.
+    """
+    if not std:
+        return least
+    effect = difference / std
+    start = max(least, _required_if_std_known(effect, alpha))
     for n in range(start, MAX_SEEDS + 1):
         if power(effect, n, alpha) >= POWER:
+            return n
+    return MAX_SEEDS + 1
+
+
+def equivalence_power(margin: float, n: int, alpha: float = 0.05) -> float:
+    """Return the power of two one-sided t-tests (TOST) to show that a mean of 0 is within +-margin.
+
+    `margin` is in units of the standard deviation. Schuirmann, J. Pharmacokin. Biopharm. 15 (1987).
+    """
+    from scipy import stats
+
+    critical = stats.t.ppf(1 - alpha, n - 1)
+    return max(0.0, 1 - 2 * float(stats.nct.cdf(critical, n - 1, margin * math.sqrt(n))))
+
+
+def seeds_for_equivalence(margin: float, std: float, alpha: float = 0.05) -> int:
+    """Return the number of seeds that show a mean of 0 to be within +-margin with power 0.8."""
+    for n in range(2, MAX_SEEDS + 1):
+        if not std or equivalence_power(margin / std, n, alpha) >= POWER:
             return n
     return MAX_SEEDS + 1
 

@@ -28,6 +28,8 @@ from tricklab.run.identity import PLANNED_HASH, config_hash
 
 PACKAGES = ("tricklab", "torch", "pytorch-lightning", "hydra-core", "numpy")
 HERE = Path(__file__).parent
+# Measured rows and text, which change while runs are measured, and no run
+NOT_CODE = (":(top,exclude,glob)conf/experiment/**/*.csv", ":(top,exclude,glob)**/*.md")
 
 
 class Record:
@@ -169,11 +171,12 @@ def find_version(package: str) -> str:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return the commit and whether files differ from it; None outside of a repository."""
+    """Return the commit and whether code or configs differ from it; None without a repository."""
     commit = run_git(folder, "rev-parse", "HEAD").strip()
     if not commit:
         return None
-    return {"commit": commit, "dirty": bool(run_git(folder, "status", "--porcelain"))}
+    changes = run_git(folder, "status", "--porcelain", "--", ":/", *NOT_CODE)
+    return {"commit": commit, "dirty": bool(changes)}
 
 
 def uncommitted_changes(folder: Path) -> str:
