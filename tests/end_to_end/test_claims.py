@@ -193,9 +193,9 @@ def test_killed_claim_is_resumed_and_the_negative_control_does_not_pass(project_
     shutil.rmtree(project_copy / "sweeps")
     third = subprocess.run(command, **process_options, capture_output=True)
     assert third.stdout.splitlines() == second.stdout.splitlines()[-2:]
+    assert_forgeries_are_refused(project_copy, rows)
     pilot = subprocess.run([*command, "pilot=2"], **process_options, capture_output=True)
     assert "std 0 of 2; 0.003 needs about 2 seeds, planned 3" in pilot.stdout
-    assert_forgeries_are_refused(project_copy, rows)
 
 
 def assert_forgeries_are_refused(project, rows):
@@ -220,6 +220,8 @@ def assert_forgeries_are_refused(project, rows):
     command = [sys.executable, "scripts/results.py"]
     done = subprocess.run(command, **popen_options(project), capture_output=True)
     assert done.returncode == 0, done.stderr
+    assert ".svg" in (claims_folder.parent / "README.md").read_text("utf-8")
+    (claims_folder / "names.yaml").write_text(SMALL)
 
 
 def refuse_rows(project):

@@ -104,7 +104,7 @@ def test_commit_is_trained_in_a_worktree(cached_run, reproduce):
         (["recipe=fashion_9"], "recipe=fashion_9 does not exist; allowed: bag_of_tricks, "),
         (["claim=decay", "arm=cos"], "arm=cos does not exist; allowed: constant, cosine"),
         (["claim=decay", "arm=cosine"], r"seed=; allowed for claims/decay: 1000, 1001,"),
-        (["claim=decay", "arm=cosine", "seed=99"], "seed=99; allowed for claims/decay: 1000, 1001,"),
+        (["claim=decay", "arm=cosine", "seed=99"], "seed=99; allowed for claims/decay: 1000,"),
         (["nowhere"], "nowhere: no result.json. Expected the folder of a run that is done"),
         (["nowhere", "thread=1"], "thread: no such option; allowed: claim, recipe, arm, seed,"),
     ],
@@ -298,5 +298,5 @@ def test_row_is_the_run_of_its_arm_and_seed():
 def test_row_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr("tricklab.analysis.original.load_results", lambda recipe: {"cosine": {}})
     options = {"claim": "decay", "recipe": "", "arm": "cosine", "seed": "1000"}
-    with pytest.raises(UserError, match="seed=1000; allowed for .*: none, as no seed has"):
+    with pytest.raises(UserError, match=r"seed=1000; allowed for .*: none, as no seed has"):
         read_row(options)

@@ -28,8 +28,12 @@ from tricklab.run.identity import PLANNED_HASH, config_hash
 
 PACKAGES = ("tricklab", "torch", "pytorch-lightning", "hydra-core", "numpy")
 HERE = Path(__file__).parent
-# Measured rows and text, which change while runs are measured, and no run
-NOT_CODE = (":(top,exclude,glob)conf/experiment/**/*.csv", ":(top,exclude,glob)**/*.md")
+# Measured rows, their pictures and text: they change while runs are measured, and affect none
+NOT_CODE = (
+    ":(top,exclude,glob)conf/experiment/**/*.csv",
+    ":(top,exclude,glob)conf/experiment/*.svg",
+    ":(top,exclude,glob)**/*.md",
+)
 
 
 class Record:
