@@ -11,10 +11,10 @@ from html import escape
 from tricklab.analysis.claims import Judged
 from tricklab.analysis.verdicts import FAIL, PASS, interval
 
-WIDTH = 980
+WIDTH = 1000
 ROW = 18  # height of a line
 TOP = 40
-AXIS_LEFT, AXIS_RIGHT = 560, 860
+AXIS_LEFT, AXIS_RIGHT = 550, 840
 LIMIT = 4.0  # of the axis; what is beyond ends in an arrow
 TICKS = (-4, -2, 0, 2, 4)
 COLORS = {PASS: "good", FAIL: "bad"}
@@ -79,7 +79,8 @@ def draw_verdict(judged: Judged, y: int) -> list[str]:
             parts.append(arrow(value, middle, character, anchor, kind))
     if abs(mean) <= LIMIT:
         parts.append(f'<circle class="{kind}" cx="{position(mean):.1f}" cy="{middle}" r="4"/>')
-    parts.append(text(AXIS_RIGHT + 14, y + 13, judged.verdict, "small"))
+    verdict = judged.verdict.replace("larger than", ">")
+    parts.append(text(AXIS_RIGHT + 14, y + 13, verdict, "small"))
     return parts
 
 

@@ -113,13 +113,21 @@ def recipe_row(name: str, rows: list[Row]) -> list[str]:
         format_range(seconds),
         format_range([float(row[CONTROL]) for row in rows if row.get(CONTROL)]),
         max(row["date"] for row in rows),
-        read_evidence(name),
+        f"{read_evidence(name)}; {describe_machines(rows)}",
     ]
 
 
 def describe_seeds(rows: list[Row]) -> str:
     seeds = [int(row["seed"]) for row in rows]
     return f"{min(seeds)} to {max(seeds)}"
+
+
+def describe_machines(rows: list[Row]) -> str:
+    """Return the machines of rows."""
+    columns = ("processor", "cores", "threads")
+    machines = {tuple(row.get(column, "") for column in columns) for row in rows}
+    parts = [f"{name}, {cores} cores, {threads} threads" for name, cores, threads in machines]
+    return " and ".join(sorted(parts))
 
 
 def format_range(values: list[float]) -> str:
@@ -130,7 +138,7 @@ def format_range(values: list[float]) -> str:
 
 
 def read_evidence(name: str) -> str:
-    """Return the second comment of a recipe: FLOPs, hardware and what else its rows lack."""
+    """Return the second comment of a recipe: FLOPs, and what else its rows lack."""
     text = read_text(EXPERIMENTS / f"{name}.yaml")
     comments = re.findall(r"^# (?!@)(.*)$", text, re.MULTILINE)
     return comments[1] if len(comments) > 1 else ""
