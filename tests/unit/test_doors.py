@@ -33,6 +33,8 @@ DOORS = {  # every module that opens files, and which; the first four open untru
     "src/tricklab/cli/signatures.py": "the source of installed packages",
     "src/tricklab/run/untrusted.py": "conf/",
     "src/tricklab/analysis/results_page.py": "conf/experiment",
+    "src/tricklab/analysis/evidence.py": "conf/experiment",
+    "src/tricklab/analysis/control.py": "the controls of a recipe, to append to",
     "src/tricklab/analysis/original.py": "git.diff of a run, by tricklab.files",
     "src/tricklab/analysis/model_card.py": "the card that it would replace, by tricklab.files",
     "src/tricklab/analysis/embeddings.py": "an archive, to write it",

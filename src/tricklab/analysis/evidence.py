@@ -13,7 +13,7 @@ from typing import Any
 from tricklab.analysis.recipes import Recipe, hash_configs
 from tricklab.analysis.rows import FIRST_SEED, Row, is_published, read_rows
 from tricklab.cli.config import CONF
-from tricklab.files import parse_yaml
+from tricklab.files import parse_yaml, read_text
 
 BEGINNING = "582a9f11"  # the first commit with claims, which a copy without the history lacks
 NOT_PLANNED = ("minutes",)  # keys of a claim that decide nothing
@@ -79,7 +79,7 @@ def find_gaps(recipe: Recipe, rows: Mapping[str, Row]) -> list[str]:
 
 
 def plan_now(path: Path) -> Any:
-    return select_plan(path.read_text("utf-8"))
+    return select_plan(read_text(path))
 
 
 def plan_at(commit: str, path: Path) -> Any:

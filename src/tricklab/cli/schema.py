@@ -47,6 +47,7 @@ EXPECTATION = {
         "within": NUMBER | {"description": "Bound on both sides of 0"},
     },
 }
+BY_METRIC = {"type": "object", "additionalProperties": NUMBER | {"minimum": 0}}
 CLAIM = {
     "type": "object",
     "description": "What scripts/claims.py and scripts/ablate.py run",
@@ -61,7 +62,9 @@ CLAIM = {
             "description": "Accuracy of a paper with each trick and those before, in %, "
             "or this and that before the trick",
         },
-        "seeds": {"type": "integer", "minimum": 1},
+        "delta": BY_METRIC | {"description": "The smallest difference that matters, by metric"},
+        "spread": BY_METRIC | {"description": "Std over the seeds in earlier runs, by metric"},
+        "seeds": {"type": "integer", "minimum": 1, "description": "Of each arm, from 1000 on"},
         "minutes": NUMBER | {"minimum": 0, "description": "Of all runs, on two cores"},
         "expect": {"type": "array", "items": EXPECTATION},
     },
