@@ -16,7 +16,7 @@ from tricklab.analysis.statistics import (
     seeds_for_equivalence,
     seeds_to_detect,
 )
-from tricklab.analysis.verdicts import Expectation, judge, measure
+from tricklab.analysis.verdicts import Expectation, judge, measure, round_up
 from tricklab.cli.config import list_options
 
 NAMES = list_options(CONF / "experiment" / "claims")
@@ -47,7 +47,7 @@ def summary_with_interval(mean, half_width, n=5):
         (0.06, 0.02, {"above": 0.05}, "undecided: 0.05 ± 0.03"),
         (0.001, 0.001, {"within": 0.003}, "PASS"),
         (0.001, 0.0023, {"within": 0.003}, "PASS"),  # by 90 %, not by 95 %
-        (0.001, 0.003, {"within": 0.003}, "no difference larger than 0.0033"),
+        (0.001, 0.003, {"within": 0.003}, "no difference larger than 0.0034"),
         (0.0065, 0.004, {"within": 0.003}, "no difference larger than 0.0096"),
         (0.008, 0.004, {"within": 0.003}, "FAIL"),
         (-0.008, 0.004, {"within": 0.003}, "FAIL"),
@@ -64,6 +64,13 @@ def test_seeds_are_those_of_published_tables():
     """Of the paired t-test, two-sided 5 %, power 0.8: effect sizes 1, 0.5 and 0.2 (G*Power 3)."""
     assert [seeds_to_detect(effect, 1.0) for effect in (1.0, 0.5, 0.2)] == [10, 34, 199]
     assert seeds_to_detect(1.0, 0.0) == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "rounded"), [(0.00331, 0.0034), (0.05, 0.05), (12.1, 13), (0.0, 0.0), (INF, INF)]
+)
+def test_what_is_excluded_is_rounded_up(value, rounded):
+    assert round_up(value) == pytest.approx(rounded)
 
 
 @pytest.mark.parametrize("margin", [0.5, 1.0, 2.0])

@@ -22,6 +22,7 @@ from tricklab.analysis.statistics import Summary, format_seeds
 from tricklab.analysis.verdicts import (
     FAIL,
     PASS,
+    UNDECIDED,
     Expectation,
     format_measured,
     judge,
@@ -42,8 +43,7 @@ class Claim(NamedTuple):
 
     `delta`: the smallest difference that matters, by metric. `spread`: the std over the seeds of a
     difference of two arms, or of an arm, in earlier runs. `seeds`: of each arm; they find `delta`
-    with power 0.8, or show equivalence, at that spread. `minutes`: planned, for all runs on two
-    cores.
+    with power 0.8, or show equivalence, at that spread. `minutes`: of all runs together, planned.
     """
 
     recipe: Recipe
@@ -163,21 +163,18 @@ def load_claims(collect: bool = False) -> dict[str, tuple[Claim, Results]]:
 
 def summarise_claims(claims: Mapping[str, tuple[Claim, Results]]) -> str:
     """Return how many verdicts there are of each kind, and the planned minutes."""
-    counts: Counter[str] = Counter()
-    waiting = []
-    for name, (claim, results) in claims.items():
-        judged = judge_claim(claim, results)
-        counts.update(kind(each.verdict) for each in judged)
-        waiting += [] if judged else [name]
     minutes = sum(claim.minutes for claim, _ in claims.values())
     runs = sum(claim.runs for claim, _ in claims.values())
-    parts = [f"{counts[name]} {name}" for name in (PASS, FAIL, "no difference")]
-    text = f"{len(claims) - len(waiting)} of {len(claims)} claims have verdicts: {', '.join(parts)}"
-    return f"{text}. All take {runs:,} runs, planned {minutes:,.0f} minutes on two cores."
+    judged = [judge_claim(claim, results) for claim, results in claims.values()]
+    done = sum(map(bool, judged))
+    counts = Counter(kind(each.verdict) for of_claim in judged for each in of_claim)
+    parts = [f"{counts[name]} {name}" for name in (PASS, FAIL, UNDECIDED)]
+    plan = f"All take {runs:,} runs, planned {minutes:,.0f} minutes together."
+    return f"{plan} {done} of {len(claims)} claims have verdicts: {', '.join(parts)}."
 
 
 def kind(verdict: str) -> str:
-    return verdict if verdict in (PASS, FAIL) else "no difference"
+    return verdict if verdict in (PASS, FAIL) else UNDECIDED
 
 
 def claims_table(claims: Mapping[str, tuple[Claim, Results]]) -> list[list[str]]:

@@ -102,10 +102,18 @@ def exclude(expectation: Expectation, found: Bounds) -> str:
     """Say how far from its bound, or from 0, the mean may be at most."""
     lower, upper = expectation.bounds
     bound = 0.0 if expectation.is_equivalence else (lower if math.isfinite(lower) else upper)
-    farthest = max(abs(end - bound) for end in found)
+    farthest = round_up(max(abs(end - bound) for end in found))
     if not bound and expectation.than:
-        return f"{UNDECIDED} larger than {farthest:.2g}"
-    return f"undecided: {bound:g} ± {farthest:.2g}"
+        return f"{UNDECIDED} larger than {farthest:g}"
+    return f"undecided: {bound:g} ± {farthest:g}"
+
+
+def round_up(value: float) -> float:
+    """Round up to two significant digits: what is excluded is never more than the interval says."""
+    if not 0 < value < math.inf:
+        return value
+    unit = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return math.ceil(value / unit - 1e-9) * unit
 
 
 def plan_seeds(expectation: Expectation, delta: float, std: float) -> int:

@@ -65,7 +65,7 @@ CLAIM = {
         "delta": BY_METRIC | {"description": "The smallest difference that matters, by metric"},
         "spread": BY_METRIC | {"description": "Std over the seeds in earlier runs, by metric"},
         "seeds": {"type": "integer", "minimum": 1, "description": "Of each arm, from 1000 on"},
-        "minutes": NUMBER | {"minimum": 0, "description": "Of all runs, on two cores"},
+        "minutes": NUMBER | {"minimum": 0, "description": "Of all runs together, planned"},
         "expect": {"type": "array", "items": EXPECTATION},
     },
 }
