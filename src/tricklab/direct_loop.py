@@ -21,6 +21,7 @@ HOOKS = (  # of a step, of the module and of each callback, in their order
     "on_before_optimizer_step",
     "on_train_batch_end",
 )
+BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 SKIP_EPOCH = -1  # returned by the module's `on_train_batch_start`
 
 
@@ -37,6 +38,8 @@ class DirectLoop(_TrainingEpochLoop):
         super().on_run_start(data_fetcher)
         self.is_plain = is_plain(self.trainer)
         self.hooks = {name: find_hooks(self.trainer, name) for name in HOOKS}
+        owner = self.trainer._data_connector._datahook_selector.get_instance
+        self.batch_hooks = [getattr(owner(name), name) for name in BATCH_HOOKS]
 
     def advance(self, data_fetcher: Any) -> None:
         """Train on a batch. Raises StopIteration at the end of the epoch."""
@@ -61,9 +64,9 @@ class DirectLoop(_TrainingEpochLoop):
         self.end_batch()
 
     def to_device(self, batch: Any) -> Any:
-        module = self.trainer.lightning_module
-        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
-        return self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        prepare, transfer, process = self.batch_hooks
+        batch = transfer(prepare(batch, 0), self.trainer.strategy.root_device, 0)
+        return process(batch, 0)
 
     def expect_logs(self, batch: Any) -> None:
         """Let `module.log` find the size of a batch."""
@@ -95,8 +98,7 @@ class DirectLoop(_TrainingEpochLoop):
         @torch.enable_grad()
         def closure() -> Tensor | None:
             module._current_fx_name = "training_step"
-            output = module.training_step(batch, batch_idx)
-            results.append(ClosureResult.from_training_step_output(output))
+            results.append(to_result(module.training_step(batch, batch_idx)))
             self.compute_gradients(results[0].closure_loss, optimizer, epoch, batch_idx)
             return results[0].loss
 
@@ -145,6 +147,16 @@ class DirectLoop(_TrainingEpochLoop):
             super().on_advance_end(data_fetcher)
         else:
             self._batches_that_stepped += 1
+
+
+def to_result(output: Any) -> ClosureResult:
+    """Return the result of a step; of a tensor, without Lightning's division by 1 and its copy."""
+    if not isinstance(output, Tensor):
+        return ClosureResult.from_training_step_output(output)
+    result = ClosureResult(None)
+    result.closure_loss = output
+    result.loss = output.detach()
+    return result
 
 
 def is_plain(trainer: Any) -> bool:
