@@ -38,8 +38,8 @@ class DirectLoop(_TrainingEpochLoop):
         super().on_run_start(data_fetcher)
         self.is_plain = is_plain(self.trainer)
         self.hooks = {name: find_hooks(self.trainer, name) for name in HOOKS}
-        owner = self.trainer._data_connector._datahook_selector.get_instance
-        self.batch_hooks = [getattr(owner(name), name) for name in BATCH_HOOKS]
+        selector: Any = self.trainer._data_connector._datahook_selector
+        self.batch_hooks = [getattr(selector.get_instance(name), name) for name in BATCH_HOOKS]
 
     def advance(self, data_fetcher: Any) -> None:
         """Train on a batch. Raises StopIteration at the end of the epoch."""

@@ -126,7 +126,7 @@ def describe_machines(rows: list[Row]) -> str:
     """Return the machines of rows."""
     columns = ("processor", "cores", "threads")
     machines = {tuple(row.get(column, "") for column in columns) for row in rows}
-    parts = [f"{name}, {cores} cores, {threads} threads" for name, cores, threads in machines]
+    parts = [f"{name}, {threads} threads on {cores} cores" for name, cores, threads in machines]
     return " and ".join(sorted(parts))
 
 
