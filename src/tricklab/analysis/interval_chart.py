@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from tricklab.analysis.claims import Judged
+from tricklab.analysis.statistics import format_number
 from tricklab.analysis.verdicts import FAIL, PASS, interval
 
 WIDTH = 1000
@@ -79,9 +80,16 @@ def draw_verdict(judged: Judged, y: int) -> list[str]:
             parts.append(arrow(value, middle, character, anchor, kind))
     if abs(mean) <= LIMIT:
         parts.append(f'<circle class="{kind}" cx="{position(mean):.1f}" cy="{middle}" r="4"/>')
-    verdict = judged.verdict.replace("larger than", ">")
-    parts.append(text(AXIS_RIGHT + 14, y + 13, verdict, "small"))
+    parts.append(text(AXIS_RIGHT + 14, y + 13, describe(judged), "small"))
     return parts
+
+
+def describe(judged: Judged) -> str:
+    """Return the verdict and the mean, or what is excluded."""
+    if judged.verdict not in COLORS:
+        return judged.verdict.replace("larger than", ">")
+    sign = "+" if judged.expectation.than else ""
+    return f"{judged.verdict} {format_number(judged.measured.mean, sign)}"
 
 
 def arrow(value: float, middle: int, character: str, anchor: str, kind: str) -> str:
