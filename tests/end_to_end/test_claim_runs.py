@@ -9,6 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from helpers.configs import ONE_BATCH, compose_and_check
 from helpers.datasets import write_mnist, write_photographs
@@ -45,16 +46,27 @@ def small_data(tmp_path):
     write_photographs(tmp_path / "photographs" / "val", images=2)
 
     def small_data(name):
-        kind = compose_and_check(f"experiment={name}").data._target_.rpartition(".")[2]
+        config = compose_and_check(f"experiment={name}")
+        kind = config.data._target_.rpartition(".")[2]
         small = ["data.train_size=null", "trainer.limit_val_batches=1", "trainer.max_epochs=1"]
         roots = {
             "folder": [f"data.root='{tmp_path / 'photographs'}'", "data.size=32"],
             "fashion_mnist": [f"data.root='{tmp_path / 'mnist'}'"],
             "digits": [],
         }
-        return small + roots[kind]
+        return small + roots[kind] + random_weights(config.model, tmp_path)
 
     return small_data
+
+
+def random_weights(model, folder):
+    """Return overrides that replace the published weights of a recipe by random ones."""
+    if not model.weights:
+        return []
+    timm = pytest.importorskip("timm", reason="needs the extra [timm]")
+    path = folder / "random.pth"
+    torch.save(timm.create_model(model.name).state_dict(), path)
+    return [f"model.weights='{path}'"]
 
 
 @pytest.mark.slow

@@ -317,6 +317,7 @@ def test_ablation_runs_each_set_of_tricks_once(project_copy):
     text = text.replace("max_epochs: 20", "max_epochs: 2")
     text = re.sub(r"    (flip|dropout|smoothing): .*\n", "", text)
     (project_copy / "conf" / "experiment" / "small.yaml").write_text(text)
+    commit_all(project_copy)
     command = [sys.executable, "scripts/ablate.py", "small", "seeds=2"]
     done = subprocess.run(command, **popen_options(project_copy), capture_output=True)
     assert done.returncode == 0, done.stderr
