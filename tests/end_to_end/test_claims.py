@@ -79,6 +79,9 @@ def test_claim_compares_different_configs(name):
         (("delta: { test/acc:", "delta: { test/ac:"), "claim.delta lacks test/acc"),
         (("spread: { test/acc:", "spread: { test/ac:"), "claim.spread lacks test/acc"),
         (("claim:", "clam:"), "'claim'"),
+        ((", above: 0", ""), "polynomial - linear: expected above, below or within"),
+        (("than: linear", "than: polynomial"), "polynomial - polynomial: an arm is named twice"),
+        (("delta: { test/acc: 0.003", "delta: { test/acc: 0"), "has to be above 0"),
     ],
 )
 def test_claim_with_wrong_or_missing_keys_is_refused(change, message, tmp_path, monkeypatch):
@@ -206,10 +209,16 @@ def assert_forgeries_are_refused(project, rows):
         "no config of this recipe with seed 1000 has": (rows[0]["config_hash"], "0" * 12, 1),
         "commit 0123456789 is not in the history": (rows[0]["commit"], "0123456789", 1),
         "no config of this recipe with seed 1009 has": (",1000,", ",1009,", 1),
+        "the hash is that of the arm linear": ("scheduler=linear", "scheduler=cosine", 1),
+        "no number: test/acc": (f",{rows[0]['test/acc']},", ",nan,", 1),
+        "commit HEAD is not in the history": (rows[0]["commit"], "HEAD", 1),
     }
     for message, change in forgeries.items():
         (claims_folder / "names.csv").write_text(honest.replace(*change))
         assert message in refuse_rows(project)
+    with (claims_folder / "names.csv").open("a") as file:
+        file.write(honest.splitlines()[-1] + "\n")
+    assert f"{rows[-1]['config_hash']}: 2 rows" in refuse_rows(project)
     kept = [line for line in honest.splitlines(True) if ",1001," not in line]
     (claims_folder / "names.csv").write_text("".join(kept))
     assert "seeds 1001 are missing" in refuse_rows(project)

@@ -11,6 +11,7 @@ import pytest
 
 from helpers.configs import configure
 from helpers.paths import CONF, ROOT
+from helpers.projects import commit_all
 from tricklab.analysis import control, recipes, run_metrics
 from tricklab.analysis.flops import training_flops
 from tricklab.analysis.recipes import Recipe, collect_runs, format_summary, run_missing
@@ -18,6 +19,7 @@ from tricklab.analysis.rows import format_rows, is_complete, published_seeds
 from tricklab.cli.config import to_plain
 from tricklab.data.published import find_mnist
 from tricklab.run.identity import config_hash
+from tricklab.run.record import git_state
 
 
 def write_result(folder, seed, status="done", accuracy=0.9, overrides=(), dirty=False):
@@ -193,7 +195,7 @@ def test_training_flops_are_those_of_all_steps():
     [
         (["fashion_29"], "experiment=fashion_29 does not exist; allowed: bag_of_tricks, "),
         ([], "experiment= does not exist"),
-        (["fashion_92", "seeds=0"], "seeds=0: expected a number of seeds, 1 or more"),
+        (["fashion_92", "seeds=0"], "seeds=0: expected a number of seeds, 1 to 1000"),
         (["fashion_92", "seeds=1", "seeds=2"], "seeds is given twice"),
         (
             ["fashion_92", "trainer.precision=bf16-mixed"],
@@ -237,3 +239,17 @@ def test_measure_does_not_run_what_has_a_row(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("10 seeds: test/acc 0.9107 ± 0.0022")
     assert len(done.stdout.splitlines()) == 1
+
+
+def test_rows_and_text_are_no_changes_of_code(tmp_path):
+    (tmp_path / "code.py").write_text("1\n")
+    commit_all(tmp_path)
+    assert git_state(tmp_path)["dirty"] is False
+    (tmp_path / "conf" / "experiment" / "claims").mkdir(parents=True)
+    for name in ("x.csv", "claims/x.csv", "README.md", "claims.svg"):
+        (tmp_path / "conf" / "experiment" / name).write_text("1\n")
+    assert git_state(tmp_path)["dirty"] is False
+    (tmp_path / "conf" / "x.yaml").write_text("1\n")
+    assert git_state(tmp_path)["dirty"] is True
+    (tmp_path / ".git" / "index").write_text("damaged")
+    assert git_state(tmp_path)["dirty"] is None

@@ -7,6 +7,7 @@ smallest differences that matter, and the number of seeds that follows.
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from tricklab.analysis.recipes import (
@@ -86,11 +87,23 @@ def read_claim(name: str) -> Claim:
         raise UserError(f"{path}: {unknown_name(min(missing), min(missing), recipe.arms)}")
     claim = Claim(recipe, description(path), expectations, delta, spread, seeds, minutes)
     for expectation in expectations:
+        check_expectation(path, expectation)
         if math.isnan(what_matters(claim, expectation)):
             raise UserError(f"{path}: claim.delta lacks {expectation.metric}")
+        if not what_matters(claim, expectation) > 0:
+            raise UserError(f"{path}: what matters of {expectation.metric} has to be above 0")
         if expectation.metric not in spread:
             raise UserError(f"{path}: claim.spread lacks {expectation.metric}")
     return claim
+
+
+def check_expectation(path: Path, expectation: Expectation) -> None:
+    """Raise UserError: it expects nothing, or names an arm twice."""
+    if not any(map(math.isfinite, expectation.bounds)):
+        raise UserError(f"{path}: {expectation.quantity}: expected above, below or within")
+    arms = [*expectation.of.split(" + "), *expectation.than.split(" + ")]
+    if len(set(arms)) < len(arms):
+        raise UserError(f"{path}: {expectation.quantity}: an arm is named twice")
 
 
 def what_matters(claim: Claim, expectation: Expectation) -> float:
@@ -110,7 +123,10 @@ def judge_claim(claim: Claim, results: Results) -> list[Judged]:
     for expectation in claim.expectations:
         measured = measure(expectation, results)
         matters = what_matters(claim, expectation)
-        judged.append(Judged(expectation, matters, measured, judge(expectation, measured)))
+        verdict = judge(expectation, measured)
+        if measured.n < claim.seeds:
+            verdict = f"no verdict: {measured.n} of {claim.seeds} are numbers"
+        judged.append(Judged(expectation, matters, measured, verdict))
     return judged
 
 

@@ -5,17 +5,21 @@ differences and seeds at the commit of each row.
 """
 
 import functools
+import math
+import re
 import subprocess
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tricklab.analysis.recipes import Recipe, hash_configs
-from tricklab.analysis.rows import FIRST_SEED, Row, is_published, read_rows
+from tricklab.analysis.rows import COMMIT_LENGTH, FIRST_SEED, Row, is_published, read_rows
 from tricklab.cli.config import CONF
-from tricklab.files import parse_yaml, read_text
+from tricklab.files import parse_yaml, read_table, read_text
 
 BEGINNING = "582a9f11"  # the first commit with claims, which a copy without the history lacks
+COMMIT = re.compile(rf"[0-9a-f]{{{COMMIT_LENGTH}}}")  # no branch or other revision
 NOT_PLANNED = ("minutes",)  # keys of a claim that decide nothing
 REQUIRED = ("commit", "python", "torch", "data", "processor", "cores", "threads", "date")
 
@@ -29,13 +33,20 @@ def find_problems(recipe: Recipe) -> list[str]:
     if is_foreign(rows):
         return []
     hashes = hash_configs(recipe, (), rows) if rows else {}
-    known = {key: str(seed) for (_, seed), key in hashes.items()}
-    problems = []
+    known = {key: run for run, key in hashes.items()}
+    problems = find_duplicates(recipe)
     for row in rows.values():
-        problem = check_config(row, known) or check_origin(recipe, row)
+        problem = check_config(recipe, row, known) or check_origin(recipe, row)
         if problem:
             problems.append(f"{recipe.csv_file.name}, {row['config_hash']}: {problem}")
     return problems + find_gaps(recipe, rows)
+
+
+def find_duplicates(recipe: Recipe) -> list[str]:
+    """Return the hashes of which there are several rows, a line for each."""
+    rows = read_table(recipe.csv_file) if recipe.csv_file.is_file() else []
+    counts = Counter(row["config_hash"] for row in rows)
+    return [f"{recipe.csv_file.name}, {key}: {n} rows" for key, n in counts.items() if n > 1]
 
 
 def is_foreign(rows: Mapping[str, Row]) -> bool:
@@ -44,11 +55,14 @@ def is_foreign(rows: Mapping[str, Row]) -> bool:
     return not any(map(is_ancestor, [BEGINNING, *sorted(commits)]))
 
 
-def check_config(row: Row, known: Mapping[str, str]) -> str:
-    """Return why a row is not one of its recipe, "" if it is; `known` are the seeds by hash."""
-    if known.get(row["config_hash"]) == row["seed"]:
-        return ""
-    return f"no config of this recipe with seed {row['seed']} has that hash"
+def check_config(recipe: Recipe, row: Row, known: Mapping[str, tuple[str, int]]) -> str:
+    """Return why a row is not one of its recipe, "" if it is; `known`: arms and seeds by hash."""
+    arm, seed = known.get(row["config_hash"], ("", -1))
+    if str(seed) != row["seed"]:
+        return f"no config of this recipe with seed {row['seed']} has that hash"
+    if set(row.get("overrides", "").split()) != set(recipe.arms[arm]):
+        return f"the hash is that of the arm {arm}"
+    return ""
 
 
 def check_origin(recipe: Recipe, row: Row) -> str:
@@ -57,12 +71,18 @@ def check_origin(recipe: Recipe, row: Row) -> str:
         return ""
     if missing := [name for name in REQUIRED if not row.get(name)]:
         return f"no {', '.join(missing)}"
-    if not is_ancestor(row["commit"]):
+    if wrong := [name for name in recipe.metrics if not is_finite(row.get(name, ""))]:
+        return f"no number: {', '.join(wrong)}"
+    if not COMMIT.fullmatch(row["commit"]) or not is_ancestor(row["commit"]):
         return f"commit {row['commit']} is not in the history"
     path = recipe.csv_file.with_suffix(".yaml").relative_to(CONF.parent)
     if plan_at(row["commit"], path) != plan_now(CONF.parent / path):
         return f"what was expected has changed since commit {row['commit']}"
     return ""
+
+
+def is_finite(text: str) -> bool:
+    return bool(text) and math.isfinite(float(text))
 
 
 def find_gaps(recipe: Recipe, rows: Mapping[str, Row]) -> list[str]:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from tricklab.analysis.results import read_run
 from tricklab.analysis.rows import (
+    FIRST_SEED,
     Row,
     is_complete,
     make_row,
@@ -85,8 +86,8 @@ def parse_count(key: str, text: str | None, default: int) -> int:
     """Return a number of seeds. Raises UserError: it is none."""
     if text is None:
         return default
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"{key}={text}: expected a number of seeds, 1 or more")
+    if not text.isdecimal() or not 1 <= int(text) <= FIRST_SEED:
+        raise UserError(f"{key}={text}: expected a number of seeds, 1 to {FIRST_SEED}")
     return int(text)
 
 

@@ -7,12 +7,13 @@ of smaller seeds are pilots, which serve both.
 
 import csv
 import io
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from tricklab.analysis.results import Run
+from tricklab.analysis.results import Run, read_numbers
 from tricklab.analysis.run_metrics import read_metric
 from tricklab.errors import UserError
 from tricklab.files import read_table, write_text
@@ -93,20 +94,14 @@ def mapping(value: Any) -> dict[str, Any]:
 
 def find_control(run: Run) -> float:
     """Return the control nearest in time to the start of a run; 0 if there is none in the hour."""
-    file = run.folder.parent / CONTROL_FILE
-    if not file.is_file():
-        return 0.0
     started = datetime.fromisoformat(run.started).timestamp()
     by_distance = {
         abs(values["time"] - started): values["images_per_second"]
-        for values in map(parse_control, read_table(file))
+        for values in read_numbers(run.folder.parent / CONTROL_FILE)
+        if len(values) == 2
     }
-    nearest = min(by_distance)
+    nearest = min(by_distance, default=math.inf)
     return by_distance[nearest] if nearest < CONTROL_SECONDS else 0.0
-
-
-def parse_control(row: Row) -> dict[str, float]:
-    return {name: float(value) for name, value in row.items()}
 
 
 def is_complete(row: Mapping[str, str], metrics: Iterable[str]) -> bool:

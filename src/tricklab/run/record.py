@@ -175,12 +175,16 @@ def find_version(package: str) -> str:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Return the commit and whether code or configs differ from it; None without a repository."""
+    """Return the commit and whether code or configs differ from it; None without a repository.
+
+    `dirty` is None if git fails to tell.
+    """
     commit = run_git(folder, "rev-parse", "HEAD").strip()
     if not commit:
         return None
-    changes = run_git(folder, "status", "--porcelain", "--", ":/", *NOT_CODE)
-    return {"commit": commit, "dirty": bool(changes)}
+    lines = run_git(folder, "status", "--porcelain", "--branch", "--", ":/", *NOT_CODE).splitlines()
+    # the first one names the branch
+    return {"commit": commit, "dirty": len(lines) > 1 if lines else None}
 
 
 def uncommitted_changes(folder: Path) -> str:
