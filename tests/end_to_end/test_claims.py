@@ -140,6 +140,7 @@ def test_results_page_does_not_import_torch():
     [
         (["decai"], "Did you mean 'decay'"),
         (["decay", "pilot=x"], "pilot=x: expected"),
+        (["decay", "pilot=1001"], "pilot=1001: expected a number of seeds, 1 to 1000"),
         (["decay", "seeds=3"], "seeds=3 would change the measured config. Expected pilot=N, or"),
     ],
 )

@@ -192,3 +192,11 @@ def test_there_is_no_verdict_before_all_planned_runs_are_done():
     more = {**done, **pilots, 1002: 0.0}  # neither pilots nor further seeds count
     (judged,) = judge_claim(claim, make_results(a=more, b={1000: 0.8, 1001: 0.81}))
     assert (judged.measured.n, judged.verdict) == (2, "PASS")
+
+
+def test_there_is_no_verdict_if_a_run_has_no_number():
+    claim = make_claim(DIFFERENCE, seeds=3)
+    ours = {1000: 0.9, 1001: 0.91, 1002: math.nan}
+    results = make_results(a=ours, b={1000: 0.8, 1001: 0.81, 1002: 0.8})
+    (judged,) = judge_claim(claim, results)
+    assert judged.verdict == "no verdict: 2 of 3 are numbers"
